@@ -1,0 +1,42 @@
+"""vHeatIR: heat conduction as a global mixer of image features.
+
+Importing this package loads neither torch nor BasicSR: public names are looked up on first use.
+"""
+
+import importlib
+from pathlib import Path
+
+from vheatir import compat
+
+__version__ = "0.1.0"
+
+# In a checkout `kernels/` and `backbone/` stand beside this folder; installed, they stand inside it.
+_root = Path(__file__).resolve().parent
+if not (_root / "backbone").is_dir() and (_root.parent / "backbone").is_dir():
+    __path__.append(str(_root.parent))
+
+compat.install()
+
+_PUBLIC = {
+    "heat_conduction": "vheatir.kernels.ops",
+    "prepare_decay": "vheatir.kernels.ops",
+    "PreparedDecay": "vheatir.kernels.prepared",
+    "decay_map": "vheatir.kernels.dct",
+    "dct_matrix": "vheatir.kernels.dct",
+    "hco_reference": "vheatir.kernels.reference",
+    "VHeatIR": "vheatir.archs.vheatir_arch",
+    "Restorer": "vheatir.restore",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vheatir' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
