@@ -1,0 +1,145 @@
+"""Degradations of the benchmark protocols as pure functions of arrays: Gaussian noise, JPEG, gray conversions.
+
+Float images are float32, HWC RGB or HW, in [0, 1]; `_u8` images are uint8, HWC RGB or HW. Nothing here reads a file or
+keeps a state; every random number comes from the generator passed in, so a sample is reproducible from its seed alone.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+_LUMA_BT601 = np.array([65.481, 128.553, 24.966]) / 255.0  # limited range: black is 16, white is 235
+
+
+def _check_image(image: np.ndarray, name: str) -> None:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(image).__name__}")
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):
+        raise ValueError(
+            f"{name} must be HWC with 3 channels or HW, got shape {image.shape}; convert or squeeze it first"
+        )
+    if 0 in image.shape:
+        raise ValueError(f"{name} is empty: shape {image.shape}")
+
+
+def _check_uint8(image: np.ndarray, name: str) -> None:
+    _check_image(image, name)
+    if image.dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8, got {image.dtype}; convert with vheatir.data.degradations.to_uint8")
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Clamp a float image to [0, 1], scale by 255, round to the nearest integer (ties to even).
+
+    The last step of every restoration protocol. Computed in the image's own precision.
+    """
+    _check_image(image, "image")
+    if not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"image must be floating point in [0, 1], got {image.dtype}")
+    if not np.isfinite(image).all():
+        raise ValueError("image holds NaN or infinity, expected finite values; look at what produced it")
+    return np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def to_float(image_u8: np.ndarray) -> np.ndarray:
+    """A uint8 image as float32 in [0, 1]."""
+    _check_uint8(image_u8, "image_u8")
+    return image_u8.astype(np.float32) / np.float32(255.0)
+
+
+def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
+    """Add white Gaussian noise of standard deviation `sigma` (on the 0-255 scale); neither clipped nor rounded.
+
+    The noise is drawn in float64 in the array's own order (for colour: RGB, row by row), which together with
+    `np.random.RandomState(0)` gives the noise of the published test protocol. Returns float32 of the same shape.
+    """
+    _check_image(image, "image")
+    if not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"image must be floating point in [0, 1], got {image.dtype}; convert with to_float")
+    if not (np.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma must be a finite number >= 0 on the 0-255 scale, got {sigma}")
+    return (image + rng.normal(0.0, sigma / 255.0, image.shape)).astype(np.float32)
+
+
+def jpeg_roundtrip(image_u8: np.ndarray, quality: int) -> np.ndarray:
+    """Compress to JPEG and decode again, with OpenCV's defaults (libjpeg, 4:2:0 for RGB, one plane for HW).
+
+    `quality` is libjpeg's, an integer from 1 to 100. Returns uint8 of the same shape.
+    """
+    _check_uint8(image_u8, "image_u8")
+    quality = operator.index(quality)
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be an integer from 1 to 100, got {quality}")
+    if max(image_u8.shape[:2]) > 65500:
+        raise ValueError(f"JPEG holds at most 65500 pixels a side, got {image_u8.shape[:2]}; cut the image first")
+    color = image_u8.ndim == 3
+    source = cv2.cvtColor(image_u8, cv2.COLOR_RGB2BGR) if color else np.ascontiguousarray(image_u8)
+    done, data = cv2.imencode(".jpg", source, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image_u8.shape} as JPEG")
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded
+
+
+def draw_grid_phase(rng: np.random.Generator, period: int = 8) -> tuple[int, int]:
+    """A (y, x) position of the JPEG grid: aligned in half the cases, else uniform over 0 .. period - 1 on each axis.
+
+    `period` 8 is the luma grid; a 4:2:0 colour file repeats its chroma grid every 16 pixels.
+    """
+    if rng.random() < 0.5:
+        return 0, 0
+    return int(rng.integers(period)), int(rng.integers(period))
+
+
+def jpeg_crop(
+    image_u8: np.ndarray, size: int, qualities: Sequence[int], phases: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training pair (degraded, clean) of `size` x `size` that went through one or more JPEG compressions.
+
+    Step i compresses what is there at `qualities[i]`, then cuts `phases[i]` = (y, x) pixels off the top and left, so
+    that the 8x8 grid lies at any position in the crop and, with two steps, the second grid is shifted against the
+    first (non-aligned double JPEG). `image_u8` is the crop with its context: each side must be at least `size` plus
+    the phases of that axis.
+    """
+    _check_uint8(image_u8, "image_u8")
+    if not qualities or len(qualities) != len(phases):
+        raise ValueError(f"expected one phase for each quality, got {len(qualities)} qualities, {len(phases)} phases")
+    if size < 1 or any(shift < 0 for phase in phases for shift in phase):
+        raise ValueError(f"size must be >= 1 and phases >= 0, got size {size}, phases {list(phases)}")
+    needed = tuple(size + sum(phase[axis] for phase in phases) for axis in (0, 1))
+    if image_u8.shape[0] < needed[0] or image_u8.shape[1] < needed[1]:
+        raise ValueError(
+            f"crop {size} with phases {list(phases)} needs an image of at least {needed}, got {image_u8.shape[:2]}"
+        )
+    degraded = clean = image_u8
+    for quality, (y, x) in zip(qualities, phases):
+        degraded = jpeg_roundtrip(degraded, quality)[y:, x:]
+        clean = clean[y:, x:]
+    return np.ascontiguousarray(degraded[:size, :size]), np.ascontiguousarray(clean[:size, :size])
+
+
+def luma_bt601(rgb_u8: np.ndarray) -> np.ndarray:
+    """BT.601 luma of a uint8 HWC RGB image in limited range (16-235), rounded to uint8 HW.
+
+    The gray of the JPEG protocol, MATLAB's `rgb2ycbcr` channel Y: 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
+    """
+    _check_uint8(rgb_u8, "rgb_u8")
+    if rgb_u8.ndim != 3:
+        raise ValueError(
+            f"rgb_u8 must be HWC with 3 channels, got shape {rgb_u8.shape}; a gray image has no luma to take"
+        )
+    return np.rint(rgb_u8 @ _LUMA_BT601 + 16.0).astype(np.uint8)
+
+
+def gray_opencv(rgb_u8: np.ndarray) -> np.ndarray:
+    """Full-range gray of a uint8 HWC RGB image as OpenCV computes it (0.299 R + 0.587 G + 0.114 B), uint8 HW.
+
+    The gray of the denoising protocol for decoded arrays. Reading a file with OpenCV's gray flag leaves the conversion
+    to the file format's library, which may round differently by a gray level or two.
+    """
+    _check_uint8(rgb_u8, "rgb_u8")
+    if rgb_u8.ndim != 3:
+        raise ValueError(f"rgb_u8 must be HWC with 3 channels, got shape {rgb_u8.shape}; the image is gray already")
+    return cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2GRAY)
