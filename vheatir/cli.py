@@ -1,0 +1,59 @@
+"""The `vheatir` command: a table of modules, each imported only when its command is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from vheatir import __version__
+from vheatir.errors import UserError
+
+_TABLE = (
+    ("restore", "vheatir.restore", "denoise pictures or remove their JPEG artefacts"),
+    ("train", "vheatir.train", "train a network from a YAML file"),
+    ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
+    ("evaluate", "vheatir.evaluate", "PSNR, SSIM and PSNR-B on test sets, by the field's protocol"),
+    ("bench", "vheatir.bench", "measure speed and memory against the published formulation"),
+    ("info", "vheatir.info", "versions, devices and which operator path would run"),
+    ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
+)
+COMMANDS = {name: module for name, module, _ in _TABLE}
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, _, summary in _TABLE)
+    parser = argparse.ArgumentParser(
+        "vheatir",
+        description="Image restoration by heat conduction.",
+        epilog=f"commands:\n{commands}\n\n`vheatir COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vheatir {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    return parser
+
+
+def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call a command's main; a `UserError` becomes its message on stderr and status 2, Ctrl-C status 130.
+
+    Modules that are also started with `python -m` end in `raise SystemExit(run(main))`.
+    """
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv)) or 0
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parsed = _parser().parse_args(argv)
+    return run(importlib.import_module(COMMANDS[parsed.command]).main, parsed.args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
