@@ -1,0 +1,43 @@
+# Variables for people who bring their own Python or torch; docs/contributing.md explains them.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
+GPU_JSON ?= results/gpu/bench_hco.json
+
+ifeq ($(strip $(VENV)),)
+RUN := PYTHONPATH=. $(PYTHON)
+else
+RUN := $(VENV)/bin/python
+endif
+
+.PHONY: help setup demo test lint gpu
+
+help:
+	@echo "make demo   install into $(or $(strip $(VENV)),nothing) and run the demonstration: restore two photographs, train for a minute"
+	@echo "make test   the same installation, then ruff and pytest"
+	@echo "make setup  the installation alone"
+	@echo "make lint   ruff alone"
+	@echo "make gpu    operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
+	@echo "variables   PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) PIP_ARGS='$(PIP_ARGS)' PYTEST_ARGS='$(PYTEST_ARGS)'"
+
+setup:
+ifneq ($(strip $(VENV)),)
+	@$(PYTHON) scripts/environment.py --venv "$(VENV)" --pip-args="$(PIP_ARGS)"
+endif
+
+demo: setup
+	$(RUN) -m vheatir demo
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# One thread for each test process: the processes share the cores.
+test: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
+
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py --device cuda
+	mkdir -p $(dir $(GPU_JSON))
+	PYTHONPATH=. $(PYTHON) -m vheatir bench hco --device cuda --json $(GPU_JSON)
