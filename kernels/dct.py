@@ -1,0 +1,67 @@
+"""Tables of the heat operator: the orthonormal DCT-II matrix and the heat kernel's decay map."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def _table64(n: int) -> Tensor:
+    """DCT-II matrix in float64 on the CPU, built outside inference mode so that autograd may save it later."""
+    with torch.inference_mode(False), torch.no_grad():
+        # The angle in units of pi/(2n), reduced to one period in integers: exact for any n.
+        angle = torch.arange(n)[:, None] * (2 * torch.arange(n)[None] + 1) % (4 * n)
+        table = math.sqrt(2.0 / n) * torch.cos(angle.double() * (math.pi / (2 * n)))
+        table[0] *= math.sqrt(0.5)
+        return table
+
+
+def dct_matrix(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+    """Orthonormal DCT-II matrix: `dct_matrix(n) @ signal` is its spectrum, the transpose is the inverse.
+
+    Entry [k, x] = sqrt(2/n) cos(pi k (x + 1/2) / n), row 0 divided by sqrt(2). Computed in float64, then rounded once.
+
+    Returns:
+        (n, n) tensor of `dtype` on `device`, a copy that the caller may change.
+
+    Raises:
+        ValueError: n < 1.
+
+    Source: DCT-II/DCT-III, Ahmed, Natarajan, Rao (1974).
+    """
+    if n < 1:
+        raise ValueError(f"dct_matrix needs n >= 1, got {n}")
+    return _table64(n).to(device=device, dtype=dtype, copy=True)
+
+
+def squared_frequencies(
+    height: int, width: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Laplacian eigenvalues w_h^2 + w_w^2 of the DCT basis, w = pi n / N for n = 0 .. N-1, as (height, width)."""
+    rows = torch.arange(height, dtype=torch.float64, device=device) * (math.pi / height)
+    columns = torch.arange(width, dtype=torch.float64, device=device) * (math.pi / width)
+    return (rows.square()[:, None] + columns.square()[None]).to(dtype)
+
+
+def decay_map(diffusivity: Tensor) -> Tensor:
+    """The heat kernel in the DCT domain: exp(-k (w_h^2 + w_w^2)).
+
+    Args:
+        diffusivity: k, (H, W, C) or (H, W, 1), in squared pixels (a channel blurs over about sqrt(2k) pixels); k >= 0
+            conducts heat, k < 0 would amplify. Differentiable.
+
+    Returns:
+        Decay of the same shape, dtype and device; at frequency (0, 0) exactly 1.
+
+    Raises:
+        ValueError: not three-dimensional.
+
+    Source: vHeat, arXiv 2405.16555.
+    """
+    if diffusivity.ndim != 3:
+        raise ValueError(f"decay_map needs k of shape (H, W, C), got {tuple(diffusivity.shape)}")
+    height, width, _ = diffusivity.shape
+    omega2 = squared_frequencies(height, width, dtype=diffusivity.dtype, device=diffusivity.device)
+    return torch.exp(-diffusivity * omega2[..., None])

@@ -1,0 +1,225 @@
+"""The heat conduction operator as torch.library operators, and the two public functions around them.
+
+Four operators: conduct (y), conduct_with_spectrum (y and the spectrum of x, both differentiable), conduct_prepared
+(decay folded beforehand, no gradient to it) and cosine_transform. In x the operator is its own adjoint, so each
+backward is one more call of the operator, and the gradient of the decay is the product of two spectra; second
+derivatives follow because the backward consists of the same operators.
+"""
+
+import torch
+from torch import Tensor
+
+from vheatir.kernels import checks, paths
+from vheatir.kernels.prepared import PreparedDecay
+from vheatir.kernels.split import Transform
+
+
+def _transform(x: Tensor, path: str) -> Transform:
+    height, width = x.shape[1:3]
+    chosen = paths.Path.parse(path) if path.startswith("torch:") else paths.choose(height, width, x.device, path)
+    dtype = paths.compute_dtype(x.dtype)
+    return Transform(height, width, (chosen.levels_h, chosen.levels_w), dtype, x.device)
+
+
+@torch.library.custom_op("vheatir::conduct", mutates_args=())
+def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
+    transform = _transform(x, backend)
+    wide = x.to(paths.compute_dtype(x.dtype))
+    y, _ = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)))
+    return y.to(x.dtype)
+
+
+@torch.library.custom_op("vheatir::conduct_with_spectrum", mutates_args=())
+def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    transform = _transform(x, backend)
+    wide = x.to(paths.compute_dtype(x.dtype))
+    y, spectrum = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)), keep_spectrum=True)
+    return y.to(x.dtype), transform.to_natural_order(spectrum)
+
+
+@torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
+def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
+    y, _ = _transform(x, path).conduct(x.to(folded.dtype), folded)
+    return y.to(x.dtype)
+
+
+@torch.library.custom_op("vheatir::cosine_transform", mutates_args=())
+def _cosine_transform(x: Tensor, inverse: bool) -> Tensor:
+    transform = _transform(x, "auto")
+    wide = x.to(paths.compute_dtype(x.dtype))
+    if inverse:
+        spectrum = transform.to_path_order(wide)
+        return transform.inverse(spectrum.clone() if spectrum is x else spectrum.contiguous())
+    return transform.to_natural_order(transform.forward(wide))
+
+
+@_conduct.register_fake
+def _(x, decay, backend):
+    return x.new_empty(x.shape)
+
+
+@_conduct_with_spectrum.register_fake
+def _(x, decay, backend):
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
+
+
+@_conduct_prepared.register_fake
+def _(x, folded, path):
+    return x.new_empty(x.shape)
+
+
+@_cosine_transform.register_fake
+def _(x, inverse):
+    return x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
+
+
+def _decay_gradient(spectrum: Tensor, grad_spectrum: Tensor, decay: Tensor) -> Tensor:
+    """Sum over the batch (and over channels that share a decay) of the product of two spectra."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        total = (spectrum * grad_spectrum).sum(0)
+    else:
+        total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
+        for one, other in zip(spectrum[1:], grad_spectrum[1:], strict=True):
+            total.addcmul_(one, other)
+    if decay.shape[2] == 1 and total.shape[2] != 1:
+        total = total.sum(2, keepdim=True)
+    return total.to(decay.dtype)
+
+
+def _save_conduct(ctx, inputs, output):
+    x, decay, ctx.backend = inputs
+    # x serves only the decay's gradient; kept in 16 bits it is half the spectrum's size.
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, decay)
+
+
+def _backward_conduct(ctx, grad):
+    x, decay = ctx.saved_tensors
+    if x is None:
+        return _conduct(grad, decay, ctx.backend), None, None
+    grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
+    return grad_x, _decay_gradient(_cosine_transform(x, False), grad_spectrum, decay), None
+
+
+def _save_conduct_with_spectrum(ctx, inputs, output):
+    _, decay, ctx.backend = inputs
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(decay, output[1] if ctx.needs_input_grad[1] else None)
+
+
+def _backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum):
+    decay, spectrum = ctx.saved_tensors
+    grad_x = grad_decay = None
+    if grad is not None and spectrum is not None:
+        grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
+        grad_decay = _decay_gradient(spectrum, grad_spectrum, decay)
+    elif grad is not None:
+        grad_x = _conduct(grad, decay, ctx.backend)
+    if grad_of_spectrum is not None:
+        through_spectrum = _cosine_transform(grad_of_spectrum, True).to(ctx.dtype)
+        grad_x = through_spectrum if grad_x is None else grad_x + through_spectrum
+    return grad_x, grad_decay, None
+
+
+def _save_conduct_prepared(ctx, inputs, output):
+    _, folded, ctx.path = inputs
+    ctx.save_for_backward(folded)
+
+
+def _backward_conduct_prepared(ctx, grad):
+    if ctx.needs_input_grad[1]:
+        raise RuntimeError("a prepared decay has no gradient: pass the decay itself to heat_conduction")
+    return _conduct_prepared(grad, ctx.saved_tensors[0], ctx.path), None, None
+
+
+def _save_cosine_transform(ctx, inputs, output):
+    x, ctx.inverse = inputs
+    ctx.dtype = x.dtype
+
+
+def _backward_cosine_transform(ctx, grad):
+    return _cosine_transform(grad, not ctx.inverse).to(ctx.dtype), None
+
+
+_conduct.register_autograd(_backward_conduct, setup_context=_save_conduct)
+_conduct_with_spectrum.register_autograd(_backward_conduct_with_spectrum, setup_context=_save_conduct_with_spectrum)
+_conduct_prepared.register_autograd(_backward_conduct_prepared, setup_context=_save_conduct_prepared)
+_cosine_transform.register_autograd(_backward_cosine_transform, setup_context=_save_cosine_transform)
+
+_AUTOCAST_KEYS = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA": torch._C.DispatchKey.AutocastCUDA}
+_library = torch.library.Library("vheatir", "FRAGMENT")
+
+
+def _register_autocast_rule(name: str) -> None:
+    """Under autocast the operator keeps its input's type and none of its products is narrowed."""
+    operator = getattr(torch.ops.vheatir, name).default
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+    def rule(*args):
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*args)
+
+    for key in _AUTOCAST_KEYS:
+        _library.impl(name, rule, key)
+
+
+for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform"):
+    _register_autocast_rule(_name)
+
+
+def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = "auto") -> Tensor:
+    """Conduct heat through feature maps: DCT-II over H and W, product with `decay`, inverse DCT.
+
+    Equals `hco_reference(x, decay)`; 16-bit maps are computed in float32 and rounded once at the end.
+
+    Args:
+        x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
+        decay: (H, W, C) or (H, W, 1), any real values, dtype of x or float32 beside 16-bit x; or what
+            `prepare_decay` made of it, where the decay needs no gradient.
+        backend: "auto", or "torch" for the PyTorch path. Ignored for a prepared decay, which holds its own path.
+
+    Returns:
+        (B, H, W, C), contiguous, dtype of x. Differentiable twice in x and decay; each gradient has its input's dtype.
+
+    Raises:
+        TypeError: an input is no floating tensor, or the types do not fit each other.
+        ValueError: the shapes or devices do not fit each other, or the backend is unknown.
+
+    Source: vHeat, arXiv 2405.16555.
+    """
+    checks.check_maps(x)
+    if isinstance(decay, PreparedDecay):
+        checks.check_pair(x, decay)
+        return _conduct_prepared(x, decay.folded, decay.path)
+    checks.check_decay(decay)
+    checks.check_pair(x, decay)
+    if backend not in paths.BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
+    # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
+    wide = x.dtype == paths.compute_dtype(x.dtype)
+    if wide and decay.requires_grad and torch.is_grad_enabled():
+        return _conduct_with_spectrum(x, decay, backend)[0]
+    return _conduct(x, decay, backend)
+
+
+def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
+    """Fold a decay once for the path that will run, for use in place of the decay where it needs no gradient.
+
+    Args:
+        decay: (H, W, C) or (H, W, 1); float64 serves float64 maps, any other type all other maps. Detached and copied.
+        backend: as in `heat_conduction`.
+
+    Raises:
+        TypeError, ValueError: as in `heat_conduction`.
+    """
+    checks.check_decay(decay)
+    height, width, _ = decay.shape
+    path = paths.choose(height, width, decay.device, backend)
+    dtype = paths.compute_dtype(decay.dtype)
+    # A normal tensor even when made in inference mode: a later training step may save it for its backward.
+    with torch.inference_mode(False), torch.no_grad():
+        decay = decay.clone() if decay.is_inference() else decay.detach()
+        transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
+        folded = transform.to_path_order(decay.to(dtype, copy=True))
+    return PreparedDecay(folded, path.name, tuple(decay.shape))

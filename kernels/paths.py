@@ -1,0 +1,62 @@
+"""Which arithmetic runs for which map: decided here and nowhere else."""
+
+from typing import NamedTuple
+
+import torch
+
+BACKENDS = ("auto", "torch")
+_SPLIT_FROM = 128  # below this side a dense matrix product beats the even/odd split (measured, see benchmarks/)
+_MAX_LEVELS = 2  # a third level saves 1/32 of the products and costs another pass over the data
+
+
+class Path(NamedTuple):
+    """A way to run the operator on maps of one size.
+
+    `levels_h` and `levels_w` count even/odd splits of the transform along each axis; 0 is the dense product.
+    """
+
+    levels_h: int
+    levels_w: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return f"torch:{self.levels_h},{self.levels_w}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Path":
+        """The path that `name` denotes (custom operators carry strings, not objects)."""
+        levels = name.removeprefix("torch:").split(",")
+        return cls(int(levels[0]), int(levels[1]), "named")
+
+
+def split_levels(n: int) -> int:
+    """How often the DCT of length n is halved into even and odd parts; an odd length can be split once, as the last."""
+    levels = 0
+    while n >= _SPLIT_FROM >> levels and levels < _MAX_LEVELS:
+        levels += 1
+        if n % 2:
+            break
+        n //= 2
+    return levels
+
+
+def choose(height: int, width: int, device: torch.device, backend: str = "auto") -> Path:
+    """The path for maps of height x width on `device`.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    levels_h, levels_w = split_levels(height), split_levels(width)
+    if device.type != "cpu" and max(levels_h, levels_w):
+        return Path(min(levels_h, 1), min(levels_w, 1), "large side: one even/odd split, few launches")
+    if max(levels_h, levels_w) == 0:
+        return Path(0, 0, f"sides below {_SPLIT_FROM}: dense matrix products")
+    return Path(levels_h, levels_w, f"a side of {_SPLIT_FROM} or more: even/odd split, in cache-sized chunks")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic type for maps of `dtype`: 16-bit maps are widened, or their transform would lose 2 to 3 digits."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,39 @@
+"""A decay map made ready once for many calls."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PreparedDecay:
+    """A decay without gradient, folded for the path that will run. Made by `prepare_decay`; pickles and copies.
+
+    Attributes:
+        folded: the decay as the path reads it, float32 or float64.
+        path: name of the path that `folded` is for.
+        shape: (H, W, C) of the maps; C is 1 where one decay serves all channels.
+    """
+
+    folded: Tensor
+    path: str
+    shape: tuple[int, int, int]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 serves float64 maps, float32 all others."""
+        return self.folded.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the maps must lie."""
+        return self.folded.device
+
+    def nbytes(self) -> int:
+        """Memory that the folded map takes."""
+        return self.folded.numel() * self.folded.element_size()
+
+    def to_dtype(self, dtype: torch.dtype) -> "PreparedDecay":
+        """The same decay for float64 or float32 maps."""
+        return replace(self, folded=self.folded.to(dtype))
