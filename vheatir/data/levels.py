@@ -1,0 +1,58 @@
+"""How strong a degradation is, as an option says it: fixed, one of a list, or from a range."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vheatir.errors import UserError
+
+
+def is_number(value: object, integer: bool = False) -> bool:
+    """A finite int or float, or a whole int when `integer`; True and False are no numbers here."""
+    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Strengths to draw from: one of `choices`, or uniformly from `low` .. `high` (both ends included for integers)."""
+
+    choices: tuple[float, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    integer: bool = False
+
+    @classmethod
+    def parse(cls, value: object, key: str, low: float, high: float, integer: bool = False) -> "Levels":
+        """Read the option `key`: `25`, `[15, 25, 50]` (one of them) or `{min: 0, max: 55}`, each in low .. high."""
+        span = isinstance(value, dict)
+        if span and set(value) != {"min", "max"}:
+            raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
+        numbers = [value["min"], value["max"]] if span else value if isinstance(value, (list, tuple)) else [value]
+        kind = "an integer" if integer else "a number"
+        if not numbers or not all(is_number(number, integer) for number in numbers):
+            raise UserError(
+                f"{key}: expected {kind}, a list to choose from such as [{low}, {high}], or a range "
+                f"{{min: {low}, max: {high}}}, got {value!r}"
+            )
+        if not all(low <= number <= high for number in numbers) or (span and numbers[0] > numbers[1]):
+            raise UserError(f"{key}: expected values from {low} to {high}, the smaller first in a range, got {value!r}")
+        if span:
+            return cls(low=numbers[0], high=numbers[1], integer=integer)
+        return cls(choices=tuple(numbers), integer=integer)
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One strength; an int when `integer`."""
+        if self.choices:
+            return self.choices[int(rng.integers(len(self.choices)))]
+        if self.integer:
+            return int(rng.integers(self.low, self.high, endpoint=True))
+        return float(rng.uniform(self.low, self.high))
+
+    def only(self, key: str) -> float:
+        """The one fixed strength; a list or a range is a UserError, since a test set is degraded at one level."""
+        if len(self.choices) != 1:
+            raise UserError(f"{key}: validation and test need one fixed value; give each level a dataset of its own")
+        return self.choices[0]

@@ -1,0 +1,47 @@
+"""Which samples an iteration trains on: a function of the iteration number, not of what ran before."""
+
+from collections.abc import Iterator
+
+from torch.utils.data import Sampler
+
+from vheatir.errors import UserError
+
+
+class IterationSampler(Sampler[list[int]]):
+    """Batch sampler of global sample numbers, for `DataLoader(dataset, batch_sampler=...)`.
+
+    Iteration i (from 0) trains on the numbers i*B .. i*B + B - 1, where B is the batch size of all processes together;
+    rank r of R takes the r-th of R equal slices. Neither the number of workers nor that of processes, nor where a run
+    was resumed, changes what an iteration sees. The dataset turns a number into a sample (see vheatir.data.datasets).
+
+    Args:
+        batch_size: B, samples per iteration over all processes; a multiple of `world_size`.
+        total_iterations: iteration at which to stop.
+        start_iteration: iterations already done; 0 for a new run.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, batch_size: int, total_iterations: int, start_iteration: int = 0, rank: int = 0, world_size: int = 1
+    ):
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"the batch size of all processes ({batch_size}) must be a positive multiple of their number "
+                f"({world_size}); change batch_size_per_gpu or the number of processes"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0 .. {world_size - 1}, got {rank}")
+        if start_iteration < 0 or total_iterations < 0:
+            raise ValueError(f"iterations must be >= 0, got start {start_iteration}, total {total_iterations}")
+        self.batch_size, self.total_iterations, self.start_iteration = batch_size, total_iterations, start_iteration
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return max(0, self.total_iterations - self.start_iteration)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world_size
+        for iteration in range(self.start_iteration, self.total_iterations):
+            first = iteration * self.batch_size + self.rank * share
+            yield list(range(first, first + share))

@@ -1,0 +1,256 @@
+"""Where clean images come from: a folder or an LMDB, read the same way.
+
+Every image is handed out as uint8, HWC RGB or HW. Nothing is open after construction: files and LMDB environments are
+opened on first use in each process, so a source can be pickled and works in forked and in spawned loader workers.
+"""
+
+import multiprocessing
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from vheatir.data.degradations import gray_opencv
+from vheatir.errors import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+CACHES = ("none", "memory")
+_META_LINE = re.compile(r"^(?P<name>.+)\.[^.\s]+ \((?P<h>\d+), ?(?P<w>\d+), ?(?P<c>\d+)\)(?: \d+)?$")
+_ends_well = {  # is a file of that kind complete? some decoders fill up a cut one with gray
+    b"\x89PNG": lambda data: b"IEND" in data,
+    b"\xff\xd8": lambda data: data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"),
+}
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """The image in `data` as uint8, HWC RGB or, for a gray file, HW.
+
+    16-bit values are divided by 257 and rounded (65535 becomes 255); transparency is dropped; EXIF orientation is
+    applied. Floating-point files, cut files and what is no image are a UserError that begins with `name`.
+    """
+    if not data:
+        raise UserError(f"{name}: the file is empty; replace or remove it")
+    for magic, complete in _ends_well.items():
+        if data.startswith(magic) and not complete(data):
+            raise UserError(f"{name}: the image is cut off after {len(data)} bytes; replace or remove it")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise UserError(f"{name}: cannot be decoded ({error.err}); replace or remove it") from error
+    if image is None:
+        raise UserError(f"{name}: is no image that OpenCV can decode, or is damaged; replace or remove it")
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise UserError(f"{name}: holds {image.dtype} values, expected 8 or 16 bits; convert it to PNG")
+    return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def list_images(root: str | Path) -> list[str]:
+    """Relative POSIX paths of all images below `root`, sorted; links are followed, hidden names are left out."""
+    root, found, seen = Path(root), [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
+        found += [Path(folder, name).relative_to(root).as_posix() for name in names]
+    return sorted(found)
+
+
+class _Folder:
+    """Image files below a folder; a key is the relative path."""
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder, expected one with images; check dataroot_gt / dataroot_lq")
+        self.root, self.keys = root, list_images(root)
+        if not self.keys:
+            known = " ".join(sorted(SUFFIXES))
+            raise UserError(f"{root}: holds no images ({known}); see datasets/README.md for how to get some")
+
+    def describe(self, key: str) -> str:
+        return str(self.root / key)
+
+    def stem(self, key: str) -> str:
+        return str(PurePosixPath(key).with_suffix(""))
+
+    def fetch(self, key: str) -> bytes:
+        try:
+            return (self.root / key).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.describe(key)}: cannot be read ({error.strerror}); restore the file") from error
+
+
+class _Lmdb:
+    """An LMDB in BasicSR's layout: `data.mdb` and `meta_info.txt` with `key.png (h,w,c) level` lines."""
+
+    def __init__(self, root: Path):
+        meta = root / "meta_info.txt"
+        if not (root / "data.mdb").is_file() or not meta.is_file():
+            raise UserError(f"{root}: expected an LMDB with data.mdb and meta_info.txt; make it with make_lmdb.py")
+        self.root, self.shapes = root, {}
+        for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            match = _META_LINE.match(line.strip())
+            if match is None:
+                raise UserError(f"{meta} line {number}: expected `key.png (h,w,channels) level`, got {line!r}")
+            self.shapes[match["name"]] = tuple(int(match[axis]) for axis in "hwc")
+        self.keys = list(self.shapes)
+        if not self.keys:
+            raise UserError(f"{meta}: lists no images; make the LMDB again with make_lmdb.py")
+
+    def describe(self, key: str) -> str:
+        return f"{self.root / key}.png"
+
+    def stem(self, key: str) -> str:
+        return key
+
+    def fetch(self, key: str) -> bytes:
+        with _environment(self.root).begin(buffers=False) as transaction:
+            data = transaction.get(key.encode("utf-8"))
+        if data is None:
+            raise UserError(f"{self.describe(key)}: is in meta_info.txt but not in data.mdb; make the LMDB again")
+        return data
+
+
+_environments: dict[str, object] = {}  # one per LMDB and process: LMDB allows no second one, nor one from a parent
+_environments_lock = threading.Lock()
+
+
+def _environment(root: Path):
+    import lmdb
+
+    path = os.path.realpath(root)
+    with _environments_lock:
+        if path not in _environments:
+            try:
+                _environments[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+            except lmdb.Error as error:
+                raise UserError(f"{root}: cannot be opened as an LMDB ({error}); make it again") from error
+        return _environments[path]
+
+
+def close_environments() -> None:
+    """Close every LMDB this process has open; they reopen on the next read."""
+    while _environments:
+        _environments.popitem()[1].close()
+
+
+def _after_fork() -> None:
+    global _environments_lock
+    _environments_lock = threading.Lock()
+    close_environments()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class ImageSource:
+    """Images of a folder (recursively) or of an LMDB, under sorted (folder) or recorded (LMDB) keys.
+
+    `backend` is "disk", "lmdb" or None: then a name ending in .lmdb is an LMDB. `cache="memory"` keeps decoded uint8
+    arrays; they are not pickled, so fill the cache (`check`) before workers are forked, or each fills its own.
+    """
+
+    def __init__(self, root: str | Path, backend: str | None = None, cache: str = "none"):
+        self.root = Path(root).expanduser()
+        backend = backend or ("lmdb" if self.root.suffix == ".lmdb" else "disk")
+        if backend not in ("disk", "lmdb"):
+            raise UserError(f"io_backend type {backend!r}: expected disk or lmdb")
+        if cache not in CACHES:
+            raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
+        self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root)
+        self.keys: list[str] = self._store.keys
+        self._cache: dict[str, np.ndarray] | None = {} if cache == "memory" else None
+        self._process: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": None if self._cache is None else {}, "_process": None}
+
+    def describe(self, key: str) -> str:
+        """A path that names the image in messages and results."""
+        return self._store.describe(key)
+
+    def by_stem(self) -> dict[str, str]:
+        """Relative path without suffix -> key. Two files that differ only in their suffix are refused."""
+        stems: dict[str, str] = {}
+        for key in self.keys:
+            stem = self._store.stem(key)
+            if stem in stems:
+                raise UserError(
+                    f"{self.describe(key)} and {self.describe(stems[stem])} differ only in suffix; keep one"
+                )
+            stems[stem] = key
+        return stems
+
+    def read_native(self, key: str) -> np.ndarray:
+        """uint8 as stored: HWC RGB, or HW for a gray file. Do not write to it when the source has a cache."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if multiprocessing.parent_process() is not None:
+                cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and workers share the cores
+        if self._cache is not None and key in self._cache:
+            return self._cache[key]
+        image = decode_image(self._store.fetch(key), self.describe(key))
+        if self._cache is not None:
+            image.flags.writeable = False
+            self._cache[key] = image
+        return image
+
+    def read(self, key: str, gray: bool = False) -> np.ndarray:
+        """uint8 HWC RGB, or HW when `gray` (colour is converted with OpenCV's full-range weights)."""
+        image = self.read_native(key)
+        if gray:
+            return image if image.ndim == 2 else gray_opencv(image)
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+    def problems(self, min_size: int = 1, channels: int | None = None) -> list[str]:
+        """Every image that cannot be decoded, is smaller than `min_size` on a side, or is gray where 3 channels count.
+
+        Decodes everything once, on several threads; with a memory cache that fills the cache.
+        """
+
+        def inspect(key: str) -> str | None:
+            try:
+                image = self.read_native(key)
+            except UserError as error:
+                return str(error)
+            height, width = image.shape[:2]
+            if min(height, width) < min_size:
+                return f"{self.describe(key)}: {height}x{width} pixels, expected at least {min_size} on each side"
+            if channels == 3 and image.ndim == 2:
+                return f"{self.describe(key)}: is gray, expected colour"
+            return None
+
+        return [problem for problem in map_threads(inspect, self.keys) if problem is not None]
+
+    def check(self, min_size: int = 1, channels: int | None = None) -> None:
+        """Raise one UserError that lists all `problems`."""
+        raise_problems(self.root, self.problems(min_size, channels), len(self))
+
+
+def map_threads(function: Callable, items: Iterable) -> list:
+    """`[function(item) for item in items]` on a few threads: decoding and encoding release the interpreter lock."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
+
+
+def raise_problems(root: Path, problems: list[str], total: int) -> None:
+    """Raise one UserError that lists `problems`; nothing happens when there are none."""
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(f"{root}: {len(problems)} of {total} images cannot be used; replace or remove them:\n  {lines}")
