@@ -1,9 +1,15 @@
-"""Lets BasicSR 1.4.2 import beside today's torchvision. The only place that touches `sys.modules`' lookup."""
+"""Lets BasicSR 1.4.2 import beside today's torchvision, and says what to do where BasicSR is missing.
+
+The only module that changes how imports are resolved. `import vheatir` puts the alias in force, in spawned loader
+workers too, because unpickling anything of this package imports it.
+"""
 
 import importlib
 import importlib.abc
 import importlib.util
 import sys
+
+from vheatir.errors import UserError
 
 _ALIASES = {
     # removed from torchvision in 0.17; the same functions live on under the private name
@@ -11,22 +17,51 @@ _ALIASES = {
 }
 
 
-class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Resolves a removed module name to the module that took its place, on first import only."""
+class _AliasLoader(importlib.abc.Loader):
+    """Gives a removed module name the module that took its place."""
+
+    def create_module(self, spec):
+        module = importlib.import_module(_ALIASES[spec.name])
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        """Leave the module as it is: it was executed under its own name, whose spec the import system has replaced."""
+        module.__spec__ = self._own_spec
+
+
+class _AliasFinder(importlib.abc.MetaPathFinder):
+    """Resolves the removed names, on first import only."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname in _ALIASES:
-            return importlib.util.spec_from_loader(fullname, self)
+            return importlib.util.spec_from_loader(fullname, _AliasLoader())
         return None
-
-    def create_module(self, spec):
-        return importlib.import_module(_ALIASES[spec.name])
-
-    def exec_module(self, module):
-        pass  # already executed under its own name
 
 
 def install() -> None:
     """Put the finder last in `sys.meta_path` (once), so that a real module always wins."""
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AliasFinder())
+
+
+def require_basicsr() -> None:
+    """Import BasicSR.
+
+    Raises:
+        UserError: BasicSR is not installed or does not import; says what to do.
+    """
+    if importlib.util.find_spec("basicsr") is None:
+        how = (
+            "run `make setup` in a clone, or `pip install --no-build-isolation basicsr==1.4.2` after torch, torchvision"
+        )
+        if sys.version_info >= (3, 13):
+            how = "it cannot be built on Python 3.13: use 3.11 or 3.12, or a wheel built there (docs/contributing.md)"
+        raise UserError(f"training needs BasicSR 1.4.2, which is not installed; {how}")
+    try:
+        importlib.import_module("basicsr")
+    except ImportError as error:
+        raise UserError(
+            f"training needs BasicSR 1.4.2, which is installed but does not import ({error}); "
+            "run `make setup` in a clone for an environment in which it does"
+        ) from error
