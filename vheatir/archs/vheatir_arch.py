@@ -1,0 +1,213 @@
+"""The restoration network."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vheatir.backbone.embedding import EmbeddingAt
+from vheatir.backbone.heat import HeatBlock, HeatLayer
+from vheatir.backbone.layers import (
+    ChannelsLastConv2d,
+    drop_path_rates,
+    init_linear,
+    to_channels_first,
+    to_channels_last,
+)
+
+
+class ResidualHeatGroup(nn.Module):
+    """Heat blocks, a 3x3 convolution and a skip around them; maps (B, H, W, C) to the same shape."""
+
+    def __init__(self, dim: int, drop_paths: list[float], **block):
+        super().__init__()
+        self.blocks = nn.ModuleList(HeatBlock(dim, drop_path=rate, **block) for rate in drop_paths)
+        self.conv = ChannelsLastConv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: EmbeddingAt) -> Tensor:
+        y = x
+        for block in self.blocks:
+            y = block(y, embedding)
+        return x + self.conv(y)
+
+
+class VHeatIR(nn.Module):
+    """Image restoration by heat conduction; predicts the residual to the input.
+
+    Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded
+    with its border pixels to a multiple of `downscale`, cropped back.
+
+    Args:
+        in_chans: 1 for gray, 3 for RGB.
+        dim: channels C of the features.
+        depths: heat blocks of each residual group.
+        mlp_ratio: hidden over outer channels of each block's MLP.
+        embed_size: side of the frequency embedding; the training crop over `downscale`, or less.
+        downscale: features live on a grid this many times coarser (pixel unshuffle in, pixel shuffle out).
+        level_map: take the noise level or JPEG quality as a further input plane.
+        gate, dwconv, learned_k, fixed_k, reach, post_norm, layer_scale, mlp_dwconv: see `HeatLayer`, `HeatBlock`.
+        drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
+        resize: how the frequency embedding is brought to other map sizes, "exact" or "published".
+        checkpointing: recompute block activations in the backward (less memory, a third more time).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: blocks of vHeat (arXiv 2405.16555) in the layout of SwinIR (arXiv 2108.10257): shallow convolution, residual
+        groups, long skip, residual output. Departs from it by the optional coarser grid (measured in
+        docs/architecture.md), a last convolution that starts at zero, and one frequency embedding for all blocks.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        dim: int = 180,
+        depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6),
+        mlp_ratio: float = 2.0,
+        embed_size: int = 32,
+        downscale: int = 1,
+        level_map: bool = False,
+        gate: bool = True,
+        dwconv: bool = True,
+        learned_k: bool = True,
+        fixed_k: float = 1.0,
+        reach: tuple[float, float] | None = None,
+        post_norm: bool = False,
+        layer_scale: float | None = None,
+        mlp_dwconv: bool = False,
+        drop_path_rate: float = 0.0,
+        resize: str = "exact",
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.config.update(depths=list(depths), reach=None if reach is None else list(reach))
+        if in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {in_chans}")
+        if not depths or min(depths) < 1 or dim < 1 or embed_size < 1 or downscale < 1:
+            raise ValueError(f"dim, depths, embed_size and downscale must be positive, got {self.config}")
+        self.downscale, self.resize, self.level_map = downscale, resize, level_map
+        planes = in_chans * downscale**2
+        block = dict(mlp_ratio=mlp_ratio, post_norm=post_norm, layer_scale=layer_scale, mlp_dwconv=mlp_dwconv)
+        block.update(gate=gate, dwconv=dwconv, learned_k=learned_k, fixed_k=fixed_k, reach=reach)
+        self.conv_first = ChannelsLastConv2d(planes + level_map, dim, 3, padding=1)
+        self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.groups = nn.ModuleList(
+            ResidualHeatGroup(dim, [next(rates) for _ in range(depth)], checkpointing=checkpointing, **block)
+            for depth in depths
+        )
+        self.norm = None if post_norm else nn.LayerNorm(dim)
+        self.conv_after_body = ChannelsLastConv2d(dim, dim, 3, padding=1)
+        self.conv_last = ChannelsLastConv2d(dim, planes, 3, padding=1)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.freq_embed, std=0.02)
+        for layer in self.heat_layers():
+            layer.init_reach()
+        # The untrained network returns its input.
+        nn.init.zeros_(self.conv_last.weight)
+        nn.init.zeros_(self.conv_last.bias)
+
+    def heat_layers(self) -> list[HeatLayer]:
+        """Every heat layer, in the order of the forward pass."""
+        return [module for module in self.modules() if isinstance(module, HeatLayer)]
+
+    def forward(self, image: Tensor, level: Tensor | None = None) -> Tensor:
+        """Restore images.
+
+        Args:
+            image: (B, in_chans, H, W).
+            level: noise level / 255 or JPEG quality / 100, as (B,) or (B, 1, H, W); needed where the network was
+                built with `level_map`, refused otherwise.
+
+        Raises:
+            ValueError: wrong shape, or a level where none (or none where one) is expected.
+        """
+        if image.ndim != 4 or image.shape[1] != self.config["in_chans"] or 0 in image.shape[2:]:
+            raise ValueError(f"expected images (B, {self.config['in_chans']}, H, W), got {tuple(image.shape)}")
+        if (level is not None) != self.level_map:
+            raise ValueError("this network needs a level" if self.level_map else "this network takes no level")
+        height, width = image.shape[2:]
+        padded = self._pad(image)
+        planes = F.pixel_unshuffle(padded, self.downscale)
+        if level is not None:
+            planes = torch.cat([planes, self._level_plane(level, padded)], 1)
+        shallow = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        embedding = EmbeddingAt(self.freq_embed, tuple(shallow.shape[1:3]), self.resize)
+        deep = shallow
+        for group in self.groups:
+            deep = group(deep, embedding)
+        if self.norm is not None:
+            deep = self.norm(deep)
+        residual = to_channels_first(self.conv_last(shallow + self.conv_after_body(deep)))
+        return image + F.pixel_shuffle(residual, self.downscale)[:, :, :height, :width]
+
+    def _pad(self, planes: Tensor) -> Tensor:
+        below, right = (-planes.shape[2] % self.downscale, -planes.shape[3] % self.downscale)
+        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
+
+    def _level_plane(self, level: Tensor, padded: Tensor) -> Tensor:
+        height, width = padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
+        if level.ndim == 1:
+            return level.to(padded).view(-1, 1, 1, 1).expand(-1, 1, height, width)
+        return F.avg_pool2d(self._pad(level.to(padded)), self.downscale)
+
+    def fold(self, height: int, width: int) -> None:
+        """Freeze the decays for images of one size (the published merged form); `unfold` goes back."""
+        size = (math.ceil(height / self.downscale), math.ceil(width / self.downscale))
+        with torch.no_grad():
+            embedding = EmbeddingAt(self.freq_embed, size, self.resize)
+            for layer in self.heat_layers():
+                layer.fold(embedding)
+
+    def unfold(self) -> None:
+        """Undo `fold`."""
+        for layer in self.heat_layers():
+            layer.unfold()
+
+
+def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
+    """Constructor arguments of the VHeatIR that a state dict belongs to, read from its keys and shapes.
+
+    What leaves no trace in the weights (`fixed_k`, `reach`, `resize`, `drop_path_rate`, `checkpointing`, the starting
+    value of a layer scale) keeps its default.
+
+    Raises:
+        ValueError: the keys are not those of an unfolded VHeatIR.
+    """
+    try:
+        planes, dim = state["conv_last.weight"].shape[:2]
+        in_chans = 1 if math.isqrt(planes) ** 2 == planes else 3
+        depths: list[int] = []
+        while f"groups.{len(depths)}.conv.weight" in state:
+            prefix, depth = f"groups.{len(depths)}.blocks.", 0
+            while f"{prefix}{depth}.norm1.weight" in state:
+                depth += 1
+            depths.append(depth)
+        first = "groups.0.blocks.0."
+        hidden = state[first + "mlp.fc1.weight"].shape[0] if first + "mlp.fc1.weight" in state else 0
+        config = {
+            "in_chans": in_chans,
+            "dim": dim,
+            "depths": depths,
+            "mlp_ratio": hidden / dim,
+            "embed_size": state["freq_embed"].shape[0],
+            "downscale": math.isqrt(planes // in_chans),
+            "level_map": state["conv_first.weight"].shape[1] > planes,
+            "gate": state[first + "op.linear.weight"].shape[0] == 2 * dim,
+            "dwconv": first + "op.dwconv.weight" in state,
+            "learned_k": first + "op.to_k.0.weight" in state,
+            "post_norm": "norm.weight" not in state,
+            "layer_scale": 1.0 if first + "gamma1" in state else None,
+            "mlp_dwconv": first + "mlp.dwconv.weight" in state,
+        }
+    except KeyError as missing:
+        raise ValueError(f"these are no VHeatIR weights: key {missing} is missing") from None
+    if not depths or first + "op.k_exp" in state:
+        raise ValueError("expected the weights of an unfolded VHeatIR (groups.*.blocks.* without k_exp)")
+    return config
