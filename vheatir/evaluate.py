@@ -221,16 +221,16 @@ def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The results as aligned text: one line for each folder and level."""
+    sides = ["input", "restored"] if any(result["restored"] for result in results) else ["input"]
     lines = [
-        f"{'data':<16} {'level':>12} {'images':>6}   {'input':<22} {'restored':<22}",
-        f"{'':<38} PSNR  SSIM   PSNR-B",
+        f"{'data':<16} {'level':>12} {'images':>6}" + "".join(f"   {side:<19}" for side in sides),
+        " " * 36 + "   PSNR  SSIM   PSNR-B" * len(sides),
     ]
-    lines[1] += f"   {'PSNR  SSIM   PSNR-B' if any(result['restored'] for result in results) else ''}"
     for result in results:
+        figures = [result[side] for side in sides if result[side]]
+        cells = "".join(f"   {item['psnr']:5.2f} {item['ssim']:.4f}  {item['psnrb']:5.2f}" for item in figures)
         level = f"{LEVEL_NAMES[result['task']]} {result['level']:g}"
-        figures = [result["input"], *([result["restored"]] if result["restored"] else [])]
-        cells = "   ".join(f"{item['psnr']:5.2f} {item['ssim']:.4f} {item['psnrb']:5.2f}" for item in figures)
-        lines.append(f"{result['data']:<16} {level:>12} {result['images']:>6}   {cells}")
+        lines.append(f"{result['data']:<16} {level:>12} {result['images']:>6}{cells}")
     return "\n".join(line.rstrip() for line in lines)
 
 
