@@ -69,8 +69,9 @@ class Environment:
         self.pip_args = shlex.split(pip_args)
         self.variables = {**os.environ, "PYTHONNOUSERSITE": "1"}
 
-    def runs(self, code: str) -> bool:
-        return subprocess.run([self.python, "-c", code], env=self.variables).returncode == 0
+    def runs(self, code: str, *, quiet: bool = False) -> bool:
+        command, stderr = [self.python, "-c", code], subprocess.DEVNULL if quiet else None
+        return subprocess.run(command, env=self.variables, stderr=stderr).returncode == 0
 
     def install(self, *arguments: str) -> bool:
         command = [self.python, "-m", "pip", "install", "--disable-pip-version-check", *self.pip_args, *arguments]
@@ -101,7 +102,7 @@ def fill(environment: Environment, extras: str) -> None:
         print(f"set-up: going on without training. {preflight.NO_BASICSR.format(version=version)}", file=sys.stderr)
     done = environment.install("--no-build-isolation", "--editable", f".[{extras}]")
     _require(done, "pip could not install vheatir; its messages are above.")
-    if not environment.runs("import cv2"):
+    if not environment.runs("import cv2", quiet=True):
         # BasicSR requires opencv-python by name, so its entry stays and the headless files go over it.
         headless = f"opencv-python-headless=={environment.version('opencv-python')}"
         print("set-up: opencv-python does not load on this system; putting the headless build in its place")

@@ -1,0 +1,153 @@
+"""The set-up behind `make`: it names what is missing, keeps a torch that is there, and does nothing when up to date."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+def _script(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def preflight():
+    return _script("preflight")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return _script("environment")
+
+
+def test_a_system_with_everything_has_no_errors(preflight):
+    assert preflight.errors() == []
+
+
+@pytest.mark.parametrize(
+    "version, named", [((3, 10), "Python 3.11 or 3.12 is needed"), ((3, 13), None), ((3, 12), None)], ids=str
+)
+def test_python_versions(preflight, monkeypatch, version, named):
+    monkeypatch.setattr(preflight.sys, "version_info", version)
+    found = preflight.errors()
+    assert (named in found[0]) if named else found == []
+
+
+def test_python_3_13_is_told_that_training_will_be_missing(preflight, monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight.sys, "version_info", (3, 13))
+    assert any("cannot be built on Python 3.13" in note for note in preflight.notes(tmp_path))
+
+
+def test_missing_venv_names_the_debian_package(preflight, monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    (error,) = preflight.errors()
+    assert "apt-get install python3." in error and "-venv" in error
+
+
+def test_missing_libraries_of_opencv_are_a_note_with_their_packages(preflight, monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "_loads", lambda library: library != "libGL.so.1")
+    assert preflight.missing_for_opencv() == ["libgl1"]
+    assert any("headless" in note and "apt-get install libgl1." in note for note in preflight.notes(tmp_path))
+    assert preflight.report(tmp_path)
+
+
+def test_a_full_disk_is_a_note_with_the_way_to_a_small_build(preflight, monkeypatch, tmp_path):
+    usage = preflight.shutil.disk_usage(tmp_path)._replace(free=2**30)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
+    assert any("1.0 GiB are free" in note and "PIP_ARGS" in note for note in preflight.notes(tmp_path / "new"))
+
+
+@pytest.fixture
+def recorded(environment, monkeypatch):
+    """The set-up with its installations recorded instead of run."""
+    calls = []
+    monkeypatch.setattr(environment, "create", lambda folder: _touch(folder / "bin" / "python"))
+    monkeypatch.setattr(environment.Environment, "install", lambda self, *arguments: calls.append(arguments) or True)
+    monkeypatch.setattr(environment.Environment, "runs", lambda self, code, quiet=False: True)
+    return calls
+
+
+def _touch(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+
+def _main(environment, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["environment.py", *arguments])
+    environment.main()
+
+
+def test_torch_comes_first_and_basicsr_without_build_isolation(environment, recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment.preflight, "BASICSR_CANNOT_BUILD", (9, 9))
+    _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+    assert recorded[0] == ("torch>=2.9", "torchvision>=0.24")
+    assert ("--no-build-isolation", "basicsr==1.4.2") in recorded[1:]
+    assert recorded[-1] == ("--no-build-isolation", "--editable", ".[all]")
+
+
+def test_an_environment_with_a_matching_stamp_is_left_alone(environment, recorded, monkeypatch, tmp_path):
+    first = ("--venv", str(tmp_path / "env"), "--pip-args", "--quiet")
+    _main(environment, monkeypatch, *first)
+    done = len(recorded)
+    _main(environment, monkeypatch, *first)
+    assert len(recorded) == done
+    _main(environment, monkeypatch, *first[:-1], "--no-cache-dir")
+    assert len(recorded) == 2 * done
+
+
+def test_without_a_wheel_of_basicsr_the_rest_is_installed(environment, recorded, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(environment.preflight, "BASICSR_CANNOT_BUILD", (3, 0))
+    calls = []
+    monkeypatch.setattr(
+        environment.Environment, "install", lambda self, *a: calls.append(a) or "--only-binary=basicsr" not in a
+    )
+    _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+    assert calls[-1][-1] == ".[all]"
+    assert "going on without training" in capsys.readouterr().err
+
+
+def test_where_opencv_does_not_load_the_headless_build_of_the_same_version_replaces_it(
+    environment, recorded, monkeypatch, tmp_path
+):
+    loads = iter([False, True])
+    monkeypatch.setattr(
+        environment.Environment, "runs", lambda self, code, quiet=False: next(loads) if "cv2" in code else True
+    )
+    monkeypatch.setattr(environment.Environment, "version", lambda self, package: "5.0.0.93")
+    _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+    assert recorded[-1] == ("--no-deps", "--force-reinstall", "opencv-python-headless==5.0.0.93")
+
+
+def test_a_torchvision_of_another_build_stops_the_set_up(environment, recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment.Environment, "runs", lambda self, code, quiet=False: "torchvision" not in code)
+    with pytest.raises(SystemExit, match="do not belong together"):
+        _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+    assert not (tmp_path / "env" / environment.STAMP).exists()
+
+
+@pytest.mark.parametrize(
+    "versions, kept",
+    [
+        ({"torch": "2.15.0+cpu", "torchvision": "0.30.0"}, True),
+        ({"torch": "2.8.0", "torchvision": "0.23.0"}, False),
+        ({"torch": "2.15.0"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_torch_and_torchvision_are_kept_together_or_not_at_all(environment, monkeypatch, versions, kept):
+    def version(name):
+        if name not in versions:
+            raise environment.importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(environment.importlib.metadata, "version", version)
+    monkeypatch.setattr(sys, "path", [*sys.path, "/somewhere/site-packages"])
+    assert ("/somewhere/site-packages" in environment.own_packages()) is kept
