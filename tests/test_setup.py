@@ -93,12 +93,12 @@ def test_torch_comes_first_and_basicsr_without_build_isolation(environment, reco
 
 
 def test_an_environment_with_a_matching_stamp_is_left_alone(environment, recorded, monkeypatch, tmp_path):
-    first = ("--venv", str(tmp_path / "env"), "--pip-args", "--quiet")
-    _main(environment, monkeypatch, *first)
+    folder = ("--venv", str(tmp_path / "env"))
+    _main(environment, monkeypatch, *folder, "--pip-args=--quiet")
     done = len(recorded)
-    _main(environment, monkeypatch, *first)
+    _main(environment, monkeypatch, *folder, "--pip-args=--quiet")
     assert len(recorded) == done
-    _main(environment, monkeypatch, *first[:-1], "--no-cache-dir")
+    _main(environment, monkeypatch, *folder, "--pip-args=--no-cache-dir")
     assert len(recorded) == 2 * done
 
 
