@@ -1,0 +1,48 @@
+"""Files under their final name are always whole: atomic writing, hashes, names that can be shown."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".vheatir-"
+_BLOCK = 1 << 20  # bytes hashed at a time
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` only when the block ends without an exception.
+
+    The bytes go to a hidden temporary file in the same folder (a rename is atomic only within a file system), are
+    flushed to the disk and renamed. After an exception, Ctrl-C included, the temporary file is removed; after a kill it
+    stays behind as `.vheatir-….tmp`, and whatever stood at `path` before is untouched.
+    """
+    # not derived from the final name, which may already be as long as the file system allows
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def printable(text: str) -> str:
+    """A text as one line that any terminal can show, whatever bytes the file names in it hold."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
