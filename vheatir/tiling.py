@@ -1,0 +1,108 @@
+"""Large images in overlapping tiles, blended by smooth windows that add up to one at every pixel.
+
+Tiles stand on a grid, so plan and windows are made per axis: the weight of a tile at a pixel is the product of its row
+and its column window.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIN_TILE = 16  # pixels; below it the borders of the tiles are most of the work
+
+# An image is restored whole up to these sizes. The second bounds the cosine matrices, which grow with a side's square.
+WHOLE_PIXELS = 512 * 512
+WHOLE_SIDE = 1024
+DEFAULT_TILE = 256
+DEFAULT_OVERLAP = 32
+
+
+class Span(NamedTuple):
+    """One tile's part of an axis, `start:stop`, and its blending weight at each of these pixels (float64)."""
+
+    start: int
+    stop: int
+    window: np.ndarray
+
+
+def default_tile(height: int, width: int) -> int:
+    """The tile for an image of this size; 0 means the whole image at once."""
+    whole = height * width <= WHOLE_PIXELS and max(height, width) <= WHOLE_SIDE
+    return 0 if whole else DEFAULT_TILE
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Raise ValueError when tiles of this size and overlap cannot be laid out."""
+    if tile != 0 and tile < MIN_TILE:
+        raise ValueError(f"tile must be 0 (whole image) or at least {MIN_TILE} pixels, got {tile}")
+    if overlap < 0 or (tile and overlap > tile // 2):
+        raise ValueError(f"overlap must lie between 0 and half the tile ({tile // 2} pixels), got {overlap}")
+
+
+def plan_axis(length: int, tile: int, overlap: int) -> list[Span]:
+    """Cover an axis by tiles of one size that overlap by at least `overlap`, spread evenly; windows add up to one.
+
+    An axis no longer than the tile, or a tile of 0, gives one span. All tiles have the same size, so that a network
+    which prepares tables per size prepares them once.
+    """
+    check_tile(tile, overlap)
+    if tile == 0 or length <= tile:
+        return [Span(0, length, np.ones(length))]
+    steps = -(-(length - tile) // (tile - overlap))
+    starts = [round(step * (length - tile) / steps) for step in range(steps + 1)]
+    windows = [_window(start, tile, length, overlap) for start in starts]
+    total = np.zeros(length)
+    for start, window in zip(starts, windows):
+        total[start : start + tile] += window
+    return [Span(start, start + tile, window / total[start : start + tile]) for start, window in zip(starts, windows)]
+
+
+def _window(start: int, tile: int, length: int, overlap: int) -> np.ndarray:
+    """One inside the tile; rises as sin² over `overlap` pixels from each end that is not the image's own."""
+    position = np.arange(tile) + 0.5
+    window = np.ones(tile)
+    if overlap and start > 0:
+        window *= np.sin(0.5 * np.pi * np.minimum(1.0, position / overlap)) ** 2
+    if overlap and start + tile < length:
+        window *= np.sin(0.5 * np.pi * np.minimum(1.0, (tile - position) / overlap)) ** 2
+    return window
+
+
+def apply_tiled(
+    function: Callable[[Tensor], Tensor],
+    image: Tensor,
+    tile: int,
+    overlap: int,
+    *,
+    on_tile: Callable[[float], None] | None = None,
+) -> Tensor:
+    """`function` of an image, computed in overlapping tiles and blended.
+
+    image: (B, C, H, W). `function` keeps height and width; it may change the channels and compute on another device,
+    but returns to the image's. tile: side in pixels, 0 for the whole image. Returns (B, C', H, W), channels-last in
+    memory. `on_tile` is called after each tile with the share of all tiles done.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    count = len(rows) * len(columns)
+    result = None
+    for done, (row, column) in enumerate(((row, column) for row in rows for column in columns), start=1):
+        patch = function(image[..., row.start : row.stop, column.start : column.stop])
+        if patch.shape[-2:] != (row.stop - row.start, column.stop - column.start):
+            raise ValueError(
+                f"the function must keep height and width; it made {tuple(patch.shape[-2:])} "
+                f"of {(row.stop - row.start, column.stop - column.start)}"
+            )
+        if result is None:
+            shape = (patch.shape[0], height, width, patch.shape[1])
+            result = torch.zeros(shape, dtype=patch.dtype, device=patch.device).permute(0, 3, 1, 2)
+        if count > 1:
+            weight = torch.from_numpy(np.outer(row.window, column.window)).to(patch)
+            patch = patch * weight
+        result[..., row.start : row.stop, column.start : column.stop] += patch
+        if on_tile is not None:
+            on_tile(done / count)
+    return result
