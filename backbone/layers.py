@@ -79,4 +79,4 @@ def init_linear(module: nn.Module) -> None:
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Stochastic-depth rates that grow linearly from 0 at the first of `depth` blocks to `rate` at the last."""
-    return torch.linspace(0, rate, depth).tolist()
+    return torch.linspace(0, rate, depth, device="cpu").tolist()  # also where a network is built on "meta"
