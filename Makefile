@@ -5,8 +5,10 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 GPU_JSON ?= results/gpu/bench_hco.json
 
+# From the checkout, in front of what the caller's PYTHONPATH names.
+CHECKOUT := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
 ifeq ($(strip $(VENV)),)
-RUN := PYTHONPATH=. $(PYTHON)
+RUN := $(CHECKOUT)
 else
 RUN := $(VENV)/bin/python
 endif
@@ -38,6 +40,6 @@ test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py --device cuda
+	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py --device cuda
 	mkdir -p $(dir $(GPU_JSON))
-	PYTHONPATH=. $(PYTHON) -m vheatir bench hco --device cuda --json $(GPU_JSON)
+	$(CHECKOUT) -m vheatir bench hco --device cuda --json $(GPU_JSON)
