@@ -37,13 +37,15 @@ def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Ten
         raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
     if tuple(embedding.shape[:2]) == tuple(size):
         return embedding
-    if mode == "published":
-        planes = embedding.permute(2, 0, 1)[None]
-        resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
-        return resized[0].permute(1, 2, 0)
-    rows = _exact_weights(embedding.shape[0], size[0], embedding)
-    columns = _exact_weights(embedding.shape[1], size[1], embedding)
-    return torch.einsum("nh,hwc,mw->nmc", rows, embedding, columns)
+    # Under autocast the products would round the table to 8 bits.
+    with torch.autocast(embedding.device.type, enabled=False):
+        if mode == "published":
+            planes = embedding.permute(2, 0, 1)[None]
+            resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
+            return resized[0].permute(1, 2, 0)
+        rows = _exact_weights(embedding.shape[0], size[0], embedding)
+        columns = _exact_weights(embedding.shape[1], size[1], embedding)
+        return torch.einsum("nh,hwc,mw->nmc", rows, embedding, columns)
 
 
 class EmbeddingAt:
