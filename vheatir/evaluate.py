@@ -234,7 +234,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def open_method(name: str, task: str, weights: str | None, device: str | None, tile: int | None) -> tuple[Method, dict]:
+def open_method(
+    name: str, task: str, gray: bool, weights: str | None, device: str | None, tile: int | None
+) -> tuple[Method, dict[str, Any]]:
     """The method of `--method` and what the metadata says about it."""
     if name == "nlm":
         if task != "denoise":
@@ -246,17 +248,11 @@ def open_method(name: str, task: str, weights: str | None, device: str | None, t
     from vheatir.restore import Restorer
 
     path = files.find(weights if weights is not None else files.DEFAULTS[task])
-    try:
-        restorer = Restorer(task, weights=path, device=device, tile=tile)
-    except ValueError as error:  # of the values given here, such as a tile that is too small
-        raise error if isinstance(error, UserError) else UserError(str(error)) from error
-    about = {"name": path.stem, "sha256": sha256(path)}
-    return lambda image, level: restorer.restore(image), {
-        "method": "vheatir",
-        "weights": about,
-        "device": str(device or "auto"),
-        "tile": tile,
-    }
+    restorer = Restorer(task, weights=path, device=device, tile=tile)
+    if restorer.metadata["color"] == "gray" and not gray:
+        raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
+    about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
+    return lambda image, level: restorer.restore(image), about | {"device": str(restorer.device), "tile": tile}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -303,7 +299,9 @@ def main(argv: list[str]) -> int:
         prepare_output(options.json)
     method, about = None, {"method": None, "weights": None}
     if options.weights != WEIGHTS_NONE or options.method == "nlm":
-        method, about = open_method(options.method, options.task, options.weights, options.device, options.tile)
+        method, about = open_method(
+            options.method, options.task, options.gray, options.weights, options.device, options.tile
+        )
     start = time.perf_counter()
     results = evaluate(
         options.data,

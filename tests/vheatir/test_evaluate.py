@@ -1,6 +1,7 @@
 """Evaluation: published input rows, the layout of results, what is refused, and the two scripts."""
 
 import csv
+import hashlib
 import json
 import math
 import subprocess
@@ -216,7 +217,7 @@ def test_command_writes_table_and_json(pictures, tmp_path, capsys, monkeypatch):
     target = tmp_path / "deep" / "out.json"
     command = ["--task", "denoise", "--data", str(pictures), "--color", "--sigma", "15", "25.5", "--json", str(target)]
     assert evaluation.main([*command, "--weights", "mine", "--tile", "64", "--device", "cpu", "--limit", "2"]) == 0
-    assert asked == [("vheatir", "denoise", "mine", "cpu", 64)]
+    assert asked == [("vheatir", "denoise", False, "mine", "cpu", 64)]
     shown = capsys.readouterr()
     assert "sigma 25.5      2" in shown.out and shown.err == ""  # no progress line outside a terminal
     content = json.loads(target.read_text(encoding="utf-8"))
@@ -228,6 +229,36 @@ def test_command_writes_table_and_json(pictures, tmp_path, capsys, monkeypatch):
         metadata["command"].startswith("vheatir evaluate --task denoise") and "RandomState(0)" in metadata["protocol"]
     )
     assert {"versions", "commit", "machine", "utc", "device"} <= metadata.keys()
+
+
+@pytest.fixture(params=["color", "gray"])
+def weights_file(request, tmp_path) -> Path:
+    """Untrained weights for denoising, of a very small network."""
+    from vheatir import weights
+    from vheatir.archs.vheatir_arch import VHeatIR
+
+    network = VHeatIR(in_chans=3 if request.param == "color" else 1, dim=8, depths=(1,))
+    about = {"config": json.dumps(network.config), "task": "denoise", "levels": "none", "license": "test"}
+    weights.save(tmp_path / "small.safetensors", network.state_dict(), about | {"color": request.param})
+    return tmp_path / "small.safetensors"
+
+
+def test_weights_are_loaded_used_and_recorded(pictures, weights_file, tmp_path):
+    options = ["--task", "denoise", "--sigma", "25", "--device", "cpu", "--weights", str(weights_file), "--limit", "1"]
+    assert evaluation.main([*options, "--data", str(pictures), "--gray", "--json", str(tmp_path / "x.json")]) == 0
+    content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert content["metadata"]["weights"] == {"name": "small", "sha256": digest}
+    assert content["metadata"]["device"] == "cpu"
+    assert content["results"][0]["restored"].keys() == FIGURES
+    with pytest.raises(UserError, match="for the task 'denoise'"):
+        evaluation.main(["--task", "jpeg", "--weights", str(weights_file), "--data", str(pictures), "--gray"])
+
+
+@pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
+def test_gray_weights_are_not_for_the_colour_protocol(pictures, weights_file):
+    with pytest.raises(UserError, match="evaluate them with --gray"):
+        evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(pictures), "--color"])
 
 
 @pytest.mark.parametrize(
