@@ -72,6 +72,9 @@ class Restorer:
                 "give other weights or change the task"
             )
 
+        if self.network.config.get("level_map"):
+            raise UserError(f"the weights {weights} need a stated level for each image; use blind weights")
+
     def restore(self, image: np.ndarray, *, on_tile: Callable[[float], None] | None = None) -> np.ndarray:
         """The restored image, of the same shape and dtype, in [0, 1].
 
@@ -93,7 +96,7 @@ class Restorer:
             result = tiling.apply_tiled(self._patch, tensor.permute(0, 3, 1, 2), tile, self.overlap, on_tile=on_tile)
         if not torch.isfinite(result).all():
             raise ValueError("the network made NaN or infinite values; these weights cannot be used for this image")
-        return result.clamp_(0, 1).permute(0, 2, 3, 1).reshape(image.shape).numpy().astype(image.dtype, copy=False)
+        return result.clamp(0, 1).permute(0, 2, 3, 1).reshape(image.shape).numpy().astype(image.dtype, copy=False)
 
     def _patch(self, patch: "torch.Tensor") -> "torch.Tensor":
         gray_as_color = patch.shape[1] == 1 and self.metadata["color"] == "color"
