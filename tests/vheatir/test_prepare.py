@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from vheatir.data import prepare
 from vheatir.data.prepare import extract_patches, main_lmdb, main_patches, make_lmdb, patch_starts
@@ -143,3 +144,22 @@ def test_scripts_run_from_a_checkout(photo_folder, tmp_path, script):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "wrote 9 images" in done.stderr
+
+
+def test_manifest_and_readme_agree_on_the_sets():
+    folder = ROOT / "datasets"
+    manifest, readme = yaml.safe_load((folder / "manifest.yml").read_text()), (folder / "README.md").read_text()
+    for name, entry in {**manifest["training"], **manifest["test"]}.items():
+        assert name in readme and str(entry["images"]) in readme, name
+        assert entry["channels"] in (1, 3) and entry["terms"]
+        assert entry["url"] is None or entry["url"].startswith("https://")
+    parts = [entry["images"] for entry in manifest["training"].values() if entry["part_of"] == "DFWB"]
+    assert sum(parts) == 8594 and "8594" in readme
+
+
+@pytest.mark.parametrize("name", ["Set12", "BSD68", "CBSD68", "Classic5"])
+def test_test_sets_have_the_stated_count_and_channels(name, test_data):
+    entry = yaml.safe_load((ROOT / "datasets" / "manifest.yml").read_text())["test"][name]
+    source = ImageSource(test_data(name))
+    assert len(source) == entry["images"]
+    source.check(channels=entry["channels"])

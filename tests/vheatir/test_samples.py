@@ -109,9 +109,9 @@ def test_grid_of_the_compression_lies_at_the_drawn_phase(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("quality", [10, [10, 40], {"min": 5, "max": 95}], ids=str)
-def test_jpeg_level_falls_with_quality(quality, photo_folder, build):
+def test_jpeg_level_is_the_quality_of_the_sample(quality, photo_folder, build):
     dataset = build("jpeg", photo_folder(), quality=quality, double_probability=0)
-    qualities = {round(100 * (1 - float(dataset[n]["level"])), 3) for n in range(60)}
+    qualities = {round(100 * float(dataset[n]["level"]), 3) for n in range(60)}
     if isinstance(quality, dict):
         assert 5 <= min(qualities) < 15 and 85 < max(qualities) <= 95
         assert all(value == round(value) for value in qualities)
@@ -128,7 +128,7 @@ def test_double_compression_happens_as_often_as_stated(probability, low, high, p
     levels = [float(dataset[n]["level"]) for n in range(300)]
     assert low <= sum(qualities == [10, 40] for qualities in drawn) / 300 <= high
     assert all(qualities in ([40], [10, 40]) for qualities in drawn)
-    assert levels == pytest.approx([0.6] * 300), "the level is that of the last compression"
+    assert levels == pytest.approx([0.4] * 300), "the level is that of the last compression"
 
 
 # gray

@@ -227,7 +227,7 @@ class GaussianNoiseDataset(_SyntheticDataset):
 
 
 class JPEGDataset(_SyntheticDataset):
-    """Real JPEG compression, gray or colour 4:2:0, with the 8x8 grid anywhere in it; `level` is 1 - quality / 100.
+    """Real JPEG compression, gray or colour 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
     share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:
@@ -254,13 +254,13 @@ class JPEGDataset(_SyntheticDataset):
     def _degrade(self, image: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, float]:
         if rng is None:
             quality = self.quality.only("quality")
-            return jpeg_roundtrip(image, quality), image, 1 - quality / 100
+            return jpeg_roundtrip(image, quality), image, quality / 100
         quality = self.quality.draw(rng)
         qualities, phases = [quality], [draw_grid_phase(rng, self._period)]
         if rng.random() < self.double_probability:
             qualities.insert(0, self.first.draw(rng))
             phases.insert(0, draw_grid_phase(rng, self._period))
-        return *jpeg_crop(image, self.gt_size, qualities, phases), 1 - quality / 100
+        return *jpeg_crop(image, self.gt_size, qualities, phases), quality / 100
 
 
 class PairedDataset(_RestorationDataset):
