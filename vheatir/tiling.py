@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MIN_TILE = 16  # pixels; below it the borders of the tiles are most of the work
+ALIGNMENT = 8  # tiles start on the block grid of JPEG and on the coarser grids on which networks work
 
 # An image is restored whole up to these sizes. The second bounds the cosine matrices, which grow with a side's square.
 WHOLE_PIXELS = 512 * 512
@@ -43,31 +44,34 @@ def check_tile(tile: int, overlap: int) -> None:
 
 
 def plan_axis(length: int, tile: int, overlap: int) -> list[Span]:
-    """Cover an axis by tiles of one size that overlap by at least `overlap`, spread evenly; windows add up to one.
+    """Cover an axis by tiles that overlap by at least `overlap`, spread evenly; the windows add up to one.
 
-    An axis no longer than the tile, or a tile of 0, gives one span. All tiles have the same size, so that a network
-    which prepares tables per size prepares them once.
+    An axis no longer than the tile, or a tile of 0, gives one span. Tiles start at multiples of `ALIGNMENT` and have
+    one size, so that a network which prepares tables per size prepares them once; only the last may be up to
+    `ALIGNMENT - 1` pixels shorter.
     """
     check_tile(tile, overlap)
     if tile == 0 or length <= tile:
         return [Span(0, length, np.ones(length))]
-    steps = -(-(length - tile) // (tile - overlap))
-    starts = [round(step * (length - tile) / steps) for step in range(steps + 1)]
-    windows = [_window(start, tile, length, overlap) for start in starts]
+    last = -(-(length - tile) // ALIGNMENT)  # start of the last tile, in units of the alignment
+    steps = -(-last // ((tile - overlap) // ALIGNMENT))
+    starts = [step * last // steps * ALIGNMENT for step in range(steps + 1)]
+    ends = [(start, min(start + tile, length)) for start in starts]
+    spans = [Span(start, stop, _window(start, stop, length, overlap)) for start, stop in ends]
     total = np.zeros(length)
-    for start, window in zip(starts, windows):
-        total[start : start + tile] += window
-    return [Span(start, start + tile, window / total[start : start + tile]) for start, window in zip(starts, windows)]
+    for start, stop, window in spans:
+        total[start:stop] += window
+    return [Span(start, stop, window / total[start:stop]) for start, stop, window in spans]
 
 
-def _window(start: int, tile: int, length: int, overlap: int) -> np.ndarray:
+def _window(start: int, stop: int, length: int, overlap: int) -> np.ndarray:
     """One inside the tile; rises as sin² over `overlap` pixels from each end that is not the image's own."""
-    position = np.arange(tile) + 0.5
-    window = np.ones(tile)
+    position = np.arange(stop - start) + 0.5
+    window = np.ones(stop - start)
     if overlap and start > 0:
         window *= np.sin(0.5 * np.pi * np.minimum(1.0, position / overlap)) ** 2
-    if overlap and start + tile < length:
-        window *= np.sin(0.5 * np.pi * np.minimum(1.0, (tile - position) / overlap)) ** 2
+    if overlap and stop < length:
+        window *= np.sin(0.5 * np.pi * np.minimum(1.0, position[::-1] / overlap)) ** 2
     return window
 
 

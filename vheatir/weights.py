@@ -170,29 +170,32 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     """The Markdown card of a weights file.
 
     facts: text per line of the table (data, recipe, command, commit, hardware, time). results: rows of the JSON that
-    `scripts/evaluate_restoration.py` writes.
+    `vheatir evaluate --json` writes.
     """
-    purpose = {"denoise": "Gaussian noise removal", "jpeg": "JPEG artefact removal"}.get(metadata["task"])
-    count = sum(math.prod(shape) for shape in _shapes(path).values())
-    lines = [f"# {name}", "", f"{purpose or metadata['task']}, {metadata['color']}, {metadata['levels']}.", ""]
-    rows = {**facts, "parameters": f"{count:,}", "size": f"{path.stat().st_size / 1e6:.2f} MB, float16"}
+    task = metadata["task"]
+    purpose = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}.get(task, task)
+    about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."
+    if task == "denoise":
+        about += " Noise of cameras is different: do not expect it to be removed."
+    rows = {**facts, "parameters": f"{_count(path):,}", "size": f"{path.stat().st_size / 1e6:.2f} MB, float16"}
     rows |= {"SHA-256": f"`{sha256(path)}`", "licence": metadata["license"]}
-    lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items()), ""]
-    lines += ["PSNR in dB / SSIM, mean over the images of a set:", ""]
-    lines += ["| set | level | images | input | restored | gain |", "|---|---|---|---|---|---|"]
-    lines += [_result_row(result) for result in results]
-    lines += ["", "Configuration:", "", "```json", metadata["config"], "```"]
-    if metadata["task"] == "denoise":
+    lines = [f"# {name}", "", about, "", "| | |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
+    if results:
+        figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
+        lines += ["", f"{figures} (dB), mean over the images of a set:", ""]
+        level = "quality" if task == "jpeg" else "sigma"
         lines += [
-            "",
-            "Made for additive white Gaussian noise. Camera noise is different: do not expect it to be removed.",
+            f"| set | channels | {level} | images | input | restored | gain in dB |",
+            "|---|---|---|---|---|---|---|",
         ]
+        lines += [_result_row(result) for result in results]
+    lines += ["", "Configuration:", "", "```json", metadata["config"], "```"]
     return "\n".join(lines) + "\n"
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def _count(path: Path) -> int:
     with safetensors.safe_open(path, framework="pt") as file:
-        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a mapping)
 
 
 def _cell(text: str) -> str:
@@ -201,7 +204,12 @@ def _cell(text: str) -> str:
 
 def _result_row(result: Mapping[str, Any]) -> str:
     before, after = result["input"], result["restored"]
-    quality = [f"{side['psnr']:.2f} / {side['ssim']:.4f}" for side in (before, after)]
     gain = f"{after['psnr'] - before['psnr']:+.2f}"
-    data = Path(str(result["data"])).name
-    return f"| {_cell(data)} | {result['level']} | {result['images']} | {quality[0]} | {quality[1]} | {gain} |"
+    cells = [Path(str(result["data"])).name, result["color"], f"{result['level']:g}", result["images"]]
+    cells += [_figures(before, result["task"]), _figures(after, result["task"]), gain]
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _figures(scores: Mapping[str, float], task: str) -> str:
+    text = f"{scores['psnr']:.2f} / {scores['ssim']:.4f}"
+    return f"{text} / {scores['psnrb']:.2f}" if task == "jpeg" else text

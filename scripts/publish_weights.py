@@ -1,0 +1,109 @@
+"""Turn a training checkpoint into weights to ship: NAME.safetensors (float16) and its card NAME.md.
+
+Publish once, evaluate the file, publish again with the same arguments and --evaluation: the card then holds the
+figures, and figures that were measured with other weights are refused.
+
+  python scripts/publish_weights.py net_g_latest.pth --name denoise_color_blind --task denoise --levels "sigma 0-55" \\
+      --data "BSD432" --recipe options/denoise_light.yml --command "vheatir train -opt options/denoise_light.yml" \\
+      --hardware "2 CPU cores" --time "1.5 hours"
+  vheatir evaluate --task denoise --color --data CBSD68 --weights denoise_color_blind --json cbsd68.json
+  python scripts/publish_weights.py ... --evaluation cbsd68.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
+
+from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict
+from vheatir.cli import run
+from vheatir.errors import UserError
+from vheatir.files import atomic_open, sha256
+from vheatir.results import run_metadata
+
+LICENSE = "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is Apache-2.0"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="BasicSR checkpoint (params_ema or params) or bare state dict (.pth)")
+    add("--name", required=True, help="name of the weights, such as denoise_color_blind")
+    add("--task", required=True, choices=sorted(weights.DEFAULTS))
+    add("--levels", required=True, help="what it was trained for, such as 'sigma 0-55' or 'quality 5-95'")
+    add("--options", type=Path, help="options file of the training; its network_g overrides what the shapes tell")
+    add("--data", required=True, help="training data")
+    add("--recipe", required=True, help="options file of the training, as the card shall name it")
+    add("--command", required=True, help="command of the training")
+    add("--commit", help="commit of the training (default: of this checkout)")
+    add("--hardware", required=True)
+    add("--time", required=True, help="how long the training took")
+    add("--license", default=LICENSE)
+    add("--evaluation", type=Path, nargs="*", default=[], metavar="JSON", help="files of vheatir evaluate --json")
+    add("--folder", type=Path, default=weights.FOLDER, help="where to write (default: %(default)s)")
+    return parser
+
+
+def build_config(state: dict, options: Path | None) -> dict:
+    """The network's constructor arguments, proven by building it and loading the state."""
+    config = config_from_state_dict(state)
+    if options is not None:
+        import yaml
+
+        network_g = yaml.safe_load(options.read_text(encoding="utf-8"))["network_g"]
+        config |= {key: value for key, value in network_g.items() if key != "type"}
+    network = VHeatIR(**config)
+    network.load_state_dict(state)
+    return network.config
+
+
+def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
+    """The rows of evaluation files; UserError when they were measured with other weights."""
+    rows = []
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        measured = (content["metadata"].get("weights") or {}).get("sha256")
+        if measured != digest:
+            raise UserError(f"{file}: measured with weights {measured}, these are {digest}; evaluate these")
+        wrong = [row for row in content["results"] if row["task"] != task or row["restored"] is None]
+        if wrong:
+            raise UserError(f"{file}: holds results of another task or without restored images")
+        rows += content["results"]
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    state, key = weights.load_checkpoint(options.checkpoint)
+    try:
+        config = build_config(state, options.options)
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+        raise UserError(f"{options.checkpoint}: no VHeatIR of these options: {error}") from error
+    metadata = {
+        "config": json.dumps(config),
+        "task": options.task,
+        "color": "color" if config["in_chans"] == 3 else "gray",
+        "levels": options.levels,
+        "license": options.license,
+        "name": options.name,
+        "data": options.data,
+    }
+    path = options.folder / f"{options.name}{weights.SUFFIX}"
+    weights.save(path, state, metadata)
+    weights.load(path)
+    facts = {name: getattr(options, name) for name in ("data", "recipe", "command", "commit", "hardware", "time")}
+    facts["commit"] = facts["commit"] or run_metadata([])["commit"] or "not known"
+    text = weights.card(
+        options.name, path, metadata, facts, read_results(options.evaluation, sha256(path), options.task)
+    )
+    with atomic_open(path.with_suffix(".md")) as file:
+        file.write(text.encode())
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB from {key}, SHA-256 {sha256(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
