@@ -7,15 +7,23 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=16)
-def _table64(n: int) -> Tensor:
+def _build_table64(n: int) -> Tensor:
     """DCT-II matrix in float64 on the CPU, built outside inference mode so that autograd may save it later."""
     with torch.inference_mode(False), torch.no_grad():
         # The angle in units of pi/(2n), reduced to one period in integers: exact for any n.
-        angle = torch.arange(n)[:, None] * (2 * torch.arange(n)[None] + 1) % (4 * n)
+        index = torch.arange(n, device="cpu")
+        angle = index[:, None] * (2 * index[None] + 1) % (4 * n)
         table = math.sqrt(2.0 / n) * torch.cos(angle.double() * (math.pi / (2 * n)))
         table[0] *= math.sqrt(0.5)
         return table
+
+
+_cached_table64 = lru_cache(maxsize=16)(_build_table64)
+
+
+def _table64(n: int) -> Tensor:
+    # What a compiler or exporter traces is a stand-in without data: it must never get into the cache.
+    return _build_table64(n) if torch.compiler.is_compiling() else _cached_table64(n)
 
 
 def dct_matrix(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

@@ -49,7 +49,8 @@ def _cosine_transform(x: Tensor, inverse: bool) -> Tensor:
     wide = x.to(paths.compute_dtype(x.dtype))
     if inverse:
         spectrum = transform.to_path_order(wide)
-        return transform.inverse(spectrum.clone() if spectrum is x else spectrum.contiguous())
+        fresh = spectrum is not x and spectrum.is_contiguous()  # inverse() works in place
+        return transform.inverse(spectrum if fresh else spectrum.clone(memory_format=torch.contiguous_format))
     return transform.to_natural_order(transform.forward(wide))
 
 
@@ -86,6 +87,13 @@ def _decay_gradient(spectrum: Tensor, grad_spectrum: Tensor, decay: Tensor) -> T
     return total.to(decay.dtype)
 
 
+def _spectrum_of_gradient(ctx, grad: Tensor, decay: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Gradient of x, where x needs one, and the spectrum of the output's gradient."""
+    if ctx.needs_input_grad[0]:
+        return _conduct_with_spectrum(grad, decay, ctx.backend)
+    return None, _cosine_transform(grad, False)
+
+
 def _save_conduct(ctx, inputs, output):
     x, decay, ctx.backend = inputs
     # x serves only the decay's gradient; kept in 16 bits it is half the spectrum's size.
@@ -96,7 +104,7 @@ def _backward_conduct(ctx, grad):
     x, decay = ctx.saved_tensors
     if x is None:
         return _conduct(grad, decay, ctx.backend), None, None
-    grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
+    grad_x, grad_spectrum = _spectrum_of_gradient(ctx, grad, decay)
     return grad_x, _decay_gradient(_cosine_transform(x, False), grad_spectrum, decay), None
 
 
@@ -111,11 +119,11 @@ def _backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum):
     decay, spectrum = ctx.saved_tensors
     grad_x = grad_decay = None
     if grad is not None and spectrum is not None:
-        grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
+        grad_x, grad_spectrum = _spectrum_of_gradient(ctx, grad, decay)
         grad_decay = _decay_gradient(spectrum, grad_spectrum, decay)
     elif grad is not None:
         grad_x = _conduct(grad, decay, ctx.backend)
-    if grad_of_spectrum is not None:
+    if grad_of_spectrum is not None and ctx.needs_input_grad[0]:
         through_spectrum = _cosine_transform(grad_of_spectrum, True).to(ctx.dtype)
         grad_x = through_spectrum if grad_x is None else grad_x + through_spectrum
     return grad_x, grad_decay, None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedDecay:
     """A decay without gradient, folded for the path that will run. Made by `prepare_decay`; pickles and copies.
 

@@ -27,12 +27,10 @@ class AxisPlan(NamedTuple):
     rank: Tensor  # slot of each frequency
 
 
-@lru_cache(maxsize=16)
-def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
-    """Matrices and order of an n-point DCT with `levels` even/odd splits."""
+def _build_axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
     with torch.inference_mode(False), torch.no_grad():
         table = dct_matrix(n)
-        remaining, length = torch.arange(n), n
+        remaining, length = torch.arange(n, device="cpu"), n
         parts, orders, splits = [], [], []
         for _ in range(levels):
             if length < 2 or (splits and splits[-1] % 2):
@@ -47,6 +45,15 @@ def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> 
         forward = tuple(part.to(device, dtype).contiguous() for part in parts)
         inverse = tuple(part.T.to(device, dtype).contiguous() for part in parts)
         return AxisPlan(tuple(splits), forward, inverse, order.to(device), torch.argsort(order).to(device))
+
+
+_cached_axis_plan = lru_cache(maxsize=16)(_build_axis_plan)
+
+
+def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
+    """Matrices and order of an n-point DCT with `levels` even/odd splits; cached, except while a graph is traced."""
+    build = _build_axis_plan if torch.compiler.is_compiling() else _cached_axis_plan
+    return build(n, levels, dtype, device)
 
 
 def _multiply(parts: tuple[Tensor, ...], source: Tensor, out: Tensor) -> None:
@@ -104,6 +111,11 @@ def _inverse(plan: AxisPlan, spectrum: Tensor, out: Tensor) -> None:
         out.copy_(folded)
 
 
+def _lines(maps: Tensor) -> Tensor:
+    """(b, H, W, C) as (b, H, W*C), always a view: results are written through it."""
+    return maps.view(*maps.shape[:2], maps.shape[2] * maps.shape[3])
+
+
 class Transform:
     """The two-dimensional transform of (B, H, W, C) maps along one path, for one dtype and device."""
 
@@ -126,17 +138,18 @@ class Transform:
             return spectrum
         return spectrum.index_select(-3, self.rows.rank).index_select(-2, self.columns.rank)
 
-    def _row_pieces(self, rows: int, row_size: int):
-        step = max(1, _CHUNK // row_size) if self.chunked else rows
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+    def _pieces(self, count: int, size: int, least: int = 1):
+        """Ranges over `count` slices of `size` elements each, `least` or more slices to a range."""
+        step = max(least, _CHUNK // size) if self.chunked else max(count, 1)
+        return ((start, min(start + step, count)) for start in range(0, count, step))
 
-    def _column_pieces(self, height: int, line: int):
-        step = max(64, _CHUNK // height) if self.chunked else line
-        return ((start, min(start + step, line)) for start in range(0, line, step))
+    def _column_pieces(self, image: Tensor):
+        """Ranges over the columns of (b, H, W, C); a column is contiguous in C, so at least a cache line is taken."""
+        return self._pieces(image.shape[2], image.shape[1] * image.shape[3], -(-64 // image.shape[3]))
 
     def _along_width(self, step, plan: AxisPlan, source: Tensor, out: Tensor) -> None:
         """Apply `step` to every row; source and out are (B*H, W, C)."""
-        for start, stop in self._row_pieces(source.shape[0], source.shape[1] * source.shape[2]):
+        for start, stop in self._pieces(source.shape[0], source.shape[1] * source.shape[2]):
             step(plan, source[start:stop], out[start:stop])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,10 +160,9 @@ class Transform:
             return torch.matmul(self.rows.forward[0], rows).view(x.shape)
         spectrum = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._along_width(_forward, self.columns, x.flatten(0, 1), spectrum.flatten(0, 1))
-        maps = spectrum.view(batch, height, width * channels)
-        for image in maps.split(1) if self.chunked else (maps,):
-            for start, stop in self._column_pieces(height, width * channels):
-                piece = image[:, :, start:stop]
+        for image in spectrum.split(1) if self.chunked else (spectrum,):
+            for start, stop in self._column_pieces(image):
+                piece = _lines(image[:, :, start:stop])
                 result = torch.empty(piece.shape, dtype=x.dtype, device=x.device)
                 _forward(self.rows, piece, result)
                 piece.copy_(result)
@@ -163,10 +175,10 @@ class Transform:
             columns = torch.matmul(self.rows.inverse[0], spectrum.view(batch, height, width * channels))
             maps = torch.matmul(self.columns.inverse[0], columns.view(batch * height, width, channels))
             return maps.view(spectrum.shape)
-        maps = spectrum.view(batch, height, width * channels)
-        for image in maps.split(1) if self.chunked else (maps,):
-            for start, stop in self._column_pieces(height, width * channels):
-                _inverse(self.rows, image[:, :, start:stop], image[:, :, start:stop])
+        for image in spectrum.split(1) if self.chunked else (spectrum,):
+            for start, stop in self._column_pieces(image):
+                piece = _lines(image[:, :, start:stop])
+                _inverse(self.rows, piece, piece)
         flat = spectrum.flatten(0, 1)
         self._along_width(_inverse, self.columns, flat, flat)
         return spectrum
@@ -178,16 +190,14 @@ class Transform:
             return self.inverse(spectrum * decay), spectrum
         if not self.chunked:
             return self.inverse(self.forward(x).mul_(decay)), None
-        batch, height, width, channels = x.shape
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._along_width(_forward, self.columns, x.flatten(0, 1), y.flatten(0, 1))
-        line = decay.expand(height, width, channels).reshape(height, width * channels)
-        for image in y.view(batch, height, width * channels).split(1):
-            for start, stop in self._column_pieces(height, width * channels):
+        for image in y.split(1):
+            for start, stop in self._column_pieces(image):
                 piece = image[:, :, start:stop]
                 result = torch.empty(piece.shape, dtype=x.dtype)
-                _forward(self.rows, piece, result)
-                result.mul_(line[:, start:stop])
-                _inverse(self.rows, result, piece)
+                _forward(self.rows, _lines(piece), _lines(result))
+                result.mul_(decay[:, start:stop])
+                _inverse(self.rows, _lines(result), _lines(piece))
         self._along_width(_inverse, self.columns, y.flatten(0, 1), y.flatten(0, 1))
         return y, None

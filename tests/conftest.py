@@ -1,5 +1,6 @@
 """Options and fixtures that all tests share."""
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -61,3 +62,54 @@ def test_data() -> Callable[[str], Path]:
         return root / name
 
     return folder
+
+
+class Golden:
+    """Cases of tests/golden/ (its README has the rules): stored arrays, and the numbers that inputs and weights get."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+    def arrays(self, case: str):
+        """All arrays of a case by name, e.g. `out__f64`."""
+        import numpy as np
+
+        with np.load(self.folder / self.manifest["cases"][case]["file"]) as stored:
+            return dict(stored)
+
+    def numbers(self, shape, tag: int):
+        """The generator's float64 values in [-1, 1) for tensor number `tag`."""
+        import numpy as np
+
+        j = np.arange(int(np.prod(shape)), dtype=np.int64) + 1009 * tag + self.manifest["phase"]
+        return (2 * ((13 * j * j + 7 * j + 101 * tag) % 9973) / 9973 - 1).reshape(shape)
+
+    def inputs(self, case: str):
+        """The case's inputs as float64 tensors by name; only those that follow the common rule."""
+        import torch
+
+        described = self.manifest["cases"][case]["inputs"].items()
+        return {k: torch.from_numpy(v["scale"] * self.numbers(v["shape"], v["tag"])) for k, v in described if "tag" in v}
+
+    def fill(self, module) -> None:
+        """Give every weight of a module the value that the rules assign to its key."""
+        import torch
+
+        state = module.state_dict()
+        for tag, key in enumerate(sorted(k for k in state if k.split(".")[-1] not in self.manifest["skipped_in_fill"])):
+            last, rank = key.split(".")[-1], state[key].ndim
+            u = torch.from_numpy(self.numbers(tuple(state[key].shape), tag))
+            if last.startswith("gamma"):
+                value = 0.5 + 0.25 * u
+            elif rank == 1 and last in ("weight", "running_var"):
+                value = 1 + 0.1 * u
+            else:
+                value = (0.1 if rank < 2 else 0.25) * u
+            state[key].copy_(value)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    """The golden values: `golden.arrays(case)`, `golden.inputs(case)`, `golden.fill(module)`."""
+    return Golden(ROOT / "tests" / "golden")

@@ -1,0 +1,75 @@
+"""What the operator's tests share: inputs, the tolerance table, values and gradients by name."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from vheatir.kernels import paths
+
+# Largest error allowed, as a share of the largest value expected. 16-bit types are rounded once, at the end.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+@pytest.fixture
+def assert_near() -> Callable[..., None]:
+    """`assert_near(got, want, name)`: within the tolerance of `got`'s type, or of `dtype` where that is coarser."""
+
+    def check(got: Tensor, want: Tensor, name: str = "value", dtype: torch.dtype | None = None) -> None:
+        assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+        if want.numel() == 0:
+            return
+        tolerance = max(TOLERANCE[got.dtype], TOLERANCE[dtype or got.dtype])
+        error = (got.double() - want.double()).abs().max().item()
+        limit = tolerance * max(want.double().abs().max().item(), 1e-30)
+        assert error <= limit, f"{name}: largest error {error:.3g}, allowed {limit:.3g} ({got.dtype})"
+
+    return check
+
+
+@pytest.fixture
+def maps(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`maps(shape)`: x of that shape and a decay of (H, W, C), or (H, W, 1) when `shared`, with values of either sign."""
+
+    def make(
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype = torch.float64,
+        decay_dtype: torch.dtype | None = None,
+        shared: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        _, height, width, channels = shape
+        x = torch.randn(shape, dtype=torch.float64)
+        decay = torch.rand(height, width, 1 if shared else channels, dtype=torch.float64) * 1.5 - 0.5
+        return x.to(device, dtype), decay.to(device, decay_dtype or dtype)
+
+    return make
+
+
+@pytest.fixture
+def value_and_gradients() -> Callable[..., dict[str, Tensor]]:
+    """`value_and_gradients(function, x, decay, cotangent)`: y, and the gradients of <y, cotangent>, by name."""
+
+    def run(function: Callable, x: Tensor, decay: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+        x, decay = x.detach().requires_grad_(), decay.detach().requires_grad_()
+        y = function(x, decay)
+        dx, ddecay = torch.autograd.grad(y, (x, decay), cotangent)
+        return {"y": y.detach(), "dx": dx, "ddecay": ddecay}
+
+    return run
+
+
+@pytest.fixture
+def nan_filled() -> Iterator[None]:
+    """Memory that torch hands out uninitialised holds NaN, so that a slot nobody writes shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def split_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The even/odd split runs from side 2 on, so that small maps go through it."""
+    monkeypatch.setattr(paths, "_SPLIT_FROM", 2)
+    assert paths.split_levels(4) > 0
