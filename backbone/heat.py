@@ -119,7 +119,7 @@ class HeatLayer(nn.Module):
         return self.out_linear(x)
 
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
-        """Replace the learned diffusivity by its decay `k_exp` (H, W, C) for one map size: the published merged form."""
+        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published merged form."""
         if self.k_exp is not None:
             raise ValueError(f"this layer is folded already, for maps of {self._folded_size()}")
         with torch.no_grad():

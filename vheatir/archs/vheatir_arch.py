@@ -90,8 +90,8 @@ class VHeatIR(nn.Module):
             raise ValueError(f"dim, depths, embed_size and downscale must be positive, got {self.config}")
         self.downscale, self.resize, self.level_map = downscale, resize, level_map
         planes = in_chans * downscale**2
-        block = dict(mlp_ratio=mlp_ratio, post_norm=post_norm, layer_scale=layer_scale, mlp_dwconv=mlp_dwconv)
-        block.update(gate=gate, dwconv=dwconv, learned_k=learned_k, fixed_k=fixed_k, reach=reach)
+        block = {"mlp_ratio": mlp_ratio, "post_norm": post_norm, "layer_scale": layer_scale, "mlp_dwconv": mlp_dwconv}
+        block |= {"gate": gate, "dwconv": dwconv, "learned_k": learned_k, "fixed_k": fixed_k, "reach": reach}
         self.conv_first = ChannelsLastConv2d(planes + level_map, dim, 3, padding=1)
         self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim))
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))

@@ -55,12 +55,13 @@ class _RestorationDataset(Dataset):
 
     Options: `phase` train | val | test; `in_chans` 3 | 1; `gt_size` training crop in pixels; `augment` true: 8 flips
     and rotations (the default), or BasicSR's `use_hflip` and `use_rot`; `seed`; `cache` none | memory;
-    `io_backend` {type: disk | lmdb}, by default told from the name.
+    `io_backend` {type: disk | lmdb}, by default told from the name; `include`, `exclude`: lists of shell patterns that
+    image names must or must not match (a split of one folder into training and validation).
     """
 
     OPTIONS = frozenset(
         {"type", "name", "phase", "in_chans", "gt_size", "augment", "use_hflip", "use_rot", "seed", "cache"}
-        | {"io_backend", "dataroot_gt"}
+        | {"io_backend", "dataroot_gt", "include", "exclude"}
     )
     context = 0  # pixels beyond gt_size that the degradation needs
 
@@ -98,7 +99,12 @@ class _RestorationDataset(Dataset):
     def _open(opt: dict, key: str) -> ImageSource:
         if not opt.get(key):
             raise UserError(f"{key}: expected a folder or an LMDB with images, got {opt.get(key)!r}")
-        return ImageSource(opt[key], (opt.get("io_backend") or {}).get("type"), opt.get("cache", "none"))
+        backend = (opt.get("io_backend") or {}).get("type")
+        patterns = {name: opt[name] for name in ("include", "exclude") if opt.get(name) is not None}
+        for name, value in patterns.items():
+            if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+                raise UserError(f"{name}: expected a list of patterns such as ['2*.jpg'], got {value!r}")
+        return ImageSource(opt[key], backend, opt.get("cache", "none"), **patterns)
 
     def __len__(self) -> int:
         """Number of images; training samples go on beyond it, epoch after epoch."""

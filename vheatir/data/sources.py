@@ -4,12 +4,14 @@ Every image is handed out as uint8, HWC RGB or HW. Nothing is open after constru
 opened on first use in each process, so a source can be pickled and works in forked and in spawned loader workers.
 """
 
+import importlib.util
 import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -156,22 +158,49 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _resolve(root: str) -> Path:
+    """The folder that `root` means; `package:NAME/FOLDER` lies in an installed package."""
+    if not root.startswith("package:"):
+        return Path(root).expanduser()
+    name, _, folder = root.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{root}: there is no installed package {name!r}")
+    return Path(next(iter(spec.submodule_search_locations)), folder)
+
+
 class ImageSource:
     """Images of a folder (recursively) or of an LMDB, under sorted (folder) or recorded (LMDB) keys.
 
     `backend` is "disk", "lmdb" or None: then a name ending in .lmdb is an LMDB. `cache="memory"` keeps decoded uint8
     arrays; they are not pickled, so fill the cache (`check`) before workers are forked, or each fills its own.
+    `include` and `exclude` are shell patterns of keys. A root `package:NAME/FOLDER` is a folder of an installed Python
+    package, such as `package:skimage/data`.
     """
 
-    def __init__(self, root: str | Path, backend: str | None = None, cache: str = "none"):
-        self.root = Path(root).expanduser()
+    def __init__(
+        self,
+        root: str | Path,
+        backend: str | None = None,
+        cache: str = "none",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ):
+        self.root = _resolve(str(root))
         backend = backend or ("lmdb" if self.root.suffix == ".lmdb" else "disk")
         if backend not in ("disk", "lmdb"):
             raise UserError(f"io_backend type {backend!r}: expected disk or lmdb")
         if cache not in CACHES:
             raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
         self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root)
-        self.keys: list[str] = self._store.keys
+        self.keys: list[str] = [
+            key
+            for key in self._store.keys
+            if any(fnmatchcase(key, pattern) for pattern in include)
+            and not any(fnmatchcase(key, pattern) for pattern in exclude)
+        ]
+        if not self.keys:
+            raise UserError(f"{self.root}: no image matches include {list(include)} without exclude {list(exclude)}")
         self._cache: dict[str, np.ndarray] | None = {} if cache == "memory" else None
         self._process: int | None = None
 

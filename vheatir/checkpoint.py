@@ -1,0 +1,57 @@
+"""Training checkpoints: one file each, written atomically, the newest few and the best kept, cut files passed over."""
+
+import logging
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vheatir.errors import UserError
+from vheatir.files import atomic_open
+
+_NAME = re.compile(r"^iter_(\d{8})\.pt$")
+_logger = logging.getLogger("vheatir")
+
+
+def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of an iteration and remove all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"iter_{iteration:08d}.pt"
+    with atomic_open(path) as file:
+        torch.save(state, file)
+    for old in sorted(_list(folder))[: -max(keep, 1)]:
+        (folder / f"iter_{old:08d}.pt").unlink(missing_ok=True)
+    return path
+
+
+def _list(folder: Path) -> list[int]:
+    matches = (_NAME.match(path.name) for path in folder.glob("iter_*.pt"))
+    return [int(match.group(1)) for match in matches if match]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch reads damaged tensors without complaint; the archive has checksums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum of {damaged}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None where there is none.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    iterations = sorted(_list(folder), reverse=True)
+    for iteration in iterations:
+        path = folder / f"iter_{iteration:08d}.pt"
+        try:
+            return _read(path)
+        except Exception as error:  # readers raise whatever they like on damaged bytes
+            _logger.warning("%s is damaged (%s): using the one before it", path, error)
+    if iterations:
+        raise UserError(f"{folder}: none of {len(iterations)} checkpoints is whole; start again without --resume")
+    return None

@@ -1,0 +1,168 @@
+"""BasicSR's SRModel with what training on today's stack needs: mixed precision, clipping, accumulation, safetensors."""
+
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
+from torch import nn
+
+from vheatir import weights
+from vheatir.errors import UserError
+from vheatir.validation import validate
+
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class VHeatIRModel(SRModel):
+    """Training and validation of a restoration network under BasicSR's options.
+
+    Beyond SRModel: `train.amp` none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a batch),
+    `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers too, a
+    `level` input, fine-tuning from safetensors, and a loss that is not finite ends the run.
+    """
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        return net.to(self.device)
+
+    def print_network(self, net: nn.Module) -> None:
+        """Nothing: the training command logs size and configuration in one line."""
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
+        """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it."""
+        if Path(load_path).suffix in (".pth", ".pt"):
+            state, _ = weights.load_checkpoint(load_path)
+        else:
+            state, _ = weights.read(load_path)
+        try:
+            self.get_bare_model(net).load_state_dict(state, strict=strict)
+        except RuntimeError as error:
+            raise UserError(f"path.pretrain_network_g: {load_path} does not fit network_g: {error}") from error
+
+    def init_training_settings(self) -> None:
+        options = self.opt["train"]
+        self.amp_dtype = _AMP_DTYPES.get(options.get("amp") or "none")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+        self.grad_clip, self.accumulate = options.get("grad_clip") or 0.0, options.get("accumulate") or 1
+        super().init_training_settings()
+        self.forward_g = torch.compile(self.net_g) if options.get("compile") else self.net_g
+
+    def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, optim_type, None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise UserError(f"train.optim_g.type: torch.optim has no optimiser {optim_type!r}; for example Adam, AdamW")
+        try:
+            return kind(params, lr=lr, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"train.optim_g: {error}") from error
+
+    def setup_schedulers(self) -> None:
+        options = self.opt["train"]["scheduler"]
+        if options["type"] in ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"):
+            super().setup_schedulers()
+            return
+        arguments = {key: value for key, value in options.items() if key != "type"}
+        kind = getattr(torch.optim.lr_scheduler, options["type"], None)
+        if kind is None:
+            raise UserError(f"train.scheduler.type: unknown scheduler {options['type']!r}")
+        try:
+            self.schedulers = [kind(optimizer, **arguments) for optimizer in self.optimizers]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"train.scheduler: {error}") from error
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        super().feed_data(data)
+        self.level = data["level"].to(self.device) if "level" in data else None
+        self.paths = data.get("lq_path")
+
+    def _inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
+        return (self.lq[part],) if self.level is None else (self.lq[part], self.level[part])
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizer_g.zero_grad(set_to_none=True)
+        batch = len(self.lq)
+        step = -(-batch // self.accumulate)
+        total = torch.zeros((), device=self.device)
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                output = self.forward_g(*self._inputs(part))
+            # The loss in float32: 16 bits would round differences of 1e-3 away.
+            loss = self.cri_pix(output.float(), self.gt[part]) * (len(output) / batch)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss is {float(total)} at iteration {current_iter}")
+        self.log_dict = OrderedDict(l_pix=total)
+        if self.grad_clip:
+            self.scaler.unscale_(self.optimizer_g)
+            norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), self.grad_clip)
+            self.log_dict["grad_norm"] = norm
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Exponential moving average of parameters; buffers are copied (stock BasicSR leaves them at their start)."""
+        net = self.get_bare_model(self.net_g)
+        averaged = [parameter.data for parameter in self.net_g_ema.parameters()]
+        torch._foreach_lerp_(averaged, [parameter.data for parameter in net.parameters()], 1 - decay)
+        for kept, buffer in zip(self.net_g_ema.buffers(), net.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def network_for_test(self) -> nn.Module:
+        """The network that is validated and published (the average where there is one), in eval mode."""
+        return getattr(self, "net_g_ema", self.get_bare_model(self.net_g)).eval()
+
+    def validate(self, dataset, save_dir: Path | None = None, on_image=None) -> dict[str, Any]:
+        """Scores of the network on a dataset, as `vheatir.validation.validate` returns them."""
+        options = self.opt["val"]
+        metrics = {
+            name: partial(_metric, dict(arguments)) for name, arguments in (options.get("metrics") or {}).items()
+        }
+        network = self.network_for_test()
+        try:
+            return validate(
+                network,
+                dataset,
+                metrics,
+                device=self.device,
+                tile=options.get("tile"),
+                max_images=options.get("max_images"),
+                save_dir=save_dir,
+                on_image=on_image,
+            )
+        finally:
+            if self.is_train:
+                self.net_g.train()
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs of the model."""
+        state = {
+            "network": self.get_bare_model(self.net_g).state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [dict(scheduler.state_dict()) for scheduler in self.schedulers],
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.ema_decay > 0:
+            state["network_ema"] = self.net_g_ema.state_dict()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.get_bare_model(self.net_g).load_state_dict(state["network"])
+        if self.ema_decay > 0:
+            self.net_g_ema.load_state_dict(state.get("network_ema", state["network"]))
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _metric(arguments: dict[str, Any], restored, target) -> float:
+    return calculate_metric({"img": restored, "img2": target}, dict(arguments))

@@ -1,0 +1,180 @@
+"""Training and test options: a YAML file in BasicSR's layout, overrides, and refusal of what nobody would read.
+
+Numbers may be written as `2e-4`: YAML 1.1 takes that for text, this reader for a number.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vheatir.errors import UserError
+from vheatir.folders import recipes
+
+_TOP = {
+    "name": str,
+    "model_type": str,
+    "scale": int,
+    "num_gpu": (int, str),
+    "manual_seed": int,
+    "threads": int,
+    "datasets": dict,
+    "network_g": dict,
+    "path": dict,
+    "train": dict,
+    "val": dict,
+    "logger": dict,
+}
+_SECTIONS: dict[str, dict[str, Any]] = {
+    "path": {"pretrain_network_g": str, "strict_load_g": bool, "param_key_g": str, "experiments_root": str},
+    "train": {
+        "total_iter": int,
+        "warmup_iter": int,
+        "ema_decay": (int, float),
+        "optim_g": dict,
+        "scheduler": dict,
+        "pixel_opt": dict,
+        "amp": str,
+        "grad_clip": (int, float),
+        "accumulate": int,
+        "compile": bool,
+    },
+    "val": {"val_freq": int, "save_img": bool, "metrics": dict, "tile": int, "max_images": int, "best": str},
+    "logger": {"print_freq": int, "save_checkpoint_freq": int, "keep_checkpoints": int, "use_tb_logger": bool},
+}
+_LOADER_KEYS = {"batch_size_per_gpu": int, "num_worker_per_gpu": int}
+_REQUIRED = {
+    "": ("name", "model_type", "datasets", "network_g"),
+    "train": ("total_iter", "optim_g", "scheduler", "pixel_opt"),
+}
+AMP_TYPES = ("none", "bf16", "fp16")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def find_options(path: str | Path) -> Path:
+    """The options file: a path, or the name of a recipe in the package, with or without `options/` and `.yml`."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = recipes() / path.with_suffix(".yml").name
+    if shipped.is_file() and path.parent.name in ("", "options"):
+        return shipped
+    known = ", ".join(sorted(file.stem for file in recipes().glob("*.yml")))
+    raise UserError(f"{path}: no such options file; give a path or one of the recipes: {known}")
+
+
+def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read and check an options file.
+
+    Args:
+        path: file, or name of a shipped recipe.
+        overrides: `a.b=value` each, the value in YAML; the section must exist, the key may be new.
+
+    Returns:
+        The checked options, as nested dicts.
+
+    Raises:
+        UserError: not YAML, a key that nobody reads, a wrong type, a missing section; names file and key.
+    """
+    path = find_options(path)
+    try:
+        options = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: expected a table of options, got {type(options).__name__}")
+    for override in overrides:
+        _override(options, override)
+    _check_options(path, options)
+    return options
+
+
+def _override(options: dict[str, Any], text: str) -> None:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--set {text}: expected a.b=value")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not valid YAML: {error}") from error
+    *sections, key = name.split(".")
+    target = options
+    if sections and sections[0] in _SECTIONS and options.get(sections[0]) is None:
+        options[sections[0]] = {}
+    for section in sections:
+        if not isinstance(target.get(section), dict):
+            known = ", ".join(key for key, item in target.items() if isinstance(item, dict))
+            raise UserError(f"--set {text}: there is no section {section!r}; sections here: {known}")
+        target = target[section]
+    target[key] = parsed
+
+
+def _check_keys(where: str, table: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
+    for key, value in table.items():
+        if key not in known:
+            names = ", ".join(sorted(known))
+            raise UserError(f"{path}: unknown key {where}{key}; known here: {names}")
+        wanted = known[key]
+        wanted_types = wanted if isinstance(wanted, tuple) else (wanted,)
+        is_bool = isinstance(value, bool)
+        if value is not None and (not isinstance(value, wanted_types) or (is_bool and bool not in wanted_types)):
+            names = " or ".join(kind.__name__ for kind in wanted_types)
+            raise UserError(f"{path}: {where}{key} must be {names}, got {value!r}")
+
+
+def _check_options(path: Path, options: dict[str, Any]) -> None:
+    _check_keys("", options, _TOP, path)
+    for section, keys in _REQUIRED.items():
+        table = options if not section else options.get(section)
+        if table is None:
+            continue
+        missing = [key for key in keys if table.get(key) is None]
+        if missing:
+            raise UserError(f"{path}: missing {', '.join(f'{section}.{key}'.lstrip('.') for key in missing)}")
+    for section, keys in _SECTIONS.items():
+        if options.get(section) is None:
+            options[section] = {}
+        _check_keys(f"{section}.", options[section], keys, path)
+    amp = options["train"].get("amp") or "none"
+    if amp not in AMP_TYPES:
+        raise UserError(f"{path}: train.amp must be one of {', '.join(AMP_TYPES)}, got {amp!r}")
+    for phase, dataset in options["datasets"].items():
+        if phase.split("_")[0] not in ("train", "val", "test"):
+            raise UserError(f"{path}: datasets.{phase}: expected train, val or test, or val_NAME, test_NAME")
+        if not isinstance(dataset, dict) or not dataset.get("type"):
+            raise UserError(f"{path}: datasets.{phase} must be a table with a type, got {dataset!r}")
+    for section in ("optim_g", "scheduler", "pixel_opt"):
+        table = options["train"].get(section)
+        if table is not None and not isinstance(table.get("type"), str):
+            raise UserError(f"{path}: train.{section} needs a type, for example `type: Adam`")
+    if not isinstance(options["network_g"].get("type"), str):
+        raise UserError(f"{path}: network_g needs a type, for example `type: VHeatIR`")
+
+
+def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Refuse dataset keys that its class does not read."""
+    loader = _LOADER_KEYS if phase == "train" else {}
+    _check_keys(f"datasets.{phase}.", {k: v for k, v in dataset.items() if k in _LOADER_KEYS}, loader, path)
+    unknown = sorted(set(dataset) - known - set(loader))
+    if unknown:
+        names = ", ".join(sorted(known | set(loader)))
+        raise UserError(f"{path}: unknown key datasets.{phase}.{unknown[0]} for {dataset['type']}; known: {names}")

@@ -1,0 +1,94 @@
+"""The folder of a training run: options, command, environment, log, curves, checkpoints and weights."""
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vheatir.checkpoint import load_latest
+from vheatir.errors import UserError
+from vheatir.results import run_metadata, write_json
+
+logger = logging.getLogger("vheatir")
+
+
+class Run:
+    """One training run under `<root>/<name>/`.
+
+    Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
+    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
+    """
+
+    def __init__(self, root: Path, name: str, resume: bool):
+        self.folder = root / name
+        self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
+        self.pictures = self.folder / "pictures"
+        self.writer = None
+        self._handlers: list[logging.Handler] = []
+        if resume:
+            if not self.folder.is_dir():
+                raise UserError(f"--resume: there is no run {self.folder}; start it without --resume")
+            self.resumed = load_latest(self.checkpoints)
+            if self.resumed is None:
+                raise UserError(f"--resume: {self.checkpoints} holds no checkpoint; start again without --resume")
+            return
+        self.resumed = None
+        if self.folder.exists():
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.folder.stat().st_mtime))
+            archived = root / f"{name}_{stamp}"
+            while archived.exists():
+                archived = archived.with_name(archived.name + "_")
+            self.folder.rename(archived)
+        self.folder.mkdir(parents=True)
+
+    def open(self, options_path: Path, options: dict[str, Any], argv: list[str]) -> None:
+        """Write what identifies the run, start its log and, where installed and wanted, TensorBoard."""
+        if self.resumed is None:
+            shutil.copyfile(options_path, self.folder / "options.yml")
+        suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"
+        (self.folder / f"resolved{suffix}.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+        write_json(self.folder / f"run{suffix}.json", run_metadata(["vheatir", "train", *argv]))
+        file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        self._handlers = [file, console]
+        for handler in self._handlers:
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.info("run %s, started by: vheatir train %s", self.folder, shlex.join(argv))
+        if options["logger"].get("use_tb_logger", True):
+            self._open_tensorboard()
+
+    def _open_tensorboard(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            logger.warning("no TensorBoard curves (%s); curves.jsonl has the same figures", error)
+            return
+        start = 0 if self.resumed is None else self.resumed["iteration"]
+        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
+
+    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Add a line to curves.jsonl and points to TensorBoard."""
+        with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **scalars}) + "\n")
+        if self.writer is not None:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Finish log and curves."""
+        if self.writer is not None:
+            self.writer.close()
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        self._handlers = []

@@ -1,0 +1,302 @@
+"""`vheatir train`: training from a YAML file in BasicSR's layout.
+
+BasicSR's registries, model and options are used; its loop is replaced, because on today's stack it repeats noise every
+epoch, cannot resume on a CPU, and loses its place. Here each batch is a function of (seed, iteration), and one
+checkpoint holds all that a resumed run needs, so that it goes on as if it had not stopped.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vheatir import weights
+from vheatir.checkpoint import save_checkpoint
+from vheatir.cli import run as run_command
+from vheatir.data.sampler import IterationSampler
+from vheatir.errors import UserError
+from vheatir.options import check_dataset_keys, find_options, read_options
+from vheatir.registry import register_all
+from vheatir.runs import Run, logger
+
+_TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
+_LICENSE = "depends on the training data; not stated"
+
+
+def complete_options(options: dict[str, Any], is_train: bool) -> dict[str, Any]:
+    """Fill in what BasicSR's model reads besides the file: device count, single process, phase."""
+    gpus = options.get("num_gpu", "auto")
+    if gpus not in ("auto", 0, 1):
+        raise UserError(f"num_gpu must be auto, 0 or 1 (several processes are not supported yet), got {gpus!r}")
+    if gpus == 1 and not torch.cuda.is_available():
+        raise UserError("num_gpu is 1, but torch sees no CUDA device; set num_gpu: auto or 0")
+    options["num_gpu"] = int(torch.cuda.is_available()) if gpus == "auto" else gpus
+    options.update(is_train=is_train, dist=False, rank=0, world_size=1, scale=options.get("scale", 1))
+    options.setdefault("manual_seed", 0)
+    return options
+
+
+def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Datasets by phase, each checked image by image.
+
+    Raises:
+        UserError: unknown type or key, missing folder, unusable images (all listed).
+    """
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    datasets = {}
+    for phase, table in options["datasets"].items():
+        try:
+            kind = DATASET_REGISTRY.get(table["type"])
+        except KeyError:
+            raise UserError(
+                f"{path}: datasets.{phase}.type: unknown {table['type']!r}; ours: {', '.join(_TASKS)}"
+            ) from None
+        if hasattr(kind, "OPTIONS"):
+            check_dataset_keys(path, phase, table, kind.OPTIONS)
+        arguments = {"seed": options["manual_seed"], **table, "phase": phase.split("_")[0]}
+        arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
+        try:
+            datasets[phase] = kind(arguments)
+            if hasattr(datasets[phase], "check"):
+                datasets[phase].check()
+        except UserError as error:
+            raise UserError(f"{path}: datasets.{phase}: {error}") from error
+    return datasets
+
+
+def build_model(path: Path, options: dict[str, Any]):
+    """The model that `model_type` names, with errors that name the file."""
+    from basicsr.models import build_model as build
+    from basicsr.utils import logger as basicsr_logger
+
+    basicsr_logger.initialized_logger.setdefault("basicsr", True)  # our log has what it would print
+    try:
+        return build(options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
+
+
+@contextmanager
+def _stop_on_signal():
+    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations."""
+    stop: list[int] = []
+
+    def request(number, frame):
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, request)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        previous = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """One run of the training loop."""
+
+    def __init__(self, path: Path, options: dict[str, Any], run: Run):
+        self.options, self.run = options, run
+        torch.manual_seed(options["manual_seed"])
+        if options.get("threads"):
+            torch.set_num_threads(options["threads"])
+        datasets = build_datasets(path, options)
+        if "train" not in datasets:
+            raise UserError(f"{path}: datasets.train is missing")
+        self.train_set = datasets.pop("train")
+        self.validation_sets = datasets
+        self.model = build_model(path, options)
+        self.total = options["train"]["total_iter"]
+        self.iteration, self.best = 0, None
+        if run.resumed is not None:
+            self._restore(run.resumed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state(state["model"])
+        self.iteration, self.best = state["iteration"], state["best"]
+        torch.set_rng_state(state["random"]["torch"])
+        if self.model.device.type == "cuda" and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        logger.info("resumed at iteration %d", self.iteration)
+
+    def save(self) -> None:
+        """Write a checkpoint and the current weights."""
+        cuda = torch.cuda.get_rng_state_all() if self.model.device.type == "cuda" else []
+        state = {
+            "iteration": self.iteration,
+            "best": self.best,
+            "random": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "model": self.model.state(),
+        }
+        save_checkpoint(
+            self.run.checkpoints, self.iteration, state, self.options["logger"].get("keep_checkpoints") or 2
+        )
+        self.save_weights("latest")
+
+    def save_weights(self, name: str) -> None:
+        """Write the validated network: safetensors for VHeatIR, BasicSR's .pth for other networks."""
+        self.run.models.mkdir(exist_ok=True)
+        network = self.model.network_for_test()
+        if self.options["network_g"]["type"] != "VHeatIR":
+            from vheatir.files import atomic_open
+
+            with atomic_open(self.run.models / f"{name}.pth") as file:
+                torch.save({"params": network.state_dict()}, file)
+            return
+        table = self.options["datasets"]["train"]
+        level = table.get("sigma", table.get("quality", "as in the pairs"))
+        metadata = {
+            "config": json.dumps(network.config),
+            "task": _TASKS.get(table["type"], "paired"),
+            "color": "gray" if network.config["in_chans"] == 1 else "color",
+            "levels": json.dumps(level),
+            "license": _LICENSE,
+            "iteration": str(self.iteration),
+        }
+        weights.save(self.run.models / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
+
+    def validate(self) -> None:
+        """Score all validation sets, log them, keep the weights of the best mean."""
+        scores, key = {}, self.options["val"].get("best") or "psnr"
+        for phase, dataset in self.validation_sets.items():
+            folder = self.run.pictures / f"{self.iteration:08d}" / phase
+            result = self.model.validate(dataset, folder if self.options["val"].get("save_img") else None)
+            text = ", ".join(
+                f"{name} {value:.4f} (input {result['input'].get(name, float('nan')):.4f})"
+                for name, value in result["restored"].items()
+            )
+            logger.info("iteration %d, %s: %s", self.iteration, phase, text)
+            scores |= {f"{phase}/{name}": value for name, value in result["restored"].items()}
+        if not scores:
+            return
+        self.run.log_scalars(self.iteration, scores)
+        chosen = [value for name, value in scores.items() if name.endswith(f"/{key}")]
+        if not chosen:
+            raise UserError(f"val.best: no metric {key!r} among {', '.join(scores)}")
+        mean = sum(chosen) / len(chosen)
+        self.last_score = mean
+        if self.best is None or mean > self.best["value"]:
+            self.best = {"metric": key, "value": mean, "iteration": self.iteration}
+            self.save_weights("best")
+
+    def loader(self) -> DataLoader:
+        """Batches from the current iteration to the last; workers live as long as the run."""
+        table = self.options["datasets"]["train"]
+        batch = table.get("batch_size_per_gpu") or 8
+        sampler = IterationSampler(batch, self.total, self.iteration)
+        return DataLoader(
+            self.train_set,
+            batch_sampler=sampler,
+            num_workers=table.get("num_worker_per_gpu") or 0,
+            pin_memory=self.model.device.type == "cuda",
+        )
+
+    def train(self) -> bool:
+        """Run to the last iteration; False when stopped by a signal (a checkpoint is written)."""
+        options = self.options
+        print_every = options["logger"].get("print_freq") or 100
+        save_every = options["logger"].get("save_checkpoint_freq") or 5000
+        validate_every = options["val"].get("val_freq") or 5000
+        warmup = options["train"].get("warmup_iter") or -1
+        self.last_score = self.best["value"] if self.best else None
+        started, start_iteration = time.perf_counter(), self.iteration
+        bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=None, file=sys.stderr, smoothing=0.05)
+        with _stop_on_signal() as stop, bar:
+            for batch in self.loader():
+                self.iteration += 1
+                self.model.update_learning_rate(self.iteration, warmup_iter=warmup)
+                self.model.feed_data(batch)
+                self._step(batch)
+                bar.update()
+                if self.iteration % print_every == 0 or self.iteration == self.total:
+                    self._log(bar, started, start_iteration)
+                last = self.iteration == self.total
+                if self.iteration % validate_every == 0 or last:
+                    self.validate()
+                if self.iteration % save_every == 0 or last or stop:
+                    self.save()
+                if stop and not last:
+                    logger.info("stopped at iteration %d; go on with --resume", self.iteration)
+                    return False
+        return True
+
+    def _step(self, batch: dict[str, Any]) -> None:
+        before = torch.get_rng_state()
+        try:
+            self.model.optimize_parameters(self.iteration)
+        except FloatingPointError as error:
+            path = self.run.folder / f"nonfinite_{self.iteration:08d}.pt"
+            torch.save({"batch": batch, "model": self.model.state(), "random": before}, path)
+            raise UserError(
+                f"{error}, images {', '.join(batch['lq_path'])}; batch and weights are in {path}. A lower learning "
+                "rate, train.grad_clip or train.amp: none may help; --resume goes on from the last checkpoint"
+            ) from error
+
+    def _log(self, bar: tqdm, started: float, start_iteration: int) -> None:
+        scalars = {f"train/{name}": float(value) for name, value in self.model.get_current_log().items()}
+        scalars["train/lr"] = self.model.get_current_learning_rate()[0]
+        self.run.log_scalars(self.iteration, scalars)
+        seconds = (time.perf_counter() - started) / (self.iteration - start_iteration)
+        remaining = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.total - self.iteration)))
+        text = " ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in scalars.items())
+        score = "" if self.last_score is None else f" psnr {self.last_score:.2f}"
+        bar.set_postfix_str(text + score)
+        if bar.disable:
+            logger.info("%d/%d %s%s %.2f s/it, %s left", self.iteration, self.total, text, score, seconds, remaining)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("vheatir train", description="Train a restoration network from a YAML file.")
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    register_all()
+    path = find_options(arguments.opt)
+    options = read_options(path, arguments.set)
+    if not options["train"]:
+        raise UserError(f"{path}: has no train section; `vheatir test` evaluates such a file")
+    options = complete_options(options, is_train=True)
+    root = Path(options["path"].get("experiments_root") or "experiments")
+    run = Run(root, options["name"], arguments.resume)
+    run.open(path, options, argv)
+    try:
+        trainer = Trainer(path, options, run)
+        count = sum(parameter.numel() for parameter in trainer.model.net_g.parameters())
+        logger.info("%s on %s, %s", f"{count:,} parameters", trainer.model.device, f"{len(trainer.train_set)} images")
+        finished = trainer.train()
+        if finished and trainer.best:
+            logger.info("best %(metric)s %(value).4f at iteration %(iteration)d", trainer.best)
+            logger.info("weights: %s", run.models)
+        return 0 if finished else 130
+    except UserError as error:
+        logger.error("%s", error)
+        raise
+    finally:
+        run.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

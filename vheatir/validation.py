@@ -1,0 +1,83 @@
+"""Validation of a network on a dataset of whole images: metrics of input and output, optionally the pictures."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vheatir.data.degradations import to_uint8
+from vheatir.evaluate import save_png
+from vheatir.metrics.fidelity import scores_of_degraded
+from vheatir.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _picture(planes: Tensor) -> np.ndarray:
+    """(1, C, H, W) in [0, 1] to HWC RGB or HW."""
+    image = planes[0].float().cpu().numpy()
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+
+
+@torch.no_grad()
+def restore_planes(network: nn.Module, lq: Tensor, level: Tensor | None, tile: int | None) -> Tensor:
+    """(1, C, H, W) restored by a network in eval mode, in tiles where the image is large."""
+    if level is not None:
+        return network(lq, level)
+    size = default_tile(*lq.shape[2:]) if tile is None else tile
+    return apply_tiled(network, lq, size, min(DEFAULT_OVERLAP, size // 4) if size else DEFAULT_OVERLAP)
+
+
+def validate(
+    network: nn.Module,
+    dataset,
+    metrics: Mapping[str, Metric],
+    *,
+    device: torch.device,
+    tile: int | None = None,
+    max_images: int | None = None,
+    save_dir: Path | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Restore and score the images of a dataset in its val or test phase.
+
+    Args:
+        network: in eval mode; takes (1, C, H, W), and a level where the dataset gives one.
+        dataset: gives {"lq", "gt": float32 (C, H, W), "lq_path"[, "level"]}.
+        metrics: name -> function of two uint8 images (restored, target).
+        tile: side of the tiles in pixels, 0 for whole images; by default chosen by size.
+        max_images: score only the first so many.
+        save_dir: write restored pictures there as PNG.
+        on_image: called with (images done, images in all).
+
+    Returns:
+        {"images", "input": {psnr, ssim, psnrb}, "restored": {metric: mean}, "per_image": [...]}; the input is measured
+        as it is, neither clipped nor rounded.
+    """
+    count = len(dataset) if max_images is None else min(max_images, len(dataset))
+    records = []
+    for index in range(count):
+        sample = dataset[index]
+        lq, level = sample["lq"][None].to(device), sample.get("level")
+        output = restore_planes(network, lq, None if level is None else level[None].to(device), tile)
+        target = to_uint8(_picture(sample["gt"][None]))
+        restored = to_uint8(_picture(output.clamp(0, 1)))
+        record = {
+            "image": Path(sample["lq_path"]).name,
+            "input": dict(scores_of_degraded(_picture(lq), target)),
+            "restored": {name: float(metric(restored, target)) for name, metric in metrics.items()},
+        }
+        records.append(record)
+        if save_dir is not None:
+            save_dir.mkdir(parents=True, exist_ok=True)
+            save_png(save_dir / f"{Path(sample['lq_path']).stem}.png", restored)
+        if on_image is not None:
+            on_image(index + 1, count)
+    means = {
+        side: {name: float(np.mean([record[side][name] for record in records])) for name in records[0][side]}
+        for side in ("input", "restored")
+    }
+    return {"images": count, **means, "per_image": records}
