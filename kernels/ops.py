@@ -227,7 +227,6 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
     dtype = paths.compute_dtype(decay.dtype)
     # A normal tensor even when made in inference mode: a later training step may save it for its backward.
     with torch.inference_mode(False), torch.no_grad():
-        decay = decay.clone() if decay.is_inference() else decay.detach()
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
         folded = transform.to_path_order(decay.to(dtype, copy=True))
     return PreparedDecay(folded, path.name, tuple(decay.shape))

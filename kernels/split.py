@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vheatir.kernels.dct import dct_matrix
 
-_CHUNK = 1 << 18  # elements of one piece: 1 MiB of float32, about a core's L2 (fastest of 2^16, 2^18, 2^20)
+_CHUNK = 1 << 19  # elements of one piece, for each thread: 2 MiB of float32 (fastest of 2^17 ... 2^24)
 
 
 class AxisPlan(NamedTuple):
@@ -56,59 +56,67 @@ def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> 
     return build(n, levels, dtype, device)
 
 
-def _multiply(parts: tuple[Tensor, ...], source: Tensor, out: Tensor) -> None:
-    """out[:, slots of part] = part @ source[:, slots of part]; source and out (b, n, m)."""
-    start = 0
-    for part in parts:
-        stop = start + part.shape[0]
-        if source.shape[0] == 1:
-            torch.mm(part, source[0, start:stop], out=out[0, start:stop])
+def _multiply(matrix: Tensor, source: Tensor, out: Tensor | None = None) -> Tensor:
+    """matrix @ source for each of b; source (b, n, m)."""
+    if out is None:
+        out = source.new_empty(source.shape[0], matrix.shape[0], source.shape[2])
+    if source.shape[0] == 1:
+        torch.mm(matrix, source[0], out=out[0])
+    elif out.is_contiguous():
+        torch.bmm(matrix.expand(source.shape[0], -1, -1), source, out=out)
+    else:  # into a result with gaps, bmm would multiply one by one, on one thread
+        out.copy_(torch.bmm(matrix.expand(source.shape[0], -1, -1), source))
+    return out
+
+
+def _fold(splits: tuple[int, ...], x: Tensor) -> list[Tensor]:
+    """(b, n, m) to sums and differences, one tensor for each part, in part order; x is kept."""
+    differences = []
+    for length in splits:
+        half, middle = length // 2, length - length // 2
+        mirrored = x[:, middle:].flip(1)
+        differences.insert(0, x[:, :half] - mirrored)
+        if middle == half:
+            x = mirrored.add_(x[:, :half])
         else:
-            torch.bmm(part.expand(source.shape[0], -1, -1), source[:, start:stop], out=out[:, start:stop])
-        start = stop
+            total = x.new_empty(x.shape[0], middle, x.shape[2])
+            torch.add(x[:, :half], mirrored, out=total[:, :half])
+            total[:, half] = x[:, half]
+            x = total
+    return [x, *differences]
 
 
-def _fold(splits: tuple[int, ...], x: Tensor) -> Tensor:
-    """(b, n, m) to sums and differences in part order; x is kept."""
-    folded = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for level, length in enumerate(splits):
+def _unfold(splits: tuple[int, ...], parts: list[Tensor], out: Tensor) -> None:
+    """The inverse of `_fold` up to the factor that the matrices hold; the parts are overwritten."""
+    even = parts[0]
+    for odd, length in zip(parts[1:], reversed(splits), strict=True):
         half, middle = length // 2, length - length // 2
-        mirrored = x[:, middle:length].flip(1)
-        torch.sub(x[:, :half], mirrored, out=folded[:, middle:length])
-        last = level + 1 == len(splits)
-        if last and middle > half:
-            folded[:, half] = x[:, half]
-        target = folded[:, :half] if last else mirrored
-        torch.add(x[:, :half], mirrored, out=target)
-        x = target
-    return folded
+        target = out if length == out.shape[1] else out.new_empty(out.shape[0], length, out.shape[2])
+        torch.add(even[:, :half], odd, out=target[:, :half])
+        if middle > half:
+            target[:, half] = even[:, half]
+        target[:, middle:] = torch.sub(even[:, :half], odd, out=odd).flip(1)
+        even = target
 
 
-def _unfold(splits: tuple[int, ...], folded: Tensor, out: Tensor) -> None:
-    """The inverse of `_fold` up to the factor that the matrices hold; `folded` is overwritten."""
-    for length in reversed(splits):
-        half, middle = length // 2, length - length // 2
-        target = out if length == splits[0] else folded
-        even, odd = folded[:, :half], folded[:, middle:length]
-        mirrored = (even - odd).flip(1)
-        torch.add(even, odd, out=target[:, :half])
-        if middle > half and target is out:
-            out[:, half] = folded[:, half]
-        target[:, middle:length] = mirrored
+def _slots(matrices: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """The rows of x (b, n, m) that belong to each part."""
+    return x.split([matrix.shape[0] for matrix in matrices], 1)
 
 
 def _forward(plan: AxisPlan, x: Tensor, out: Tensor) -> None:
-    _multiply(plan.forward, _fold(plan.splits, x) if plan.splits else x, out)
+    for matrix, part, slots in zip(plan.forward, _fold(plan.splits, x), _slots(plan.forward, out), strict=True):
+        _multiply(matrix, part, slots)
 
 
 def _inverse(plan: AxisPlan, spectrum: Tensor, out: Tensor) -> None:
     """`out` may be `spectrum` itself."""
-    folded = torch.empty_like(spectrum, memory_format=torch.contiguous_format)
-    _multiply(plan.inverse, spectrum, folded)
+    slots = _slots(plan.inverse, spectrum)
+    parts = [_multiply(matrix, slot) for matrix, slot in zip(plan.inverse, slots, strict=True)]
     if plan.splits:
-        _unfold(plan.splits, folded, out)
+        _unfold(plan.splits, parts, out)
     else:
-        out.copy_(folded)
+        out.copy_(parts[0])
 
 
 def _lines(maps: Tensor) -> Tensor:
@@ -140,7 +148,7 @@ class Transform:
 
     def _pieces(self, count: int, size: int, least: int = 1):
         """Ranges over `count` slices of `size` elements each, `least` or more slices to a range."""
-        step = max(least, _CHUNK // size) if self.chunked else max(count, 1)
+        step = max(least, _CHUNK * torch.get_num_threads() // size) if self.chunked else max(count, 1)
         return ((start, min(start + step, count)) for start in range(0, count, step))
 
     def _column_pieces(self, image: Tensor):

@@ -90,7 +90,9 @@ class Golden:
         import torch
 
         described = self.manifest["cases"][case]["inputs"].items()
-        return {k: torch.from_numpy(v["scale"] * self.numbers(v["shape"], v["tag"])) for k, v in described if "tag" in v}
+        return {
+            k: torch.from_numpy(v["scale"] * self.numbers(v["shape"], v["tag"])) for k, v in described if "tag" in v
+        }
 
     def fill(self, module) -> None:
         """Give every weight of a module the value that the rules assign to its key."""

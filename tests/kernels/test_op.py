@@ -118,7 +118,9 @@ def test_any_strides_of_decay_and_of_the_incoming_gradient(shape, maps, value_an
 def test_expanded_maps_decay_and_gradient(maps, value_and_gradients, assert_near):
     x, decay = maps((1, 6, 130, 1))
     one = torch.ones((), dtype=x.dtype, device=x.device)
-    got = value_and_gradients(heat_conduction, x.expand(3, -1, -1, 5), decay.expand(-1, -1, 5), one.expand(3, 6, 130, 5))
+    got = value_and_gradients(
+        heat_conduction, x.expand(3, -1, -1, 5), decay.expand(-1, -1, 5), one.expand(3, 6, 130, 5)
+    )
     want = hco_reference(x, decay).expand(3, -1, -1, 5)
     assert_near(got["y"], want)
 
