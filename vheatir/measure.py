@@ -1,0 +1,96 @@
+"""How speed and memory are measured: interleaved rounds in one process, medians, peak of the allocations."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+_LEAST_ROUNDS, _MOST_ROUNDS = 5, 201
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock times of one candidate, one for each round."""
+
+    microseconds: tuple[float, ...]
+
+    @property
+    def median_us(self) -> float:
+        return statistics.median(self.microseconds)
+
+    @property
+    def iqr_us(self) -> float:
+        """Distance of the quartiles."""
+        first, _, third = statistics.quantiles(self.microseconds, n=4)
+        return third - first
+
+    def speedup_over(self, other: "Timing") -> float:
+        """How many times faster than `other`: the median of the rounds' ratios, so that a slow phase hits both."""
+        pairs = zip(other.microseconds, self.microseconds, strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int | None = None,
+    seconds: float = 2.0,
+    warmup: int = 2,
+) -> dict[str, Timing]:
+    """Time all candidates in turn, round after round; every second round in reverse order.
+
+    Args:
+        rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
+        warmup: untimed rounds before.
+    """
+    synchronize = _synchronizer(device)
+
+    def once(function: Callable[[], object]) -> float:
+        synchronize()
+        start = time.perf_counter()
+        result = function()
+        synchronize()
+        elapsed = time.perf_counter() - start
+        del result  # freed outside the measured time, for every candidate alike
+        return elapsed
+
+    for _ in range(warmup):
+        took = sum(once(function) for function in candidates.values())
+    if rounds is None:
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds):
+        for name in list(candidates) if number % 2 == 0 else reversed(list(candidates)):
+            times[name].append(once(candidates[name]) * 1e6)
+    return {name: Timing(tuple(values)) for name, values in times.items()}
+
+
+def peak_mib(function: Callable[[], object], device: torch.device) -> float:
+    """Most memory in use at once during a call, above what was in use before it, in MiB; the result counts.
+
+    On CUDA the allocator's own maximum; on a CPU the allocations that torch reports to its profiler (scratch memory
+    inside vendor libraries is not among them).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    used = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        used += event.nbytes()
+        peak = max(peak, used)
+    return peak / 2**20

@@ -1,0 +1,84 @@
+"""`vheatir test`: scores of a trained network on the test sets of a YAML file in BasicSR's layout."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vheatir import weights
+from vheatir.cli import run as run_command
+from vheatir.errors import UserError
+from vheatir.options import find_options, read_options
+from vheatir.registry import register_all
+from vheatir.results import run_metadata, write_json
+from vheatir.train import build_datasets, build_model, complete_options
+
+
+def _use_shipped_configuration(options: dict[str, Any]) -> None:
+    """Take the network's arguments from its safetensors file where the options leave them out."""
+    source, network = options["path"].get("pretrain_network_g"), options["network_g"]
+    if source is None:
+        raise UserError("path.pretrain_network_g is missing: name the weights to test, a file or a shipped name")
+    if set(network) == {"type"} and network["type"] == "VHeatIR" and Path(source).suffix not in (".pth", ".pt"):
+        model, _ = weights.load(source)
+        options["network_g"] = {**network, **model.config}
+
+
+def _row(name: str, scores: dict[str, float]) -> str:
+    return f"  {name:<10}" + "".join(f"{metric} {value:8.4f}  " for metric, value in scores.items())
+
+
+def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Scores of every test set of checked options; pictures go below `folder` where `val.save_img` is set."""
+    _use_shipped_configuration(options)
+    datasets = build_datasets(path, options)
+    model = build_model(path, options)
+    results = []
+    for phase, dataset in datasets.items():
+        table = options["datasets"][phase]
+        name = table.get("name", phase)
+        with tqdm(total=len(dataset), desc=name, unit="image", disable=None, file=sys.stderr) as bar:
+
+            def advance(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update()
+
+            pictures = folder / name if options["val"].get("save_img") else None
+            scores = model.validate(dataset, pictures, advance)
+        level = table.get("sigma", table.get("quality"))
+        results.append({"data": name, "type": table["type"], "level": level, **scores})
+    return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("vheatir test", description="Score a network on the test sets of a YAML file.")
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    parser.add_argument("-o", "--out", type=Path, default=Path("results"), help="results go to OUT/NAME (results)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    register_all()
+    path = find_options(arguments.opt)
+    options = complete_options(read_options(path, arguments.set), is_train=False)
+    folder = arguments.out / options["name"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place with --out") from error
+    results = evaluate_options(path, options, folder)
+    for result in results:
+        sys.stdout.write(f"{result['data']}: {result['images']} images\n")
+        sys.stdout.write(f"{_row('input', result['input'])}\n{_row('restored', result['restored'])}\n")
+    metadata = {**run_metadata(["vheatir", "test", *argv]), "weights": options["path"]["pretrain_network_g"]}
+    write_json(folder / "results.json", {"results": results, "metadata": metadata})
+    sys.stdout.write(f"written: {folder / 'results.json'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
