@@ -185,6 +185,7 @@ class Trainer:
             )
             logger.info("iteration %d, %s: %s", self.iteration, phase, text)
             scores |= {f"{phase}/{name}": value for name, value in result["restored"].items()}
+            scores |= {f"{phase}/input_{name}": value for name, value in result["input"].items()}
         if not scores:
             return
         self.run.log_scalars(self.iteration, scores)
