@@ -104,7 +104,8 @@ class VHeatIRModel(SRModel):
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+            # A young average follows quickly: at iteration 100 a decay of 0.999 would still be the untrained start.
+            self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
 
     def model_ema(self, decay: float = 0.999) -> None:
         """Exponential moving average of parameters; buffers are copied (stock BasicSR leaves them at their start)."""
