@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 BACKENDS = ("auto", "torch")
-_SPLIT_FROM = 128  # below this side a dense matrix product beats the even/odd split (measured, see benchmarks/)
-_MAX_LEVELS = 2  # a third level saves 1/32 of the products and costs another pass over the data
+_SPLIT_FROM = 96  # below this side a dense matrix product is as fast or faster on two threads (docs/operator.md)
+_MAX_LEVELS = 2  # a third level gains less than it costs in passes over the data, up to 1280 points
 
 
 class Path(NamedTuple):

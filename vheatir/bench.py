@@ -63,8 +63,8 @@ def errors(case: Case) -> dict[str, float]:
         worst = max(shares, key=shares.get)
         if not shares[worst] <= limit:
             raise UserError(
-                f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed {limit:.3g}; "
-                "nothing was timed. Please report this with the output of `vheatir info`"
+                f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "
+                f"{limit:.3g}; nothing was timed. Please report this with the output of `vheatir info`"
             )
         found[name] = shares[worst]
     return found
@@ -229,8 +229,9 @@ def run(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -
 def _line(result: dict[str, Any]) -> str:
     speedup = f"{result['speedup']:6.2f}x" if result["speedup"] else "       "
     return (
-        f"{result['case']:<38} {result['threads']:>2} threads  {result['backend']:<15}{result['median_us'] / 1e3:>10.3f} ms"
-        f" ± {result['iqr_us'] / 1e3:<8.3f} {speedup} {result['peak_mib']:>9.1f} MiB  error {result['error']:.0e}"
+        f"{result['case']:<38} {result['threads']:>2} threads  {result['backend']:<15}"
+        f"{result['median_us'] / 1e3:>10.3f} ms ± {result['iqr_us'] / 1e3:<8.3f} {speedup}"
+        f" {result['peak_mib']:>9.1f} MiB  error {result['error']:.0e}"
     )
 
 

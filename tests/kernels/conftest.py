@@ -30,7 +30,7 @@ def assert_near() -> Callable[..., None]:
 
 @pytest.fixture
 def maps(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`maps(shape)`: x of that shape and a decay of (H, W, C), or (H, W, 1) when `shared`, with values of either sign."""
+    """`maps(shape)`: x, and a decay of either sign, (H, W, C) or, when `shared`, (H, W, 1)."""
 
     def make(
         shape: tuple[int, int, int, int],

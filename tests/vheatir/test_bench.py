@@ -1,0 +1,147 @@
+"""vheatir bench: checks before it times, interleaves, and leaves a file with its conditions."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from vheatir import bench, cli, measure
+from vheatir.errors import UserError
+
+CPU = torch.device("cpu")
+RESULT_KEYS = {"case", "backend", "threads", "median_us", "iqr_us", "rounds", "speedup", "peak_mib", "error", "shape"}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """The command starts itself anew with the heap kept; here it must not."""
+    monkeypatch.setenv("VHEATIR_BENCH_HEAP", "set")
+
+
+def options(*arguments):
+    return bench._parser().parse_args(["hco", "--shape", "1x6x9x2", "--rounds", "2", *arguments])
+
+
+def run(*arguments):
+    return bench.run(options(*arguments), lambda result: None)
+
+
+@pytest.mark.parametrize(
+    "arguments, backends",
+    [
+        ((), ["published", "torch", "torch prepared"]),
+        (("--raw",), ["published", "torch"]),
+        (("--prepared",), ["published", "torch prepared"]),
+        (("--against", "none"), ["torch", "torch prepared"]),
+        (("--raw", "--backward"), ["published", "torch"] * 2),
+        (
+            ("--backward",),
+            ["published", "torch", "torch prepared", "published", "torch", "published", "torch prepared"],
+        ),
+    ],
+    ids=lambda value: " ".join(value) or "default",
+)
+def test_what_is_measured_follows_the_options(arguments, backends):
+    results = run(*arguments)
+    assert [result["backend"] for result in results] == backends
+    assert all(result.keys() >= RESULT_KEYS and result["median_us"] > 0 for result in results)
+
+
+@pytest.mark.parametrize("dtype", bench.DTYPES)
+def test_every_type_passes_the_gate(dtype):
+    for result in run("--dtype", dtype, "--backward", "--shape", "1x6x9x2", "2x130x5x3"):
+        limits = bench.BASELINE_TOLERANCE if result["backend"] == "published" else bench.TOLERANCE
+        assert result["error"] <= limits[dtype]
+
+
+def test_nothing_wrong_is_timed(monkeypatch):
+    from vheatir.kernels import ops
+
+    monkeypatch.setattr(ops, "heat_conduction", lambda x, decay: x * 1.001)
+    monkeypatch.setattr(measure, "interleave", lambda *_, **__: pytest.fail("timed a wrong result"))
+    with pytest.raises(UserError, match=r"hco fwd 1x6x9x2 float32: y of torch is off by .* nothing was timed"):
+        run()
+
+
+def test_a_result_that_is_nan_does_not_pass_the_gate(monkeypatch):
+    from vheatir.kernels import ops
+
+    monkeypatch.setattr(ops, "heat_conduction", lambda x, decay: x * torch.nan)
+    with pytest.raises(UserError, match="off by nan"):
+        run()
+
+
+def test_threads_are_set_for_each_case_and_set_back():
+    before = torch.get_num_threads()
+    assert [result["threads"] for result in run("--raw", "--threads", "1", "2")] == [1, 1, 2, 2]
+    assert torch.get_num_threads() == before
+
+
+def test_the_file_tells_the_conditions(tmp_path, capsys):
+    path = tmp_path / "new" / "bench.json"
+    assert cli.main(["bench", "hco", "--shape", "1x6x9x2", "--rounds", "2", "--json", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert [result["backend"] for result in written["results"]] == ["published", "torch", "torch prepared"]
+    assert written["metadata"]["command"].startswith("vheatir bench hco --shape 1x6x9x2")
+    assert {"commit", "versions", "machine", "utc", "load_before", "load_after"} <= written["metadata"].keys()
+    assert "hco fwd 1x6x9x2 float32" in capsys.readouterr().out
+
+
+def test_the_command_runs_itself_once_with_the_heap_kept(monkeypatch, tmp_path):
+    monkeypatch.delenv("VHEATIR_BENCH_HEAP")
+    path = tmp_path / "bench.json"
+    assert cli.main(["bench", "hco", "--shape", "1x6x9x2", "--rounds", "2", "--raw", "--json", str(path)]) == 0
+    environment = json.loads(path.read_text())["metadata"]["environment"]
+    assert environment.items() >= bench.KEPT_HEAP.items()
+    assert "VHEATIR_BENCH_HEAP" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--shape", "8x56x56"], "expected BxHxWxC"),
+        (["--shape", "8x0x56x3"], "expected BxHxWxC"),
+        (["--threads", "0"], "whole number from 1 on"),
+        (["--raw", "--prepared"], "not allowed with"),
+        (["--dtype", "int8"], "invalid choice"),
+    ],
+)
+def test_wrong_options_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["hco", *arguments])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_explained(capsys):
+    assert cli.main(["bench", "hco", "--device", "cuda"]) == 2
+    assert "sees no CUDA device; try --device cpu" in capsys.readouterr().err
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def one_after_the_other():
+        for _ in range(5):
+            torch.ones(1 << 18)
+
+    def together():
+        return [torch.ones(1 << 18) for _ in range(5)]
+
+    assert measure.peak_mib(one_after_the_other, CPU) == pytest.approx(1, abs=0.01)
+    assert measure.peak_mib(together, CPU) == pytest.approx(5, abs=0.01)
+
+
+def test_the_operator_needs_no_more_memory_than_the_published_one():
+    for result in run("--shape", "1x64x64x32", "1x512x256x16", "--backward"):
+        if result["backend"] == "published":
+            limit = result["peak_mib"]
+        assert result["peak_mib"] <= limit
+
+
+def test_rounds_alternate_their_order_and_speedup_is_the_median_ratio():
+    calls = []
+    timings = measure.interleave({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, rounds=2, warmup=1)
+    assert calls == ["a", "b", "a", "b", "b", "a"]
+    assert all(len(timing.microseconds) == 2 for timing in timings.values())
+    fast, slow = measure.Timing((1.0, 1.0, 2.0)), measure.Timing((3.0, 2.0, 10.0))
+    assert fast.speedup_over(slow) == 3.0 and slow.median_us == 3.0 and fast.iqr_us == 1.0
