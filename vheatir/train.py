@@ -253,6 +253,7 @@ class Trainer:
 
     def _log(self, bar: tqdm, started: float, start_iteration: int) -> None:
         scalars = {f"train/{name}": float(value) for name, value in self.model.get_current_log().items()}
+        scalars |= {f"train/{name}": value for name, value in self.model.batch_scores().items()}
         scalars["train/lr"] = self.model.get_current_learning_rate()[0]
         self.run.log_scalars(self.iteration, scalars)
         seconds = (time.perf_counter() - started) / (self.iteration - start_iteration)

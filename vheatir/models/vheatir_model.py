@@ -12,6 +12,8 @@ from torch import nn
 
 from vheatir import weights
 from vheatir.errors import UserError
+from vheatir.metrics.batched import batch_psnr_ssim
+from vheatir.metrics.fidelity import WINDOW
 from vheatir.validation import validate
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,6 +94,7 @@ class VHeatIRModel(SRModel):
                 output = self.forward_g(*self._inputs(part))
             # The loss in float32: 16 bits would round differences of 1e-3 away.
             loss = self.cri_pix(output.float(), self.gt[part]) * (len(output) / batch)
+            self.output, self.output_gt = output.detach().float(), self.gt[part]
             self.scaler.scale(loss).backward()
             total += loss.detach()
         if not torch.isfinite(total):
@@ -106,6 +109,13 @@ class VHeatIRModel(SRModel):
         if self.ema_decay > 0:
             # A young average follows quickly: at iteration 100 a decay of 0.999 would still be the untrained start.
             self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+
+    def batch_scores(self) -> dict[str, float]:
+        """Mean PSNR and SSIM of the network in training on its last batch (its last part), computed on the device."""
+        if min(self.output.shape[2:]) < WINDOW:
+            return {}
+        psnr, ssim = batch_psnr_ssim(self.output, self.output_gt)
+        return {"batch_psnr": float(psnr.mean()), "batch_ssim": float(ssim.mean())}
 
     def model_ema(self, decay: float = 0.999) -> None:
         """Exponential moving average of parameters; buffers are copied (stock BasicSR leaves them at their start)."""
