@@ -70,7 +70,7 @@ def errors(case: Case) -> dict[str, float]:
     return found
 
 
-def measure_case(case: Case, threads: int, rounds: int | None) -> list[dict[str, Any]]:
+def measure_case(case: Case, threads: int, rounds: int | None, clock: str = "wall") -> list[dict[str, Any]]:
     """One result for each candidate of the case."""
     import torch
 
@@ -78,7 +78,7 @@ def measure_case(case: Case, threads: int, rounds: int | None) -> list[dict[str,
 
     torch.set_num_threads(threads)
     found = errors(case)
-    timings = measure.interleave(case.candidates, case.device, rounds=rounds)
+    timings = measure.interleave(case.candidates, case.device, rounds=rounds, clock=clock)
     baseline = timings.get(BASELINE)
     return [
         {
@@ -86,6 +86,7 @@ def measure_case(case: Case, threads: int, rounds: int | None) -> list[dict[str,
             "backend": name,
             **case.about,
             "threads": threads,
+            "clock": clock,
             "median_us": round(timing.median_us, 1),
             "iqr_us": round(timing.iqr_us, 1),
             "rounds": len(timing.microseconds),
@@ -205,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--rounds", type=_positive, metavar="N", help="rounds of each case; default: what fits into 2 seconds, 5 to 201"
     )
+    add(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for one thread on a busy machine"
+    )
     add("--json", type=Path, metavar="FILE", help="write figures and conditions to this file")
     return parser
 
@@ -218,7 +222,7 @@ def run(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -
     try:
         for case in BENCHMARKS[options.benchmark](options):
             for threads in options.threads or [before]:
-                for result in measure_case(case, threads, options.rounds):
+                for result in measure_case(case, threads, options.rounds, options.clock):
                     results.append(result)
                     report(result)
     finally:
@@ -253,6 +257,8 @@ def _with_kept_heap(argv: list[str]) -> int:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir bench`."""
     options = _parser().parse_args(argv)
+    if options.clock == "cpu" and options.device != "cpu":
+        raise UserError(f"--clock cpu measures a processor, not --device {options.device}; leave it out")
     if options.json:
         prepare_output(options.json)
     if options.device == "cpu" and "VHEATIR_BENCH_HEAP" not in os.environ:

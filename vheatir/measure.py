@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 201
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock times of one candidate, one for each round."""
+    """Times of one candidate, one for each round."""
 
     microseconds: tuple[float, ...]
 
@@ -43,28 +44,31 @@ def interleave(
     rounds: int | None = None,
     seconds: float = 2.0,
     warmup: int = 2,
+    clock: str = "wall",
 ) -> dict[str, Timing]:
     """Time all candidates in turn, round after round; every second round in reverse order.
 
     Args:
         rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
         warmup: untimed rounds before.
+        clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
     """
-    synchronize = _synchronizer(device)
+    synchronize, now = _synchronizer(device), CLOCKS[clock]
 
     def once(function: Callable[[], object]) -> float:
         synchronize()
-        start = time.perf_counter()
+        start = now()
         result = function()
         synchronize()
-        elapsed = time.perf_counter() - start
+        elapsed = now() - start
         del result  # freed outside the measured time, for every candidate alike
         return elapsed
 
     for _ in range(warmup):
         took = sum(once(function) for function in candidates.values())
     if rounds is None:
-        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
+        rounds = max(CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
         for name in list(candidates) if number % 2 == 0 else reversed(list(candidates)):

@@ -103,6 +103,7 @@ def test_the_command_runs_itself_once_with_the_heap_kept(monkeypatch, tmp_path):
         (["--shape", "8x56x56"], "expected BxHxWxC"),
         (["--shape", "8x0x56x3"], "expected BxHxWxC"),
         (["--threads", "0"], "whole number from 1 on"),
+        (["--clock", "sun"], "invalid choice"),
         (["--raw", "--prepared"], "not allowed with"),
         (["--dtype", "int8"], "invalid choice"),
     ],
@@ -117,6 +118,12 @@ def test_wrong_options_are_explained(arguments, message, capsys):
 def test_a_missing_device_is_explained(capsys):
     assert cli.main(["bench", "hco", "--device", "cuda"]) == 2
     assert "sees no CUDA device; try --device cpu" in capsys.readouterr().err
+
+
+def test_processor_time_is_for_processors(capsys):
+    assert cli.main(["bench", "hco", "--device", "cuda", "--clock", "cpu"]) == 2
+    assert "--clock cpu measures a processor" in capsys.readouterr().err
+    assert {result["clock"] for result in run("--clock", "cpu")} == {"cpu"}
 
 
 def test_peak_memory_counts_what_is_alive_at_once():
