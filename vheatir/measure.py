@@ -67,8 +67,7 @@ def interleave(
     for _ in range(warmup):
         took = sum(once(function) for function in candidates.values())
     if rounds is None:
-        rounds = max(CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
         for name in list(candidates) if number % 2 == 0 else reversed(list(candidates)):
