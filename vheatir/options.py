@@ -4,6 +4,7 @@ Numbers may be written as `2e-4`: YAML 1.1 takes that for text, this reader for 
 """
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,13 +52,21 @@ _REQUIRED = {
     "train": ("total_iter", "optim_g", "scheduler", "pixel_opt"),
 }
 AMP_TYPES = ("none", "bf16", "fp16")
+_AT_LEAST = {
+    "": {"threads": 0},
+    "train": {"total_iter": 1, "warmup_iter": -1, "ema_decay": 0, "grad_clip": 0, "accumulate": 1},
+    "val": {"val_freq": 1, "tile": 0, "max_images": 1},
+    "logger": {"print_freq": 1, "save_checkpoint_freq": 1, "keep_checkpoints": 1},
+}
+_LOADER_AT_LEAST = {"batch_size_per_gpu": 1, "num_worker_per_gpu": 0}
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *base` takes over keys, which others may replace
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
@@ -75,7 +84,7 @@ def find_options(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    shipped = recipes() / path.with_suffix(".yml").name
+    shipped = recipes() / (path.name if path.suffix == ".yml" else f"{path.name}.yml")
     if shipped.is_file() and path.parent.name in ("", "options"):
         return shipped
     known = ", ".join(sorted(file.stem for file in recipes().glob("*.yml")))
@@ -141,6 +150,13 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Mapping[str, Any], 
             raise UserError(f"{path}: {where}{key} must be {names}, got {value!r}")
 
 
+def _check_minimum(where: str, table: Mapping[str, Any], least: Mapping[str, int], path: Path) -> None:
+    for key, low in least.items():
+        value = table.get(key)
+        if value is not None and not low <= value < math.inf:
+            raise UserError(f"{path}: {where}{key} must be at least {low}, got {value}")
+
+
 def _check_options(path: Path, options: dict[str, Any]) -> None:
     _check_keys("", options, _TOP, path)
     for section, keys in _REQUIRED.items():
@@ -150,31 +166,55 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
         missing = [key for key in keys if table.get(key) is None]
         if missing:
             raise UserError(f"{path}: missing {', '.join(f'{section}.{key}'.lstrip('.') for key in missing)}")
+    if Path(options["name"]).name != options["name"] or options["name"] == "..":
+        raise UserError(f"{path}: name is that of the run's folder, without / and not .., got {options['name']!r}")
     for section, keys in _SECTIONS.items():
-        if options.get(section) is None:
-            options[section] = {}
-        _check_keys(f"{section}.", options[section], keys, path)
-    amp = options["train"].get("amp") or "none"
+        _check_keys(f"{section}.", options.get(section) or {}, keys, path)
+        # `key: ~` means the default, as a missing key does
+        options[section] = {key: value for key, value in (options.get(section) or {}).items() if value is not None}
+    for section, least in _AT_LEAST.items():
+        _check_minimum(f"{section}.".lstrip("."), options[section] if section else options, least, path)
+    if options["train"].get("ema_decay", 0) >= 1:
+        raise UserError(f"{path}: train.ema_decay must be below 1, got {options['train']['ema_decay']}")
+    amp = options["train"].get("amp", "none")
     if amp not in AMP_TYPES:
         raise UserError(f"{path}: train.amp must be one of {', '.join(AMP_TYPES)}, got {amp!r}")
-    for phase, dataset in options["datasets"].items():
-        if phase.split("_")[0] not in ("train", "val", "test"):
-            raise UserError(f"{path}: datasets.{phase}: expected train, val or test, or val_NAME, test_NAME")
-        if not isinstance(dataset, dict) or not dataset.get("type"):
-            raise UserError(f"{path}: datasets.{phase} must be a table with a type, got {dataset!r}")
     for section in ("optim_g", "scheduler", "pixel_opt"):
         table = options["train"].get(section)
         if table is not None and not isinstance(table.get("type"), str):
             raise UserError(f"{path}: train.{section} needs a type, for example `type: Adam`")
     if not isinstance(options["network_g"].get("type"), str):
         raise UserError(f"{path}: network_g needs a type, for example `type: VHeatIR`")
+    _check_datasets(path, options)
+
+
+def _check_datasets(path: Path, options: dict[str, Any]) -> None:
+    phases = {str(phase): str(phase).split("_")[0] for phase in options["datasets"]}
+    for phase, dataset in options["datasets"].items():
+        if phases[str(phase)] not in ("train", "val", "test") or (phases[str(phase)] == "train" and phase != "train"):
+            raise UserError(f"{path}: datasets.{phase}: expected train, val or test, or val_NAME, test_NAME")
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("type"), str):
+            raise UserError(f"{path}: datasets.{phase} must be a table with a type, got {dataset!r}")
+    if options["train"] and "train" not in phases:
+        raise UserError(f"{path}: datasets.train is missing; add it, or score a trained network with `vheatir test`")
+    if set(phases.values()) <= {"train"}:
+        return
+    metrics = options["val"].get("metrics") or {}
+    wrong = [name for name, table in metrics.items() if not isinstance(table, dict) or "type" not in table]
+    if wrong or not metrics:
+        what = f"val.metrics.{wrong[0]}" if wrong else "val.metrics"
+        raise UserError(f"{path}: {what}: validation needs metrics, for example `psnr: {{type: vheatir_psnr}}`")
+    best = options["val"].get("best", "psnr")
+    if options["train"] and best not in metrics:
+        raise UserError(f"{path}: val.best: no metric {best!r} in val.metrics, which has {', '.join(metrics)}")
 
 
 def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known: frozenset[str]) -> None:
     """Refuse dataset keys that its class does not read."""
     loader = _LOADER_KEYS if phase == "train" else {}
     _check_keys(f"datasets.{phase}.", {k: v for k, v in dataset.items() if k in _LOADER_KEYS}, loader, path)
-    unknown = sorted(set(dataset) - known - set(loader))
+    _check_minimum(f"datasets.{phase}.", dataset, _LOADER_AT_LEAST, path)
+    unknown = sorted(map(str, set(dataset) - known - set(loader)))
     if unknown:
         names = ", ".join(sorted(known | set(loader)))
         raise UserError(f"{path}: unknown key datasets.{phase}.{unknown[0]} for {dataset['type']}; known: {names}")

@@ -13,6 +13,7 @@ import yaml
 
 from vheatir.checkpoint import load_latest
 from vheatir.errors import UserError
+from vheatir.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.results import run_metadata, write_json
 
 logger = logging.getLogger("vheatir")
@@ -26,10 +27,12 @@ class Run:
     """
 
     def __init__(self, root: Path, name: str, resume: bool):
-        self.folder = root / name
+        """Find the run and, to resume, its newest whole checkpoint; nothing is written before `open`."""
+        self.root, self.name, self.folder = root, name, root / name
         self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
         self.pictures = self.folder / "pictures"
         self.writer = None
+        self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []
         if resume:
             if not self.folder.is_dir():
@@ -37,20 +40,24 @@ class Run:
             self.resumed = load_latest(self.checkpoints)
             if self.resumed is None:
                 raise UserError(f"--resume: {self.checkpoints} holds no checkpoint; start again without --resume")
-            return
-        self.resumed = None
-        if self.folder.exists():
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.folder.stat().st_mtime))
-            archived = root / f"{name}_{stamp}"
-            while archived.exists():
-                archived = archived.with_name(archived.name + "_")
-            self.folder.rename(archived)
-        self.folder.mkdir(parents=True)
 
     def open(self, options_path: Path, options: dict[str, Any], argv: list[str]) -> None:
-        """Write what identifies the run, start its log and, where installed and wanted, TensorBoard."""
+        """Write what identifies the run, start its log and, where installed and wanted, TensorBoard.
+
+        A former run of that name is moved aside, and to resume, what it wrote after its checkpoint is dropped.
+        """
         if self.resumed is None:
+            try:
+                archived = self._move_former_aside()
+                self.folder.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be made ({error.strerror}); set path.experiments_root to another place"
+                ) from error
             shutil.copyfile(options_path, self.folder / "options.yml")
+        else:
+            archived = None
+            self._drop_what_came_after(self.resumed["iteration"])
         suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"
         (self.folder / f"resolved{suffix}.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         write_json(self.folder / f"run{suffix}.json", run_metadata(["vheatir", "train", *argv]))
@@ -61,11 +68,36 @@ class Run:
         self._handlers = [file, console]
         for handler in self._handlers:
             logger.addHandler(handler)
+        self._before = (logger.level, logger.propagate)
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.info("run %s, started by: vheatir train %s", self.folder, shlex.join(argv))
+        if archived is not None:
+            logger.info("the former run of this name is now %s", archived)
         if options["logger"].get("use_tb_logger", True):
             self._open_tensorboard()
+
+    def _move_former_aside(self) -> Path | None:
+        if not self.folder.exists():
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.folder.stat().st_mtime))
+        archived = self.root / f"{self.name}_{stamp}"
+        while archived.exists():
+            archived = archived.with_name(archived.name + "_")
+        self.folder.rename(archived)
+        return archived
+
+    def _drop_what_came_after(self, iteration: int) -> None:
+        """A killed run has points in its curves that will come again, and may have left half-written files."""
+        curves = self.folder / "curves.jsonl"
+        if curves.is_file():
+            points = [point for point in map(_parsed, curves.read_text("utf-8").splitlines()) if point is not None]
+            with atomic_open(curves) as file:
+                for point in points:
+                    if point["iteration"] <= iteration:
+                        file.write((json.dumps(point) + "\n").encode())
+        for left in self.folder.rglob(f"{TEMPORARY_PREFIX}*.tmp"):
+            left.unlink()
 
     def _open_tensorboard(self) -> None:
         try:
@@ -91,4 +123,15 @@ class Run:
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
+        if self._handlers:
+            logger.setLevel(self._before[0])
+            logger.propagate = self._before[1]
         self._handlers = []
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of curves.jsonl; None where it is cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

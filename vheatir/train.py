@@ -6,11 +6,14 @@ checkpoint holds all that a resumed run needs, so that it goes on as if it had n
 """
 
 import argparse
+import difflib
+import inspect
 import json
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from vheatir.checkpoint import save_checkpoint
 from vheatir.cli import run as run_command
 from vheatir.data.sampler import IterationSampler
 from vheatir.errors import UserError
+from vheatir.files import atomic_open
 from vheatir.options import check_dataset_keys, find_options, read_options
 from vheatir.registry import register_all
 from vheatir.runs import Run, logger
@@ -54,36 +58,55 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
     datasets = {}
     for phase, table in options["datasets"].items():
-        try:
-            kind = DATASET_REGISTRY.get(table["type"])
-        except KeyError:
-            raise UserError(
-                f"{path}: datasets.{phase}.type: unknown {table['type']!r}; ours: {', '.join(_TASKS)}"
-            ) from None
-        if hasattr(kind, "OPTIONS"):
-            check_dataset_keys(path, phase, table, kind.OPTIONS)
+        kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
+        if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
+            expected = ", ".join(_TASKS)
+            raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
+        check_dataset_keys(path, phase, table, kind.OPTIONS)
         arguments = {"seed": options["manual_seed"], **table, "phase": phase.split("_")[0]}
         arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
         try:
             datasets[phase] = kind(arguments)
-            if hasattr(datasets[phase], "check"):
-                datasets[phase].check()
+            datasets[phase].check()
         except UserError as error:
             raise UserError(f"{path}: datasets.{phase}: {error}") from error
     return datasets
+
+
+def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:
+    """Refuse an unknown type and arguments that it does not take."""
+    if table["type"] not in registry:
+        close = difflib.get_close_matches(table["type"], registry.keys(), n=3, cutoff=0.3) or sorted(registry.keys())
+        raise UserError(f"{path}: {section}.type: unknown {table['type']!r}; did you mean {', '.join(close)}?")
+    known = inspect.signature(registry.get(table["type"])).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    unknown = sorted(str(key) for key in table if key != "type" and key not in known)
+    if unknown:
+        names = ", ".join(known)
+        raise UserError(f"{path}: unknown key {section}.{unknown[0]} for {table['type']}; known: {names}")
 
 
 def build_model(path: Path, options: dict[str, Any]):
     """The model that `model_type` names, with errors that name the file."""
     from basicsr.models import build_model as build
     from basicsr.utils import logger as basicsr_logger
+    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+    from vheatir.models.vheatir_model import VHeatIRModel
 
     basicsr_logger.initialized_logger.setdefault("basicsr", True)  # our log has what it would print
+    kind = options["model_type"]
+    if kind not in MODEL_REGISTRY or not issubclass(MODEL_REGISTRY.get(kind), VHeatIRModel):
+        raise UserError(f"{path}: model_type must be VHeatIRModel, which trains any network_g, got {kind!r}")
+    _check_arguments(path, "network_g", options["network_g"], ARCH_REGISTRY)
+    if options["is_train"]:
+        _check_arguments(path, "train.pixel_opt", options["train"]["pixel_opt"], LOSS_REGISTRY)
     try:
         return build(options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
 
 
@@ -119,8 +142,6 @@ class Trainer:
         if options.get("threads"):
             torch.set_num_threads(options["threads"])
         datasets = build_datasets(path, options)
-        if "train" not in datasets:
-            raise UserError(f"{path}: datasets.train is missing")
         self.train_set = datasets.pop("train")
         self.validation_sets = datasets
         self.model = build_model(path, options)
@@ -130,12 +151,17 @@ class Trainer:
             self._restore(run.resumed)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state(state["model"])
+        try:
+            self.model.load_state(state["model"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--resume: the checkpoint in {self.run.checkpoints} does not fit these options ({error}); resume with "
+                "the options of the run, or start a new one from its weights with path.pretrain_network_g"
+            ) from error
         self.iteration, self.best = state["iteration"], state["best"]
         torch.set_rng_state(state["random"]["torch"])
         if self.model.device.type == "cuda" and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        logger.info("resumed at iteration %d", self.iteration)
 
     def save(self) -> None:
         """Write a checkpoint and the current weights."""
@@ -156,8 +182,6 @@ class Trainer:
         self.run.models.mkdir(exist_ok=True)
         network = self.model.network_for_test()
         if self.options["network_g"]["type"] != "VHeatIR":
-            from vheatir.files import atomic_open
-
             with atomic_open(self.run.models / f"{name}.pth") as file:
                 torch.save({"params": network.state_dict()}, file)
             return
@@ -190,8 +214,6 @@ class Trainer:
             return
         self.run.log_scalars(self.iteration, scores)
         chosen = [value for name, value in scores.items() if name.endswith(f"/{key}")]
-        if not chosen:
-            raise UserError(f"val.best: no metric {key!r} among {', '.join(scores)}")
         mean = sum(chosen) / len(chosen)
         self.last_score = mean
         if self.best is None or mean > self.best["value"]:
@@ -208,6 +230,7 @@ class Trainer:
             batch_sampler=sampler,
             num_workers=table.get("num_worker_per_gpu") or 0,
             pin_memory=self.model.device.type == "cuda",
+            generator=torch.Generator(),  # a loader draws when it starts; a resumed run starts one more of them
         )
 
     def train(self) -> bool:
@@ -219,6 +242,8 @@ class Trainer:
         warmup = options["train"].get("warmup_iter") or -1
         self.last_score = self.best["value"] if self.best else None
         started, start_iteration = time.perf_counter(), self.iteration
+        if self.iteration >= self.total:  # killed after its last checkpoint, before its weights were written
+            self.save_weights("latest")
         bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=None, file=sys.stderr, smoothing=0.05)
         with _stop_on_signal() as stop, bar:
             for batch in self.loader():
@@ -245,7 +270,8 @@ class Trainer:
             self.model.optimize_parameters(self.iteration)
         except FloatingPointError as error:
             path = self.run.folder / f"nonfinite_{self.iteration:08d}.pt"
-            torch.save({"batch": batch, "model": self.model.state(), "random": before}, path)
+            with atomic_open(path) as file:
+                torch.save({"batch": batch, "model": self.model.state(), "random": before}, file)
             raise UserError(
                 f"{error}, images {', '.join(batch['lq_path'])}; batch and weights are in {path}. A lower learning "
                 "rate, train.grad_clip or train.amp: none may help; --resume goes on from the last checkpoint"
@@ -257,7 +283,7 @@ class Trainer:
         scalars["train/lr"] = self.model.get_current_learning_rate()[0]
         self.run.log_scalars(self.iteration, scalars)
         seconds = (time.perf_counter() - started) / (self.iteration - start_iteration)
-        remaining = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.total - self.iteration)))
+        remaining = timedelta(seconds=round(seconds * (self.total - self.iteration)))
         text = " ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in scalars.items())
         score = "" if self.last_score is None else f" psnr {self.last_score:.2f}"
         bar.set_postfix_str(text + score)
@@ -283,11 +309,13 @@ def main(argv: list[str]) -> int:
     options = complete_options(options, is_train=True)
     root = Path(options["path"].get("experiments_root") or "experiments")
     run = Run(root, options["name"], arguments.resume)
+    trainer = Trainer(path, options, run)  # all that can be wrong is found before a folder is made or moved
     run.open(path, options, argv)
     try:
-        trainer = Trainer(path, options, run)
         count = sum(parameter.numel() for parameter in trainer.model.net_g.parameters())
         logger.info("%s on %s, %s", f"{count:,} parameters", trainer.model.device, f"{len(trainer.train_set)} images")
+        if run.resumed is not None:
+            logger.info("resumed at iteration %d", trainer.iteration)
         finished = trainer.train()
         if finished and trainer.best:
             logger.info("best %(metric)s %(value).4f at iteration %(iteration)d", trainer.best)

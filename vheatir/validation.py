@@ -58,7 +58,7 @@ def validate(
         as it is, neither clipped nor rounded.
     """
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
-    records = []
+    records, saved = [], set()
     for index in range(count):
         sample = dataset[index]
         lq, level = sample["lq"][None].to(device), sample.get("level")
@@ -73,7 +73,11 @@ def validate(
         records.append(record)
         if save_dir is not None:
             save_dir.mkdir(parents=True, exist_ok=True)
-            save_png(save_dir / f"{Path(sample['lq_path']).stem}.png", restored)
+            path = save_dir / f"{Path(sample['lq_path']).stem}.png"
+            if path in saved:  # the same name in two folders
+                path = path.with_stem(f"{path.stem}_{index}")
+            saved.add(path)
+            save_png(path, restored)
         if on_image is not None:
             on_image(index + 1, count)
     means = {

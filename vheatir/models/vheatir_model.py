@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
@@ -27,6 +28,18 @@ class VHeatIRModel(SRModel):
     `level` input, fine-tuning from safetensors, and a loss that is not finite ends the run.
     """
 
+    def __init__(self, opt: dict[str, Any]):
+        super().__init__(opt)
+        self.metrics = {
+            name: partial(_metric, dict(arguments)) for name, arguments in (opt["val"].get("metrics") or {}).items()
+        }
+        picture = np.zeros((32, 32), np.uint8)
+        for name, metric in self.metrics.items():
+            try:
+                metric(picture, picture)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"val.metrics.{name}: {error}") from error
+
     def model_to_device(self, net: nn.Module) -> nn.Module:
         return net.to(self.device)
 
@@ -36,7 +49,7 @@ class VHeatIRModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it."""
         if Path(load_path).suffix in (".pth", ".pt"):
-            state, _ = weights.load_checkpoint(load_path)
+            state, _ = weights.load_checkpoint(load_path, self.opt["path"].get("param_key_g"))
         else:
             state, _ = weights.read(load_path)
         try:
@@ -49,6 +62,8 @@ class VHeatIRModel(SRModel):
         self.amp_dtype = _AMP_DTYPES.get(options.get("amp") or "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
         self.grad_clip, self.accumulate = options.get("grad_clip") or 0.0, options.get("accumulate") or 1
+        if options["pixel_opt"].get("reduction", "mean") not in ("mean", "sum"):
+            raise UserError(f"train.pixel_opt.reduction must be mean or sum, got {options['pixel_opt']['reduction']!r}")
         super().init_training_settings()
         self.forward_g = torch.compile(self.net_g) if options.get("compile") else self.net_g
 
@@ -64,16 +79,29 @@ class VHeatIRModel(SRModel):
     def setup_schedulers(self) -> None:
         options = self.opt["train"]["scheduler"]
         if options["type"] in ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"):
+            periods, total = sum(options.get("periods") or ()), self.opt["train"]["total_iter"]
+            if options["type"] == "CosineAnnealingRestartLR" and periods < total:
+                raise UserError(f"train.scheduler.periods add up to {periods}, train.total_iter is {total}; raise them")
             super().setup_schedulers()
             return
         arguments = {key: value for key, value in options.items() if key != "type"}
         kind = getattr(torch.optim.lr_scheduler, options["type"], None)
-        if kind is None:
-            raise UserError(f"train.scheduler.type: unknown scheduler {options['type']!r}")
+        known = isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)
+        if not known or kind is torch.optim.lr_scheduler.ReduceLROnPlateau:
+            raise UserError(
+                f"train.scheduler.type: torch.optim.lr_scheduler has no schedule over iterations {options['type']!r}; "
+                "for example CosineAnnealingRestartLR, MultiStepLR, OneCycleLR"
+            )
         try:
             self.schedulers = [kind(optimizer, **arguments) for optimizer in self.optimizers]
         except (TypeError, ValueError) as error:
             raise UserError(f"train.scheduler: {error}") from error
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """As BasicSR's, but schedules that go on from the last rate do not take warm-up's for theirs."""
+        if 1 < current_iter <= warmup_iter:
+            self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
+        super().update_learning_rate(current_iter, warmup_iter)
 
     def feed_data(self, data: dict[str, Any]) -> None:
         super().feed_data(data)
@@ -88,12 +116,13 @@ class VHeatIRModel(SRModel):
         batch = len(self.lq)
         step = -(-batch // self.accumulate)
         total = torch.zeros((), device=self.device)
+        is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
         for start in range(0, batch, step):
             part = slice(start, start + step)
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 output = self.forward_g(*self._inputs(part))
             # The loss in float32: 16 bits would round differences of 1e-3 away.
-            loss = self.cri_pix(output.float(), self.gt[part]) * (len(output) / batch)
+            loss = self.cri_pix(output.float(), self.gt[part]) * (len(output) / batch if is_mean else 1)
             self.output, self.output_gt = output.detach().float(), self.gt[part]
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -103,6 +132,9 @@ class VHeatIRModel(SRModel):
         if self.grad_clip:
             self.scaler.unscale_(self.optimizer_g)
             norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), self.grad_clip)
+            # Clipping would write NaN into every weight; the scaler of fp16 skips such a step instead.
+            if not torch.isfinite(norm) and not self.scaler.is_enabled():
+                raise FloatingPointError(f"the gradient's norm is {float(norm)} at iteration {current_iter}")
             self.log_dict["grad_norm"] = norm
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
@@ -126,21 +158,18 @@ class VHeatIRModel(SRModel):
             kept.copy_(buffer)
 
     def network_for_test(self) -> nn.Module:
-        """The network that is validated and published (the average where there is one), in eval mode."""
-        return getattr(self, "net_g_ema", self.get_bare_model(self.net_g)).eval()
+        """The network that is validated and published: the average where there is one."""
+        return getattr(self, "net_g_ema", self.get_bare_model(self.net_g))
 
     def validate(self, dataset, save_dir: Path | None = None, on_image=None) -> dict[str, Any]:
         """Scores of the network on a dataset, as `vheatir.validation.validate` returns them."""
         options = self.opt["val"]
-        metrics = {
-            name: partial(_metric, dict(arguments)) for name, arguments in (options.get("metrics") or {}).items()
-        }
-        network = self.network_for_test()
+        network = self.network_for_test().eval()
         try:
             return validate(
                 network,
                 dataset,
-                metrics,
+                self.metrics,
                 device=self.device,
                 tile=options.get("tile"),
                 max_images=options.get("max_images"),
