@@ -12,15 +12,15 @@ from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.options import find_options, read_options
 from vheatir.registry import register_all
-from vheatir.results import run_metadata, write_json
+from vheatir.results import prepare_output, run_metadata, write_json
 from vheatir.train import build_datasets, build_model, complete_options
 
 
-def _use_shipped_configuration(options: dict[str, Any]) -> None:
+def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:
     """Take the network's arguments from its safetensors file where the options leave them out."""
     source, network = options["path"].get("pretrain_network_g"), options["network_g"]
     if source is None:
-        raise UserError("path.pretrain_network_g is missing: name the weights to test, a file or a shipped name")
+        raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
     if set(network) == {"type"} and network["type"] == "VHeatIR" and Path(source).suffix not in (".pth", ".pt"):
         model, _ = weights.load(source)
         options["network_g"] = {**network, **model.config}
@@ -32,7 +32,10 @@ def _row(name: str, scores: dict[str, float]) -> str:
 
 def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Scores of every test set of checked options; pictures go below `folder` where `val.save_img` is set."""
-    _use_shipped_configuration(options)
+    options = {**options, "datasets": {k: v for k, v in options["datasets"].items() if k != "train"}}
+    if not options["datasets"]:
+        raise UserError(f"{path}: datasets has no test or val section to score")
+    _use_shipped_configuration(path, options)
     datasets = build_datasets(path, options)
     model = build_model(path, options)
     results = []
@@ -66,10 +69,7 @@ def main(argv: list[str]) -> int:
     path = find_options(arguments.opt)
     options = complete_options(read_options(path, arguments.set), is_train=False)
     folder = arguments.out / options["name"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place with --out") from error
+    prepare_output(folder / "results.json")
     results = evaluate_options(path, options, folder)
     for result in results:
         sys.stdout.write(f"{result['data']}: {result['images']} images\n")

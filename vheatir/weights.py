@@ -145,11 +145,11 @@ def _sorted_header(data: bytes) -> bytes:
     return len(text).to_bytes(_MAX_HEADER, "little") + text + data[start:]
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[str, Tensor], str]:
     """The state dict of a BasicSR checkpoint (.pth) and where in it it lay; for training and publishing only.
 
-    Takes `params_ema` where there is one, else `params`, else the file itself as a state dict. Read with
-    `weights_only=True`: a file that wants to run code is refused.
+    Takes what lies under the key `wanted`; without that `params_ema` where there is one, else `params`, else the file
+    itself as a state dict. Read with `weights_only=True`: a file that wants to run code is refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -159,7 +159,11 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
     except Exception as error:  # unpicklers raise whatever they like on damaged or hostile bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a checkpoint that can be read without running code from it ({reason})") from error
-    key = next((name for name in ("params_ema", "params") if isinstance(content, dict) and name in content), "")
+    if wanted is not None and (not isinstance(content, dict) or wanted not in content):
+        known = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: holds nothing under {wanted!r}, but {known}")
+    keys = ("params_ema", "params") if wanted is None else (wanted,)
+    key = next((name for name in keys if isinstance(content, dict) and name in content), "")
     state = content[key] if key else content
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected tensors by name, under params_ema or params or at the top; found none")
