@@ -12,6 +12,7 @@ from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Mlp
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
+_NARROW = (torch.bfloat16, torch.float16)
 _CACHE_SIZES = 2  # resolutions kept per layer: a whole picture and the tiles at its rim
 _CACHE_BYTES = 64 << 20  # a decay above this is made again for each call: at that size memory is scarcer than time
 
@@ -53,7 +54,7 @@ class HeatLayer(nn.Module):
         self.out_linear = nn.Linear(dim, dim)
         self.k_exp: nn.Parameter | None = None
         self._unfolded: nn.Module | None = None
-        self._cache: OrderedDict[tuple[int, int], tuple[list, PreparedDecay]] = OrderedDict()
+        self._cache: OrderedDict[tuple, tuple[list, PreparedDecay]] = OrderedDict()
 
     def init_reach(self) -> None:
         """Apply `reach` to the starting diffusivities; networks call it after their own initialisation."""
@@ -84,13 +85,14 @@ class HeatLayer(nn.Module):
         sources += self.to_k.parameters() if self.to_k is not None else []
         # Held, not only compared: the identity of a tensor that is gone may belong to another one now.
         state = [(source, 0 if source.is_inference() else source._version) for source in sources]
-        kept = self._cache.get((height, width))
+        key = (height, width, getattr(embedding, "mode", None))
+        kept = self._cache.pop(key, None)  # and back to the end; a look-up of its own would race other threads
         if kept is not None and all(a is b and v == w for (a, v), (b, w) in zip(kept[0], state, strict=True)):
-            self._cache.move_to_end((height, width))
+            self._cache[key] = kept
             return kept[1]
         prepared = prepare_decay(self._fresh_decay(embedding))
         if prepared.nbytes() <= _CACHE_BYTES:
-            self._cache[height, width] = (state, prepared)
+            self._cache[key] = (state, prepared)
             while len(self._cache) > _CACHE_SIZES:
                 self._cache.popitem(last=False)
         return prepared
@@ -98,7 +100,8 @@ class HeatLayer(nn.Module):
     def _fresh_decay(self, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.k_exp is not None:
             return self.k_exp
-        return decay_map(self.diffusivity(embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding))
+        k = self.diffusivity(embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding)
+        return decay_map(k.float() if k.dtype in _NARROW else k)
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
         """Conduct (B, H, W, C) maps; `embedding` is (H, W, C) or an `EmbeddingAt`, None where folded.
@@ -111,7 +114,7 @@ class HeatLayer(nn.Module):
             x = self.dwconv(x)
         x = self.linear(x)
         x, gate = x.chunk(2, dim=-1) if self.gate else (x, None)
-        if isinstance(decay, Tensor) and decay.dtype != x.dtype and x.dtype not in (torch.bfloat16, torch.float16):
+        if isinstance(decay, Tensor) and decay.dtype != x.dtype and x.dtype not in _NARROW:
             decay = decay.to(x.dtype)
         x = self.out_norm(heat_conduction(x, decay))
         if gate is not None:
@@ -196,11 +199,12 @@ class HeatBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.op = HeatLayer(dim, **layer)
         self.drop_path = DropPath(drop_path)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp_dwconv) if mlp_ratio > 0 else None
+        # rounded: a ratio read back from weights is a quotient, whose product with dim may fall just short
+        self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), mlp_dwconv) if mlp_ratio > 0 else None
         self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale is not None else None
+        self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale is not None else None
         scaled_mlp = layer_scale is not None and mlp_ratio > 0
-        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled_mlp else None
+        self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale))) if scaled_mlp else None
 
     def _branch(self, x: Tensor, norm: nn.Module, gamma: Tensor | None, body) -> Tensor:
         y = norm(body(x)) if self.post_norm else body(norm(x))

@@ -69,6 +69,18 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(x))
 
 
+class LinearMlp(nn.Module):
+    """Two linear layers with GELU between, on (..., C); the form whose weights are matrices."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 def init_linear(module: nn.Module) -> None:
     """Linear weights from a normal of std 0.02 cut at two units, biases zero; for `Module.apply`."""
     if isinstance(module, nn.Linear):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,13 +87,17 @@ class Golden:
         return (2 * ((13 * j * j + 7 * j + 101 * tag) % 9973) / 9973 - 1).reshape(shape)
 
     def inputs(self, case: str):
-        """The case's inputs as float64 tensors by name; only those that follow the common rule."""
+        """The case's inputs as float64 tensors by name; a `formula` is a line through the numbers u."""
         import torch
 
-        described = self.manifest["cases"][case]["inputs"].items()
-        return {
-            k: torch.from_numpy(v["scale"] * self.numbers(v["shape"], v["tag"])) for k, v in described if "tag" in v
-        }
+        def value(described: dict):
+            u = described["scale"] * self.numbers(described["shape"], described["tag"])
+            if "formula" in described:
+                start, slope = re.fullmatch(r"([\d.]+) \+ ([\d.]+) \* u", described["formula"]).groups()
+                u = float(start) + float(slope) * u
+            return torch.from_numpy(u)
+
+        return {name: value(described) for name, described in self.manifest["cases"][case]["inputs"].items()}
 
     def fill(self, module) -> None:
         """Give every weight of a module the value that the rules assign to its key."""
@@ -113,5 +118,6 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    """The golden values: `golden.arrays(case)`, `golden.inputs(case)`, `golden.fill(module)`."""
-    return Golden(ROOT / "tests" / "golden")
+    """The golden values of the folder that VHEATIR_GOLDEN names, else the committed ones."""
+    stated = os.environ.get("VHEATIR_GOLDEN")
+    return Golden(Path(stated) if stated else ROOT / "tests" / "golden")

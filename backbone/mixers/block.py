@@ -1,0 +1,141 @@
+"""The protocol of token mixers, and the residual block that most of them share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vheatir.backbone.layers import DropPath, LinearMlp
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands.
+
+    Attributes:
+        stage: index of its stage.
+        index: its index in the stage.
+        map_size: height and width of the stage's maps at the image size of the network.
+        drop_path: probability of dropping a branch in training.
+        layer_scale: starting value of the branches' factors; None or 0 for no factors.
+        dense: part of a dense-prediction backbone, whose published form differs in places from the classifier's.
+        mask_padding: keep the padding of maps out of attention; the published dense backbones do not.
+    """
+
+    stage: int = 0
+    index: int = 0
+    map_size: tuple[int, int] = (56, 56)
+    drop_path: float = 0.0
+    layer_scale: float | None = 1e-6
+    dense: bool = False
+    mask_padding: bool = True
+
+
+class MixerBlock(nn.Module):
+    """Base of all mixers' blocks: `Block(dim, place, **arguments)`, channels-last maps to maps of the same shape.
+
+    Attributes:
+        per_stage: arguments that a network gives as one value for each stage.
+        resizers: last component of a weight's key -> function(tensor, target shape), for files of another size.
+        not_decayed: last components of keys without weight decay.
+        structural: buffers of published files that hold no weights.
+        shares_embedding: whether the stage's frequency embedding comes as a second argument.
+    """
+
+    per_stage: ClassVar[tuple[str, ...]] = ()
+    resizers: ClassVar[dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]]] = {}
+    not_decayed: ClassVar[tuple[str, ...]] = ()
+    structural: ClassVar[tuple[str, ...]] = ()
+    shares_embedding: ClassVar[bool] = False
+
+    def init_tables(self) -> None:
+        """Start values of weights that are neither of a linear layer nor of a convolution."""
+
+    def set_map_size(self, size: tuple[int, int]) -> None:
+        """Adapt weights that depend on the size of the maps."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        for key in [key for key in state_dict if key.rpartition(".")[2] in self.structural]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def make_factor(place: Place, shape: tuple[int, ...]) -> nn.Parameter | None:
+    """The learned factor of a branch; None where the network has none."""
+    return nn.Parameter(torch.full(shape, place.layer_scale)) if place.layer_scale else None
+
+
+def scaled(branch: Tensor, factor: Tensor | None) -> Tensor:
+    """A branch (..., C) times its factor, whose published shapes differ."""
+    return branch if factor is None else branch * factor.flatten()
+
+
+class AttentionBlock(MixerBlock):
+    """x + factor1 * attn(norm1(x)), then x + factor2 * mlp(norm2(x)).
+
+    Args:
+        dim: channels C.
+        place: where the block stands.
+        attn: the mixer, on channels-last maps.
+        eps: of the norms.
+        mlp_ratio: hidden over outer channels.
+        factors: names of the two factors.
+        factor_shape: shape of the factors, C in place of -1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        place: Place,
+        attn: nn.Module,
+        *,
+        eps: float = 1e-5,
+        mlp_ratio: float = 4.0,
+        factors: tuple[str, str] = ("gamma_1", "gamma_2"),
+        factor_shape: tuple[int, ...] = (-1,),
+    ):
+        super().__init__()
+        self.place, self._factors = place, factors
+        for name in factors:
+            self.register_parameter(name, make_factor(place, tuple(dim if n == -1 else n for n in factor_shape)))
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = LinearMlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(place.drop_path)
+
+    def add_branch(self, x: Tensor, branch: Tensor, which: int) -> Tensor:
+        """x plus the branch, times its factor, in training with stochastic depth."""
+        return x + self.drop_path(scaled(branch, getattr(self, self._factors[which])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.add_branch(x, self.attn(self.norm1(x)), 0)
+        return self.add_branch(x, self.mlp(self.norm2(x)), 1)
+
+
+def cached_table(build: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """Keep the last results of a function of sizes and device that makes an index or a mask.
+
+    Built outside inference mode, so that autograd may save it later; not kept while a compiler traces, which hands
+    out stand-ins without data.
+    """
+
+    def outside_inference(*args):
+        with torch.inference_mode(False), torch.no_grad():
+            return build(*args)
+
+    kept = lru_cache(maxsize=64)(outside_inference)
+
+    @wraps(build)
+    def table(*args) -> Tensor | None:
+        return outside_inference(*args) if torch.compiler.is_compiling() else kept(*args)
+
+    return table
+
+
+def padding_to_multiple(size: int, multiple: int) -> int:
+    """How much a side lacks to a multiple."""
+    return -size % multiple

@@ -1,0 +1,134 @@
+"""The unified networks of every mixer and size, registered with timm."""
+
+import sys
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from vheatir.backbone.checkpoint import fit_state, unwrap
+from vheatir.backbone.meta import MetaArch
+
+SOURCE = "https://github.com/OpenGVLab/STM-Evaluation"
+RELEASE = f"{SOURCE}/releases/download/cls-ckpt"
+# Released files carry the names of the networks that the mixers come from.
+RELEASED = {"halo": "halonet", "pvt": "pvt", "swin": "swin", "convnext": "convnext", "dcn_v3": "internimage"}
+
+_HEADS = (1, 2, 4, 8)
+
+
+def _size(dims, depths, drop_path_rate: float, **mixer_args) -> dict:
+    return {"dims": dims, "depths": depths, "drop_path_rate": drop_path_rate, "mixer_args": mixer_args}
+
+
+def _heads(*first: int, **more) -> list[dict]:
+    """Arguments of four sizes whose heads double from stage to stage."""
+    return [{"num_heads": tuple(n * k for k in _HEADS), **more} for n in first]
+
+
+_WINDOW = _heads(1, 3, 3, 4, window_size=7)
+_HALO = _heads(1, 3, 3, 4, block_size=7, halo_size=3, pos_embed_type="query_related")
+_DEFORMABLE = _heads(2, 4, 5, 7, points=9, kernel_size=3)
+_REDUCTION = {"num_heads": (1, 2, 5, 8), "sr_ratio": (8, 4, 2, 1), "qkv_bias": True}
+_WIDE, _EVEN = {"mlp_ratio": (8, 8, 4, 4)}, {"mlp_ratio": (4, 4, 4, 4)}
+_PVT_DIMS = (64, 128, 320, 512)
+
+SIZES: dict[str, dict[str, dict]] = {
+    "halo": {
+        "micro": _size(32, (2, 2, 9, 2), 0.0, **_HALO[0]),
+        "tiny": _size(96, (2, 2, 6, 2), 0.2, **_HALO[1]),
+        "small": _size(96, (2, 2, 18, 2), 0.3, **_HALO[2]),
+        "base": _size(128, (2, 2, 18, 2), 0.5, **_HALO[3]),
+    },
+    "pvt": {
+        "micro": _size((32, 64, 160, 256), (2, 2, 3, 2), 0.0, **_REDUCTION, **_WIDE),
+        "tiny": _size(_PVT_DIMS, (3, 4, 9, 3), 0.1, **_REDUCTION, **_WIDE),
+        "small": _size(_PVT_DIMS, (3, 4, 21, 3), 0.3, **_REDUCTION, **_WIDE),
+        "base": _size(_PVT_DIMS, (3, 8, 45, 3), 0.5, **_REDUCTION, **_EVEN),
+    },
+    "swin": {
+        "micro": _size(32, (2, 2, 9, 2), 0.0, **_WINDOW[0]),
+        "tiny": _size(96, (2, 2, 6, 2), 0.2, **_WINDOW[1]),
+        "small": _size(96, (2, 2, 18, 2), 0.3, **_WINDOW[2]),
+        "base": _size(128, (2, 2, 18, 2), 0.5, **_WINDOW[3]),
+    },
+    "convnext": {
+        "micro": _size(32, (3, 3, 8, 3), 0.0),
+        "tiny": _size(96, (2, 2, 9, 2), 0.1),
+        "small": _size(96, (2, 2, 24, 2), 0.4),
+        "base": _size(128, (2, 2, 24, 2), 0.5),
+    },
+    "dcn_v3": {
+        "micro": _size(32, (2, 2, 9, 2), 0.0, **_DEFORMABLE[0]),
+        "tiny": _size(64, (4, 4, 18, 4), 0.1, **_DEFORMABLE[1]),
+        "small": _size(80, (4, 4, 21, 4), 0.3, **_DEFORMABLE[2]),
+        "base": _size(112, (4, 4, 21, 4), 0.5, **_DEFORMABLE[3]),
+    },
+    # Ours: the widths, depths and rates of swin, whose blocks have as many weights; one block less in micro makes up
+    # for the frequency embeddings.
+    "heat": {
+        "micro": _size(32, (2, 2, 8, 2), 0.0),
+        "tiny": _size(96, (2, 2, 6, 2), 0.2),
+        "small": _size(96, (2, 2, 18, 2), 0.3),
+        "base": _size(128, (2, 2, 18, 2), 0.5),
+    },
+}
+
+
+def checkpoint_filter_fn(state: dict, model: nn.Module) -> dict:
+    """Bring a published checkpoint to the keys and shapes of a model."""
+    return fit_state(unwrap(state)[0], model)[0]
+
+
+def _cfg(mixer: str, size: str) -> dict:
+    released = mixer in RELEASED
+    return {
+        "url": f"{RELEASE}/unified_{RELEASED[mixer]}_{size}.pth" if released else "",
+        "custom_load": True,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": MetaArch.first_conv,
+        "classifier": MetaArch.head_name,
+        "paper_ids": "arXiv:2211.05781" if released else "arXiv:2405.16555",
+        **({"license": "mit", "origin_url": SOURCE} if released else {}),
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {f"unified_{mixer}_{size}.in1k": _cfg(mixer, size) for mixer, sizes in SIZES.items() for size in sizes}
+)
+
+
+def network_arguments(mixer: str, size: str, given: dict) -> dict:
+    """Arguments of `MetaArch` for a size, with those given in their place; `mixer_args` are merged."""
+    args = {"mixer": mixer, **SIZES[mixer][size], **given}
+    return {**args, "mixer_args": {**SIZES[mixer][size]["mixer_args"], **(given.get("mixer_args") or {})}}
+
+
+def _register(mixer: str, size: str) -> None:
+    """Register `unified_<mixer>_<size>` with timm, as a function of this module."""
+    name = f"unified_{mixer}_{size}"
+
+    def build(pretrained: bool = False, **kwargs) -> MetaArch:
+        return build_model_with_cfg(
+            MetaArch,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": MetaArch.as_features},
+            **network_arguments(mixer, size, kwargs),
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Unified network of size {size} with the token mixer {mixer}."
+    setattr(sys.modules[__name__], name, register_model(build))
+
+
+for _mixer, _sizes in SIZES.items():
+    for _name in _sizes:
+        _register(_mixer, _name)
