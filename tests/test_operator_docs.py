@@ -1,11 +1,13 @@
 """The code in docs/operator.md runs as it stands there, from top to bottom."""
 
+import json
 import re
 from pathlib import Path
 
 import torch
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "operator.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "operator.md"
 
 
 def test_the_code_of_the_operators_page_runs():
@@ -15,3 +17,16 @@ def test_the_code_of_the_operators_page_runs():
     names: dict[str, object] = {"__name__": "operator_page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
+
+
+def test_the_figures_of_the_page_are_those_of_the_file():
+    text = PAGE.read_text(encoding="utf-8")
+    (name,) = set(re.findall(r"benchmarks/results/\S+\.json", text))
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    speedups = {(result["case"], result["backend"]): result["speedup"] for result in results}
+    rows = re.findall(r"^\| (\d+x\d+x\d+x\d+) \| [\d.]+ \| ([\d.]+)× \| ([\d.]+)× \| ([\d.]+)× \|", text, re.MULTILINE)
+    assert len(rows) == len({result["case"].split()[2] for result in results if " fwd " in result["case"]})
+    for shape, raw, prepared, backward in rows:
+        forward = f"hco fwd {shape} float32"
+        keys = [(forward, "torch"), (forward, "torch prepared"), (f"hco fwd+bwd {shape} float32", "torch")]
+        assert [raw, prepared, backward] == [f"{speedups[key]:.2f}" for key in keys], shape
