@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vheatir.backbone.layers import full_precision
+
 RESIZE_MODES = ("exact", "published")
 
 
@@ -35,10 +37,11 @@ def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Ten
     """
     if mode not in RESIZE_MODES:
         raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
-    if tuple(embedding.shape[:2]) == tuple(size):
+    # An exporter with unknown sides must not ask; resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and tuple(embedding.shape[:2]) == tuple(size):
         return embedding
     # Under autocast the products would round the table to 8 bits.
-    with torch.autocast(embedding.device.type, enabled=False):
+    with full_precision(embedding):
         if mode == "published":
             planes = embedding.permute(2, 0, 1)[None]
             resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.embedding import EmbeddingAt, init_diffusivity_reach
-from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Mlp
+from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Mlp, full_precision
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
@@ -66,7 +66,7 @@ class HeatLayer(nn.Module):
         if self.to_k is None:
             return torch.full_like(embedding[..., :1], self.fixed_k)
         # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential.
-        with torch.autocast(embedding.device.type, enabled=False):
+        with full_precision(embedding):
             return self.to_k(embedding)
 
     def _folded_size(self) -> str:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.backbone.embedding import EmbeddingAt
+from vheatir.backbone.embedding import RESIZE_MODES, EmbeddingAt
 from vheatir.backbone.heat import HeatBlock, HeatLayer
 from vheatir.backbone.layers import (
     ChannelsLastConv2d,
@@ -83,11 +83,8 @@ class VHeatIR(nn.Module):
     ):
         super().__init__()
         self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        _check_config(self.config)
         self.config.update(depths=list(depths), reach=None if reach is None else list(reach))
-        if in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {in_chans}")
-        if not depths or min(depths) < 1 or dim < 1 or embed_size < 1 or downscale < 1:
-            raise ValueError(f"dim, depths, embed_size and downscale must be positive, got {self.config}")
         self.downscale, self.resize, self.level_map = downscale, resize, level_map
         planes = in_chans * downscale**2
         block = {"mlp_ratio": mlp_ratio, "post_norm": post_norm, "layer_scale": layer_scale, "mlp_dwconv": mlp_dwconv}
@@ -127,16 +124,19 @@ class VHeatIR(nn.Module):
 
         Raises:
             ValueError: wrong shape, or a level where none (or none where one) is expected.
+            TypeError: the image is not of a floating type.
         """
         if image.ndim != 4 or image.shape[1] != self.config["in_chans"] or 0 in image.shape[2:]:
             raise ValueError(f"expected images (B, {self.config['in_chans']}, H, W), got {tuple(image.shape)}")
         if (level is not None) != self.level_map:
             raise ValueError("this network needs a level" if self.level_map else "this network takes no level")
+        if not image.is_floating_point():
+            raise TypeError(f"expected floating point in [0, 1], got {image.dtype}; divide 8-bit images by 255")
         height, width = image.shape[2:]
         padded = self._pad(image)
         planes = F.pixel_unshuffle(padded, self.downscale)
         if level is not None:
-            planes = torch.cat([planes, self._level_plane(level, padded)], 1)
+            planes = torch.cat([planes, self._level_plane(level, padded, image.shape[2:])], 1)
         shallow = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
         embedding = EmbeddingAt(self.freq_embed, tuple(shallow.shape[1:3]), self.resize)
         deep = shallow
@@ -148,11 +148,17 @@ class VHeatIR(nn.Module):
         return image + F.pixel_shuffle(residual, self.downscale)[:, :, :height, :width]
 
     def _pad(self, planes: Tensor) -> Tensor:
-        below, right = (-planes.shape[2] % self.downscale, -planes.shape[3] % self.downscale)
-        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
+        if self.downscale == 1:
+            return planes
+        # Written so that an exporter with unknown sides sees that the padded ones are multiples of `downscale`.
+        below, right = (-(-side // self.downscale) * self.downscale - side for side in planes.shape[2:])
+        exported = torch.compiler.is_exporting()
+        return F.pad(planes, (0, right, 0, below), mode="replicate") if exported or below or right else planes
 
-    def _level_plane(self, level: Tensor, padded: Tensor) -> Tensor:
-        height, width = padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
+    def _level_plane(self, level: Tensor, padded: Tensor, size: tuple[int, int]) -> Tensor:
+        batch, height, width = len(padded), padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
+        if level.shape != (batch,) and level.shape != (batch, 1, *size):
+            raise ValueError(f"level must be ({batch},) or {(batch, 1, *size)}, got {tuple(level.shape)}")
         if level.ndim == 1:
             return level.to(padded).view(-1, 1, 1, 1).expand(-1, 1, height, width)
         return F.avg_pool2d(self._pad(level.to(padded)), self.downscale)
@@ -169,6 +175,26 @@ class VHeatIR(nn.Module):
         """Undo `fold`."""
         for layer in self.heat_layers():
             layer.unfold()
+
+
+def _check_config(config: Mapping) -> None:
+    """Refuse constructor arguments that no network has, naming the argument."""
+    for key in ("in_chans", "dim", "embed_size", "downscale"):
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
+            raise ValueError(f"{key} must be a whole number of at least 1, got {config[key]!r}")
+    if config["in_chans"] not in (1, 3):
+        raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {config['in_chans']}")
+    depths, reach = config["depths"], config["reach"]
+    if not isinstance(depths, list | tuple) or not depths or not all(isinstance(d, int) and d >= 1 for d in depths):
+        raise ValueError(f"depths must be the heat blocks of each group, such as [6, 6], got {depths!r}")
+    if reach is not None and (not isinstance(reach, list | tuple) or len(reach) != 2):
+        raise ValueError(f"reach must be two lengths in pixels, such as [0.5, 24.0], or null, got {reach!r}")
+    for key in ("mlp_ratio", "fixed_k", "drop_path_rate", "layer_scale"):
+        value = 0 if key == "layer_scale" and config[key] is None else config[key]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ValueError(f"{key} must be a number of at least 0, got {value!r}")
+    if config["resize"] not in RESIZE_MODES:
+        raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {config['resize']!r}")
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
