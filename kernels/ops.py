@@ -1,7 +1,8 @@
 """The heat conduction operator as torch.library operators, and the two public functions around them.
 
-Four operators: conduct (y), conduct_with_spectrum (y and the spectrum of x, both differentiable), conduct_prepared
-(decay folded beforehand, no gradient to it) and cosine_transform. In x the operator is its own adjoint, so each
+Five operators: conduct (y), conduct_with_spectrum (y and the spectrum of x, both differentiable), conduct_prepared
+(decay folded beforehand, no gradient to it), cosine_transform, and conduct_gradients, which does a whole backward in
+one call where nobody differentiates it again. In x the operator is its own adjoint, so each
 backward is one more call of the operator, and the gradient of the decay is the product of two spectra; second
 derivatives follow because the backward consists of the same operators.
 """
@@ -9,21 +10,29 @@ derivatives follow because the backward consists of the same operators.
 import torch
 from torch import Tensor
 
-from vheatir.kernels import checks, paths
+from vheatir.kernels import checks, cpu_kernel, paths
 from vheatir.kernels.prepared import PreparedDecay
 from vheatir.kernels.split import Transform
 
 
-def _transform(x: Tensor, path: str) -> Transform:
-    height, width = x.shape[1:3]
-    chosen = paths.Path.parse(path) if path.startswith("torch:") else paths.choose(height, width, x.device, path)
+def _choose(x: Tensor, path: str) -> paths.Path:
+    """The path of that name, or what the backend of that name means for x."""
+    if path.startswith("torch:"):
+        return paths.Path.parse(path)
+    return paths.choose(x.shape[1], x.shape[2], x.device, path, x.dtype)
+
+
+def _transform(x: Tensor, path: paths.Path) -> Transform:
     dtype = paths.compute_dtype(x.dtype)
-    return Transform(height, width, (chosen.levels_h, chosen.levels_w), dtype, x.device)
+    return Transform(x.shape[1], x.shape[2], (path.levels_h, path.levels_w), dtype, x.device)
 
 
 @torch.library.custom_op("vheatir::conduct", mutates_args=())
 def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
-    transform = _transform(x, backend)
+    path = _choose(x, backend)
+    if path.kernel:
+        return cpu_kernel.conduct(x, decay)
+    transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     y, _ = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)))
     return y.to(x.dtype)
@@ -31,7 +40,10 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
 
 @torch.library.custom_op("vheatir::conduct_with_spectrum", mutates_args=())
 def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    transform = _transform(x, backend)
+    path = _choose(x, backend)
+    if path.kernel:
+        return cpu_kernel.conduct_with_spectrum(x, decay)
+    transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     y, spectrum = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)), keep_spectrum=True)
     return y.to(x.dtype), transform.to_natural_order(spectrum)
@@ -39,19 +51,39 @@ def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tens
 
 @torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
 def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
-    y, _ = _transform(x, path).conduct(x.to(folded.dtype), folded)
+    if path == paths.CPU_KERNEL:
+        if _choose(x, "auto").kernel:
+            return cpu_kernel.conduct(x, folded, prepared=True)
+        # Prepared where there is a kernel and brought to where there is none.
+        return _conduct(x, cpu_kernel.unprepare(folded), "torch")
+    y, _ = _transform(x, _choose(x, path)).conduct(x.to(folded.dtype), folded)
     return y.to(x.dtype)
 
 
 @torch.library.custom_op("vheatir::cosine_transform", mutates_args=())
 def _cosine_transform(x: Tensor, inverse: bool) -> Tensor:
-    transform = _transform(x, "auto")
+    path = _choose(x, "torch" if inverse else "auto")
+    if path.kernel:
+        return cpu_kernel.transform(x)
+    transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     if inverse:
         spectrum = transform.to_path_order(wide)
         fresh = spectrum is not x and spectrum.is_contiguous()  # inverse() works in place
         return transform.inverse(spectrum if fresh else spectrum.clone(memory_format=torch.contiguous_format))
     return transform.to_natural_order(transform.forward(wide))
+
+
+@torch.library.custom_op("vheatir::conduct_gradients", mutates_args=())
+def _conduct_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    if _choose(grad, backend).kernel:
+        grad_x, grad_decay = cpu_kernel.gradients(grad, spectrum, decay)
+        return grad_x, _sum_to(grad_decay, decay)
+    grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, backend)
+    total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
+    for one, other in zip(spectrum[1:], grad_spectrum[1:], strict=True):
+        total.addcmul_(one, other)
+    return grad_x, _sum_to(total, decay)
 
 
 @_conduct.register_fake
@@ -74,24 +106,26 @@ def _(x, inverse):
     return x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
 
 
-def _decay_gradient(spectrum: Tensor, grad_spectrum: Tensor, decay: Tensor) -> Tensor:
-    """Sum over the batch (and over channels that share a decay) of the product of two spectra."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        total = (spectrum * grad_spectrum).sum(0)
-    else:
-        total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
-        for one, other in zip(spectrum[1:], grad_spectrum[1:], strict=True):
-            total.addcmul_(one, other)
+@_conduct_gradients.register_fake
+def _(grad, spectrum, decay, backend):
+    return grad.new_empty(grad.shape), decay.new_empty(decay.shape)
+
+
+def _sum_to(total: Tensor, decay: Tensor) -> Tensor:
+    """An (H, W, C) gradient for a decay of that shape or (H, W, 1), in its type."""
     if decay.shape[2] == 1 and total.shape[2] != 1:
         total = total.sum(2, keepdim=True)
     return total.to(decay.dtype)
 
 
-def _spectrum_of_gradient(ctx, grad: Tensor, decay: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Gradient of x, where x needs one, and the spectrum of the output's gradient."""
-    if ctx.needs_input_grad[0]:
-        return _conduct_with_spectrum(grad, decay, ctx.backend)
-    return None, _cosine_transform(grad, False)
+def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Gradients of x, where x needs one, and of the decay: the product of both spectra, summed over the batch."""
+    if not ctx.needs_input_grad[0]:
+        return None, _sum_to((spectrum * _cosine_transform(grad, False)).sum(0), decay)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # made of what can be differentiated again
+        grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
+        return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
+    return _conduct_gradients(grad, spectrum, decay, ctx.backend)
 
 
 def _save_conduct(ctx, inputs, output):
@@ -104,8 +138,7 @@ def _backward_conduct(ctx, grad):
     x, decay = ctx.saved_tensors
     if x is None:
         return _conduct(grad, decay, ctx.backend), None, None
-    grad_x, grad_spectrum = _spectrum_of_gradient(ctx, grad, decay)
-    return grad_x, _decay_gradient(_cosine_transform(x, False), grad_spectrum, decay), None
+    return *_gradients(ctx, grad, _cosine_transform(x, False), decay), None
 
 
 def _save_conduct_with_spectrum(ctx, inputs, output):
@@ -119,8 +152,7 @@ def _backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum):
     decay, spectrum = ctx.saved_tensors
     grad_x = grad_decay = None
     if grad is not None and spectrum is not None:
-        grad_x, grad_spectrum = _spectrum_of_gradient(ctx, grad, decay)
-        grad_decay = _decay_gradient(spectrum, grad_spectrum, decay)
+        grad_x, grad_decay = _gradients(ctx, grad, spectrum, decay)
     elif grad is not None:
         grad_x = _conduct(grad, decay, ctx.backend)
     if grad_of_spectrum is not None and ctx.needs_input_grad[0]:
@@ -172,7 +204,7 @@ def _register_autocast_rule(name: str) -> None:
         _library.impl(name, rule, key)
 
 
-for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform"):
+for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform", "conduct_gradients"):
     _register_autocast_rule(_name)
 
 
@@ -185,14 +217,15 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
         x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
         decay: (H, W, C) or (H, W, 1), any real values, dtype of x or float32 beside 16-bit x; or what
             `prepare_decay` made of it, where the decay needs no gradient.
-        backend: "auto", or "torch" for the PyTorch path. Ignored for a prepared decay, which holds its own path.
+        backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" for the native one, which then may not
+            be replaced. Ignored for a prepared decay, which holds its own path.
 
     Returns:
         (B, H, W, C), contiguous, dtype of x. Differentiable twice in x and decay; each gradient has its input's dtype.
 
     Raises:
         TypeError: an input is no floating tensor, or the types do not fit each other.
-        ValueError: the shapes or devices do not fit each other, or the backend is unknown.
+        ValueError: the shapes or devices do not fit each other, or the backend is unknown or cannot run.
 
     Source: vHeat, arXiv 2405.16555.
     """
@@ -204,6 +237,8 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     checks.check_pair(x, decay)
     if backend not in paths.BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
+    if backend == paths.CPU_KERNEL:
+        _choose(x, backend)  # raises where the operator would fall back
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
     wide = x.dtype == paths.compute_dtype(x.dtype)
     if wide and decay.requires_grad and torch.is_grad_enabled():
@@ -223,10 +258,12 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
     """
     checks.check_decay(decay)
     height, width, _ = decay.shape
-    path = paths.choose(height, width, decay.device, backend)
     dtype = paths.compute_dtype(decay.dtype)
+    path = paths.choose(height, width, decay.device, backend, dtype)
     # A normal tensor even when made in inference mode: a later training step may save it for its backward.
     with torch.inference_mode(False), torch.no_grad():
+        if path.kernel:
+            return PreparedDecay(cpu_kernel.prepare(decay), path.name, tuple(decay.shape))
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
         folded = transform.to_path_order(decay.to(dtype, copy=True))
     return PreparedDecay(folded, path.name, tuple(decay.shape))

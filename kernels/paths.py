@@ -4,24 +4,30 @@ from typing import NamedTuple
 
 import torch
 
-BACKENDS = ("auto", "torch")
+from vheatir.kernels import native
+from vheatir.kernels.plan import longest_product
+
+BACKENDS = ("auto", "torch", "cpu_kernel")
+CPU_KERNEL = "cpu_kernel"
 _SPLIT_FROM = 96  # below this side a dense matrix product is as fast or faster on two threads (docs/operator.md)
+_LONGEST_PRODUCT = 2048  # a dense product of this length has tables of 16 MiB
 _MAX_LEVELS = 2  # a third level gains less than it costs in passes over the data, up to 1280 points
 
 
 class Path(NamedTuple):
-    """A way to run the operator on maps of one size.
+    """A way to run the operator on maps of one size: the native CPU kernel, or PyTorch.
 
-    `levels_h` and `levels_w` count even/odd splits of the transform along each axis; 0 is the dense product.
+    For PyTorch `levels_h` and `levels_w` count even/odd splits of the transform along each axis; 0 is dense.
     """
 
     levels_h: int
     levels_w: int
     reason: str
+    kernel: bool = False
 
     @property
     def name(self) -> str:
-        return f"torch:{self.levels_h},{self.levels_w}"
+        return CPU_KERNEL if self.kernel else f"torch:{self.levels_h},{self.levels_w}"
 
     @classmethod
     def parse(cls, name: str) -> "Path":
@@ -41,14 +47,35 @@ def split_levels(n: int) -> int:
     return levels
 
 
-def choose(height: int, width: int, device: torch.device, backend: str = "auto") -> Path:
+def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the CPU kernel cannot take maps of this kind; None when it can."""
+    if device.type != "cpu":
+        return f"the maps are on {device}, the CPU kernel needs them on the CPU"
+    if dtype == torch.float64:
+        return "the CPU kernel computes in float32, the maps are float64"
+    for side in (height, width):
+        if longest_product(side) > _LONGEST_PRODUCT:
+            return f"the side {side} has a prime power above {_LONGEST_PRODUCT}, whose tables would be too large"
+    return native.refusal()
+
+
+def choose(
+    height: int, width: int, device: torch.device, backend: str = "auto", dtype: torch.dtype = torch.float32
+) -> Path:
     """The path for maps of height x width on `device`.
 
     Raises:
-        ValueError: unknown backend.
+        ValueError: unknown backend, or the CPU kernel is asked for and cannot run; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    # A decay that is prepared inside a traced graph has no data yet, and the graph may run on another machine.
+    if backend == CPU_KERNEL or (backend == "auto" and not torch.compiler.is_compiling()):
+        refusal = cpu_kernel_refusal(height, width, device, dtype)
+        if refusal is None:
+            return Path(0, 0, f"native kernel, {native.library().instructions} instructions", kernel=True)
+        if backend == CPU_KERNEL:
+            raise ValueError(f"backend 'cpu_kernel' cannot run: {refusal}; backend='auto' falls back to PyTorch")
     levels_h, levels_w = split_levels(height), split_levels(width)
     if device.type != "cpu" and max(levels_h, levels_w):
         return Path(min(levels_h, 1), min(levels_w, 1), "large side: one even/odd split, few launches")

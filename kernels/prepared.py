@@ -5,6 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vheatir.kernels.cpu_kernel import unprepare
+from vheatir.kernels.paths import CPU_KERNEL, choose
+from vheatir.kernels.split import Transform
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedDecay:
@@ -36,4 +40,9 @@ class PreparedDecay:
 
     def to_dtype(self, dtype: torch.dtype) -> "PreparedDecay":
         """The same decay for float64 or float32 maps."""
-        return replace(self, folded=self.folded.to(dtype))
+        if self.path != CPU_KERNEL or dtype == self.dtype:
+            return replace(self, folded=self.folded.to(dtype))
+        height, width, _ = self.shape
+        path = choose(height, width, self.device, "torch")
+        transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, self.device)
+        return replace(self, folded=transform.to_path_order(unprepare(self.folded).to(dtype)), path=path.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vheatir import __version__, info
-from vheatir.kernels import paths
+from vheatir.kernels import native, paths
 
 
 def test_json_holds_versions_machine_paths_and_training(capsys):
@@ -27,11 +27,21 @@ def test_paths_are_those_the_operator_takes():
         assert (row["path"], row["reason"]) == (chosen.name, chosen.reason)
 
 
-def test_text_names_each_package_and_each_path(capsys):
+@pytest.mark.parametrize("kernel", ["0", "1"], ids=["kernel-off", "kernel-on"])
+def test_text_names_each_package_and_each_path(kernel, capsys, monkeypatch):
+    monkeypatch.setenv(native.SWITCH, kernel)
     assert info.main([]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "opencv", "processor", "threads", "heat_conduction on cpu", "dense"):
+    for word in ("torch", "opencv", "processor", "threads", "CPU kernel", "heat_conduction on cpu"):
         assert word in text
+    assert ("dense matrix products" in text) == (native.refusal() is not None)
+
+
+def test_the_state_of_the_cpu_kernel_is_told_with_the_reason(monkeypatch):
+    told = info.cpu_kernel()
+    assert told["available"] == (native.refusal() is None)
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert info.cpu_kernel() == {"available": False, "reason": "the CPU kernel is switched off by VHEATIR_CPU_KERNEL=0"}
 
 
 def test_a_package_that_is_missing_has_no_version(monkeypatch):

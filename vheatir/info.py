@@ -87,6 +87,17 @@ def operator_paths(device: str) -> list[dict[str, Any]]:
     ]
 
 
+def cpu_kernel() -> dict[str, Any]:
+    """Whether the native CPU kernel runs here, with which instructions, from which file; or why not."""
+    from vheatir.kernels import native
+
+    reason = native.refusal()
+    if reason is not None:
+        return {"available": False, "reason": reason}
+    library = native.library()
+    return {"available": True, "instructions": library.instructions, "library": str(library.path)}
+
+
 def collect() -> dict[str, Any]:
     """Everything that `vheatir info` shows, as plain values."""
     about = machine()
@@ -94,6 +105,7 @@ def collect() -> dict[str, Any]:
     return {
         "versions": versions(),
         "machine": about,
+        "cpu_kernel": cpu_kernel(),
         "paths": {device: operator_paths(device) for device in devices},
         "training": _training(),
     }
@@ -123,6 +135,9 @@ def _text(info: dict[str, Any]) -> str:
         f"{'':<14} {one['name']}, compute capability {one['capability']}, {one['memory_gib']} GiB"
         for one in about["cuda_devices"]
     ]
+    kernel = info["cpu_kernel"]
+    state = f"{kernel['instructions']}, {kernel['library']}" if kernel["available"] else kernel["reason"]
+    lines += [f"{'CPU kernel':<14} {state}"]
     lines += [f"{'training':<14} {info['training']}"]
     for device, rows in info["paths"].items():
         lines += ["", f"heat_conduction on {device}, by height x width of the map:"]

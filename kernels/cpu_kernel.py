@@ -1,0 +1,134 @@
+"""Calls of the native CPU kernel: when it can run, and the jobs it gets. The kernel itself checks nothing."""
+
+import ctypes
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vheatir.kernels import native
+from vheatir.kernels.plan import axis_plan
+from vheatir.kernels.plan_steps import Plan
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MAPS, _SHARED, _TILES = 1, 2, 3  # orders of a decay, as in csrc/api.h
+_TILE = 16
+_LEAST_ELEMENTS_PER_THREAD = 1 << 15  # less work than this is not worth waking a thread, as in torch
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("length", "slots", "step_count")),
+        *((name, ctypes.c_void_p) for name in ("steps", "rows", "table")),
+    )
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        ("along_height", _Plan),
+        ("along_width", _Plan),
+        ("source", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("source_image", "source_row", "source_pixel")),
+        ("target", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("source_type", "target_type", "decay_order", "threads")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("decay", "keep_spectrum", "other_spectrum", "decay_gradient", "workspace")
+        ),
+    )
+
+
+@lru_cache(maxsize=64)
+def _plan(length: int) -> tuple[_Plan, Plan]:
+    """The plan's addresses, and the plan, which owns the memory."""
+    plan = axis_plan(length)
+    addresses = (array.ctypes.data for array in (plan.steps, plan.rows, plan.table))
+    return _Plan(plan.length, plan.slots, len(plan.steps), *addresses), plan
+
+
+def prepare(decay: Tensor) -> Tensor:
+    """A float32 copy of an (H, W, C) decay in the order in which the kernel reads it; (H, W, 1) keeps its order."""
+    height, width, channels = decay.shape
+    decay = decay.to(torch.float32, copy=True).contiguous()
+    if channels == 1:
+        return decay
+    lines = decay.reshape(height, width * channels)
+    whole = width * channels // _TILE * _TILE
+    tiles = lines[:, :whole].reshape(height, whole // _TILE, _TILE).transpose(0, 1)
+    return torch.cat((tiles.reshape(-1), lines[:, whole:].reshape(-1))).view(decay.shape)
+
+
+def unprepare(prepared: Tensor) -> Tensor:
+    """The decay that `prepare` was given, in float32."""
+    height, width, channels = prepared.shape
+    if channels == 1:
+        return prepared
+    whole = width * channels // _TILE * _TILE
+    flat = prepared.reshape(-1)
+    tiles = flat[: height * whole].view(whole // _TILE, height, _TILE).transpose(0, 1).reshape(height, whole)
+    return torch.cat((tiles, flat[height * whole :].view(height, -1)), 1).view(prepared.shape)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _run(
+    x: Tensor,
+    *,
+    y: Tensor | None = None,
+    decay: Tensor | None = None,
+    in_tiles: bool = False,
+    spectrum: Tensor | None = None,
+    other_spectrum: Tensor | None = None,
+    decay_gradient: Tensor | None = None,
+) -> None:
+    batch, height, width, channels = x.shape
+    if x.numel() == 0:
+        return
+    if x.stride(3) != 1 and channels > 1:
+        x = x.contiguous()
+    if decay is not None:
+        decay = decay.to(torch.float32).contiguous()
+    order = 0 if decay is None else _TILES if in_tiles else _MAPS if decay.shape[2] == channels else _SHARED
+    result = y if y is not None else spectrum
+    workspace = None if result.dtype == torch.float32 else x.new_empty(x.shape[1:], dtype=torch.float32)
+    threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
+    job = _Job(
+        *(batch, height, width, channels, _plan(height)[0], _plan(width)[0]),
+        *(x.data_ptr(), *x.stride()[:3], _pointer(y)),
+        *(_TYPES[x.dtype], _TYPES[result.dtype], order, threads),
+        *map(_pointer, (decay, spectrum, other_spectrum, decay_gradient, workspace)),
+    )
+    native.run(job)
+
+
+def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
+    """The operator; `prepared`: the decay is what `prepare` made of it."""
+    y = torch.empty(x.shape, dtype=x.dtype)
+    _run(x, y=y, decay=decay, in_tiles=prepared and decay.shape[2] > 1)
+    return y
+
+
+def conduct_with_spectrum(x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator's output, and the spectrum of x in float32."""
+    y, spectrum = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.float32)
+    _run(x, y=y, decay=decay, spectrum=spectrum)
+    return y, spectrum
+
+
+def transform(x: Tensor) -> Tensor:
+    """The spectrum of x in float32."""
+    spectrum = torch.empty(x.shape, dtype=torch.float32)
+    _run(x, spectrum=spectrum)
+    return spectrum
+
+
+def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of an (H, W, C) decay, from the output's gradient and the spectrum of x."""
+    grad_x = torch.empty(grad.shape, dtype=grad.dtype)
+    make = torch.empty if len(grad) else torch.zeros
+    grad_decay = make(grad.shape[1:], dtype=torch.float32)
+    _run(grad, y=grad_x, decay=decay, other_spectrum=spectrum.contiguous(), decay_gradient=grad_decay)
+    return grad_x, grad_decay

@@ -1,0 +1,59 @@
+// C interface of the CPU kernel of the heat operator. Everything is checked in Python (kernels/cpu_kernel.py):
+// the kernel trusts sizes, strides and pointers. The layouts of the structures are repeated there for ctypes.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { VHEATIR_ABI = 1 };  // raised whenever a structure or the meaning of a field changes
+
+// Kinds of step and types of transform; kernels/plan.py explains them and makes the plans.
+enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
+enum { VHEATIR_DCT_II, VHEATIR_DCT_IV };
+enum { VHEATIR_READS_OUTSIDE = 1, VHEATIR_WRITES_OUTSIDE = 2 };
+
+// `count` groups of `size` rows. The rows of group g are rows[rows + g * size + i] where they are read, and those plus
+// count * size where they are written. Its numbers start at table[table + g * table_pitch].
+typedef struct {
+  int32_t kind, type, size, count, flags, table, table_pitch, rows;
+} vheatir_step;
+
+// The transform of one axis.
+typedef struct {
+  int64_t length, slots, step_count;  // slots: rows of work space
+  const vheatir_step *steps;
+  const int32_t *rows;
+  const float *table;
+} vheatir_plan;
+
+enum { VHEATIR_FLOAT32, VHEATIR_BFLOAT16, VHEATIR_FLOAT16 };
+// Order of a decay: as (H, W, C); as (H, W, 1); or as the kernel reads it: tiles of 16 neighbouring values of the
+// W * C in a row, each as (H, 16), the last one perhaps narrower.
+enum { VHEATIR_DECAY_NONE, VHEATIR_DECAY_MAPS, VHEATIR_DECAY_SHARED, VHEATIR_DECAY_TILES };
+
+// target = inverse transform(decay * transform(source)) on channels-last maps; without a target only the spectrum.
+typedef struct {
+  int64_t batch, height, width, channels;
+  vheatir_plan along_height, along_width;
+  const void *source;                             // channels are adjacent, other strides count elements
+  int64_t source_image, source_row, source_pixel;
+  void *target;                                   // (batch, height, width, channels), contiguous; or null
+  int32_t source_type, target_type;
+  int32_t decay_order, threads;
+  const float *decay;
+  float *keep_spectrum;                           // (batch, H, W, C): receives the spectrum before the decay; or null
+  const float *other_spectrum;                    // (batch, H, W, C): multiplied with the spectrum and summed over the
+  float *decay_gradient;                          //   batch into decay_gradient (H, W, C); both null otherwise
+  float *workspace;                               // (H, W, C); null where target or keep_spectrum, of float32, serves
+} vheatir_job;
+
+// 0, or -1 when memory is short.
+int vheatir_conduct(const vheatir_job *job);
+int vheatir_abi(void);
+const char *vheatir_instructions(void);  // "avx512", "avx2" or "portable": what this processor gets
+
+#ifdef __cplusplus
+}
+#endif
