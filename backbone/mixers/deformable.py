@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import ChannelsLastConv2d
+from vheatir.backbone.layers import ChannelsLastConv2d, full_precision
 from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table
 
 
@@ -26,7 +26,7 @@ def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
     """
     batch, _, _, groups, _ = value.shape
     wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
-    with torch.autocast(value.device.type, enabled=False):
+    with full_precision(value):
         planes = rearrange(value, "b y x g d -> (b g) d y x").to(wide)
         grid = rearrange(2 * location.to(wide) - 1, "b q g p i -> (b g) q p i")
         samples = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -34,6 +34,8 @@ def window_mask(size: tuple[int, int], window: int, shift: int, masked: bool, de
     After the shift a window may hold parts from opposite sides of the map, which must not mix. With `masked`, the
     padding is kept out too; its own queries, whose results are cut off, see everything in their part.
     """
+    if not shift and not (masked and any(side % window for side in size)):
+        return None
     parts, inside = [], []
     for side in size:
         padded = side + padding_to_multiple(side, window)
@@ -46,7 +48,7 @@ def window_mask(size: tuple[int, int], window: int, shift: int, masked: bool, de
     allowed = part[:, :, None] == part[:, None, :]
     if masked:
         allowed &= real[:, None, :] | ~real[:, :, None]
-    return None if allowed.all() else allowed
+    return allowed
 
 
 class WindowAttention(nn.Module):

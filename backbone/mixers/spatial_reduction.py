@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import ChannelsLastConv2d
+from vheatir.backbone.layers import ChannelsLastConv2d, full_precision
 from vheatir.backbone.mixers.block import AttentionBlock, Place, padding_to_multiple
 
 
@@ -15,7 +15,7 @@ def resize_positions(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(1, C, H, W) position embedding to another H, W: bilinear, corners aligned, as published."""
     if table.shape == torch.Size(shape):
         return table
-    with torch.autocast(table.device.type, enabled=False):
+    with full_precision(table):
         return F.interpolate(table, size=tuple(shape[2:]), mode="bilinear", align_corners=True)
 
 

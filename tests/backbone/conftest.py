@@ -63,3 +63,36 @@ class Case:
 def golden_case(golden) -> Callable[[str, torch.dtype], Case]:
     """`golden_case(name, dtype)`: a golden case with its constructor arguments, inputs and stored outputs."""
     return lambda name, dtype: Case(golden, name, dtype)
+
+
+# Networks small enough to run in milliseconds; the mixers keep what makes each of them special.
+SMALL = {"dims": (16, 32, 64, 128), "depths": (2, 2, 1, 1), "img_size": 64, "num_classes": 7}
+HEADS = {"num_heads": (1, 2, 4, 8)}
+SMALL_MODELS = {
+    "vheat_tiny": {},
+    "vheat_small": {},
+    "unified_halo_micro": {"mixer_args": {**HEADS, "block_size": 4, "halo_size": 1}},
+    "unified_pvt_micro": {"mixer_args": HEADS},
+    "unified_swin_micro": {"mixer_args": {**HEADS, "window_size": 4}},
+    "unified_convnext_micro": {},
+    "unified_dcn_v3_micro": {"mixer_args": HEADS},
+    "unified_heat_micro": {},
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that ask for `model_name` run for each family and mixer."""
+    if "model_name" in metafunc.fixturenames:
+        metafunc.parametrize("model_name", SMALL_MODELS)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., nn.Module]:
+    """`make_model(name, **arguments)`: a registered model at a reduced size, with branches that count."""
+    from vheatir.backbone.models import create_model
+
+    def make(name: str, **arguments) -> nn.Module:
+        scale = {} if name == "vheat_tiny" else {"layer_scale": 0.5}
+        return create_model(name, **{**SMALL, **SMALL_MODELS[name], **scale, **arguments})
+
+    return make
