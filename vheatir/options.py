@@ -166,7 +166,7 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
         missing = [key for key in keys if table.get(key) is None]
         if missing:
             raise UserError(f"{path}: missing {', '.join(f'{section}.{key}'.lstrip('.') for key in missing)}")
-    if Path(options["name"]).name != options["name"] or options["name"] == "..":
+    if Path(options["name"]).name != options["name"] or options["name"] in ("", ".."):
         raise UserError(f"{path}: name is that of the run's folder, without / and not .., got {options['name']!r}")
     for section, keys in _SECTIONS.items():
         _check_keys(f"{section}.", options.get(section) or {}, keys, path)

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     register_all()
     path = find_options(arguments.opt)
-    options = complete_options(read_options(path, arguments.set), is_train=False)
+    options = complete_options(path, read_options(path, arguments.set), is_train=False)
     folder = arguments.out / options["name"]
     prepare_output(folder / "results.json")
     results = evaluate_options(path, options, folder)

@@ -35,13 +35,13 @@ _TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDatas
 _LICENSE = "depends on the training data; not stated"
 
 
-def complete_options(options: dict[str, Any], is_train: bool) -> dict[str, Any]:
+def complete_options(path: Path, options: dict[str, Any], is_train: bool) -> dict[str, Any]:
     """Fill in what BasicSR's model reads besides the file: device count, single process, phase."""
     gpus = options.get("num_gpu", "auto")
     if gpus not in ("auto", 0, 1):
-        raise UserError(f"num_gpu must be auto, 0 or 1 (several processes are not supported yet), got {gpus!r}")
+        raise UserError(f"{path}: num_gpu must be auto, 0 or 1 (several processes are not supported yet), got {gpus!r}")
     if gpus == 1 and not torch.cuda.is_available():
-        raise UserError("num_gpu is 1, but torch sees no CUDA device; set num_gpu: auto or 0")
+        raise UserError(f"{path}: num_gpu is 1, but torch sees no CUDA device; set num_gpu: auto or 0")
     options["num_gpu"] = int(torch.cuda.is_available()) if gpus == "auto" else gpus
     options.update(is_train=is_train, dist=False, rank=0, world_size=1, scale=options.get("scale", 1))
     options.setdefault("manual_seed", 0)
@@ -306,7 +306,7 @@ def main(argv: list[str]) -> int:
     options = read_options(path, arguments.set)
     if not options["train"]:
         raise UserError(f"{path}: has no train section; `vheatir test` evaluates such a file")
-    options = complete_options(options, is_train=True)
+    options = complete_options(path, options, is_train=True)
     root = Path(options["path"].get("experiments_root") or "experiments")
     run = Run(root, options["name"], arguments.resume)
     trainer = Trainer(path, options, run)  # all that can be wrong is found before a folder is made or moved
