@@ -23,7 +23,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     # not derived from the final name, which may already be as long as the file system allows
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -6,34 +6,24 @@ file. Pixels stay in the order in which they are stored: an EXIF orientation is 
 
 import threading
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.files import atomic_open
-from vheatir.image_png import metadata_chunks, read_png16, scan_png, write_png
-from vheatir.image_tiff import TiffInfo, read_tiff, scan_tiff, write_tiff
+from vheatir.image_formats import DEPTHS, FORMATS, Image, Stored, format_of
+from vheatir.image_png import read_png16, scan_png
+from vheatir.image_tiff import TiffRows, read_tiff, scan_tiff
+from vheatir.image_write import write_image
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-}
-DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,)}
+__all__ = ["DEPTHS", "FORMATS", "MAX_PIXELS", "Image", "Stored", "open_image", "read_image", "write_image"]
+
 MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
-QUALITY = 95  # of written JPEG (with full-resolution colour) and lossy WebP
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -46,52 +36,47 @@ _SIGNATURES = (
     (b"GIF8", "GIF"),
     (b"%PDF", "PDF"),
 )
-_ROWS = 256  # rows turned into integers at a time, so that no second float copy of the image exists
 _pillow_lock = threading.Lock()  # Pillow's limit is global
 
 
-@dataclass
-class Image:
-    """A picture and what is needed to write it back.
-
-    pixels: float32, HWC RGB or HW, in [0, 1] (a float TIFF may leave it). alpha: float32 HW in [0, 1] or None; the
-    colour under it is as stored. bit_depth: 8, 16, or 32 for float. extras: metadata for the writer. notes: what will
-    not survive, for the user to read.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    bit_depth: int = 8
-    suffix: str = ".png"
-    extras: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def format_of(path: Path) -> str:
-    """The format that a file name stands for; UserError when it stands for none of ours."""
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise UserError(
-            f"{path}: the suffix {path.suffix!r} is not one of {', '.join(FORMATS)}; rename or convert the file"
-        ) from None
-
-
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read a PNG, JPEG, TIFF, BMP or WebP file.
+    """Read a PNG, JPEG, TIFF, BMP or WebP file; see `open_image` for what is refused."""
+    stored = open_image(path, max_pixels=max_pixels)
+    try:
+        pixels, alpha = stored.floats(0, stored.height)
+    except MemoryError:
+        raise UserError(f"{path}: not enough memory to read it") from None
+    finally:
+        stored.close()
+    pixels = np.ascontiguousarray(pixels if stored.colors == 3 else pixels[..., 0])
+    alpha = None if alpha is None else np.ascontiguousarray(alpha)
+    return Image(pixels, alpha, stored.bit_depth, stored.suffix, stored.extras, stored.notes)
 
-    Raises UserError naming the file when it is missing, empty, truncated, damaged, of another format than its suffix
-    says, CMYK, animated, of several pages, or larger than `max_pixels`.
+
+def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int | None = None) -> Stored:
+    """A PNG, JPEG, TIFF, BMP or WebP file in its own numbers; `close` it after use.
+
+    Decoded as a whole, except that a TIFF of more than `by_rows` pixels is decoded as its rows are asked for, where its
+    kind allows that. Raises UserError naming the file when it is missing, empty, truncated, damaged, of another format
+    than its suffix says, CMYK, animated, of several pages, or larger than `max_pixels`; what is damaged deep inside a
+    file read by rows shows when these rows are read.
     """
     path = Path(path)
     kind = format_of(path)
-    try:
+    with damage_named(path, kind):
         _check_signature(path, kind)
         if kind == "PNG":
             return _read_png(path, max_pixels)
         if kind == "TIFF":
-            return _read_tiff(path, max_pixels)
+            return _read_tiff(path, max_pixels, by_rows)
         return _read_with_pillow(path, kind, max_pixels)
+
+
+@contextmanager
+def damage_named(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a UserError that names the file."""
+    try:
+        yield
     except UserError:
         raise
     except MemoryError:
@@ -132,7 +117,7 @@ def _check_size(path: Path, max_pixels: int, width: int, height: int) -> None:
         )
 
 
-def _read_png(path: Path, max_pixels: int) -> Image:
+def _read_png(path: Path, max_pixels: int) -> Stored:
     info = scan_png(path, partial(_check_size, path, max_pixels))
     if info.frames > 1:
         raise UserError(f"{path}: an animated PNG of {info.frames} frames; save its frames as single pictures first")
@@ -143,30 +128,45 @@ def _read_png(path: Path, max_pixels: int) -> Image:
     else:
         array, found = _decode_with_pillow(path, "PNG", max_pixels)
     extras = {"png_chunks": info.chunks, "icc_profile": found.get("icc_profile"), "exif": found.get("exif")}
-    return _image(path, array, 16 if info.bit_depth == 16 else 8, extras)
+    return _stored(path, array, 16 if info.bit_depth == 16 else 8, extras)
 
 
-def _read_tiff(path: Path, max_pixels: int) -> Image:
+def _read_tiff(path: Path, max_pixels: int, by_rows: int | None) -> Stored:
     info = scan_tiff(path)
     _check_size(path, max_pixels, info.width, info.height)
     extras = {"tiff": info, "icc_profile": info.icc_profile}
+    if by_rows is not None and info.width * info.height > by_rows:
+        rows = TiffRows.open(path, info)
+        if rows is not None:
+            named = _named(rows, path)
+            size = (info.height, info.width, rows.channels, info.bit_depth)
+            return Stored(*size, named, path.suffix, extras, info.notes, rows.close)
     if info.bit_depth == 8:
         array, _ = _decode_with_pillow(path, "TIFF", max_pixels)
         info.alpha = 0  # Pillow has divided premultiplied colours by alpha
-        return _image(path, array, 8, extras)
-    return _image(path, read_tiff(path, info), info.bit_depth, extras)
+        return _stored(path, array, 8, extras, info.notes)
+    return _stored(path, read_tiff(path, info), info.bit_depth, extras, info.notes)
 
 
-def _read_with_pillow(path: Path, kind: str, max_pixels: int) -> Image:
+def _named(rows: TiffRows, path: Path) -> Callable[[int, int], np.ndarray]:
+    def read(start: int, stop: int) -> np.ndarray:
+        with damage_named(path, "TIFF"):
+            return rows(start, stop)
+
+    return read
+
+
+def _read_with_pillow(path: Path, kind: str, max_pixels: int) -> Stored:
     array, info = _decode_with_pillow(path, kind, max_pixels)
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp", "dpi", "comment")}
+    extras["quantization"] = info.get("quantization")
     notes = ()
     if kind == "WEBP":
         extras["lossless"] = _is_lossless_webp(path)
     if info.get("pictures", 1) > 1:
         extras["xmp"] = None  # it may describe the pictures that are dropped, such as a gain map
         notes = (f"holds {info['pictures']} pictures; only the first one is restored and kept",)
-    return _image(path, array, 8, extras, notes)
+    return _stored(path, array, 8, extras, notes)
 
 
 def _is_lossless_webp(path: Path) -> bool:
@@ -181,18 +181,9 @@ def _is_lossless_webp(path: Path) -> bool:
     return False
 
 
-def _image(path: Path, array: np.ndarray, depth: int, extras: dict[str, Any], notes: tuple[str, ...] = ()) -> Image:
-    """Split off alpha and bring integers to [0, 1]."""
-    channels = 1 if array.ndim == 2 else array.shape[2]
-    parts = [array, None]
-    if channels in (2, 4):
-        parts = [array[..., 0] if channels == 2 else array[..., :3], array[..., -1]]
-    for index, part in enumerate(parts):
-        if part is not None:
-            parts[index] = part.astype(np.float32)
-            if depth != 32:
-                parts[index] /= 2**depth - 1
-    return Image(*parts, bit_depth=depth, suffix=path.suffix, extras=extras, notes=notes)
+def _stored(path: Path, array: np.ndarray, depth: int, extras: dict[str, Any], notes: tuple[str, ...] = ()) -> Stored:
+    pixels = array.reshape(*array.shape[:2], -1)
+    return Stored(*pixels.shape, depth, lambda start, stop: pixels[start:stop], path.suffix, extras, notes)
 
 
 def _decode_with_pillow(path: Path, kind: str, max_pixels: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -209,6 +200,7 @@ def _decode_with_pillow(path: Path, kind: str, max_pixels: int) -> tuple[np.ndar
             raise UserError(f"{path}: holds {frames} pictures (animation or pages); save them as single files first")
         if picture.mode in ("CMYK", "YCCK", "LAB", "RGBX", "RGBa", "La", "F", "I") or picture.mode.startswith("I;"):
             raise UserError(f"{path}: colours are stored as {picture.mode}; convert the file to RGB or gray first")
+        info["quantization"] = getattr(picture, "quantization", None)
         picture.load()
         target = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB"}.get(picture.mode, picture.mode)
         if "transparency" in info:
@@ -224,56 +216,3 @@ def _open_with_pillow(file: BinaryIO, kind: str) -> Pillow.Image:
             return Pillow.open(file, formats=[kind])
         finally:
             Pillow.MAX_IMAGE_PIXELS = limit
-
-
-def write_image(path: str | Path, image: Image) -> None:
-    """Write a picture in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
-
-    Metadata of the file it was read from is carried over; between formats only the colour profile and EXIF are.
-    """
-    path = Path(path)
-    kind = format_of(path)
-    if image.bit_depth not in DEPTHS[kind]:
-        raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
-    if image.alpha is not None and kind == "JPEG":
-        raise ValueError(f"{path}: JPEG cannot hold alpha; set alpha to None or write another format")
-    array = _to_integers(image.pixels, image.bit_depth)
-    if image.alpha is not None:
-        array = np.dstack([array, _to_integers(image.alpha, image.bit_depth)])
-    try:
-        with atomic_open(path) as file:
-            _encode(file, array, kind, image.extras)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]) -> None:
-    icc_profile, exif = extras.get("icc_profile"), extras.get("exif")
-    if kind == "PNG":
-        write_png(file, array, extras.get("png_chunks", metadata_chunks(icc_profile, exif)))
-    elif kind == "TIFF":
-        height, width = array.shape[:2]
-        info = extras.get("tiff") or TiffInfo(width, height, 8 * array.itemsize, 2, icc_profile=icc_profile)
-        write_tiff(file, array, info)
-    elif kind == "BMP" and array.ndim == 3 and array.shape[2] in (2, 4):  # Pillow writes no alpha that it can read
-        conversion = cv2.COLOR_RGBA2BGRA if array.shape[2] == 4 else None
-        array = cv2.cvtColor(array, conversion) if conversion else array[..., [0, 0, 0, 1]]
-        file.write(cv2.imencode(".bmp", array)[1].tobytes())
-    else:
-        options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
-        if kind == "JPEG":
-            options |= {"quality": QUALITY, "subsampling": 0}
-        elif kind == "WEBP":
-            options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
-        Pillow.fromarray(array).save(file, kind, **options)
-
-
-def _to_integers(pixels: np.ndarray, depth: int) -> np.ndarray:
-    """Round [0, 1] to integers of 8 or 16 bits; float (32) is passed on unchanged."""
-    if depth == 32:
-        return pixels.astype(np.float32, copy=False)
-    result = np.empty(pixels.shape, dtype=np.uint8 if depth == 8 else np.uint16)
-    for top in range(0, len(pixels), _ROWS):
-        strip = np.clip(pixels[top : top + _ROWS], 0, 1) * np.float32(2**depth - 1)
-        result[top : top + _ROWS] = np.rint(strip, out=strip)
-    return result

@@ -6,7 +6,7 @@ is checked here beforehand and written here.
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -124,20 +124,24 @@ def read_png16(path: Path, info: PngInfo) -> np.ndarray:
     return array
 
 
-def write_png(file: BinaryIO, array: np.ndarray, chunks: list[tuple[bytes, bytes]]) -> None:
-    """Write uint8 or uint16 pixels, HW or HWC with 1 to 4 channels (alpha last), every row with the Paeth filter."""
-    pixels = array.reshape(*array.shape[:2], -1)
-    height, width, channels = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8 * array.itemsize, _CHANNELS[channels], 0, 0, 0)
+def write_png(
+    file: BinaryIO,
+    shape: tuple[int, int, int],
+    bit_depth: int,
+    blocks: Iterable[np.ndarray],
+    chunks: list[tuple[bytes, bytes]],
+) -> None:
+    """Write blocks of rows, (rows, width, 1 to 4 channels with alpha last), as they come; rows get the Paeth filter."""
+    height, width, channels = shape
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, _CHANNELS[channels], 0, 0, 0)
     file.write(SIGNATURE)
     for kind, data in [(b"IHDR", header), *chunks]:
         _write_chunk(file, kind, data)
     compressor = zlib.compressobj(6)
-    step = channels * array.itemsize
+    step = channels * bit_depth // 8
     rows = max(1, _STRIP_BYTES // (width * step))
     above = np.zeros((1, width * step), dtype=np.uint8)
-    for top in range(0, height, rows):
-        strip = pixels[top : top + rows]
+    for strip in (block[top : top + rows] for block in blocks for top in range(0, len(block), rows)):
         raw = np.ascontiguousarray(strip, dtype=strip.dtype.newbyteorder(">")).view(np.uint8).reshape(len(strip), -1)
         compressed = compressor.compress(_filtered(np.concatenate([above, raw]), step))
         above = raw[-1:]

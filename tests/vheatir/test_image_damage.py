@@ -101,7 +101,7 @@ BAD = {
     "animated.webp": (lambda: frames("WEBP"), "holds 3 pictures"),
     "animated.png": (lambda: frames("PNG"), "animated"),
     "pages.tif": (lambda: frames("TIFF"), "3 pages"),
-    "double.tif": (lambda: tiff(integers((9, 9), 32).astype(np.float64)), "64-bit"),
+    "wide.tif": (lambda: tiff(integers((9, 9), 16).astype(np.uint32)), "32-bit"),
     "signed.tif": (lambda: tiff(integers((9, 9), 16).astype(np.int16)), "sample format 2"),
     "channels.tif": (lambda: tiff(integers((9, 9, 5), 16), photometric="rgb"), "5 channels"),
     "bomb.png": (lambda: png(integers((1, 1), 8), 0, width=65000, height=65000), "megapixels"),

@@ -1,0 +1,144 @@
+"""EXIF and GPS folders of a TIFF, copied from one file to the end of another.
+
+They are folders inside the file ("IFDs"), found by their position, so a writer of pixels cannot carry them as plain
+tags. Values are copied as bytes; only positions are made anew. Camera makers' notes that hold positions of their own
+come across as they are, which readers of such notes know.
+"""
+
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+POINTERS = (34665, 34853)  # EXIF, GPS; in the first folder
+_INTEROPERABILITY = 40965  # inside EXIF
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LONG, _LONG8 = 4, 16
+_MOST_ENTRIES, _MOST_BYTES = 1000, 1 << 24
+
+
+class Layout(NamedTuple):
+    """How a file's folders are laid out."""
+
+    order: str  # "<" or ">"
+    big: bool  # BigTIFF: 8-byte positions
+
+    @property
+    def position(self) -> str:
+        return self.order + ("Q" if self.big else "I")
+
+    @property
+    def head(self) -> struct.Struct:
+        """Number of entries in front of a folder."""
+        return struct.Struct(self.order + ("Q" if self.big else "H"))
+
+    @property
+    def entry(self) -> struct.Struct:
+        """Tag, type, count and the value (or its position)."""
+        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+
+
+class Entry(NamedTuple):
+    """One tag with its value as bytes, or the folder that it points to."""
+
+    tag: int
+    kind: int
+    count: int
+    value: bytes
+    folder: "list[Entry] | None" = None
+
+
+def read_folders(path: Path) -> dict[int, list[Entry]]:
+    """The EXIF and GPS folders of a TIFF by their tag; ValueError when they are damaged."""
+    with open(path, "rb") as file:
+        layout, start = _header(file)
+        try:
+            first = {entry.tag: entry for entry in _read(file, layout, start, values=False)}
+            pointers = {tag: first[tag].value for tag in POINTERS if tag in first}
+            return {tag: _read(file, layout, _number(layout, value)) for tag, value in pointers.items()}
+        except (struct.error, KeyError) as error:
+            raise ValueError(f"its EXIF folder is damaged ({error})") from error
+
+
+def append_folders(file: BinaryIO, folders: dict[int, list[Entry]]) -> None:
+    """Add folders to a TIFF of one page, and behind them a first folder that points to them in the old one's place."""
+    layout, start = _header(file)
+    file.seek(start)
+    (count,) = layout.head.unpack(file.read(layout.head.size))
+    records = {}
+    for record in [file.read(layout.entry.size) for _ in range(count)]:
+        records[layout.entry.unpack(record)[0]] = record
+    kind = _LONG8 if layout.big else _LONG
+    for tag, folder in folders.items():
+        position = struct.pack(layout.position, _append(file, layout, folder))
+        records[tag] = layout.entry.pack(tag, kind, 1, position)
+    first = _folder_at_end(file, layout, [records[tag] for tag in sorted(records)])
+    file.seek(8 if layout.big else 4)
+    file.write(struct.pack(layout.position, first))
+    file.seek(0, 2)
+
+
+def _header(file: BinaryIO) -> tuple[Layout, int]:
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    layout = Layout(order, big=struct.unpack(order + "H", head[2:4])[0] == 43)
+    return layout, _number(layout, head[8:16] if layout.big else head[4:8])
+
+
+def _number(layout: Layout, value: bytes) -> int:
+    return struct.unpack_from(layout.position, value)[0]
+
+
+def _read(file: BinaryIO, layout: Layout, start: int, *, values: bool = True) -> list[Entry]:
+    """The entries of the folder at `start`; without `values` only what stands in the entries themselves."""
+    file.seek(start)
+    (count,) = layout.head.unpack(file.read(layout.head.size))
+    if count > _MOST_ENTRIES:
+        raise ValueError(f"its EXIF folder claims {count} entries")
+    entries, budget = [], _MOST_BYTES
+    for record in [file.read(layout.entry.size) for _ in range(count)]:
+        tag, kind, number, value = layout.entry.unpack(record)
+        size = number * _SIZES.get(kind, 1)
+        budget -= size
+        if values and budget < 0:
+            raise ValueError("its EXIF folder claims more than 16 MB")
+        folder = None
+        if values and tag == _INTEROPERABILITY:
+            folder = _read(file, layout, _number(layout, value), values=False)
+            folder = [entry for entry in folder if entry.count * _SIZES.get(entry.kind, 1) <= len(value)]
+        elif values and size > len(value):
+            file.seek(_number(layout, value))
+            value = file.read(size)
+            if len(value) < size:
+                raise ValueError("its EXIF folder reaches beyond the end of the file")
+        entries.append(Entry(tag, kind, number, value, folder))
+    return entries
+
+
+def _append(file: BinaryIO, layout: Layout, folder: list[Entry]) -> int:
+    """Write a folder and what it points to at the end of the file; returns its position."""
+    room = struct.calcsize(layout.position)
+    records = []
+    for tag, kind, count, value, inner in folder:
+        if inner is not None:
+            kind, count = (_LONG8, 1) if layout.big else (_LONG, 1)
+            value = struct.pack(layout.position, _append(file, layout, inner))
+        elif count * _SIZES.get(kind, 1) > room:
+            value = struct.pack(layout.position, _at_end(file, value))
+        records.append(layout.entry.pack(tag, kind, count, value[:room]))
+    return _folder_at_end(file, layout, records)
+
+
+def _folder_at_end(file: BinaryIO, layout: Layout, records: list[bytes]) -> int:
+    no_next_folder = struct.pack(layout.position, 0)
+    return _at_end(file, layout.head.pack(len(records)) + b"".join(records) + no_next_folder)
+
+
+def _at_end(file: BinaryIO, data: bytes) -> int:
+    """Append at an even position."""
+    position = file.seek(0, 2)
+    if position % 2:
+        file.write(b"\0")
+        position += 1
+    file.write(data)
+    return position
