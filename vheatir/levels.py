@@ -1,0 +1,117 @@
+"""How strong a picture's degradation is: noise level from its pixels, JPEG quality from its tables or its pixels.
+
+Both look at samples, at most `PATCHES` square patches of a large picture, so that their cost does not grow with it.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import cv2
+import numpy as np
+from einops import rearrange
+
+PATCHES, PATCH = 9, 256  # at most so many patches, of so many pixels a side
+MAX_SIGMA = 255.0
+
+# The example luminance table of the JPEG standard (ITU-T T.81, annex K), row by row; libjpeg scales it by the quality.
+_LUMINANCE = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+)
+_BT601 = np.array([0.299, 0.587, 0.114])
+_ROUNDING = 0.30  # mean square that rounding to integers leaves in a luma coefficient at the quality it was stored with
+_ENOUGH_BLOCKS, _MOST_BLOCKS = 4, 2000
+
+
+def sample_patches(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Where to look: the whole of a small picture, else patches spread evenly, starting at multiples of 8."""
+    count = int(PATCHES**0.5)
+    for top in _spread(height, count):
+        for left in _spread(width, count):
+            yield slice(top, min(top + PATCH, height)), slice(left, min(left + PATCH, width))
+
+
+def _spread(length: int, count: int) -> list[int]:
+    if length <= PATCH * count:
+        return list(range(0, length, PATCH))
+    return [round(index * (length - PATCH) / (count - 1)) // 8 * 8 for index in range(count)]
+
+
+def estimate_noise(patches: Sequence[np.ndarray]) -> float:
+    """Standard deviation of white Gaussian noise on the 0-255 scale: the median of scikit-image's wavelet estimates.
+
+    patches: float, HWC or HW, in [0, 1]. Fine texture counts as noise, and pixels clipped at black or white hide it.
+    """
+    from skimage.restoration import estimate_sigma
+
+    found = []
+    for patch in patches:
+        axis = 2 if patch.ndim == 3 else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of narrow pictures, and of the flat ones handled below
+            sigma = estimate_sigma(patch.astype(np.float32), channel_axis=axis, average_sigmas=True)
+        found.append(float(sigma) if np.isfinite(sigma) else 0.0)  # NaN: no detail at all
+    return min(255.0 * float(np.median(found)), MAX_SIGMA) if found else 0.0
+
+
+def luminance_table(quality: int) -> np.ndarray:
+    """libjpeg's 8x8 luminance table of a quality from 1 to 100."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return np.clip((_LUMINANCE * scale + 50) // 100, 1, 255)
+
+
+def quality_of_tables(tables: Mapping[int, Sequence[int]]) -> tuple[int, bool]:
+    """The libjpeg quality of a file's quantisation tables, and whether its luminance table is exactly that one.
+
+    tables: as Pillow gives them, 64 numbers row by row under each index. Tables of other encoders get the quality
+    whose table is nearest in logarithm.
+    """
+    table = np.log(np.maximum(np.array(tables[min(tables)], dtype=float).reshape(8, 8), 1))
+    distances = [np.abs(np.log(luminance_table(quality)) - table).sum() for quality in range(1, 101)]
+    best = int(np.argmin(distances))
+    return best + 1, bool(distances[best] < 1e-9)
+
+
+def estimate_quality(patches: Sequence[np.ndarray]) -> int | None:
+    """The JPEG quality that uncompressed pixels went through, or None when they show no such trace.
+
+    patches: uint8, HWC RGB or HW, starting at multiples of 8 of the stored picture. At the quality of the last
+    compression, and at no coarser one, luma's cosine coefficients lie near multiples of the table's steps. Pictures
+    that were resized, filtered or compressed on a shifted grid afterwards have lost that.
+    """
+    blocks = np.concatenate([_luma_coefficients(patch) for patch in patches] or [np.zeros((0, 8, 8))])
+    if len(blocks) < _ENOUGH_BLOCKS:
+        return None
+    blocks = blocks[:: len(blocks) // _MOST_BLOCKS + 1]
+    first = next((quality for quality in range(1, 96) if _rest(blocks, quality) < _ROUNDING), None)
+    if first is None:
+        return None
+    quality = min(range(first, min(first + 3, 96)), key=lambda quality: _rest(blocks, quality))
+    coarse = luminance_table(quality) > 2  # steps near the rounding fit untouched pictures too
+    return quality if coarse.mean() > 0.25 else None
+
+
+def _rest(blocks: np.ndarray, quality: int) -> float:
+    """Mean square distance of the coefficients from multiples of a quality's steps."""
+    steps = luminance_table(quality)
+    return float(np.mean((blocks - steps * np.rint(blocks / steps)) ** 2))
+
+
+def _luma_coefficients(patch: np.ndarray) -> np.ndarray:
+    """Cosine coefficients (N, 8, 8) of the whole blocks without black or white pixels, which clipping falsifies."""
+    height, width = (side // 8 * 8 for side in patch.shape[:2])
+    pixels = patch[:height, :width].reshape(height, width, -1)
+    luma = pixels @ _BT601 if pixels.shape[2] == 3 else pixels[..., 0].astype(float)
+    inside = ((pixels > 0) & (pixels < 255)).all(axis=2)
+    blocks, inside = (rearrange(plane, "(h p) (w q) -> (h w) p q", p=8, q=8) for plane in (luma, inside))
+    blocks = blocks[inside.all(axis=(1, 2))]
+    blocks = blocks[np.ptp(blocks, axis=(1, 2)) > 0] - 128.0  # a flat block fits every table
+    return np.stack([cv2.dct(block) for block in blocks]) if len(blocks) else np.zeros((0, 8, 8))
