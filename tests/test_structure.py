@@ -16,6 +16,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
 KERNELS_MAY_IMPORT = {"torch", "numpy"}
 BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
+    "PIL",
     "accelerate",
     "einops",
     "safetensors",

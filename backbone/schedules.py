@@ -1,0 +1,38 @@
+"""Learning rates of the published recipes: the value that each iteration's optimiser step uses."""
+
+import numpy as np
+
+
+def half_cosine(base: float, final: float, steps: int) -> np.ndarray:
+    """`steps` values from `base` along half a cosine; `final` would be the next one."""
+    phase = np.pi * np.arange(steps) / max(steps, 1)
+    return final + 0.5 * (base - final) * (1 + np.cos(phase))
+
+
+def unified_schedule(
+    epochs: int, warmup_epochs: int, iterations: int, base: float, final: float, warmup_start: float = 0.0
+) -> np.ndarray:
+    """A line from `warmup_start` to `base`, both ends included, then half a cosine; one value for each iteration.
+
+    Source: recipes of the unified networks, arXiv 2211.05781; weight decay follows the same rule.
+    """
+    warmup = warmup_epochs * iterations
+    return np.concatenate(
+        [np.linspace(warmup_start, base, warmup), half_cosine(base, final, epochs * iterations - warmup)]
+    )
+
+
+def vheat_schedule(
+    epochs: int, warmup_epochs: int, iterations: int, base: float, final: float, warmup_start: float
+) -> np.ndarray:
+    """A line that reaches `base` one step after the warm-up, then half a cosine; all one iteration late.
+
+    The published loop moves the scheduler after the optimiser, so iterations 0 and 1 both use `warmup_start`.
+    Rates are those after scaling by the total batch over 512.
+
+    Source: recipe of vHeat, arXiv 2405.16555.
+    """
+    warmup, total = warmup_epochs * iterations, epochs * iterations
+    line = warmup_start + (base - warmup_start) * np.arange(warmup) / max(warmup, 1)
+    on_time = np.concatenate([line, half_cosine(base, final, total - warmup)])
+    return np.concatenate([on_time[:1], on_time[: total - 1]])

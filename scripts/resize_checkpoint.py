@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Bring a backbone's checkpoint to another image size, and report every changed shape.
+
+    python scripts/resize_checkpoint.py vheat_tiny vheat_tiny.pth vheat_tiny_512.safetensors --img-size 512
+
+Resized are vHeat's frequency embeddings, windows' bias tables and position embeddings. For detection and segmentation
+code that zero-pads embeddings (the published conversion), use `--embeddings index`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# The checkout, where vheatir is not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="name such as vheat_tiny or unified_swin_small")
+    parser.add_argument("source", type=Path, help="checkpoint to read: .pth, .pt or .safetensors")
+    parser.add_argument("target", type=Path, help="file to write: .safetensors, or .pth with the tensors under 'model'")
+    parser.add_argument("--img-size", type=int, nargs="+", required=True, help="image side, or height and width")
+    parser.add_argument("--weights", choices=("model", "ema"), default="model", help="which weights of the file")
+    parser.add_argument(
+        "--embeddings",
+        choices=("relative", "index"),
+        default="relative",
+        help="keep the frequency of an embedding's entries (default) or their index, zeros appended (published)",
+    )
+    return parser.parse_args(argv)
+
+
+def convert(args: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from vheatir.backbone.checkpoint import fit_state, read_checkpoint, unwrap
+    from vheatir.backbone.models import create_model
+
+    if len(args.img_size) > 2:
+        raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")
+    if args.target.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{args.target}: the file to write must end in .safetensors or .pth")
+    state, report = unwrap(read_checkpoint(args.source), args.weights)
+    size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
+    with torch.device("meta"):
+        model = create_model(args.model, img_size=size)
+    head = state.get(f"{model.head_name}.weight")
+    if head is not None and len(head) != model.num_classes:
+        with torch.device("meta"):
+            model = create_model(args.model, img_size=size, num_classes=len(head))
+    state, report = fit_state(state, model, args.embeddings, report)
+    if not report.loaded:
+        raise ValueError(f"{args.source} holds no weights of {args.model}")
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    if args.target.suffix == ".safetensors":
+        save_file(tensors, args.target)
+    else:
+        torch.save({"model": tensors}, args.target)
+    print(report)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        convert(args)
+    except (ValueError, OSError) as error:
+        print(f"resize_checkpoint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""Golden cases that hold no network: schedules of the recipes, views and figures of the invariance evaluation."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("torchvision", reason="the backbones need the extra `backbone`")
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.transforms import functional as T
+
+from vheatir.backbone.analysis import invariance
+from vheatir.backbone.schedules import unified_schedule, vheat_schedule
+
+FOLDER = Path(os.environ.get("VHEATIR_GOLDEN") or Path(__file__).parent.parent / "golden")
+CASES = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["cases"]
+
+
+def test_schedules(golden):
+    args, arrays = CASES["recipe/schedules"]["constructor"], golden.arrays("recipe/schedules")
+    length = {"epochs": args["E"], "warmup_epochs": args["W"], "iterations": args["I"]}
+    for name, rates in args.items():
+        if isinstance(rates, dict):
+            schedule = vheat_schedule if name == "vheat_lr" else unified_schedule
+            np.testing.assert_allclose(schedule(**length, **rates), arrays[name], rtol=1e-12, atol=0)
+    decay = arrays["unified_wd"]
+    np.testing.assert_allclose(unified_schedule(**{**length, "warmup_epochs": 0}, base=decay[0], final=decay[0]), decay)
+
+
+def view(image: Image.Image, name: str, size: int) -> Image.Image:
+    kind, *numbers = name.split("_")
+    if kind == "standard":
+        return invariance.standard_view(image, size)
+    if kind == "scale":
+        return invariance.scaled_view(image, size, float(numbers[0]))
+    if kind == "rotate":
+        return invariance.rotated_view(image, size, float(numbers[1]), before_crop=numbers[0] == "pre")
+    if kind == "shift":
+        return invariance.shifted_view(image, size, int(numbers[0]), int(numbers[1].removeprefix("mode")))
+    raise AssertionError(f"no test knows the view {name}")
+
+
+def test_views(golden):
+    args, arrays = CASES["invariance/transforms"]["constructor"], golden.arrays("invariance/transforms")
+    assert args["image_formula"] == "uint8 img[y,x,c] = (3x + 5y + 40c + floor(xy/7)) mod 256"
+    assert args["crop_ratio"] == invariance.CROP_RATIO
+    y, x, c = np.indices((*args["image_hw"], 3))
+    image = Image.fromarray(((3 * x + 5 * y + 40 * c + x * y // 7) % 256).astype(np.uint8))
+    for name, want in arrays.items():
+        seen = T.normalize(T.to_tensor(view(image, name, args["crop"])), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        error = (seen - torch.from_numpy(want)).abs().max().item()
+        # Another version of Pillow may round some pixels by a step or two.
+        assert error <= 2 / 255 / 0.224, f"{name}: largest error {error:.3g}"
+
+
+def test_batch_metrics(golden):
+    arrays = {name: torch.from_numpy(value) for name, value in golden.arrays("invariance/metrics").items()}
+    inputs = [arrays.pop(name) for name in ("standard_logits", "transformed_logits", "labels")]
+    got = invariance.batch_metrics(*inputs)
+    assert set(got) == set(arrays)
+    for name, want in arrays.items():
+        torch.testing.assert_close(got[name], want, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("direction", range(8))
+def test_a_full_shift_moves_the_content_by_its_distance(direction):
+    """Unlike the published view, in all eight directions and beyond the margin of the resized image."""
+    pixels = np.random.default_rng(0).integers(1, 256, (40, 40, 3), dtype=np.uint8)
+    image, far = Image.fromarray(pixels), 20
+    down, right = (far * step for step in invariance.DIRECTIONS[direction])
+    padded = np.pad(pixels, ((50, 50), (50, 50), (0, 0)))
+    want = padded[52 + down : 52 + down + 35, 52 + right : 52 + right + 35]
+    got = np.array(invariance.shifted_view(image, 35, far, direction, published=False))
+    np.testing.assert_array_equal(got, want)
