@@ -30,6 +30,7 @@ from vheatir.files import atomic_open
 from vheatir.options import check_dataset_keys, find_options, read_options
 from vheatir.registry import register_all
 from vheatir.runs import Run, logger
+from vheatir.validation import DIVERGED
 
 _TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
 _LICENSE = "depends on the training data; not stated"
@@ -164,7 +165,11 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
     def save(self) -> None:
-        """Write a checkpoint and the current weights."""
+        """Write the current weights and, after them, a checkpoint; neither when they are of no use."""
+        for name, value in self.model.network_for_test().state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise UserError(f"iteration {self.iteration}: NaN or infinity in {name}, nothing written; {DIVERGED}")
+        self.save_weights("latest")
         cuda = torch.cuda.get_rng_state_all() if self.model.device.type == "cuda" else []
         state = {
             "iteration": self.iteration,
@@ -175,7 +180,6 @@ class Trainer:
         save_checkpoint(
             self.run.checkpoints, self.iteration, state, self.options["logger"].get("keep_checkpoints") or 2
         )
-        self.save_weights("latest")
 
     def save_weights(self, name: str) -> None:
         """Write the validated network: safetensors for VHeatIR, BasicSR's .pth for other networks."""
@@ -195,7 +199,10 @@ class Trainer:
             "license": _LICENSE,
             "iteration": str(self.iteration),
         }
-        weights.save(self.run.models / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
+        try:
+            weights.save(self.run.models / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
+        except ValueError as error:
+            raise UserError(f"iteration {self.iteration}: {error}; {DIVERGED}") from error
 
     def validate(self) -> None:
         """Score all validation sets, log them, keep the weights of the best mean."""
@@ -242,8 +249,6 @@ class Trainer:
         warmup = options["train"].get("warmup_iter") or -1
         self.last_score = self.best["value"] if self.best else None
         started, start_iteration = time.perf_counter(), self.iteration
-        if self.iteration >= self.total:  # killed after its last checkpoint, before its weights were written
-            self.save_weights("latest")
         bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=None, file=sys.stderr, smoothing=0.05)
         with _stop_on_signal() as stop, bar:
             for batch in self.loader():
@@ -272,10 +277,8 @@ class Trainer:
             path = self.run.folder / f"nonfinite_{self.iteration:08d}.pt"
             with atomic_open(path) as file:
                 torch.save({"batch": batch, "model": self.model.state(), "random": before}, file)
-            raise UserError(
-                f"{error}, images {', '.join(batch['lq_path'])}; batch and weights are in {path}. A lower learning "
-                "rate, train.grad_clip or train.amp: none may help; --resume goes on from the last checkpoint"
-            ) from error
+            images = ", ".join(batch["lq_path"])
+            raise UserError(f"{error}, images {images}; batch and weights are in {path}; {DIVERGED}") from error
 
     def _log(self, bar: tqdm, started: float, start_iteration: int) -> None:
         scalars = {f"train/{name}": float(value) for name, value in self.model.get_current_log().items()}

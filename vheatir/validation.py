@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vheatir.data.degradations import to_uint8
+from vheatir.errors import UserError
 from vheatir.evaluate import save_png
 from vheatir.metrics.fidelity import scores_of_degraded
 from vheatir.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 
+DIVERGED = "a lower learning rate, train.grad_clip or train.amp: none may help; --resume starts at the last checkpoint"
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -63,6 +65,8 @@ def validate(
         sample = dataset[index]
         lq, level = sample["lq"][None].to(device), sample.get("level")
         output = restore_planes(network, lq, None if level is None else level[None].to(device), tile)
+        if not torch.isfinite(output).all():
+            raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")
         target = to_uint8(_picture(sample["gt"][None]))
         restored = to_uint8(_picture(output.clamp(0, 1)))
         record = {

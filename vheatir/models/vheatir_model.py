@@ -129,13 +129,15 @@ class VHeatIRModel(SRModel):
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss is {float(total)} at iteration {current_iter}")
         self.log_dict = OrderedDict(l_pix=total)
+        self.scaler.unscale_(self.optimizer_g)
+        gradients = [parameter.grad for parameter in self.net_g.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        # Such a step would write NaN into the weights; the scaler of fp16 skips it by itself.
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise FloatingPointError(f"the gradient's norm is {float(norm)} at iteration {current_iter}")
         if self.grad_clip:
-            self.scaler.unscale_(self.optimizer_g)
-            norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), self.grad_clip)
-            # Clipping would write NaN into every weight; the scaler of fp16 skips such a step instead.
-            if not torch.isfinite(norm) and not self.scaler.is_enabled():
-                raise FloatingPointError(f"the gradient's norm is {float(norm)} at iteration {current_iter}")
-            self.log_dict["grad_norm"] = norm
+            nn.utils.clip_grads_with_norm_(self.net_g.parameters(), self.grad_clip, norm)
+        self.log_dict["grad_norm"] = norm
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         if self.ema_decay > 0:
