@@ -1,5 +1,6 @@
 """Small image folders for the data tests."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,15 +101,56 @@ def recipe(small_photos: Path, tmp_path: Path) -> Path:
     return path
 
 
+class Training:
+    """`vheatir train` on a recipe, and what it wrote."""
+
+    def __init__(self, recipe: Path, root: Path):
+        self.recipe, self.root = recipe, root
+
+    def argv(self, *overrides: str, name: str = "tiny", resume: bool = False) -> list[str]:
+        settings = [part for text in (f"name={name}", *overrides) for part in ("--set", text)]
+        return ["-opt", str(self.recipe), *settings, *(["--resume"] if resume else [])]
+
+    def __call__(self, *overrides: str, name: str = "tiny", resume: bool = False, status: int = 0) -> Path:
+        """Train with `a.b=c` overrides; returns the run's folder."""
+        from vheatir.train import main
+
+        assert main(self.argv(*overrides, name=name, resume=resume)) == status
+        return self.root / name
+
+    @staticmethod
+    def curves(folder: Path) -> list[dict]:
+        return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+    def losses(self, folder: Path) -> list[float]:
+        return [point["train/l_pix"] for point in self.curves(folder) if "train/l_pix" in point]
+
+    @staticmethod
+    def state(folder: Path) -> dict:
+        """The model's part of the newest checkpoint."""
+        from vheatir.checkpoint import load_latest
+
+        return load_latest(folder / "checkpoints")["model"]
+
+    def assert_same(self, one: Path, other: Path) -> None:
+        """Network, average, optimiser and schedule of two runs agree bit for bit."""
+        import torch
+
+        a, b = self.state(one), self.state(other)
+        assert a.keys() == b.keys() and a["schedulers"] == b["schedulers"]
+        for part in ("network", "network_ema"):
+            for key in a.get(part, {}):
+                assert torch.equal(a[part][key], b[part][key]), f"{part}.{key}"
+        moments = [state["optimizers"][0]["state"] for state in (a, b)]
+        for key in moments[0]:
+            for name, value in moments[0][key].items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1][key][name])), f"{key}.{name}"
+
+
 @pytest.fixture
-def train(recipe: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`train("a.b=c", ..., name="tiny", resume=False)`: `vheatir train` on the recipe; returns the run's folder."""
+def train(recipe: Path, tmp_path: Path) -> Training:
+    """Runs `vheatir train` on the recipe with `train("a.b=c", ..., name=..., resume=...)`."""
+    import vheatir  # noqa: F401 (the alias that BasicSR needs)
+
     pytest.importorskip("basicsr", reason="training needs BasicSR")
-    from vheatir.train import main
-
-    def run(*overrides: str, name: str = "tiny", resume: bool = False, status: int = 0) -> Path:
-        argv = ["-opt", str(recipe), *(part for text in (f"name={name}", *overrides) for part in ("--set", text))]
-        assert main([*argv, *(["--resume"] if resume else [])]) == status
-        return tmp_path / "runs" / name
-
-    return run
+    return Training(recipe, tmp_path / "runs")
