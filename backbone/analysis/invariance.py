@@ -14,14 +14,14 @@ PUBLISHED_DIRECTIONS = 7
 _BICUBIC = InterpolationMode.BICUBIC
 
 
-def _resized(image: Image.Image, size: int, ratio: float = CROP_RATIO) -> Image.Image:
+def _resized(image: Image.Image, size: int, ratio: float) -> Image.Image:
     """The shorter side at int(size / ratio) pixels."""
     return T.resize(image, int(size / ratio), _BICUBIC)
 
 
-def standard_view(image: Image.Image, size: int) -> Image.Image:
-    """Resized by the crop ratio and cut from the centre: (size, size)."""
-    return T.center_crop(_resized(image, size), size)
+def standard_view(image: Image.Image, size: int, crop_ratio: float = CROP_RATIO) -> Image.Image:
+    """Resized so that the crop takes `crop_ratio` of the shorter side, and cut from the centre: (size, size)."""
+    return T.center_crop(_resized(image, size, crop_ratio), size)
 
 
 def scaled_view(image: Image.Image, size: int, ratio: float) -> Image.Image:
@@ -29,14 +29,24 @@ def scaled_view(image: Image.Image, size: int, ratio: float) -> Image.Image:
     return T.center_crop(_resized(image, size, ratio), size)
 
 
-def rotated_view(image: Image.Image, size: int, degrees: float, *, before_crop: bool) -> Image.Image:
+def rotated_view(
+    image: Image.Image, size: int, degrees: float, *, before_crop: bool, crop_ratio: float = CROP_RATIO
+) -> Image.Image:
     """Turned counter-clockwise, with black corners; before the crop the corners mostly fall outside it."""
     if before_crop:
-        return T.center_crop(T.rotate(_resized(image, size), degrees, _BICUBIC), size)
-    return T.rotate(standard_view(image, size), degrees, _BICUBIC)
+        return T.center_crop(T.rotate(_resized(image, size, crop_ratio), degrees, _BICUBIC), size)
+    return T.rotate(standard_view(image, size, crop_ratio), degrees, _BICUBIC)
 
 
-def shifted_view(image: Image.Image, size: int, pixels: int, direction: int, *, published: bool = True) -> Image.Image:
+def shifted_view(
+    image: Image.Image,
+    size: int,
+    pixels: int,
+    direction: int,
+    *,
+    published: bool = True,
+    crop_ratio: float = CROP_RATIO,
+) -> Image.Image:
     """The crop moved by `pixels` along `DIRECTIONS[direction]`.
 
     Args:
@@ -46,8 +56,9 @@ def shifted_view(image: Image.Image, size: int, pixels: int, direction: int, *, 
         direction: index into `DIRECTIONS`.
         published: centre what is left of the crop where it leaves the image, so that beyond the margin the content
             stays; otherwise the content moves by the full distance and black comes in from one side.
+        crop_ratio: share of the shorter side that an unmoved crop takes.
     """
-    resized = _resized(image, size)
+    resized = _resized(image, size, crop_ratio)
     down, right = DIRECTIONS[direction]
     top = (resized.height - size) // 2 + down * pixels
     left = (resized.width - size) // 2 + right * pixels

@@ -177,7 +177,7 @@ def test_other_channels_and_head(model_name, make_model):
 
 @pytest.mark.parametrize("name", ["vheat_tiny", "unified_swin_micro"])
 def test_compiled_training_step_is_the_same(name, make_model):
-    model, x = make_model(name, dims=(16, 32), depths=(1, 2), drop_path_rate=0.0).train(), image(40, 64)
+    model, x = make_model(name, dims=(16,), depths=(2,), drop_path_rate=0.0).train(), image(40, 64)
     want = model(x).square().sum()
     got = torch.compile(model, backend="aot_eager")(x).square().sum()
     assert_close(got, want)
