@@ -54,6 +54,7 @@ class MetaArch(HeatPyramid):
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
+        dense, mask_padding: see `Place`; set by the dense-prediction backbones.
 
     Source: arXiv 2211.05781; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size and floating type, masks that follow the map.
