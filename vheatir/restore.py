@@ -1,30 +1,32 @@
-"""`vheatir restore` and `Restorer`: denoise pictures or remove JPEG artefacts with trained weights."""
+"""`vheatir restore`: denoise pictures or remove JPEG artefacts with trained weights."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from vheatir import storage
+from vheatir.batch import Report, run
 from vheatir.errors import UserError
 from vheatir.files import printable
-from vheatir.image_io import MAX_PIXELS, Image, read_image, write_image
+from vheatir.image_io import MAX_PIXELS
 from vheatir.jobs import Job, plan_jobs
+from vheatir.manifest import Manifest
+from vheatir.restore_file import FileOptions
+from vheatir.restorer import MAX_LEVEL, TASKS, Restorer
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
-TASKS = ("denoise", "jpeg")
-_FLOATS = (np.float16, np.float32, np.float64)
-_MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
+__all__ = ["Restorer", "main"]
+
+_MOST_WORKERS = 4  # by default; each holds a picture, and the network works for one at a time
 
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
-Gray, colour, 8 and 16 bits, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite is given.
+Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite
+is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
 examples:
   vheatir restore photo.png -o restored --task denoise
@@ -37,113 +39,27 @@ exit status: 0 all done, 1 some files failed (they are named), 2 nothing was don
 """
 
 
-class Restorer:
-    """Restores images in memory with one set of weights.
+@dataclass(frozen=True)
+class Settings:
+    """How to make the Restorer; small and plain, so that it can be sent to other machines."""
 
-    task: "denoise" or "jpeg". weights: shipped name or path of a safetensors file; the task's own by default. device: a
-    torch device; a GPU when there is one by default. tile: side of the overlapping tiles in pixels, 0 for the whole
-    image at once; chosen by the image's size by default. overlap: pixels that neighbouring tiles share.
-    """
+    task: str
+    weights: str | None
+    device: str | None
+    tile: int | None
+    overlap: int | None
+    strength: float
+    ensemble: bool
 
-    def __init__(
-        self,
-        task: str,
-        weights: str | Path | None = None,
-        device: "str | torch.device | None" = None,
-        tile: int | None = None,
-        overlap: int | None = None,
-    ):
-        from vheatir import tiling
-        from vheatir import weights as store
-
-        if task not in TASKS:
-            raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-        self.tile = tile
-        self.overlap = _default_overlap(tile) if overlap is None else overlap
-        try:
-            tiling.check_tile(tiling.DEFAULT_TILE if tile is None else tile, self.overlap)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        self.task, self.device = task, _device(device)
-        self.network, self.metadata = store.load(store.DEFAULTS[task] if weights is None else weights, self.device)
-        if self.metadata["task"] != task:
-            raise UserError(
-                f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
-                "give other weights or change the task"
-            )
-
-        if self.network.config.get("level_map"):
-            raise UserError(f"the weights {weights} need a stated level for each image; use blind weights")
-
-    def restore(self, image: np.ndarray, *, on_tile: Callable[[float], None] | None = None) -> np.ndarray:
-        """The restored image, of the same shape and dtype, in [0, 1].
-
-        image: float32, float64 or float16, HWC RGB or HW gray, in [0, 1]; noise may leave that range, it is not
-        clipped. A gray image goes to a colour network as three equal channels and comes back as their mean. Computed in
-        float32. `on_tile` is called with the share done.
-        """
-        import torch
-
-        from vheatir import tiling
-
-        _check_image(image)
-        height, width = image.shape[:2]
-        if image.ndim == 3 and self.metadata["color"] == "gray":
-            raise ValueError("these weights are for gray images, the image has three channels; use colour weights")
-        tensor = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).reshape(1, height, width, -1)
-        tile = tiling.default_tile(height, width) if self.tile is None else self.tile
-        with torch.inference_mode():
-            result = tiling.apply_tiled(self._patch, tensor.permute(0, 3, 1, 2), tile, self.overlap, on_tile=on_tile)
-        if not torch.isfinite(result).all():
-            raise ValueError("the network made NaN or infinite values; these weights cannot be used for this image")
-        return result.clamp(0, 1).permute(0, 2, 3, 1).reshape(image.shape).numpy().astype(image.dtype, copy=False)
-
-    def _patch(self, patch: "torch.Tensor") -> "torch.Tensor":
-        gray_as_color = patch.shape[1] == 1 and self.metadata["color"] == "color"
-        output = self.network((patch.expand(-1, 3, -1, -1) if gray_as_color else patch).contiguous().to(self.device))
-        return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
-
-
-def _default_overlap(tile: int | None) -> int:
-    from vheatir import tiling
-
-    return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
-
-
-def _device(name: "str | torch.device | None") -> "torch.device":
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"the device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _check_image(image: np.ndarray) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
-        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(
-            f"expected a NumPy array of float32, float64 or float16 in [0, 1], got {got}; "
-            "bring integers to [0, 1] first, 8 bits with image.astype('float32') / 255"
-        )
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or 0 in image.shape:
-        raise ValueError(
-            f"expected the shape (height, width, 3) for RGB or (height, width) for gray, got {image.shape}; "
-            "split alpha off and put it back afterwards, restore the images of a batch one by one"
-        )
-    finite = np.isfinite(image)
-    if not finite.all():
-        raise ValueError(
-            f"the image holds {image.size - np.count_nonzero(finite)} NaN or infinite values; replace them"
-        )
-    if max(image.max(), -image.min()) > _MAX_VALUE:
-        raise ValueError(
-            f"the image's values run from {image.min():.4g} to {image.max():.4g}, expected [0, 1] apart from noise; "
-            "divide by the value of white"
+    def restorer(self) -> Restorer:
+        return Restorer(
+            self.task,
+            self.weights,
+            self.device,
+            self.tile,
+            self.overlap,
+            strength=self.strength,
+            ensemble=self.ensemble,
         )
 
 
@@ -155,27 +71,52 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="files, folders or globs (PNG, JPEG, TIFF, BMP, WebP)")
+    add("inputs", nargs="+", metavar="INPUT", help="files, folders, globs or URLs (PNG, JPEG, TIFF, BMP, WebP)")
     add("-o", "--output", required=True, metavar="OUT", help="folder for the results; made when it does not exist")
     add("--task", required=True, choices=TASKS, help="denoise: Gaussian noise; jpeg: JPEG artefacts")
-    add("--weights", metavar="NAME|PATH", help="a shipped name or a safetensors file (default: the task's)")
-    add("--device", help="torch device, such as cpu or cuda:0 (default: a GPU when there is one)")
-    add(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="side of the tiles; 0: the whole image (default: by the image's size)",
-    )
-    add("--overlap", type=int, metavar="PIXELS", help="pixels that neighbouring tiles share (default: 32)")
     add("--overwrite", action="store_true", help="replace outputs that exist")
-    add(
-        "--max-megapixels",
-        type=float,
-        default=MAX_PIXELS / 1e6,
-        metavar="N",
-        help="refuse pictures that claim to be larger (default: %(default)g)",
-    )
+    _add_control(parser.add_argument_group("what the network does").add_argument)
+    _add_resources(parser.add_argument_group("memory, speed, many files").add_argument)
     return parser
+
+
+def _add_control(add) -> None:
+    add("--weights", metavar="NAME|PATH", help="a shipped name or a safetensors file (default: the task's)")
+    add(
+        "--sigma",
+        type=float,
+        metavar="S",
+        help="noise level (0-255) instead of the estimated one, for weights that take a level; "
+        "the shipped ones are blind and need none",
+    )
+    add(
+        "--quality",
+        type=float,
+        metavar="Q",
+        help="JPEG quality (0-100) instead of the one read from the file or estimated, likewise",
+    )
+    add(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="result = input + X * (restored - input), from 0 (the input) to 1 (default)",
+    )
+    add("--ensemble", action="store_true", help="mean over eight flips and rotations: better, eight times slower")
+
+
+def _add_resources(add) -> None:
+    add("--device", help="torch device, such as cpu or cuda:0 (default: a GPU when there is one)")
+    tile_help = "side of the tiles; 0: the whole image (default: by the image's size and the free memory)"
+    add("--tile", type=int, metavar="PIXELS", help=tile_help)
+    add("--overlap", type=int, metavar="PIXELS", help="pixels that neighbouring tiles share (default: 32)")
+    size_help = "refuse pictures that claim to be larger (default: %(default)g)"
+    add("--max-megapixels", type=float, default=MAX_PIXELS / 1e6, metavar="N", help=size_help)
+    workers_help = f"files in work at the same time (default: one per core, at most {_MOST_WORKERS})"
+    add("--workers", type=int, metavar="N", help=workers_help)
+    add("--engine", choices=("local", "ray"), default="local", help="ray: on the machines of a Ray cluster")
+    add("--manifest", metavar="FILE", help="JSON lines in which every input stands once, with what became of it")
+    add("-q", "--quiet", action="store_true", help="show errors and notes only")
 
 
 def main(argv: list[str]) -> int:
@@ -183,87 +124,67 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     arguments = _parser().parse_args(argv)
+    options = _file_options(arguments)
     jobs = plan_jobs(arguments.inputs, arguments.output)
-    todo = jobs if arguments.overwrite else [job for job in jobs if not job.target.exists()]
+    out = storage.place(arguments.output)
+    there = set() if arguments.overwrite else storage.existing([job.target for job in jobs], out)
+    todo = [job for job in jobs if job.target not in there]
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    if len(jobs) > len(todo):
-        console.print(f"{len(jobs) - len(todo)} existing outputs stay as they are (--overwrite replaces them)")
-    if not todo:
+    if there:
+        console.print(f"{len(there)} existing outputs stay as they are (--overwrite replaces them)")
+    if not todo and not arguments.manifest:
         return 0
-    restorer = Restorer(arguments.task, arguments.weights, arguments.device, arguments.tile, arguments.overlap)
-    _make_folder(Path(arguments.output))
+    settings = Settings(*(getattr(arguments, name) for name in Settings.__dataclass_fields__))
+    restorer = settings.restorer() if todo else None  # with Ray too: what is wrong shows before anything starts
+    if restorer is not None and options.level is not None and not restorer.takes_level:
+        console.print("note: these weights are blind: --sigma and --quality have no effect on them")
+    if isinstance(out, Path):
+        storage.make_folder(out)
+    kept = [job for job in jobs if job.target in there]
+    manifest = Manifest(Path(arguments.manifest), jobs, kept) if arguments.manifest else None
+    return _run(arguments, settings, restorer, todo, options, manifest, console)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    restorer: Restorer | None,
+    todo: list[Job],
+    options: FileOptions,
+    manifest: Manifest | None,
+    console: "Console",
+) -> int:
+    report = Report(console, todo, quiet=arguments.quiet)
     try:
-        failed = _restore_all(restorer, todo, console, round(arguments.max_megapixels * 1e6))
+        if todo and arguments.engine == "ray":
+            from vheatir.engine_ray import run_on_ray
+
+            how = {"workers": arguments.workers, "overwrite": arguments.overwrite}
+            run_on_ray(settings, todo, options, **how, report=report, manifest=manifest)
+        elif todo:
+            workers = arguments.workers or min(_MOST_WORKERS, os.cpu_count() or 1)
+            run(restorer, todo, options, workers=workers, report=report, manifest=manifest)
     except KeyboardInterrupt:
         console.print("interrupted; finished outputs are whole, the same command goes on with the rest")
         return 130
-    done = f"{len(todo) - failed} restored into {arguments.output}"
-    console.print(printable(f"{done}, {failed} failed" if failed else done))
-    return 1 if failed else 0
+    finally:
+        if manifest is not None:
+            manifest.close()
+    done = f"{len(todo) - report.failed} restored into {arguments.output}"
+    console.print(printable(f"{done}, {report.failed} failed" if report.failed else done))
+    return 1 if report.failed else 0
 
 
-def _restore_all(restorer: Restorer, jobs: list[Job], console: "Console", max_pixels: int) -> int:
-    """Restore one file after the other; returns how many failed."""
-    failed = 0
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=len(jobs))
-        for index, job in enumerate(jobs):
-            progress.update(bar, completed=index, description=printable(job.source.name))
-            on_tile = partial(_advance, progress, bar, index)
-            try:
-                notes = _restore_file(restorer, job, max_pixels, on_tile)
-            except Exception as error:  # whatever is wrong with one file, the others are still done
-                failed += 1
-                console.print(printable(f"error: {_reason(job, error)}"))
-            else:
-                for note in notes:
-                    console.print(printable(f"note: {job.source}: {note}"))
-        progress.update(bar, completed=len(jobs), description="")
-    return failed
-
-
-def _advance(progress: "Progress", bar: "TaskID", before: int, share: float) -> None:
-    progress.update(bar, completed=before + share)
-
-
-def _restore_file(
-    restorer: Restorer, job: Job, max_pixels: int, on_tile: Callable[[float], None] | None
-) -> tuple[str, ...]:
-    image: Image = read_image(job.source, max_pixels=max_pixels)
-    image.pixels = restorer.restore(image.pixels, on_tile=on_tile)
-    _make_folder(job.target.parent)
-    write_image(job.target, image)
-    return image.notes
-
-
-def _reason(job: Job, error: Exception) -> str:
-    """One line that names the file, whatever happened."""
-    if isinstance(error, UserError):
-        return str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in text.lower():
-        return f"{job.source}: not enough memory; restore it in smaller tiles, such as --tile 128"
-    if isinstance(error, ValueError | OSError):
-        return f"{job.source}: {text}"
-    return f"{job.source}: unexpected {type(error).__name__}: {text}"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the output folder cannot be made: {error.strerror}") from error
-
-
-def _progress(console: "Console") -> "Progress":
-    from rich import progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.TextColumn("{task.completed:.1f}/{task.total} files"),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.description}", markup=False),
-    )
-    return progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+def _file_options(arguments: argparse.Namespace) -> FileOptions:
+    given = {"denoise": arguments.sigma, "jpeg": arguments.quality}
+    other = {"denoise": "--quality", "jpeg": "--sigma"}[arguments.task]
+    if given["jpeg" if arguments.task == "denoise" else "denoise"] is not None:
+        raise UserError(f"{other} does not belong to the task {arguments.task}; leave it out")
+    level, most = given[arguments.task], MAX_LEVEL[arguments.task]
+    if level is not None and not 0 <= level <= most:
+        raise UserError(f"the level must lie between 0 and {most:g}, got {level:g}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {arguments.workers}")
+    if not arguments.max_megapixels > 0:
+        raise UserError(f"--max-megapixels must be above 0, got {arguments.max_megapixels}")
+    return FileOptions(level=level, max_pixels=round(min(arguments.max_megapixels, 1e9) * 1e6))

@@ -4,7 +4,7 @@ Tiles stand on a grid, so plan and windows are made per axis: the weight of a ti
 and its column window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,57 @@ def _window(start: int, stop: int, length: int, overlap: int) -> np.ndarray:
     return window
 
 
+def tiled_rows(
+    function: Callable[[Tensor], Tensor],
+    read: Callable[[int, int], Tensor],
+    size: tuple[int, int],
+    tile: int,
+    overlap: int,
+    *,
+    on_tile: Callable[[float], None] | None = None,
+) -> Iterator[Tensor]:
+    """Blocks of rows of `function` of an image, from the top, computed in overlapping tiles and blended.
+
+    read: rows start:stop of the image as (B, C, rows, W); asked for one row of tiles at a time, in order. size: height
+    and width. `function` keeps height and width; it may change the channels and compute on another device, but returns
+    to the image's. tile: side in pixels, 0 for the whole image. Only two rows of tiles are ever held. `on_tile` is
+    called after each tile with the share of all tiles done.
+    """
+    height, width = size
+    rows, columns = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    count = len(rows) * len(columns)
+    carried = None  # what the tiles above have added to the next row of tiles
+    for index, row in enumerate(rows):
+        image, band = read(row.start, row.stop), None
+        for column_index, column in enumerate(columns):
+            patch = function(image[..., column.start : column.stop])
+            if patch.shape[-2:] != (row.stop - row.start, column.stop - column.start):
+                raise ValueError(
+                    f"the function must keep height and width; it made {tuple(patch.shape[-2:])} "
+                    f"of {(row.stop - row.start, column.stop - column.start)}"
+                )
+            if count == 1:
+                band = patch
+            else:
+                band = _band(patch, row.stop - row.start, width, carried) if band is None else band
+                weight = torch.from_numpy(np.outer(row.window, column.window)).to(patch)
+                band[..., column.start : column.stop] += patch * weight
+            if on_tile is not None:
+                on_tile((index * len(columns) + column_index + 1) / count)
+        ready = (rows[index + 1].start if index + 1 < len(rows) else height) - row.start
+        yield band[..., :ready, :]
+        carried = band[..., ready:, :]
+
+
+def _band(like: Tensor, height: int, width: int, carried: Tensor | None) -> Tensor:
+    """Zeros for a row of tiles, channels-last in memory, with what is carried from above at the top."""
+    band = torch.zeros((like.shape[0], height, width, like.shape[1]), dtype=like.dtype, device=like.device)
+    band = band.permute(0, 3, 1, 2)
+    if carried is not None:
+        band[..., : carried.shape[-2], :] = carried
+    return band
+
+
 def apply_tiled(
     function: Callable[[Tensor], Tensor],
     image: Tensor,
@@ -83,30 +134,20 @@ def apply_tiled(
     *,
     on_tile: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """`function` of an image, computed in overlapping tiles and blended.
+    """`function` of an image in memory, computed in overlapping tiles and blended; see `tiled_rows`.
 
-    image: (B, C, H, W). `function` keeps height and width; it may change the channels and compute on another device,
-    but returns to the image's. tile: side in pixels, 0 for the whole image. Returns (B, C', H, W), channels-last in
-    memory. `on_tile` is called after each tile with the share of all tiles done.
+    image: (B, C, H, W). Returns (B, C', H, W), channels-last in memory where there are several tiles.
     """
-    height, width = image.shape[-2:]
-    rows, columns = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
-    count = len(rows) * len(columns)
-    result = None
-    for done, (row, column) in enumerate(((row, column) for row in rows for column in columns), start=1):
-        patch = function(image[..., row.start : row.stop, column.start : column.stop])
-        if patch.shape[-2:] != (row.stop - row.start, column.stop - column.start):
-            raise ValueError(
-                f"the function must keep height and width; it made {tuple(patch.shape[-2:])} "
-                f"of {(row.stop - row.start, column.stop - column.start)}"
-            )
-        if result is None:
-            shape = (patch.shape[0], height, width, patch.shape[1])
-            result = torch.zeros(shape, dtype=patch.dtype, device=patch.device).permute(0, 3, 1, 2)
-        if count > 1:
-            weight = torch.from_numpy(np.outer(row.window, column.window)).to(patch)
-            patch = patch * weight
-        result[..., row.start : row.stop, column.start : column.stop] += patch
-        if on_tile is not None:
-            on_tile(done / count)
+    size = (image.shape[-2], image.shape[-1])
+    result, top = None, 0
+
+    def read(start: int, stop: int) -> Tensor:
+        return image[..., start:stop, :]
+
+    for band in tiled_rows(function, read, size, tile, overlap, on_tile=on_tile):
+        if band.shape[-2] == size[0]:
+            return band
+        result = _band(band, *size, None) if result is None else result
+        result[..., top : top + band.shape[-2], :] = band
+        top += band.shape[-2]
     return result

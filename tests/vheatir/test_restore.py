@@ -155,9 +155,54 @@ def test_unsuitable_options_are_user_errors(trained, options, reason):
         Restorer(**{"task": "denoise", "weights": trained, "device": "cpu"} | options)
 
 
-def test_weights_that_need_a_level_are_refused(tmp_path):
-    with pytest.raises(UserError, match="blind"):
-        Restorer("denoise", weights=write_weights(tmp_path / "a.safetensors", level_map=True), device="cpu")
+def test_a_level_is_estimated_given_or_refused(tmp_path, restorer):
+    takes_level = Restorer("denoise", weights=write_weights(tmp_path / "a.safetensors", level_map=True), device="cpu")
+    image = noisy((64, 64, 3)) * 0.2 + 0.4
+    low, high, estimated = (takes_level.restore(image, level=level) for level in (0, 60, None))
+    measured = takes_level.measure(lambda start, stop: (image[start:stop], None), image.shape)
+    np.testing.assert_array_equal(estimated, takes_level.restore(image, level=measured))
+    assert 10 < measured < 25 and np.abs(high - low).max() > 1e-4
+    with pytest.raises(ValueError, match="from 0 to 255"):
+        takes_level.restore(image, level=300)
+    with pytest.raises(ValueError, match="blind"):
+        restorer.restore(image, level=25)
+
+
+@pytest.mark.parametrize("strength", [0, 0.3, 1])
+def test_strength_lies_on_the_line_from_the_input_to_the_restored(trained, restorer, strength):
+    image = noisy((24, 30, 3)) * 0.1 + 0.4
+    partly = Restorer("denoise", weights=trained, device="cpu", strength=strength).restore(image)
+    np.testing.assert_allclose(partly, image + strength * (restorer.restore(image) - image), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(24, 30, 3), (17, 9)], ids=str)
+def test_ensemble_is_the_mean_over_flips_and_rotations(trained, restorer, shape):
+    """So it commutes with them, which the single pass does not."""
+    image = noisy(shape) * 0.1 + 0.4
+    ensemble = Restorer("denoise", weights=trained, device="cpu", ensemble=True)
+    result = ensemble.restore(image)
+    turns = [(turns, flip) for turns in range(4) for flip in (False, True)]
+    single = []
+    for turn, flip in turns:
+        turned = np.rot90(image, turn)[:, ::-1] if flip else np.rot90(image, turn)
+        back = restorer.restore(turned)
+        single.append(np.rot90(back[:, ::-1] if flip else back, -turn))
+    np.testing.assert_allclose(result, np.mean(single, axis=0), atol=1e-5)
+    np.testing.assert_allclose(ensemble.restore(np.rot90(image)), np.rot90(result), atol=1e-5)
+    assert np.abs(single[1] - single[0]).max() > 1e-4
+
+
+def test_colours_under_alpha_leave_no_halos_and_stay(restorer):
+    """What cannot be seen does not change what can, and comes back as it was."""
+    image, alpha = noisy((40, 50, 3)) * 0.1 + 0.4, np.ones((40, 50), np.float32)
+    alpha[:, 20:] = 0
+    black, white = image.copy(), image.copy()
+    black[:, 20:], white[:, 20:] = 0, 1
+    results = [restorer.restore(picture, alpha=alpha) for picture in (black, white)]
+    np.testing.assert_array_equal(results[0][:, :20], results[1][:, :20])
+    np.testing.assert_array_equal(results[0][:, 20:], 0)
+    np.testing.assert_array_equal(results[1][:, 20:], 1)
+    assert np.abs(restorer.restore(black) - restorer.restore(white))[:, :20].max() > 0.01, "halos without alpha"
 
 
 KINDS = [(".png", 8), (".png", 16), (".tif", 16), (".tif", 32), (".jpg", 8), (".webp", 8), (".bmp", 8)]
@@ -174,7 +219,9 @@ def test_files_keep_format_depth_size_and_alpha(command, restorer, tmp_path, suf
         np.testing.assert_array_equal(result.alpha, source.alpha)
     if suffix not in (".jpg", ".webp"):
         step = 1e-6 if depth == 32 else 0.51 / (2**depth - 1)
-        np.testing.assert_allclose(result.pixels, restorer.restore(source.pixels), atol=step)
+        expected = restorer.restore(source.pixels, alpha=source.alpha)
+        pixels = result.pixels.clip(0, 1) if depth == 32 else result.pixels  # floats keep what leaves the range
+        np.testing.assert_allclose(pixels, expected, atol=step)
 
 
 def test_sixteen_bit_results_are_not_rounded_to_eight(command, tmp_path):

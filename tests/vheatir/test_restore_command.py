@@ -198,14 +198,14 @@ def test_weights_that_are_none_are_refused_before_anything_is_done(tmp_path, mon
 def test_an_unexpected_failure_in_one_file_is_reported_and_the_rest_done(command, tmp_path, capfd, monkeypatch):
     from vheatir.restore import Restorer
 
-    restore = Restorer.restore
+    restore = Restorer.restore_rows
 
-    def fail_on_gray(self, image, **options):
-        if image.ndim == 2:
+    def fail_on_gray(self, read, shape, **options):
+        if shape[2] == 1:
             raise RuntimeError("out of memory: the device is full")
-        return restore(self, image, **options)
+        return restore(self, read, shape, **options)
 
-    monkeypatch.setattr(Restorer, "restore", fail_on_gray)
+    monkeypatch.setattr(Restorer, "restore_rows", fail_on_gray)
     picture(tmp_path / "photos" / "a.png", (9, 9))
     picture(tmp_path / "photos" / "b.png")
     assert command("photos", "-o", "out") == 1

@@ -1,0 +1,101 @@
+"""The same job on a Ray cluster: Ray Data hands files to actors, each with a network of its own.
+
+A worker that dies is replaced, and the files it held are done again; what it had finished stays. Inputs, outputs and
+weights must be reachable from every machine under the same path or URL.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vheatir.batch import Report, follow, restore_job
+from vheatir.errors import UserError
+from vheatir.jobs import Job
+from vheatir.manifest import Manifest
+from vheatir.restore_file import FileOptions, Outcome
+
+if TYPE_CHECKING:
+    from vheatir.restore import Settings
+
+_FILES_PER_TASK = 16  # at most; what is lost with a worker is done again
+_CPUS_PER_WORKER = 4  # where there are no GPUs, by default
+
+
+class _Worker:
+    """One actor: a network, and files one after the other."""
+
+    def __init__(self, settings: "Settings", options: FileOptions, overwrite: bool):
+        self._restorer, self._options, self._overwrite = settings.restorer(), options, overwrite
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        results = []
+        for packed in batch["job"]:
+            job = pickle.loads(packed)  # made by this program a moment ago
+            if not self._overwrite and job.target.exists():  # it was not there when the run began
+                results.append(Outcome("done", "finished by a worker that was lost afterwards"))
+            else:
+                results.append(restore_job(self._restorer, job, self._options))
+        return {"number": list(batch["number"]), "outcome": [json.dumps(asdict(result)) for result in results]}
+
+
+def run_on_ray(
+    settings: "Settings",
+    jobs: Sequence[Job],
+    options: FileOptions,
+    *,
+    workers: int | None,
+    overwrite: bool,
+    report: Report,
+    manifest: Manifest | None,
+) -> None:
+    """Restore all jobs on the cluster that RAY_ADDRESS names, or on a local one."""
+    jobs = [Job(*(part.absolute() if isinstance(part, Path) else part for part in job)) for job in jobs]
+    if settings.weights is not None and Path(settings.weights).is_file():
+        settings = replace(settings, weights=str(Path(settings.weights).absolute()))
+    with report:
+        follow(_outcomes(settings, jobs, options, workers, overwrite), jobs, report, manifest)
+
+
+def _outcomes(
+    settings: "Settings", jobs: Sequence[Job], options: FileOptions, workers: int | None, overwrite: bool
+) -> Iterator[tuple[int, Outcome]]:
+    ray = _ray()
+    resources = ray.cluster_resources()
+    on_gpu = resources.get("GPU", 0) >= 1 and not str(settings.device or "cuda").startswith("cpu")
+    if workers is None:
+        workers = int(resources["GPU"] if on_gpu else max(1, resources.get("CPU", 1) // _CPUS_PER_WORKER))
+    per_task = max(1, min(_FILES_PER_TASK, len(jobs) // (8 * workers)))
+    rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    data = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_task))
+    done = data.map_batches(
+        _Worker,
+        fn_constructor_args=(settings, options, overwrite),
+        batch_size=per_task,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=1,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    for row in done.iter_rows():
+        yield int(row["number"]), Outcome(**json.loads(row["outcome"]))
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(
+            f"--engine ray needs Ray, which is not installed ({error}); pip install 'vheatir[ray]'"
+        ) from None
+    if not ray.is_initialized():
+        root = str(Path(__file__).resolve().parents[1])  # a checkout that is not installed is found by local workers
+        paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False, logging_level="ERROR")
+    return ray
