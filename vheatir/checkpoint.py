@@ -11,17 +11,21 @@ import torch
 from vheatir.errors import UserError
 from vheatir.files import atomic_open
 
-_NAME = re.compile(r"^iter_(\d{8})\.pt$")
+_NAME = re.compile(r"^iter_(\d{8,})\.pt$")
 _logger = logging.getLogger("vheatir")
 
 
 def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of an iteration and remove all but the newest `keep`."""
+    """Write the checkpoint of an iteration and keep the newest `keep` up to it.
+
+    Later ones can only be damaged, since the run was resumed before them; they would take the place of whole ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iter_{iteration:08d}.pt"
     with atomic_open(path) as file:
         torch.save(state, file)
-    for old in sorted(_list(folder))[: -max(keep, 1)]:
+    kept = sorted(number for number in _list(folder) if number <= iteration)[-max(keep, 1) :]
+    for old in set(_list(folder)).difference(kept):
         (folder / f"iter_{old:08d}.pt").unlink(missing_ok=True)
     return path
 

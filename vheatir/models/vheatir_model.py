@@ -200,8 +200,13 @@ class VHeatIRModel(SRModel):
         if self.ema_decay > 0:
             self.net_g_ema.load_state_dict(state.get("network_ema", state["network"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # torch would load the state of another optimiser without complaint, and stumble over it later
+            if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
+                raise ValueError("it was written with another optim_g.type or scheduler.type")
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            if saved.keys() != scheduler.state_dict().keys():
+                raise ValueError("it was written with another scheduler.type")
             scheduler.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
 
