@@ -1,0 +1,96 @@
+"""`vheatir test`: scores and pictures of trained weights, from a YAML file."""
+
+import json
+
+import cv2
+import pytest
+import torch
+
+from vheatir.cli import main
+from vheatir.errors import UserError
+
+pytest.importorskip("basicsr", reason="training needs BasicSR")
+
+
+@pytest.fixture
+def evaluate(recipe, tmp_path, monkeypatch):
+    """`vheatir test` on the recipe with `a.b=c` overrides; returns the content of results.json."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides, status=0):
+        argv = [
+            "test",
+            "-opt",
+            str(recipe),
+            "--out",
+            "scores",
+            *(part for text in overrides for part in ("--set", text)),
+        ]
+        assert main(argv) == status
+        return json.loads((tmp_path / "scores" / "tiny" / "results.json").read_text()) if status == 0 else None
+
+    return run
+
+
+@pytest.fixture
+def trained(train):
+    return train()
+
+
+def test_scores_and_pictures_are_written(evaluate, trained, train, small_photos, tmp_path, capsys):
+    best = trained / "models" / "best.safetensors"
+    again = (
+        f"datasets.test_50={{type: GaussianNoiseDataset, dataroot_gt: {small_photos / 'val'}, sigma: 50, name: loud}}"
+    )
+    content = evaluate(f"path.pretrain_network_g={best}", "network_g={type: VHeatIR}", again, "val.save_img=true")
+    first, second = content["results"]
+    assert (first["data"], first["level"], second["data"], second["level"]) == ("val", 25, "loud", 50)
+    assert len(first["per_image"]) == first["images"] == 2
+    points = [point for point in train.curves(trained) if "val/psnr" in point]
+    assert first["restored"]["psnr"] == pytest.approx(max(point["val/psnr"] for point in points), abs=0.02)
+    assert first["input"]["psnr"] == pytest.approx(points[0]["val/input_psnr"], abs=1e-9)
+    assert content["metadata"]["weights"] == str(best) and "command" in content["metadata"]
+    for name in ("val/val0.png", "val/val1.png", "loud/val0.png"):
+        assert cv2.imread(str(tmp_path / "scores" / "tiny" / name)).shape == (32, 32, 3)
+    assert "restored" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_basicsr_is_scored(evaluate, trained, tmp_path, train):
+    torch.save({"params": train.state(trained)["network_ema"]}, tmp_path / "net.pth")
+    (a,) = evaluate(f"path.pretrain_network_g={tmp_path / 'net.pth'}")["results"]
+    (b,) = evaluate(f"path.pretrain_network_g={trained / 'models' / 'latest.safetensors'}")["results"]
+    assert a["restored"]["psnr"] == pytest.approx(b["restored"]["psnr"], abs=0.02)
+
+
+def test_several_tiles_score_like_the_whole(evaluate, trained):
+    weights = f"path.pretrain_network_g={trained / 'models' / 'latest.safetensors'}"
+    whole, tiled = (evaluate(weights, f"val.tile={tile}")["results"][0]["restored"]["psnr"] for tile in (0, 16))
+    assert whole != tiled and whole == pytest.approx(tiled, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ((), "path.pretrain_network_g is missing"),
+        (("path.pretrain_network_g=nowhere",), "neither a file nor a shipped name"),
+        (
+            ("path.pretrain_network_g=x.pth", "datasets.val.dataroot_gt=nowhere"),
+            "datasets.val: nowhere: no such folder",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(evaluate, capsys, overrides, message):
+    evaluate(*overrides, status=2)
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+def test_a_file_without_test_sets_is_refused(recipe, tmp_path):
+    from vheatir.options import read_options
+    from vheatir.test import evaluate_options
+    from vheatir.train import complete_options
+
+    options = complete_options(recipe, read_options(recipe), is_train=False)
+    del options["datasets"]["val"]
+    with pytest.raises(UserError, match="no test or val section"):
+        evaluate_options(recipe, options, tmp_path)
