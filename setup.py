@@ -1,9 +1,17 @@
 """Maps the folders of the checkout to packages: `kernels/` is vheatir.kernels, `backbone/` vheatir.backbone.
 
+Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower.
 Everything that is not code layout (metadata, extras, the command) is in pyproject.toml.
 """
 
-from setuptools import find_packages, setup
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 # `kernels/` and `options/` hold no __init__.py, so they are named here instead of being found.
 FOLDERS = {
@@ -13,7 +21,45 @@ FOLDERS = {
     "vheatir.recipes": "options",
 }
 
+# The kernel's build is a module of the package, which cannot be imported before it is installed.
+_file = Path(__file__).resolve().parent / "kernels" / "cpu_build.py"
+_spec = importlib.util.spec_from_file_location("cpu_build", _file)
+cpu_build = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cpu_build)
+
+
+def builds_kernel() -> bool:
+    return os.environ.get("VHEATIR_CPU_KERNEL") != "0" and cpu_build.compiler() is not None
+
+
+class BuildWithKernel(build_py):
+    """Puts the compiled CPU kernel beside the modules. An editable installation compiles it at first use instead."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode or not builds_kernel():
+            return
+        target = Path(self.build_lib, "vheatir", "kernels", cpu_build.library_name())
+        try:
+            kept = cpu_build.cached_file(cpu_build.compiler())
+            if kept.exists():
+                shutil.copy(kept, target)
+            else:
+                cpu_build.build(target)
+        except (cpu_build.BuildError, OSError) as error:
+            sys.stderr.write(f"warning: the CPU kernel was not built, the slower PyTorch path will run: {error}\n")
+
+
+class BinaryWhereBuilt(Distribution):
+    """A wheel with a compiled library belongs to one kind of machine."""
+
+    def has_ext_modules(self):
+        return builds_kernel()
+
+
 setup(
+    cmdclass={"build_py": BuildWithKernel},
+    distclass=BinaryWhereBuilt,
     package_dir=FOLDERS,
     packages=[
         *FOLDERS,

@@ -1,5 +1,6 @@
 """Builds the CPU kernel with the system's C++ compiler. Standard library only, for setup.py."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -8,11 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
-_FILES = ("api.h", "dispatch.cpp", "hco_cpu.cpp", "lanes.h", "transform.h")
+_FILES = ("api.h", "dispatch.cpp", "hco_cpu.cpp", "lanes.h", "transform.h", "weighing.h")
 _FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
     *("-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
@@ -45,6 +47,37 @@ def library_name() -> str:
     for name in _FILES:
         digest.update((SOURCES / name).read_bytes())
     return f"libvheatir_cpu-{digest.hexdigest()[:16]}.so"
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder."""
+    if stated := os.environ.get("VHEATIR_CACHE"):
+        return Path(stated)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vheatir"
+
+
+def cached_file(command: list[str]) -> Path:
+    """The library of these sources and this compiler; another compiler, or a new version of it, gets another file."""
+    program = Path(shutil.which(command[0])).resolve()
+    about = program.stat()
+    identity = repr((command, str(program), about.st_size, about.st_mtime_ns))
+    name = Path(library_name())
+    return cache_folder() / f"{name.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}{name.suffix}"
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes that start together build once; where files cannot be locked each builds for itself, which is safe."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "build.lock", "w") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run(command: list[str], folder: str) -> None:

@@ -1,21 +1,18 @@
 """Loads the native CPU library: the one that was installed, or one compiled at first use and kept in a cache folder."""
 
-import contextlib
 import ctypes
-import hashlib
 import logging
 import os
-import shutil
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from vheatir.kernels import cpu_build
 
 SWITCH = "VHEATIR_CPU_KERNEL"  # 0 switches the kernel off
-_ABI = 1  # as in csrc/api.h
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their numbers in csrc/api.h
+_ABI = 1  # likewise
 _log = logging.getLogger("vheatir")
 _lock = threading.Lock()
 _loaded: "Library | None" = None
@@ -37,37 +34,6 @@ class Library(NamedTuple):
     instructions: str | None = None
 
 
-def cache_folder() -> Path:
-    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder."""
-    if stated := os.environ.get("VHEATIR_CACHE"):
-        return Path(stated)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vheatir"
-
-
-def _cached_file(command: list[str]) -> Path:
-    """The library of these sources and this compiler; another compiler, or a new version of it, gets another file."""
-    program = Path(shutil.which(command[0])).resolve()
-    about = program.stat()
-    identity = repr((command, str(program), about.st_size, about.st_mtime_ns))
-    name = Path(cpu_build.library_name())
-    return cache_folder() / f"{name.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}{name.suffix}"
-
-
-@contextlib.contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Processes that start together build once; where files cannot be locked each builds for itself, which is safe."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "build.lock", "w") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _file() -> Path:
     """The library's file, compiled now if need be.
 
@@ -80,9 +46,9 @@ def _file() -> Path:
     command = cpu_build.compiler()
     if command is None:
         raise cpu_build.BuildError(cpu_build.NO_COMPILER)
-    cached = _cached_file(command)
+    cached = cpu_build.cached_file(command)
     if not cached.exists():
-        with _one_process_at_a_time(cached.parent):
+        with cpu_build.one_process_at_a_time(cached.parent):
             if not cached.exists():
                 _log.info("compiling the CPU kernel into %s, once", cached)
                 cpu_build.build(cached)
@@ -93,14 +59,13 @@ def _load() -> Library:
     try:
         path = _file()
         functions = ctypes.CDLL(str(path))
-        functions.vheatir_instructions.restype = ctypes.c_char_p
         if functions.vheatir_abi() != _ABI:
             raise cpu_build.BuildError(f"{path} has another interface ({functions.vheatir_abi()}, expected {_ABI})")
     except (cpu_build.BuildError, OSError, RuntimeError, AttributeError) as error:
         reason = f"the CPU kernel could not be built or loaded: {error}"
         warnings.warn(f"{reason}. The slower PyTorch path runs; {SWITCH}=0 silences this.", stacklevel=2)
         return Library(None, reason)
-    return Library(functions, None, path, functions.vheatir_instructions().decode())
+    return Library(functions, None, path, INSTRUCTIONS[functions.vheatir_instructions()])
 
 
 def library() -> Library:

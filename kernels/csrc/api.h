@@ -52,7 +52,10 @@ typedef struct {
 // 0, or -1 when memory is short.
 int vheatir_conduct(const vheatir_job *job);
 int vheatir_abi(void);
-const char *vheatir_instructions(void);  // "avx512", "avx2" or "portable": what this processor gets
+
+enum { VHEATIR_PORTABLE, VHEATIR_AVX2, VHEATIR_AVX512 };
+int vheatir_instructions(void);               // those that vheatir_conduct uses on this processor
+void vheatir_limit_instructions(int most);    // for tests: no others than these from now on
 
 #ifdef __cplusplus
 }

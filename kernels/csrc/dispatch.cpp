@@ -11,33 +11,34 @@ int vheatir_conduct_portable(const vheatir_job *job);
 int vheatir_conduct_avx2(const vheatir_job *job);
 int vheatir_conduct_avx512(const vheatir_job *job);
 
-static int level() {
+static int detect() {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) {
-    return 0;
-  }
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-             ? 2
-             : 1;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return !avx2 ? VHEATIR_PORTABLE : !avx512 ? VHEATIR_AVX2 : VHEATIR_AVX512;
 }
 #else
-static int level() { return 0; }
+static int detect() { return VHEATIR_PORTABLE; }
 #endif
+
+static int limit = VHEATIR_AVX512;
+
+static int chosen() {
+  static const int detected = detect();
+  return detected < limit ? detected : limit;
+}
 
 EXPORT int vheatir_abi(void) { return VHEATIR_ABI; }
 
-EXPORT const char *vheatir_instructions(void) {
-  static const char *const names[] = {"portable", "avx2", "avx512"};
-  return names[level()];
-}
+EXPORT int vheatir_instructions(void) { return chosen(); }
+
+EXPORT void vheatir_limit_instructions(int most) { limit = most; }
 
 EXPORT int vheatir_conduct(const vheatir_job *job) {
 #ifdef VHEATIR_X86
-  static const int chosen = level();
-  if (chosen == 2) return vheatir_conduct_avx512(job);
-  if (chosen == 1) return vheatir_conduct_avx2(job);
+  if (chosen() == VHEATIR_AVX512) return vheatir_conduct_avx512(job);
+  if (chosen() == VHEATIR_AVX2) return vheatir_conduct_avx2(job);
 #endif
   return vheatir_conduct_portable(job);
 }

@@ -7,155 +7,14 @@
 //
 // Compiled once for each instruction set, with VHEATIR_ENTRY as the name of its entry.
 #include <stdlib.h>
+#include <sys/mman.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "transform.h"
+#include "weighing.h"
 
 namespace {
-
-constexpr int64_t kSpaceBytes = 16 << 10;   // work space of a transform: lines are added until it is used up
-constexpr int64_t kPlaneBytes = 512 << 10;  // planes up to here stay in the level 2 cache
-constexpr int64_t kBlockBytes = 256 << 10;  // likewise a block of columns
-constexpr int64_t kMostBlockTiles = 16;
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t lines_at_once(const vheatir_plan &plan) { return most(1, kSpaceBytes / (plan.slots * kTile * 4)); }
-
-// Sizes of a job, and how it is cut.
-struct Cut {
-  explicit Cut(const vheatir_job &job) {
-    height = job.height, width = job.width, channels = job.channels;
-    row = width * channels, image = height * row;
-    channel_tiles = ratio_up(channels, kTile), row_tiles = ratio_up(row, kTile);
-    width_lines = lines_at_once(job.along_width), height_lines = lines_at_once(job.along_height);
-    // An odd number of cache lines between rows, or the columns of a plane would crowd a few sets of the cache.
-    plane_row = (width | 1) * kTile;
-    in_planes = channels % kTile == 0 && height * plane_row * 4 <= kPlaneBytes;
-    block_tiles = in_planes ? least(height_lines, width) : most(1, least(kMostBlockTiles, kBlockBytes / (height * kTile * 4)));
-    block_tiles = least(block_tiles, row_tiles);
-    space = most(width_lines * job.along_width.slots, height_lines * job.along_height.slots) * kTile;
-    staged = width * kTile;
-    block = block_tiles * height * kTile;
-  }
-  int64_t per_thread() const { return space + staged + block + (in_planes ? height * plane_row : 0); }
-
-  int64_t height, width, channels, row, image, channel_tiles, row_tiles;
-  int64_t width_lines, height_lines, plane_row, block_tiles;
-  int64_t space, staged, block;  // floats of each part of a thread's memory
-  bool in_planes;
-};
-
-// One thread's memory.
-struct Scratch {
-  Scratch(const Cut &cut, float *memory)
-      : space(memory), staged(space + cut.space), block(staged + cut.staged), plane(block + cut.block) {}
-  float *space, *staged, *block, *plane;
-};
-
-// The decay of `tiles` tiles from `tile` on, applied to a block of (tiles, H, 16) spectra; before that the spectrum is
-// kept, or multiplied with the other spectrum and summed.
-class Weighing {
- public:
-  Weighing(const vheatir_job &job, const Cut &cut, int64_t image)
-      : job_(job), cut_(cut), sum_started_(image > 0), offset_(image * cut.image) {}
-
-  // The block's tile i is tile `tile` + i * pitch of a row.
-  void operator()(float *block, int64_t tile, int64_t pitch, int64_t tiles) const {
-    if (job_.keep_spectrum) {
-      each(block, tile, pitch, tiles, [&](float *x, int64_t, int64_t at, int64_t lanes, int64_t) INLINE_LAMBDA {
-        put(job_.keep_spectrum + offset_ + at, get(x, kTile), lanes);
-      });
-    }
-    if (job_.decay_gradient) {
-      each(block, tile, pitch, tiles, [&](float *x, int64_t, int64_t at, int64_t lanes, int64_t) INLINE_LAMBDA {
-        Tile product = get(job_.other_spectrum + offset_ + at, lanes);
-        const Tile spectrum = get(x, kTile);
-        float *sum = job_.decay_gradient + at;
-        repeat<kVectors>([&](auto v) INLINE_LAMBDA { product.part[v] *= spectrum.part[v]; });
-        if (sum_started_) {
-          const Tile before = get(sum, lanes);
-          repeat<kVectors>([&](auto v) INLINE_LAMBDA { product.part[v] += before.part[v]; });
-        }
-        put(sum, product, lanes);
-      });
-    }
-    if (job_.decay_order == VHEATIR_DECAY_MAPS) {
-      each(block, tile, pitch, tiles, [&](float *x, int64_t, int64_t at, int64_t lanes, int64_t) INLINE_LAMBDA {
-        multiply(x, get(job_.decay + at, lanes));
-      });
-    } else if (job_.decay_order == VHEATIR_DECAY_TILES) {
-      each(block, tile, pitch, tiles, [&](float *x, int64_t h, int64_t, int64_t lanes, int64_t start) INLINE_LAMBDA {
-        multiply(x, get(job_.decay + start * cut_.height + h * lanes, lanes));
-      });
-    } else if (job_.decay_order == VHEATIR_DECAY_SHARED) {
-      each(block, tile, pitch, tiles, [&](float *x, int64_t h, int64_t, int64_t lanes, int64_t start) INLINE_LAMBDA {
-        const float *decay = job_.decay + h * cut_.width;
-        if (cut_.channels % kTile == 0) {
-          repeat<kVectors>([&](auto v) INLINE_LAMBDA {
-            store(x + v * kWidth, load(x + v * kWidth) * decay[start / cut_.channels]);
-          });
-          return;
-        }
-        float values[kTile] = {};
-        for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = decay[(start + lane) / cut_.channels];
-        multiply(x, get(values, kTile));
-      });
-    }
-  }
-
- private:
-  struct Tile {
-    Vec part[kVectors];
-  };
-
-  static INLINE Tile get(const float *from, int64_t lanes) {
-    float padded[kTile];
-    if (lanes < kTile) {
-      for (int64_t lane = 0; lane < kTile; ++lane) padded[lane] = lane < lanes ? from[lane] : 0;
-      from = padded;
-    }
-    Tile tile;
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA { tile.part[v] = load(from + v * kWidth); });
-    return tile;
-  }
-
-  static INLINE void put(float *to, const Tile &tile, int64_t lanes) {
-    float padded[kTile];
-    float *whole = lanes < kTile ? padded : to;
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA { store(whole + v * kWidth, tile.part[v]); });
-    for (int64_t lane = 0; lanes < kTile && lane < lanes; ++lane) to[lane] = padded[lane];
-  }
-
-  static INLINE void multiply(float *x, const Tile &factor) {
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA { store(x + v * kWidth, load(x + v * kWidth) * factor.part[v]); });
-  }
-
-  // body(values, h, their place in (H, W * C), lanes, first of them in the row), row by row: neighbours in memory.
-  template <class Body>
-  INLINE void each(float *block, int64_t tile, int64_t pitch, int64_t tiles, const Body &body) const {
-    for (int64_t h = 0; h < cut_.height; ++h) {
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t start = (tile + i * pitch) * kTile;
-        float *x = block + (i * cut_.height + h) * kTile;
-        if (start + kTile <= cut_.row) {
-          body(x, h, h * cut_.row + start, kTile, start);
-        } else {
-          body(x, h, h * cut_.row + start, cut_.row - start, start);
-        }
-      }
-    }
-  }
-
-  const vheatir_job &job_;
-  const Cut &cut_;
-  bool sum_started_;
-  int64_t offset_;
-};
 
 const char *source_at(const vheatir_job &job, int64_t image, int64_t h, int64_t channel) {
   const int64_t at = image * job.source_image + h * job.source_row + channel;
@@ -172,6 +31,10 @@ void rows_in(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int
              int64_t channel, Rows to) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
+  for (int64_t next = h + lines; next < least(h + 2 * lines, cut.height); ++next) {
+    foresee<false>(source_at(job, image, next, channel), job.source_pixel * bytes_of(job.source_type), cut.width);
+    if (!cut.in_planes) foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut.width);
+  }
   if (job.source_type == VHEATIR_FLOAT32 && lanes == kTile) {
     float *first = reinterpret_cast<float *>(const_cast<char *>(source_at(job, image, h, channel)));
     transform<false>(job.along_width, {first, job.source_pixel, job.source_row}, to, lines, scratch.space);
@@ -190,6 +53,9 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
               int64_t channel, Rows from) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
+  for (int64_t next = h + lines; next < least(h + 2 * lines, cut.height); ++next) {
+    foresee<true>(target_at(job, cut, image, next, channel), cut.channels * bytes_of(job.target_type), cut.width);
+  }
   if (job.target_type == VHEATIR_FLOAT32 && lanes == kTile) {
     float *first = reinterpret_cast<float *>(target_at(job, cut, image, h, channel));
     transform<true>(job.along_width, from, {first, cut.channels, cut.row}, lines, scratch.space);
@@ -213,9 +79,11 @@ void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   const Rows block = {scratch.block, kTile, cut.height * kTile};
   for (int64_t w = 0; w < cut.width; w += cut.block_tiles) {
     const int64_t lines = least(cut.block_tiles, cut.width - w);
+    const int64_t tile = w * cut.channel_tiles + channel_tile;
     const Rows columns = {scratch.plane + w * kTile, cut.plane_row, kTile};
+    weigh.foresee_all(tile, cut.channel_tiles, lines);
     transform<false>(job.along_height, columns, block, lines, scratch.space);
-    weigh(scratch.block, w * cut.channel_tiles + channel_tile, cut.channel_tiles, lines);
+    weigh(scratch.block, tile, cut.channel_tiles, lines);
     if (job.target) transform<true>(job.along_height, block, columns, lines, scratch.space);
   }
   for (int64_t h = 0; job.target && h < cut.height; h += cut.width_lines) {
@@ -228,15 +96,21 @@ void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
 void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int64_t image, float *middle,
               int64_t tile) {
   const int64_t tiles = least(cut.block_tiles, cut.row_tiles - tile), size = cut.height * kTile;
+  const Weighing weigh(job, cut, image);
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t start = (tile + i) * kTile, lanes = least(kTile, cut.row - start);
     load_tiles(middle + start, VHEATIR_FLOAT32, cut.row, cut.height, lanes, scratch.block + i * size);
   }
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
+    const int64_t next = tile + tiles + i;
+    for (int64_t j = next; j < least(next + cut.height_lines, cut.row_tiles); ++j) {
+      foresee<true>(middle + j * kTile, cut.row * 4, cut.height);
+    }
     const Rows lines = {scratch.block + i * size, kTile, size};
+    weigh.foresee_all(tile + i, 1, least(cut.height_lines, tiles - i));
     transform<false>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
   }
-  Weighing(job, cut, image)(scratch.block, tile, 1, tiles);
+  weigh(scratch.block, tile, 1, tiles);
   if (!job.target) return;
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
     const Rows lines = {scratch.block + i * size, kTile, size};
@@ -265,6 +139,18 @@ struct Kept {
   size_t size = 0;
 };
 thread_local Kept kept;
+
+constexpr int64_t kLargeBytes = 16 << 20;  // smaller results mostly get memory that has been used before
+
+// Large results get large pages where the system grants them: fewer page faults, and columns need fewer translations.
+void ask_for_large_pages(void *memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / kLargePage * kLargePage;
+  if (memory && bytes >= kLargeBytes) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);  // a wish: may fail
+#endif
+}
 
 void do_all_planes(const vheatir_job &job, const Cut &cut, const Scratch &scratch) {
   if (job.decay_gradient) {  // one thread adds up all images of a tile, so that the order of the sum is fixed
@@ -314,6 +200,10 @@ void do_three_passes(const vheatir_job &job, const Cut &cut, const Scratch &scra
 extern "C" int VHEATIR_ENTRY(const vheatir_job *job) {
   const Cut cut(*job);
   const int threads = job->threads;
+  const int64_t size = job->batch * cut.image;
+  ask_for_large_pages(job->target, size * bytes_of(job->target_type));
+  ask_for_large_pages(job->keep_spectrum, size * 4);
+  ask_for_large_pages(job->workspace, cut.image * 4);
   // Whole pages for each thread, so that no two of them share a cache line.
   const int64_t per_thread = ratio_up(cut.per_thread(), 1024) * 1024;
   float *memory = kept.at_least(size_t(per_thread * threads));

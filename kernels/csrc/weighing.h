@@ -1,0 +1,155 @@
+// What happens to a spectrum between the two transforms, and how a job is cut to the caches.
+#pragma once
+#include "transform.h"
+
+namespace {
+
+constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
+constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
+constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
+constexpr int64_t kMostBlockTiles = 16;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t lines_at_once(const vheatir_plan &plan) { return most(1, kSpaceBytes / (plan.slots * kTile * 4)); }
+
+// Sizes of a job, and how it is cut.
+struct Cut {
+  explicit Cut(const vheatir_job &job) {
+    height = job.height, width = job.width, channels = job.channels;
+    row = width * channels, image = height * row;
+    channel_tiles = ratio_up(channels, kTile), row_tiles = ratio_up(row, kTile);
+    width_lines = lines_at_once(job.along_width), height_lines = lines_at_once(job.along_height);
+    // An odd number of cache lines between rows, or the columns of a plane would crowd a few sets of the cache.
+    plane_row = (width | 1) * kTile;
+    const int64_t planes = channel_tiles * (job.decay_gradient ? 1 : job.batch);  // that threads can share out
+    in_planes = channels % kTile == 0 && height * plane_row * 4 <= kPlaneBytes && planes >= job.threads;
+    block_tiles = in_planes ? least(height_lines, width) : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
+    block_tiles = most(1, least(block_tiles, row_tiles));
+    space = most(width_lines * job.along_width.slots, height_lines * job.along_height.slots) * kTile;
+    staged = width * kTile;
+    block = block_tiles * height * kTile;
+  }
+  int64_t per_thread() const { return space + staged + block + (in_planes ? height * plane_row : 0); }
+
+  int64_t height, width, channels, row, image, channel_tiles, row_tiles;
+  int64_t width_lines, height_lines, plane_row, block_tiles;
+  int64_t space, staged, block;  // floats of each part of a thread's memory
+  bool in_planes;
+};
+
+// One thread's memory.
+struct Scratch {
+  Scratch(const Cut &cut, float *memory)
+      : space(memory), staged(space + cut.space), block(staged + cut.staged), plane(block + cut.block) {}
+  float *space, *staged, *block, *plane;
+};
+
+// Asks for `count` cache lines in advance. One tile of a row lies strewn over pages: the hardware does not foresee it.
+template <bool to_write>
+INLINE void foresee(const void *first, int64_t pitch_bytes, int64_t count) {
+  const char *at = static_cast<const char *>(first);
+  for (int64_t i = 0; i < count; ++i, at += pitch_bytes) __builtin_prefetch(at, to_write, 2);
+}
+
+// The decay of `tiles` tiles from `tile` on, applied to a block of (tiles, H, 16) spectra; before that the spectrum is
+// kept, or multiplied with the other spectrum and summed.
+class Weighing {
+ public:
+  Weighing(const vheatir_job &job, const Cut &cut, int64_t image)
+      : job_(job), cut_(cut), sum_started_(image > 0), offset_(image * cut.image) {}
+
+  // The block's tile i is tile `tile` + i * pitch of a row.
+  void operator()(float *block, int64_t tile, int64_t pitch, int64_t tiles) const {
+    const int64_t size = cut_.height * kTile;
+    for (int64_t h = 0; h < cut_.height; ++h) {  // row by row: neighbours in the block are neighbours in memory
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t start = (tile + i * pitch) * kTile;
+        if (start + kTile <= cut_.row) {
+          weigh(block + i * size + h * kTile, h, start, kTile);
+        } else {
+          weigh(block + i * size + h * kTile, h, start, cut_.row - start);
+        }
+      }
+    }
+  }
+
+  // Asks for what the call on the same tiles will touch, except a decay in tiles, which lies in order.
+  void foresee_all(int64_t tile, int64_t pitch, int64_t tiles) const {
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t start = (tile + i * pitch) * kTile, row = cut_.row * 4;
+      if (job_.decay_order == VHEATIR_DECAY_MAPS) foresee<false>(job_.decay + start, row, cut_.height);
+      if (job_.keep_spectrum) foresee<true>(job_.keep_spectrum + offset_ + start, row, cut_.height);
+      if (job_.decay_gradient) {
+        foresee<false>(job_.other_spectrum + offset_ + start, row, cut_.height);
+        foresee<true>(job_.decay_gradient + start, row, cut_.height);
+      }
+    }
+  }
+
+ private:
+  struct Tile {
+    Vec part[kVectors];
+  };
+
+  static INLINE Tile get(const float *from, int64_t lanes) {
+    float padded[kTile];
+    if (lanes < kTile) {
+      for (int64_t lane = 0; lane < kTile; ++lane) padded[lane] = lane < lanes ? from[lane] : 0;
+      from = padded;
+    }
+    Tile tile;
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { tile.part[v] = load(from + v * kWidth); });
+    return tile;
+  }
+
+  static INLINE void put(float *to, const Tile &tile, int64_t lanes) {
+    float padded[kTile];
+    float *whole = lanes < kTile ? padded : to;
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { store(whole + v * kWidth, tile.part[v]); });
+    for (int64_t lane = 0; lanes < kTile && lane < lanes; ++lane) to[lane] = padded[lane];
+  }
+
+  // One tile of row h, from place `start` of the row on.
+  INLINE void weigh(float *x, int64_t h, int64_t start, int64_t lanes) const {
+    const int64_t at = h * cut_.row + start;
+    Tile spectrum = get(x, kTile);
+    if (job_.keep_spectrum) put(job_.keep_spectrum + offset_ + at, spectrum, lanes);
+    if (job_.decay_gradient) {
+      Tile sum = sum_started_ ? get(job_.decay_gradient + at, lanes) : Tile();
+      const Tile other = get(job_.other_spectrum + offset_ + at, lanes);
+      repeat<kVectors>([&](auto v) INLINE_LAMBDA { sum.part[v] += other.part[v] * spectrum.part[v]; });
+      put(job_.decay_gradient + at, sum, lanes);
+    }
+    const Tile decay = decay_of(h, start, at, lanes);
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= decay.part[v]; });
+    put(x, spectrum, kTile);
+  }
+
+  INLINE Tile decay_of(int64_t h, int64_t start, int64_t at, int64_t lanes) const {
+    switch (job_.decay_order) {
+      case VHEATIR_DECAY_MAPS: return get(job_.decay + at, lanes);
+      case VHEATIR_DECAY_TILES: return get(job_.decay + start * cut_.height + h * lanes, lanes);
+      case VHEATIR_DECAY_SHARED: {
+        const float *decay = job_.decay + h * cut_.width;
+        const float one = decay[start / cut_.channels];
+        float values[kTile];
+        for (int64_t lane = 0; lane < kTile; ++lane) {
+          const bool same = cut_.channels % kTile == 0 || lane >= lanes;  // a whole tile lies in one pixel
+          values[lane] = same ? one : decay[(start + lane) / cut_.channels];
+        }
+        return get(values, kTile);
+      }
+      default: return Tile();  // no way back: the product is not used
+    }
+  }
+
+  const vheatir_job &job_;
+  const Cut &cut_;
+  bool sum_started_;
+  int64_t offset_;
+};
+
+}  // namespace
