@@ -3,7 +3,7 @@
 Publish once, evaluate the file, publish again with the same arguments and --evaluation: the card then holds the
 figures, and figures that were measured with other weights are refused.
 
-  python scripts/publish_weights.py net_g_latest.pth --name denoise_color_blind --task denoise --levels "sigma 0-55" \\
+  python scripts/publish_weights.py experiments/denoise_light/models/best.safetensors --name denoise_color_blind --task denoise --levels "sigma 0-55" \\
       --data "BSD432" --recipe options/denoise_light.yml --command "vheatir train -opt options/denoise_light.yml" \\
       --hardware "2 CPU cores" --time "1.5 hours"
   vheatir evaluate --task denoise --color --data CBSD68 --weights denoise_color_blind --json cbsd68.json
@@ -30,7 +30,7 @@ LICENSE = "non-commercial research and education only: trained on BSDS500 (see L
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", type=Path, help="BasicSR checkpoint (params_ema or params) or bare state dict (.pth)")
+    add("checkpoint", type=Path, help="weights of a run (.safetensors), or a BasicSR checkpoint or state dict (.pth)")
     add("--name", required=True, help="name of the weights, such as denoise_color_blind")
     add("--task", required=True, choices=sorted(weights.DEFAULTS))
     add("--levels", required=True, help="what it was trained for, such as 'sigma 0-55' or 'quality 5-95'")
@@ -77,9 +77,13 @@ def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    state, key = weights.load_checkpoint(options.checkpoint)
     try:
-        config = build_config(state, options.options)
+        if options.checkpoint.suffix == weights.SUFFIX:
+            network, _ = weights.load(options.checkpoint)
+            state, key, config = network.state_dict(), "a run's weights", network.config
+        else:
+            state, key = weights.load_checkpoint(options.checkpoint)
+            config = build_config(state, options.options)
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         raise UserError(f"{options.checkpoint}: no VHeatIR of these options: {error}") from error
     metadata = {
