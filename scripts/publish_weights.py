@@ -4,8 +4,8 @@ Publish once, evaluate the file, publish again with the same arguments and --eva
 figures, and figures that were measured with other weights are refused.
 
   python scripts/publish_weights.py experiments/denoise_light/models/best.safetensors --name denoise_color_blind \\
-      --task denoise --levels "sigma 0-55" --data "BSD432" --recipe options/denoise_light.yml --command "vheatir train -opt options/denoise_light.yml" \\
-      --hardware "2 CPU cores" --time "1.5 hours"
+      --task denoise --levels "sigma 0-55" --data "BSD432" --recipe options/denoise_light.yml \\
+      --command "vheatir train -opt options/denoise_light.yml" --hardware "2 CPU cores" --time "1.5 hours"
   vheatir evaluate --task denoise --color --data CBSD68 --weights denoise_color_blind --json cbsd68.json
   python scripts/publish_weights.py ... --evaluation cbsd68.json
 """
