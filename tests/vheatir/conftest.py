@@ -154,3 +154,14 @@ def train(recipe: Path, tmp_path: Path) -> Training:
 
     pytest.importorskip("basicsr", reason="training needs BasicSR")
     return Training(recipe, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/vheatir/tiny.py; test folders are no packages, so it is loaded by its place."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("vheatir_tests_tiny", Path(__file__).with_name("tiny.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
