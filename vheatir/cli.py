@@ -12,6 +12,7 @@ _TABLE = (
     ("restore", "vheatir.restore", "denoise pictures or remove their JPEG artefacts"),
     ("train", "vheatir.train", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
+    ("pretrain", "vheatir.pretrain", "train and evaluate a backbone on images of classes, from a YAML file"),
     ("evaluate", "vheatir.evaluate", "PSNR, SSIM and PSNR-B on test sets, by the field's protocol"),
     ("bench", "vheatir.bench", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),

@@ -84,10 +84,13 @@ def find_options(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    shipped = recipes() / (path.name if path.suffix == ".yml" else f"{path.name}.yml")
-    if shipped.is_file() and path.parent.name in ("", "options"):
+    parts = path.parts[1:] if path.parts[:1] == ("options",) else path.parts
+    shipped = recipes().joinpath(*parts)
+    shipped = shipped if path.suffix == ".yml" else shipped.with_name(f"{shipped.name}.yml")
+    if parts and shipped.is_file() and shipped.is_relative_to(recipes()) and ".." not in parts:
         return shipped
-    known = ", ".join(sorted(file.stem for file in recipes().glob("*.yml")))
+    found = (file.relative_to(recipes()).with_suffix("").as_posix() for file in recipes().rglob("*.yml"))
+    known = ", ".join(sorted(found, key=lambda name: ("/" in name, name)))
     raise UserError(f"{path}: no such options file; give a path or one of the recipes: {known}")
 
 
@@ -105,6 +108,22 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         UserError: not YAML, a key that nobody reads, a wrong type, a missing section; names file and key.
     """
     path = find_options(path)
+    options = load_table(path, overrides, tuple(_SECTIONS))
+    _check_options(path, options)
+    return options
+
+
+def load_table(path: Path, overrides: Sequence[str] = (), sections: Sequence[str] = ()) -> dict[str, Any]:
+    """The table of a YAML file with overrides, whatever its keys.
+
+    Args:
+        path: the file.
+        overrides: see `read_options`.
+        sections: names of sections that an override may begin where the file has none.
+
+    Raises:
+        UserError: not YAML, no table, or an override that names no section.
+    """
     try:
         options = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,12 +131,11 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     if not isinstance(options, dict):
         raise UserError(f"{path}: expected a table of options, got {type(options).__name__}")
     for override in overrides:
-        _override(options, override)
-    _check_options(path, options)
+        _override(options, override, sections)
     return options
 
 
-def _override(options: dict[str, Any], text: str) -> None:
+def _override(options: dict[str, Any], text: str, known_sections: Sequence[str]) -> None:
     name, separator, value = text.partition("=")
     if not separator:
         raise UserError(f"--set {text}: expected a.b=value")
@@ -127,7 +145,7 @@ def _override(options: dict[str, Any], text: str) -> None:
         raise UserError(f"--set {text}: the value is not valid YAML: {error}") from error
     *sections, key = name.split(".")
     target = options
-    if sections and sections[0] in _SECTIONS and options.get(sections[0]) is None:
+    if sections and sections[0] in known_sections and options.get(sections[0]) is None:
         options[sections[0]] = {}
     for section in sections:
         if not isinstance(target.get(section), dict):

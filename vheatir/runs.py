@@ -26,9 +26,12 @@ class Run:
     machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
     """
 
-    def __init__(self, root: Path, name: str, resume: bool):
-        """Find the run and, to resume, its newest whole checkpoint; nothing is written before `open`."""
-        self.root, self.name, self.folder = root, name, root / name
+    def __init__(self, root: Path, name: str, resume: bool, command: str = "train"):
+        """Find the run and, to resume, its newest whole checkpoint; nothing is written before `open`.
+
+        `command` is the one that trains: `vheatir <command>`.
+        """
+        self.root, self.name, self.folder, self.command = root, name, root / name, command
         self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
         self.pictures = self.folder / "pictures"
         self.writer = None
@@ -60,7 +63,7 @@ class Run:
             self._drop_what_came_after(self.resumed["iteration"])
         suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"
         (self.folder / f"resolved{suffix}.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-        write_json(self.folder / f"run{suffix}.json", run_metadata(["vheatir", "train", *argv]))
+        write_json(self.folder / f"run{suffix}.json", run_metadata(["vheatir", self.command, *argv]))
         file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         console = logging.StreamHandler(sys.stderr)
@@ -71,7 +74,7 @@ class Run:
         self._before = (logger.level, logger.propagate)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        logger.info("run %s, started by: vheatir train %s", self.folder, shlex.join(argv))
+        logger.info("run %s, started by: vheatir %s %s", self.folder, self.command, shlex.join(argv))
         if archived is not None:
             logger.info("the former run of this name is now %s", archived)
         if options["logger"].get("use_tb_logger", True):

@@ -1,0 +1,258 @@
+"""What a classification recipe may say: sections of typed keys with defaults; anything else is refused by name."""
+
+import difflib
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+READERS = ("folder", "list", "zip", "tar")
+
+
+@dataclass
+class Data:
+    """Where the images are and how they are read.
+
+    Attributes:
+        root: folder of the data set.
+        reader: "folder" (a folder for each class), "list" (meta/<split>.txt), "zip" (<split>.zip and <split>_map.txt),
+            "tar" (<split>.tar), or a reader of timm, such as "hfds/name".
+        train, val: names of the splits: folders, lists or archives below `root`.
+        cache: "none", or "full" and "part" to keep a ZIP's bytes in memory: all in each process, or each its share, of
+            which alone it then trains.
+        batch_size, val_batch_size: images of each process; the batch of a step is batch_size x processes x accumulate.
+        workers: loader processes of each process.
+        class_map: file of timm's for "folder": names of the classes in the order of their numbers.
+    """
+
+    root: str
+    reader: str = "folder"
+    train: str = "train"
+    val: str = "val"
+    cache: str = "none"
+    batch_size: int = 128
+    val_batch_size: int | None = None
+    workers: int = 8
+    class_map: str | None = None
+
+
+@dataclass
+class Augment:
+    """Training views by timm's transforms, mixing and smoothing; see the recipes for the meaning of each key."""
+
+    crop: str = "random_resized"  # or "padded": 4 pixels of zeros around the image, then a crop
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    interpolation: str = "bicubic"
+    erase: float = 0.25
+    erase_mode: str = "pixel"
+    erase_count: int = 1
+    repeats: int = 1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    cutmix_minmax: tuple[float, float] | None = None
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    mix_mode: str = "batch"
+    smoothing: float = 0.1
+
+
+@dataclass
+class Train:
+    """Length, optimiser, rates and averages.
+
+    `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
+    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.
+    """
+
+    epochs: int = 300
+    warmup_epochs: int = 20
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    warmup_lr: float = 5e-7
+    min_lr: float = 5e-6
+    lr_for_batch: int | None = None
+    weight_decay: float = 0.05
+    optimizer_args: dict = field(default_factory=dict)
+    layer_decay: float | None = None
+    scheduler: str = "unified"
+    scheduler_args: dict = field(default_factory=dict)
+    accumulate: int = 1
+    grad_clip: float | None = 5.0
+    amp: str = "auto"
+    ema_decay: float | None = 0.9999
+    ema_warmup: bool = False
+
+
+@dataclass
+class Val:
+    """Evaluation: every so many epochs, views, and a mapping for sets of a subset of the classes."""
+
+    every: int = 1
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    subset: str | None = None
+    subset_only: bool = True
+    throughput_warmup: int = 50
+    throughput_passes: int = 30
+
+
+@dataclass
+class Logger:
+    """What is written when; `save_freq` in steps, beside the checkpoint after each epoch."""
+
+    print_freq: int = 50
+    save_freq: int | None = None
+    keep_checkpoints: int = 2
+    use_tb_logger: bool = True
+
+
+@dataclass
+class Paths:
+    """Where runs are kept, and weights to start from."""
+
+    experiments_root: str = "experiments"
+    finetune: str | None = None
+    finetune_weights: str = "model"
+    finetune_embeddings: str = "relative"
+
+
+@dataclass
+class Recipe:
+    """A classification run. `model` holds `name` and the arguments of `create_model`."""
+
+    name: str
+    model: dict
+    data: Data
+    augment: Augment = field(default_factory=Augment)
+    train: Train = field(default_factory=Train)
+    val: Val = field(default_factory=Val)
+    path: Paths = field(default_factory=Paths)
+    logger: Logger = field(default_factory=Logger)
+    manual_seed: int = 0
+    device: str = "auto"
+
+
+_CHOICES = {
+    "data.cache": ("none", "full", "part"),
+    "augment.crop": ("random_resized", "padded"),
+    "augment.mix_mode": ("batch", "pair", "elem"),
+    "train.amp": ("auto", "none", "bf16", "fp16"),
+    "path.finetune_weights": ("model", "ema"),
+    "path.finetune_embeddings": ("relative", "index"),
+    "device": ("auto", "cpu"),
+}
+_POSITIVE = ("data.batch_size", "data.val_batch_size", "train.epochs", "train.accumulate", "val.every", "val.crop_pct")
+_POSITIVE += ("augment.repeats", "logger.print_freq", "logger.save_freq", "logger.keep_checkpoints", "train.lr")
+_POSITIVE += ("train.lr_for_batch", "val.throughput_passes", "train.grad_clip", "train.layer_decay")
+_NOT_NEGATIVE = ("data.workers", "train.warmup_epochs", "train.weight_decay", "val.throughput_warmup", "manual_seed")
+_NOT_NEGATIVE += ("train.warmup_lr", "train.min_lr", "augment.mixup", "augment.cutmix", "train.ema_decay")
+_SHARES = ("hflip", "vflip", "erase", "mix_prob", "mix_switch", "smoothing")
+
+
+def _one_of(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f"did you mean {close[0]}? known here: {', '.join(known)}" if close else f"known here: {', '.join(known)}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_name(one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers"
+    return {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "~"}.get(
+        kind, "a table"
+    )
+
+
+def _fill(kind: type, table: Mapping, where: str) -> Any:
+    """A dataclass from a table; `where` is the section's name with a dot."""
+    hints, values = get_type_hints(kind), {}
+    for key, value in table.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {where}{key}; {_one_of(key, list(hints))}")
+        wanted = hints[key]
+        if isinstance(wanted, type) and wanted in _SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}{key} must be a table, got {value!r}")
+            values[key] = _fill(wanted, value, f"{key}.")
+        elif not _fits(value, wanted):
+            raise ValueError(f"{where}{key} must be {_name(wanted)}, got {value!r}")
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    for one in fields(kind):
+        if one.name not in values and one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{where}{one.name} is missing")
+    return kind(**values)
+
+
+_SECTIONS = (Data, Augment, Train, Val, Logger, Paths)
+
+
+def _get(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def read_recipe(options: Mapping) -> Recipe:
+    """The recipe that a table of options states.
+
+    Raises:
+        ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
+    """
+    recipe = _fill(Recipe, options, "")
+    if not isinstance(recipe.model.get("name"), str):
+        raise ValueError("model.name is missing; for example `name: vheat_tiny`")
+    for path, known in _CHOICES.items():
+        if _get(recipe, path) not in known:
+            raise ValueError(f"{path} must be one of {', '.join(known)}, got {_get(recipe, path)!r}")
+    for path in _POSITIVE:
+        if (value := _get(recipe, path)) is not None and value <= 0:
+            raise ValueError(f"{path} must be above 0, got {value}")
+    for path in _NOT_NEGATIVE:
+        if (value := _get(recipe, path)) is not None and value < 0:
+            raise ValueError(f"{path} must not be below 0, got {value}")
+    for key in _SHARES:
+        if not 0 <= (value := getattr(recipe.augment, key)) <= 1:
+            raise ValueError(f"augment.{key} must lie between 0 and 1, got {value}")
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    data, augment, train = recipe.data, recipe.augment, recipe.train
+    if train.ema_decay is not None and train.ema_decay >= 1:
+        raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
+    if data.reader not in READERS and "/" not in data.reader:
+        raise ValueError(
+            f"data.reader must be one of {', '.join(READERS)}, or a reader of timm with a prefix such as hfds/NAME, "
+            f"got {data.reader!r}"
+        )
+    if data.cache != "none" and data.reader != "zip":
+        raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
+    if data.class_map and data.reader in ("list", "zip"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None
+    if mixing and data.batch_size % 2:
+        raise ValueError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
+    if train.warmup_epochs > train.epochs:
+        raise ValueError(f"train.warmup_epochs is {train.warmup_epochs}, more than train.epochs, {train.epochs}")

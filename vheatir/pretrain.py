@@ -1,0 +1,286 @@
+"""`vheatir pretrain`: training and evaluation of classifiers, from a YAML file.
+
+Reads the recipe, keeps the run's folder and prints; the work is done by `vheatir.backbone.loop` and `.classify`.
+Several processes train together under torchrun; the first one writes.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vheatir import results
+from vheatir.checkpoint import save_checkpoint
+from vheatir.cli import run as run_command
+from vheatir.errors import UserError
+from vheatir.files import atomic_open
+from vheatir.options import find_options, load_table
+from vheatir.runs import Run, logger
+
+_NEEDED = ("timm", "accelerate", "torchvision")
+_SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
+
+
+@contextmanager
+def told_to_the_user(where: str) -> Iterator[None]:
+    """What the backbone refuses is something that the user gave."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+@dataclass
+class Folder:
+    """Where the loop writes to: the run's curves, checkpoints and weights."""
+
+    run: Run
+    model: dict
+    keep: int
+
+    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        self.run.log_scalars(iteration, scalars)
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        save_checkpoint(self.run.checkpoints, iteration, state, self.keep)
+
+    def save_weights(self, name: str, state: dict[str, Any]) -> None:
+        """Write tensors as .safetensors that `load_checkpoint` reads, with the model's arguments."""
+        from safetensors.torch import save
+
+        self.run.models.mkdir(exist_ok=True)
+        metadata = {
+            "task": "classification",
+            "model": json.dumps(self.model),
+            "license": "depends on the training data",
+        }
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        with atomic_open(self.run.models / f"{name}.safetensors") as file:
+            file.write(save(tensors, metadata))
+
+    def info(self, text: str) -> None:
+        logger.info("%s", text)
+
+
+class Session:
+    """What training, evaluation and measuring of a recipe share: recipe, processes and network."""
+
+    def __init__(self, path: Path, options: dict[str, Any]):
+        import torch
+        from accelerate import Accelerator
+
+        from vheatir.backbone import classify
+        from vheatir.backbone.recipe import read_recipe
+
+        self.path, self.options, self.classify = path, options, classify
+        with told_to_the_user(str(path)):
+            self.recipe = read_recipe(options)
+        # Autocast and the scale of gradients are the loop's own.
+        self.accelerator = Accelerator(cpu=self.recipe.device == "cpu", mixed_precision="no")
+        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
+        torch.manual_seed(self.recipe.manual_seed)
+        with told_to_the_user(str(path)):
+            self.model = classify.build_model(self.recipe)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.classify.model_data(self.recipe, self.model)["size"]
+
+    def load(self, file: str, whole: bool) -> str:
+        """Load weights; returns the report. With `whole`, weights without their head are refused."""
+        paths = self.recipe.path
+        with told_to_the_user(str(self.path)):
+            report = self.classify.load_weights(self.model, file, paths.finetune_weights, paths.finetune_embeddings)
+        if whole and report.dropped:
+            raise UserError(f"{file}: {report}; set model.num_classes to what the file was trained for")
+        return str(report)
+
+    def task(self):
+        """The task with the evaluation set."""
+        with told_to_the_user(str(self.path)):
+            samples = self.classify.make_samples(self.recipe, self.model, False)
+            return self.classify.Classification(self.recipe, self.model.num_classes, samples, self.accelerator)
+
+
+def train(session: Session, argv: list[str], resume: bool) -> int:
+    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
+    import torch
+
+    from vheatir.backbone.batches import DataError, checked, train_loader
+    from vheatir.backbone.loop import Loop
+
+    recipe, accelerator, classify = session.recipe, session.accelerator, session.classify
+    run = Run(Path(recipe.path.experiments_root), recipe.name, resume, "pretrain")
+    report = session.load(recipe.path.finetune, False) if recipe.path.finetune and not resume else None
+    model = session.model.to(accelerator.device)
+    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    main = accelerator.is_main_process
+    journal = Folder(run, recipe.model, recipe.logger.keep_checkpoints) if main else None
+    with told_to_the_user(str(session.path)):
+        samples = classify.make_samples(recipe, model, True, *session.place)
+        plan = classify.make_plan(recipe, len(samples), *session.place)
+        settings = classify.make_settings(recipe, plan.steps_per_epoch)
+        optimizer = classify.make_optimizer(recipe.train, model, plan.images_per_step)
+        rates = classify.make_rates(recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
+        loop = Loop(session.task(), model, optimizer, rates, settings, accelerator, journal)
+        if run.resumed is not None:
+            loop.restore(run.resumed)
+    accelerator.wait_for_everyone()  # all have read the run before the first one changes its folder
+    if main:
+        run.open(session.path, {**asdict(recipe), "model": recipe.model}, argv)
+    try:
+        if main:
+            _announce(loop, plan, report)
+        pin = accelerator.device.type == "cuda"
+        loader = train_loader(samples, plan, loop.step, settings.steps, recipe.data.workers, pin)
+        finished = loop.run(checked(loader))
+        if main:
+            _conclude(run, loop)
+        return 0 if finished else 130
+    except (DataError, FloatingPointError) as error:
+        logger.error("%s", error)
+        raise UserError(str(error)) from error
+    finally:
+        if main:
+            run.close()
+
+
+def _announce(loop, plan, report: str | None) -> None:
+    count = sum(parameter.numel() for parameter in loop.bare.parameters())
+    logger.info(
+        "%s parameters on %s, %d process(es), %d images, %d steps of %d images an epoch",
+        f"{count:,}",
+        loop.device,
+        loop.accelerator.num_processes,
+        plan.size,
+        plan.steps_per_epoch,
+        plan.images_per_step,
+    )
+    if report is not None:
+        logger.info("weights to start from: %s", report)
+    if loop.step:
+        logger.info("resumed at step %d", loop.step)
+
+
+def _conclude(run: Run, loop) -> None:
+    from vheatir.curves import plot_curves
+
+    for name, best in loop.best.items():
+        logger.info("%s: %s %.2f after epoch %d", name, best["metric"], best["value"], best["epoch"])
+    try:
+        logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
+    except ImportError as error:
+        logger.warning("no plots (%s); curves.jsonl has the figures", error)
+    logger.info("weights: %s", run.models)
+
+
+def _weights_to_judge(session: Session, given: str | None) -> str | None:
+    if given is not None or session.recipe.model.get("pretrained"):
+        return given
+    best = Path(session.recipe.path.experiments_root) / session.recipe.name / "models" / "best.safetensors"
+    if not best.is_file():
+        raise UserError(f"--eval: {best} does not exist; give --weights FILE, or --set model.pretrained=true")
+    return str(best)
+
+
+def evaluate(session: Session, weights: str | None) -> dict[str, Any]:
+    """Scores, parameters and multiply-accumulates of trained weights."""
+    weights = _weights_to_judge(session, weights)
+    if weights is not None:
+        session.load(weights, True)
+    model = session.model.to(session.accelerator.device)
+    with told_to_the_user(str(session.path)):
+        scores = session.task().evaluate(model)
+    return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Images per second of the merged form on the first batch of the evaluation set."""
+    from vheatir.backbone.batches import checked
+
+    val, task = session.recipe.val, session.task()
+    with told_to_the_user(str(session.path)):
+        images = next(checked(task.loader()))[0].to(session.accelerator.device)
+    passes = (val.throughput_warmup, val.throughput_passes)
+    return {
+        "throughput": session.classify.throughput(session.model, images, *passes),
+        "cost": session.classify.describe(session.model, session.size),
+    }
+
+
+def _lines(name: str, size: tuple[int, int], result: dict[str, Any]) -> Iterator[str]:
+    yield f"{name} at {size[0]}x{size[1]}"
+    if "scores" in result:
+        yield "top-1 {top1:.3f} %, top-5 {top5:.3f} %, loss {loss:.4f} on {images:.0f} images".format(
+            **result["scores"]
+        )
+    if "throughput" in result:
+        speed = result["throughput"]
+        memory = f", peak {speed['peak_mib']:.0f} MiB" if "peak_mib" in speed else ""
+        yield f"{speed['images_per_s']:.1f} images/s, {speed['passes']} passes of {speed['batch']} images{memory}"
+    for form, cost in result["cost"].items():
+        counts = cost["parameters"]
+        macs = "" if cost["macs"] is None else f", {cost['macs']['total'] / 1e9:.3f} GMACs"
+        conducted = (cost["macs"] or {}).get("heat_conduction")
+        share = f", of which {conducted / 1e9:.3f} in cosine transforms" if conducted else ""
+        yield f"{form} form: {counts['total']:,} parameters, {counts['trainable']:,} trainable{macs}{share}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vheatir pretrain",
+        description="Train a backbone on images of classes, evaluate it, or measure its speed, from a YAML file. "
+        "For several processes: torchrun --nproc-per-node N -m vheatir pretrain -opt FILE",
+    )
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
+    mode.add_argument("--eval", action="store_true", help="evaluate --weights, or the best of the run")
+    mode.add_argument("--throughput", action="store_true", help="measure the merged form on a batch of data.val")
+    parser.add_argument("--finetune", metavar="FILE", help="weights to start from; another head or size is fitted")
+    parser.add_argument("--weights", metavar="FILE", help="weights to evaluate")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what --eval or --throughput found")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    judging = arguments.eval or arguments.throughput
+    if (arguments.json and not judging) or (arguments.weights and not arguments.eval):
+        parser.error("--json belongs to --eval and --throughput, --weights to --eval; training starts from --finetune")
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install -e '.[backbone]'")
+    path = find_options(arguments.opt)
+    options = load_table(path, arguments.set, _SECTIONS)
+    if arguments.finetune:
+        options["path"] = {**(options.get("path") or {}), "finetune": arguments.finetune}
+    if arguments.json:
+        results.prepare_output(arguments.json)
+    session = Session(path, options)
+    if not judging:
+        return train(session, argv, arguments.resume)
+    result = evaluate(session, arguments.weights) if arguments.eval else measure(session)
+    if session.accelerator.is_main_process:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(session.recipe.model["name"], session.size, result))
+        if arguments.json:
+            described = {
+                "metadata": results.run_metadata(["vheatir", "pretrain", *argv]),
+                "model": session.recipe.model,
+            }
+            results.write_json(arguments.json, {**described, **result})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
