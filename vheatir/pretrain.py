@@ -269,7 +269,9 @@ def main(argv: list[str]) -> int:
         results.prepare_output(arguments.json)
     session = Session(path, options)
     if not judging:
-        return train(session, argv, arguments.resume)
+        status = train(session, argv, arguments.resume)
+        session.accelerator.end_training()
+        return status
     result = evaluate(session, arguments.weights) if arguments.eval else measure(session)
     if session.accelerator.is_main_process:
         sys.stdout.writelines(f"{line}\n" for line in _lines(session.recipe.model["name"], session.size, result))
@@ -279,6 +281,7 @@ def main(argv: list[str]) -> int:
                 "model": session.recipe.model,
             }
             results.write_json(arguments.json, {**described, **result})
+    session.accelerator.end_training()
     return 0
 
 

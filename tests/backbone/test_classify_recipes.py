@@ -68,3 +68,8 @@ def test_the_recipes_state_the_published_numbers(name, batch, rates, decay):
     assert train.weight_decay == decay
     assert (augment.mixup, augment.cutmix, augment.smoothing, augment.erase) == (0.8, 1.0, 0.1, 0.25)
     assert augment.auto_augment == "rand-m9-mstd0.5-inc1" and recipe.val.crop_pct == 0.875
+
+
+def test_the_guide_names_every_recipe():
+    guide = Path(__file__).parent.parent.parent / "docs" / "classification.md"
+    assert [name for name in NAMES if f"`{name}`" not in guide.read_text(encoding="utf-8")] == []

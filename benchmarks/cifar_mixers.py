@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Six token mixers and a small vHeat on small pictures: accuracy, speed and memory at equal size and schedule.
+
+    python benchmarks/cifar_mixers.py --root datasets/cifar10_subset --json benchmarks/results/cifar_mixers.json
+
+Trains options/classification/cifar10_subset.yml once for each network, each in a process of its own, one after the
+other, and writes the table after each: a run that is stopped goes on where it was when started again. `--set` changes
+the recipe for all of them, e.g. `--set data.batch_size=32`. On two cores, take OMP_NUM_THREADS=2.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+# 2.9 to 3.0 million parameters each, with equal widths, heads of 16 channels, and equal depths but for convnext, whose
+# block is smaller and which therefore, as in its published sizes, has more of them.
+_HEADS = "num_heads: [2, 4, 8, 16]"
+_UNIFIED = ["model.dims=32", "model.depths=[2, 2, 4, 2]", "model.layer_scale=0.1"]
+NETWORKS = {
+    "vheat": [],
+    "heat": ["model.name=unified_heat_micro", *_UNIFIED, "model.mixer_args={reach: [0.5, 4.0]}"],
+    "halo": [
+        "model.name=unified_halo_micro",
+        *_UNIFIED,
+        f"model.mixer_args={{{_HEADS}, block_size: 4, halo_size: 1, pos_embed_type: query_related}}",
+    ],
+    "pvt": [
+        "model.name=unified_pvt_micro",
+        *_UNIFIED,
+        f"model.mixer_args={{{_HEADS}, sr_ratio: [2, 2, 1, 1], mlp_ratio: [4, 4, 4, 4]}}",
+    ],
+    "swin": ["model.name=unified_swin_micro", *_UNIFIED, f"model.mixer_args={{{_HEADS}, window_size: 4}}"],
+    "convnext": ["model.name=unified_convnext_micro", *_UNIFIED, "model.depths=[2, 2, 6, 2]"],
+    "dcn_v3": ["model.name=unified_dcn_v3_micro", *_UNIFIED, f"model.mixer_args={{{_HEADS}}}"],
+}
+
+
+def changes(network: str, args: argparse.Namespace) -> list[str]:
+    """What `--set` gets for a network."""
+    own = [f"name={network}", f"data.root={args.root}", f"path.experiments_root={args.runs}"]
+    return [*NETWORKS[network], *own, f"train.epochs={args.epochs}", *args.set]
+
+
+def recipe_for(network: str, args: argparse.Namespace) -> Path:
+    """The recipe with a network's model, as a file of its own."""
+    import yaml
+
+    from vheatir.options import find_options, load_table
+
+    table = load_table(find_options("classification/cifar10_subset"))
+    if network != "vheat":
+        table["model"].pop("reach")  # an argument of vHeat alone
+    args.runs.mkdir(parents=True, exist_ok=True)
+    path = args.runs / f"{network}.yml"
+    path.write_text(yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def call(*arguments) -> float:
+    """Run `vheatir pretrain`; returns the MiB that the process held at most."""
+    process = subprocess.Popen([sys.executable, "-m", "vheatir", "pretrain", *map(str, arguments)], cwd=ROOT)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"vheatir pretrain ended with {process.returncode}; its message is above")
+    return used.ru_maxrss / 1024
+
+
+def measured(network: str, args: argparse.Namespace) -> dict:
+    """Train, then evaluate and time a network; accuracies are those of the last epoch, not of the best."""
+    recipe = recipe_for(network, args)
+    common = ["-opt", recipe, *(part for change in changes(network, args) for part in ("--set", change))]
+    run = args.runs / network
+    started, had = time.perf_counter(), any((run / "checkpoints").glob("iter_*.pt"))
+    peak = call(*common, *(["--resume"] if had else []))
+    seconds = time.perf_counter() - started
+    row = {"network": network, "seconds": None if had else seconds, "peak_mib": peak}
+    for kind, name in (("raw", "latest"), ("ema", "latest_ema")):
+        out = args.runs / f"{network}_{kind}.json"
+        call(*common, "--eval", "--weights", run / "models" / f"{name}.safetensors", "--json", out)
+        found = json.loads(out.read_text(encoding="utf-8"))
+        row |= {f"{kind}_{key}": found["scores"][key] for key in ("top1", "top5", "loss")}
+    row["parameters"] = {form: cost["parameters"]["total"] for form, cost in found["cost"].items()}
+    row["macs"] = {form: cost["macs"]["total"] for form, cost in found["cost"].items()}
+    out = args.runs / f"{network}_speed.json"
+    call(
+        *common, "--throughput", "--set", "val.throughput_warmup=3", "--set", "val.throughput_passes=10", "--json", out
+    )
+    row["images_per_s"] = json.loads(out.read_text(encoding="utf-8"))["throughput"]["images_per_s"]
+    return row
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--root", type=lambda text: Path(text).resolve(), required=True, help="folder with train/, val/"
+    )
+    parser.add_argument("--json", type=lambda text: Path(text).resolve(), required=True, help="table to write")
+    parser.add_argument("--runs", type=lambda text: Path(text).resolve(), default=Path("experiments/cifar_mixers"))
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the recipe for all")
+    return parser.parse_args()
+
+
+def main() -> int:
+    from vheatir.results import run_metadata, write_json
+
+    args = parse()
+    args.runs = args.runs.resolve()
+    done: dict[str, dict] = {}
+    if args.json.is_file():
+        done = {row["network"]: row for row in json.loads(args.json.read_text(encoding="utf-8"))["results"]}
+    for network in args.networks:
+        if network not in done:
+            done[network] = measured(network, args)
+            metadata = {**run_metadata([sys.executable, *sys.argv]), "set": args.set}
+            write_json(args.json, {"metadata": metadata, "results": list(done.values())})
+    for row in done.values():
+        print("{network:10} top-1 {raw_top1:6.2f} (ema {ema_top1:6.2f})  {images_per_s:8.1f} images/s".format(**row))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
