@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vheatir.restore import Settings
 
 _FILES_PER_TASK = 16  # at most; what is lost with a worker is done again
+_RETRIES = 3  # of a task whose worker is lost; one picture may be what kills it
 _CPUS_PER_WORKER = 4  # where there are no GPUs, by default
 
 
@@ -53,11 +54,11 @@ def run_on_ray(
     manifest: Manifest | None,
 ) -> None:
     """Restore all jobs on the cluster that RAY_ADDRESS names, or on a local one."""
-    jobs = [Job(*(part.absolute() if isinstance(part, Path) else part for part in job)) for job in jobs]
+    sent = [Job(*(part.absolute() if isinstance(part, Path) else part for part in job)) for job in jobs]
     if settings.weights is not None and Path(settings.weights).is_file():
         settings = replace(settings, weights=str(Path(settings.weights).absolute()))
     with report:
-        follow(_outcomes(settings, jobs, options, workers, overwrite), jobs, report, manifest)
+        follow(_outcomes(settings, sent, options, workers, overwrite), jobs, report, manifest)
 
 
 def _outcomes(
@@ -70,20 +71,29 @@ def _outcomes(
         workers = int(resources["GPU"] if on_gpu else max(1, resources.get("CPU", 1) // _CPUS_PER_WORKER))
     per_task = max(1, min(_FILES_PER_TASK, len(jobs) // (8 * workers)))
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # the files of a task that cannot be done are named below, the others go on
     data = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_task))
     done = data.map_batches(
         _Worker,
         fn_constructor_args=(settings, options, overwrite),
         batch_size=per_task,
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=workers),  # lost actors are replaced
+        max_task_retries=_RETRIES,
         num_gpus=1 if on_gpu else 0,
         num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
-    for row in done.iter_rows():
-        yield int(row["number"]), Outcome(**json.loads(row["outcome"]))
+    missing = set(range(len(jobs)))
+    try:
+        for row in done.iter_rows():
+            missing.discard(number := int(row["number"]))
+            yield number, Outcome(**json.loads(row["outcome"]))
+    except ray.exceptions.RayError as error:
+        raise UserError(f"the Ray job ended early ({error}); the same command goes on with the rest") from error
+    for number in sorted(missing):
+        text = f"{jobs[number].source}: the workers that took it or its neighbours were lost {_RETRIES + 1} times"
+        yield number, Outcome("failed", text)
 
 
 def _ray() -> Any:

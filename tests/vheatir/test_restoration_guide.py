@@ -41,7 +41,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_commands(workplace):
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 7
     for command in COMMANDS:
         program, *arguments = shlex.split(command)
         if program == "vheatir":
@@ -49,6 +49,9 @@ def test_commands(workplace):
         else:
             arguments[0] = str(ROOT / arguments[0])
             subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    assert (
+        Path("softer/photo.png").is_file() and Path("best/photo.png").is_file() and Path("batch/list.jsonl").is_file()
+    )
     written = {path.as_posix() for path in Path("restored").iterdir()}
     assert written == {"restored/photo.png", "restored/a.png", "restored/b.jpg"}
     assert Path("mine.safetensors").is_file() and Path("mine.md").is_file()

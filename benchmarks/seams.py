@@ -1,0 +1,103 @@
+"""Whether tiles leave seams: mean |gradient| of (output - input) on tile borders against everywhere else.
+
+    python benchmarks/seams.py --task denoise --json OUT.json --picture OUT.png
+
+The picture is a photograph of scikit-image enlarged to 3840x2160, degraded (Gaussian noise of sigma 25, or JPEG at
+quality 10) and restored as `vheatir restore` does. A border is where a tile begins or ends inside the picture; the
+gradient across it is compared with the gradients in the same direction at all other places. `without` is the same for
+tiles that neither overlap nor blend, as a check that the measure sees seams: it departs from 1, upwards where tiles
+disagree, downwards where they restore less at their borders. The picture to look at shows
+(output - input) around a corner of four tiles, and the output beside it, four times enlarged.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+
+from vheatir import tiling
+from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, to_float, to_uint8
+from vheatir.restorer import TASKS, Restorer
+from vheatir.results import prepare_output, run_metadata, write_json
+
+_VIEW, _ENLARGED, _CONTRAST = 160, 4, 4.0  # pixels shown around the corner, how much larger, differences stretched
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """uint8 RGB; an enlarged photograph with the fine grain that enlarging takes away put back."""
+    photo = cv2.resize(skimage.data.astronaut(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    grain = np.random.default_rng(1).normal(0, 2, (height, width, 1))
+    return np.rint((photo + grain).clip(0, 255)).astype(np.uint8)
+
+
+def degrade(clean: np.ndarray, task: str) -> np.ndarray:
+    """float32, as in the evaluation protocol."""
+    if task == "denoise":
+        return add_gaussian_noise(to_float(clean), 25, np.random.default_rng(0))
+    return to_float(jpeg_roundtrip(clean, 10))
+
+
+def borders(length: int, tile: int, overlap: int) -> np.ndarray:
+    """Where tiles begin or end inside an axis: b stands for the step from pixel b - 1 to pixel b."""
+    spans = tiling.plan_axis(length, tile, overlap)
+    return np.array(sorted({edge for start, stop, _ in spans for edge in (start, stop)} - {0, length}), dtype=int)
+
+
+def seam_ratio(difference: np.ndarray, tile: int, overlap: int) -> float:
+    """Mean |gradient| across tile borders over the mean elsewhere, over both directions."""
+    on, off = [], []
+    for axis in (0, 1):
+        gradient = np.abs(np.diff(difference, axis=axis)).mean(axis=2).mean(axis=1 - axis)
+        at = np.zeros(len(gradient), dtype=bool)
+        at[borders(difference.shape[axis], tile, overlap) - 1] = True
+        on.append(gradient[at])
+        off.append(gradient[~at])
+    return float(np.concatenate(on).mean() / np.concatenate(off).mean())
+
+
+def view(difference: np.ndarray, output: np.ndarray, tile: int, overlap: int) -> np.ndarray:
+    """The place of `_VIEW` pixels a side around a corner of tiles, as difference and as output."""
+    top, left = (
+        int(edges[len(edges) // 2]) - _VIEW // 2
+        for edges in (borders(side, tile, overlap) for side in output.shape[:2])
+    )
+    place = (slice(max(top, 0), max(top, 0) + _VIEW), slice(max(left, 0), max(left, 0) + _VIEW))
+    both = np.concatenate([0.5 + _CONTRAST * difference[place], output[place]], axis=1)
+    return to_uint8(np.repeat(np.repeat(both, _ENLARGED, axis=0), _ENLARGED, axis=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="denoise")
+    parser.add_argument("--weights", help="shipped name or file (default: the task's)")
+    parser.add_argument("--size", type=int, nargs=2, default=[2160, 3840], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--tile", type=int, default=tiling.DEFAULT_TILE)
+    parser.add_argument("--overlap", type=int, default=tiling.DEFAULT_OVERLAP)
+    parser.add_argument("--device")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    for path in filter(None, (arguments.json, arguments.picture)):
+        prepare_output(path)
+    degraded = degrade(photograph(*arguments.size), arguments.task)
+    results = []
+    for name, overlap in (("blended", arguments.overlap), ("without", 0)):
+        restorer = Restorer(arguments.task, arguments.weights, arguments.device, arguments.tile, overlap)
+        output = restorer.restore(degraded)
+        difference = output - degraded
+        ratio = seam_ratio(difference, arguments.tile, overlap)
+        results.append({"tiles": name, "tile": arguments.tile, "overlap": overlap, "ratio": round(ratio, 4)})
+        print(results[-1], flush=True)
+        if name == "blended" and arguments.picture:
+            shown = view(difference, output, arguments.tile, overlap)
+            cv2.imwrite(str(arguments.picture), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+    if arguments.json:
+        size = {"height": arguments.size[0], "width": arguments.size[1], "task": arguments.task}
+        write_json(arguments.json, {"results": [size | row for row in results], "metadata": run_metadata(sys.argv)})
+
+
+if __name__ == "__main__":
+    main()
