@@ -176,7 +176,8 @@ def _conclude(run: Run, loop) -> None:
     for name, best in loop.best.items():
         logger.info("%s: %s %.2f after epoch %d", name, best["metric"], best["value"], best["epoch"])
     try:
-        logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
+        if (run.folder / "curves.jsonl").is_file():  # a run may be stopped before its first line
+            logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
     except ImportError as error:
         logger.warning("no plots (%s); curves.jsonl has the figures", error)
     logger.info("weights: %s", run.models)
