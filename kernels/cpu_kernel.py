@@ -95,8 +95,10 @@ def _run(
     result = y if y is not None else spectrum
     workspace = None if result.dtype == torch.float32 else x.new_empty(x.shape[1:], dtype=torch.float32)
     threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
+    # Held until the call returns: the job has only addresses, and another thread may push a plan out of the cache.
+    plans = _plan(height), _plan(width)
     job = _Job(
-        *(batch, height, width, channels, _plan(height)[0], _plan(width)[0]),
+        *(batch, height, width, channels, plans[0][0], plans[1][0]),
         *(x.data_ptr(), *x.stride()[:3], _pointer(y)),
         *(_TYPES[x.dtype], _TYPES[result.dtype], order, threads),
         *map(_pointer, (decay, spectrum, other_spectrum, decay_gradient, workspace)),

@@ -38,7 +38,8 @@ def restore_job(
     except Stopped:
         raise
     except Exception as error:  # whatever is wrong with one file, the others are still done
-        return Outcome("failed", reason(job, error).replace(str(local), str(job.source)))
+        text = reason(job, error)
+        return Outcome("failed", text if local is None else text.replace(str(local), str(job.source)))
 
 
 def reason(job: Job, error: Exception) -> str:

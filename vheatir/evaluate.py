@@ -252,7 +252,11 @@ def open_method(
     if restorer.metadata["color"] == "gray" and not gray:
         raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
     about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
-    return lambda image, level: restorer.restore(image), about | {"device": str(restorer.device), "tile": tile}
+    given = (lambda level: level) if restorer.takes_level else (lambda level: None)
+    return lambda image, level: restorer.restore(image, level=given(level)), about | {
+        "device": str(restorer.device),
+        "tile": tile,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

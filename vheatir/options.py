@@ -158,7 +158,7 @@ def _override(options: dict[str, Any], text: str, known_sections: Sequence[str])
 def _check_keys(where: str, table: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
     for key, value in table.items():
         if key not in known:
-            names = ", ".join(sorted(known))
+            names = ", ".join(sorted(known)) or "none"
             raise UserError(f"{path}: unknown key {where}{key}; known here: {names}")
         wanted = known[key]
         wanted_types = wanted if isinstance(wanted, tuple) else (wanted,)

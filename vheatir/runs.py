@@ -4,8 +4,10 @@ import json
 import logging
 import shlex
 import shutil
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,29 @@ from vheatir.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.results import run_metadata, write_json
 
 logger = logging.getLogger("vheatir")
+
+
+@contextmanager
+def stop_on_signal():
+    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations."""
+    stop: list[int] = []
+
+    def request(number, frame):
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, request)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        previous = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Run:

@@ -9,10 +9,8 @@ import argparse
 import difflib
 import inspect
 import json
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from vheatir.errors import UserError
 from vheatir.files import atomic_open
 from vheatir.options import check_dataset_keys, find_options, read_options
 from vheatir.registry import register_all
-from vheatir.runs import Run, logger
+from vheatir.runs import Run, logger, stop_on_signal
 from vheatir.validation import DIVERGED
 
 _TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
@@ -111,29 +109,6 @@ def build_model(path: Path, options: dict[str, Any]):
         raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
 
 
-@contextmanager
-def _stop_on_signal():
-    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations."""
-    stop: list[int] = []
-
-    def request(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, request)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class Trainer:
     """One run of the training loop."""
 
@@ -148,8 +123,27 @@ class Trainer:
         self.model = build_model(path, options)
         self.total = options["train"]["total_iter"]
         self.iteration, self.best = 0, None
+        self._try_one_sample(path)
         if run.resumed is not None:
             self._restore(run.resumed)
+
+    def _try_one_sample(self, path: Path) -> None:
+        """A forward pass before anything is written: does the network take what the dataset gives?"""
+        sample = self.train_set[0]
+        network = self.model.get_bare_model(self.model.net_g)
+        inputs = [sample[key][None].to(self.model.device) for key in ("lq", "level") if key in sample]
+        try:
+            with torch.no_grad():
+                shape = network.eval()(*inputs).shape[1:]
+            if shape != sample["gt"].shape:
+                raise ValueError(f"it gives {tuple(shape)}")
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: network_g does not fit datasets.train, whose samples are {tuple(sample['lq'].shape)}"
+                f"{' with a level' if 'level' in sample else ''}: {error}; look at in_chans, gt_size and level_map"
+            ) from error
+        finally:
+            network.train()
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -250,7 +244,7 @@ class Trainer:
         self.last_score = self.best["value"] if self.best else None
         started, start_iteration = time.perf_counter(), self.iteration
         bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=None, file=sys.stderr, smoothing=0.05)
-        with _stop_on_signal() as stop, bar:
+        with stop_on_signal() as stop, bar:
             for batch in self.loader():
                 self.iteration += 1
                 self.model.update_learning_rate(self.iteration, warmup_iter=warmup)

@@ -1,6 +1,7 @@
 """Validation of a network on a dataset of whole images: metrics of input and output, optionally the pictures."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ def _picture(planes: Tensor) -> np.ndarray:
 @torch.no_grad()
 def restore_planes(network: nn.Module, lq: Tensor, level: Tensor | None, tile: int | None) -> Tensor:
     """(1, C, H, W) restored by a network in eval mode, in tiles where the image is large."""
-    if level is not None:
+    if level is not None and level.ndim != 1:
         return network(lq, level)
+    function = network if level is None else partial(network, level=level)
     size = default_tile(*lq.shape[2:]) if tile is None else tile
-    return apply_tiled(network, lq, size, min(DEFAULT_OVERLAP, size // 4) if size else DEFAULT_OVERLAP)
+    return apply_tiled(function, lq, size, min(DEFAULT_OVERLAP, size // 4) if size else DEFAULT_OVERLAP)
 
 
 def validate(
@@ -65,6 +67,8 @@ def validate(
         sample = dataset[index]
         lq, level = sample["lq"][None].to(device), sample.get("level")
         output = restore_planes(network, lq, None if level is None else level[None].to(device), tile)
+        if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a colour network: its mean, as in restoring
+            output = output.mean(1, keepdim=True).expand_as(output)
         if not torch.isfinite(output).all():
             raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")
         target = to_uint8(_picture(sample["gt"][None]))

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -252,3 +254,22 @@ def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n):
         read += plan.rows[rows : rows + cells].tolist() if flags & 1 else []
         written += plan.rows[rows + cells : rows + 2 * cells].tolist() if flags & 2 else []
     assert sorted(read) == sorted(written) == list(range(n))
+
+
+def test_threads_that_meet_new_sizes_together_get_the_right_values():
+    """The tables of a length are made on first use; a thread's call must not depend on another's tables."""
+    sizes = [(height, 137 - height) for height in range(61, 93)]
+    gate = threading.Barrier(4)
+
+    def work(_) -> list[torch.Tensor]:
+        gate.wait()
+        generator = torch.Generator().manual_seed(0)
+        results = []
+        for height, width in sizes:
+            x = torch.randn(1, height, width, 3, generator=generator)
+            results.append(heat_conduction(x, torch.full((height, width, 3), 0.5), backend="cpu_kernel") - 0.5 * x)
+        return results
+
+    with ThreadPoolExecutor(4) as pool:
+        for errors in pool.map(work, range(4)):
+            assert max(error.abs().max().item() for error in errors) < 1e-5

@@ -169,3 +169,21 @@ def test_a_run_that_diverges_ends_with_advice_and_whole_checkpoints(train, tmp_p
     for path in (tmp_path / "runs" / "tiny" / "checkpoints").glob("*.pt"):
         saved = torch.load(path, weights_only=True)["model"]["network"]
         assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_samples_that_the_network_does_not_take_fail_before_a_former_run_is_moved(train):
+    train()
+    before = sorted(train.root.rglob("*"))
+    with pytest.raises(UserError, match=r"does not fit datasets\.train.*in_chans"):
+        train("datasets.train.in_chans=1")
+    assert sorted(train.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "change", ["train.optim_g.lr=1e-5", "train.optim_g.betas=[0.5, 0.9]", "train.scheduler.gamma=0.1"]
+)
+def test_resume_refuses_options_that_the_checkpoint_would_override(train, change):
+    schedule = "train.scheduler={type: StepLR, step_size: 2, gamma: 0.5}"
+    train(schedule)
+    with pytest.raises(UserError, match=r"does not fit these options.*was"):
+        train(schedule, change, resume=True)

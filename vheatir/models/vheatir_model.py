@@ -17,6 +17,8 @@ from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.validation import validate
 
+_MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
+_MOVING |= {"T_cur", "T_i", "_schedulers"}  # what schedules change as they go; the rest comes from the options
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -203,12 +205,21 @@ class VHeatIRModel(SRModel):
             # torch would load the state of another optimiser without complaint, and stumble over it later
             if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
                 raise ValueError("it was written with another optim_g.type or scheduler.type")
+            _refuse_changes("optim_g", saved["param_groups"][0], optimizer.state_dict()["param_groups"][0], {"lr"})
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             if saved.keys() != scheduler.state_dict().keys():
                 raise ValueError("it was written with another scheduler.type")
+            _refuse_changes("scheduler", saved, scheduler.state_dict(), _MOVING)
             scheduler.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], moving: set[str]) -> None:
+    """Raise ValueError where options differ from those of the checkpoint, which would silently win."""
+    for key, value in saved.items():
+        if key not in moving and isinstance(value, int | float | list | tuple | dict) and value != built[key]:
+            raise ValueError(f"train.{section}: {key} was {value}, is now {built[key]}")
 
 
 def _metric(arguments: dict[str, Any], restored, target) -> float:
