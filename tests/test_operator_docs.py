@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +20,11 @@ def test_the_code_of_the_operators_page_runs():
         exec(compile(block, str(PAGE), "exec"), names)
 
 
-def test_the_figures_of_the_page_are_those_of_the_file():
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "section, ours", [("Speed of the paths in PyTorch", "torch"), ("The CPU kernel", "cpu_kernel")]
+)
+def test_the_figures_of_the_page_are_those_of_the_file(section, ours):
+    text = PAGE.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     (name,) = set(re.findall(r"benchmarks/results/\S+\.json", text))
     results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
     speedups = {(result["case"], result["backend"]): result["speedup"] for result in results}
@@ -28,5 +32,5 @@ def test_the_figures_of_the_page_are_those_of_the_file():
     assert len(rows) == len({result["case"].split()[2] for result in results if " fwd " in result["case"]})
     for shape, raw, prepared, backward in rows:
         forward = f"hco fwd {shape} float32"
-        keys = [(forward, "torch"), (forward, "torch prepared"), (f"hco fwd+bwd {shape} float32", "torch")]
+        keys = [(forward, ours), (forward, f"{ours} prepared"), (f"hco fwd+bwd {shape} float32", ours)]
         assert [raw, prepared, backward] == [f"{speedups[key]:.2f}" for key in keys], shape

@@ -123,6 +123,7 @@ def hco_case(
     """
     import torch
 
+    from vheatir.kernels import paths
     from vheatir.kernels.ops import heat_conduction, prepare_decay
     from vheatir.kernels.published import PublishedConduction
     from vheatir.kernels.reference import hco_reference
@@ -144,10 +145,11 @@ def hco_case(
     )
     published = PublishedConduction(shape[1], shape[2], getattr(torch, dtype), device)
     candidates = {BASELINE: lambda: run(published, x, decay)}
+    ours = paths.CPU_KERNEL if prepared.path == paths.CPU_KERNEL else "torch"
     if "raw" in forms:
-        candidates["torch"] = lambda: run(heat_conduction, x, decay)
+        candidates[ours] = lambda: run(heat_conduction, x, decay)
     if "prepared" in forms:
-        candidates["torch prepared"] = lambda: run(heat_conduction, x, prepared)
+        candidates[f"{ours} prepared"] = lambda: run(heat_conduction, x, prepared)
     what = ("fwd+bwd" if trained else "fwd+bwd of x") if backward else "fwd"
     about = {"shape": list(shape), "dtype": dtype, "path": prepared.path}
     return Case(f"hco {what} {'x'.join(map(str, shape))} {dtype}", dtype, device, candidates, expected, about)

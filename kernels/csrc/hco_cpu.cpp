@@ -148,7 +148,8 @@ void ask_for_large_pages(void *memory, int64_t bytes) {
   constexpr uintptr_t kLargePage = 2 << 20;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / kLargePage * kLargePage;
-  if (memory && bytes >= kLargeBytes) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);  // a wish: may fail
+  if (memory == nullptr || bytes < kLargeBytes) return;
+  madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);  // a wish: it may fail
 #endif
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from vheatir import bench, cli, measure
 from vheatir.errors import UserError
+from vheatir.kernels import native
 
 CPU = torch.device("cpu")
 RESULT_KEYS = {"case", "backend", "threads", "median_us", "iqr_us", "rounds", "speedup", "peak_mib", "error", "shape"}
@@ -17,6 +18,7 @@ RESULT_KEYS = {"case", "backend", "threads", "median_us", "iqr_us", "rounds", "s
 def in_this_process(monkeypatch):
     """The command starts itself anew with the heap kept; here it must not."""
     monkeypatch.setenv("VHEATIR_BENCH_HEAP", "set")
+    monkeypatch.setenv(native.SWITCH, "0")  # the names of what is measured are then the same everywhere
 
 
 def options(*arguments):
@@ -46,6 +48,14 @@ def test_what_is_measured_follows_the_options(arguments, backends):
     results = run(*arguments)
     assert [result["backend"] for result in results] == backends
     assert all(result.keys() >= RESULT_KEYS and result["median_us"] > 0 for result in results)
+
+
+def test_the_cpu_kernel_goes_by_its_name(monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "1")
+    if native.refusal() is not None:
+        pytest.skip(native.refusal())
+    assert [one["backend"] for one in run()] == ["published", "cpu_kernel", "cpu_kernel prepared"]
+    assert [one["backend"] for one in run("--dtype", "float64")] == ["published", "torch", "torch prepared"]
 
 
 @pytest.mark.parametrize("dtype", bench.DTYPES)
