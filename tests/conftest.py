@@ -1,5 +1,6 @@
 """Options and fixtures that all tests share."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# setuptools, which torch.compile imports, refuses to come after something that has imported the old distutils
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 # Before torch is imported, here and in the processes that tests start: several workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -223,9 +223,9 @@ def test_help_tells_what_the_weights_are_for(capsys):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL] if hasattr(signal, "SIGKILL") else [])
 def test_stopped_in_the_middle_finished_files_are_whole_and_the_rest_can_follow(options, command, tmp_path, ending):
-    count = 40
+    count = 200  # enough that a busy machine does not finish them before the signal arrives
     for number in range(count):
-        picture(tmp_path / "photos" / f"{number:02}.png", (200, 200, 3))
+        picture(tmp_path / "photos" / f"{number:03}.png", (200, 200, 3))
     call = [sys.executable, "-m", "vheatir", "restore", "photos", "-o", "out", *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     running = subprocess.Popen(call, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

@@ -201,11 +201,13 @@ class VHeatIRModel(SRModel):
         self.get_bare_model(self.net_g).load_state_dict(state["network"])
         if self.ema_decay > 0:
             self.net_g_ema.load_state_dict(state.get("network_ema", state["network"]))
+        cycled = any(saved.get("cycle_momentum") for saved in state["schedulers"])
+        moving = {"lr", "betas", "momentum"} if cycled else {"lr"}
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             # torch would load the state of another optimiser without complaint, and stumble over it later
             if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
                 raise ValueError("it was written with another optim_g.type or scheduler.type")
-            _refuse_changes("optim_g", saved["param_groups"][0], optimizer.state_dict()["param_groups"][0], {"lr"})
+            _refuse_changes("optim_g", saved["param_groups"][0], optimizer.state_dict()["param_groups"][0], moving)
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             if saved.keys() != scheduler.state_dict().keys():
