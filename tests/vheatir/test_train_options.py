@@ -187,3 +187,20 @@ def test_resume_refuses_options_that_the_checkpoint_would_override(train, change
     train(schedule)
     with pytest.raises(UserError, match=r"does not fit these options.*was"):
         train(schedule, change, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("train.optim_g.lr=abc", r"train\.optim_g\.lr must be a number such as 2e-4, got 'abc'"),
+        ("val.metrics.psnr={type: foo}", r"val\.metrics\.psnr: unknown type 'foo'; ours: vheatir_psnr"),
+        (
+            "val.metrics.psnr={type: vheatir_psnr, bord: 3}",
+            r"val\.metrics\.psnr: unknown key bord; known: border, luma",
+        ),
+    ],
+)
+def test_wrong_values_name_key_and_next_step(train, change, message):
+    with pytest.raises(UserError, match=message):
+        train(change)
+    assert not train.root.exists() or not list(train.root.iterdir())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import nn
 
 from vheatir import weights
@@ -19,6 +20,7 @@ from vheatir.validation import validate
 
 _MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
 _MOVING |= {"T_cur", "T_i", "_schedulers"}  # what schedules change as they go; the rest comes from the options
+_OUR_METRICS, _METRIC_ARGUMENTS = ("psnr", "ssim", "psnrb"), ("border", "luma")
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +39,7 @@ class VHeatIRModel(SRModel):
         }
         picture = np.zeros((32, 32), np.uint8)
         for name, metric in self.metrics.items():
+            _check_metric(f"val.metrics.{name}", opt["val"]["metrics"][name])
             try:
                 metric(picture, picture)
             except (KeyError, TypeError, ValueError) as error:
@@ -73,6 +76,8 @@ class VHeatIRModel(SRModel):
         kind = getattr(torch.optim, optim_type, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             raise UserError(f"train.optim_g.type: torch.optim has no optimiser {optim_type!r}; for example Adam, AdamW")
+        if isinstance(lr, bool) or not isinstance(lr, int | float):
+            raise UserError(f"train.optim_g.lr must be a number such as 2e-4, got {lr!r}")
         try:
             return kind(params, lr=lr, **kwargs)
         except (TypeError, ValueError) as error:
@@ -222,6 +227,17 @@ def _refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], 
     for key, value in saved.items():
         if key not in moving and isinstance(value, int | float | list | tuple | dict) and value != built[key]:
             raise ValueError(f"train.{section}: {key} was {value}, is now {built[key]}")
+
+
+def _check_metric(where: str, table: dict[str, Any]) -> None:
+    """Refuse an unknown type, or for our metrics an argument that they do not take."""
+    kind = table.get("type")
+    if kind not in METRIC_REGISTRY:
+        ours = ", ".join(f"vheatir_{name}" for name in _OUR_METRICS)
+        raise UserError(f"{where}: unknown type {kind!r}; ours: {ours}")
+    unknown = sorted(set(table) - {"type", *_METRIC_ARGUMENTS}) if str(kind).startswith("vheatir_") else []
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]}; known: {', '.join(_METRIC_ARGUMENTS)}")
 
 
 def _metric(arguments: dict[str, Any], restored, target) -> float:
