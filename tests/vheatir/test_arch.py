@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict
+from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
 
 TINY = {"dim": 8, "depths": (1, 1), "embed_size": 6}
 LIGHT = {"dim": 80, "depths": [6, 6], "mlp_ratio": 2.0, "embed_size": 32, "downscale": 2}
@@ -275,3 +275,17 @@ def test_configuration_survives_json():
     net = network(reach=(0.5, 4.0), depths=(1, 2))
     config = json.loads(json.dumps(net.config))
     assert VHeatIR(**config).config == config == net.config
+
+
+@pytest.mark.parametrize(("downscale", "level_map"), [(1, False), (2, False), (2, True)])
+def test_gray_from_color_does_what_the_colour_network_does_to_gray(downscale, level_map):
+    config = {"dim": 8, "depths": (1,), "embed_size": 4, "downscale": downscale, "level_map": level_map}
+    color, gray = VHeatIR(3, **config).double().eval(), VHeatIR(1, **config).double().eval()
+    torch.nn.init.normal_(color.conv_last.weight)
+    torch.nn.init.normal_(color.conv_last.bias)
+    gray.load_state_dict(gray_from_color(color.state_dict()))
+    image, level = torch.rand(2, 1, 9, 7).double(), [torch.rand(2).double()] if level_map else []
+    expected = color(image.expand(-1, 3, -1, -1), *level).mean(1, keepdim=True)
+    assert_close(gray(image, *level), expected)
+    with pytest.raises(ValueError, match="colour VHeatIR"):
+        gray_from_color(gray.state_dict())

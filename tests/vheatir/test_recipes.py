@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
@@ -18,10 +19,10 @@ pytest.importorskip("basicsr", reason="training needs BasicSR")
 from vheatir.registry import register_all
 from vheatir.runs import Run
 from vheatir.test import evaluate_options
-from vheatir.train import Trainer, complete_options
+from vheatir.train import Trainer, build_model, complete_options
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "options"
-TRAINING = ["denoise", "denoise_light", "jpeg", "jpeg_light", "smoke"]
+TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
 TESTING = ["test_denoise", "test_jpeg"]
 FULL_SIZE = {  # what the files promise; the tests shrink it
     "denoise": {"dim": 180, "depths": [6] * 6, "gt_size": 128, "batch": 8, "iterations": 1_600_000},
@@ -63,6 +64,7 @@ def shrunk(name, pictures, *more):
         overrides += ["datasets.train.gt_size=16", "datasets.train.batch_size_per_gpu=2"]
         overrides += ["datasets.train.num_worker_per_gpu=0", "val.max_images=1"]
         overrides += ["network_g.dim=8", "network_g.depths=[1]", "network_g.reach=[0.5, 4.0]"]
+        overrides += ["path.pretrain_network_g=null"]  # of the full size: tested below
     return path, complete_options(path, read_options(path, overrides), is_train=name in TRAINING)
 
 
@@ -87,6 +89,18 @@ def test_recipe_builds_steps_and_validates(name, pictures, tmp_path):
     for dataset in trainer.validation_sets.values():
         result = trainer.model.validate(dataset)
         assert set(result["restored"]) == set(options["val"]["metrics"]) and result["images"] == 1
+
+
+@pytest.mark.parametrize("name", ["denoise_gray_light", "jpeg_gray_light"])
+def test_gray_recipes_start_from_the_shipped_colour_weights(name, pictures):
+    path = RECIPES / f"{name}.yml"
+    sets = [f"datasets.{phase}.dataroot_gt={pictures / 'folder'}" for phase in read_options(path)["datasets"]]
+    options = complete_options(path, read_options(path, sets), is_train=True)
+    color, _ = weights.load(options["path"]["pretrain_network_g"])
+    network = build_model(path, options).net_g.eval()
+    image = torch.rand(1, 1, 24, 20)
+    with torch.no_grad():
+        assert_close(network(image), color(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TRAINING)

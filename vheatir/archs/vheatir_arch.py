@@ -197,6 +197,28 @@ def _check_config(config: Mapping) -> None:
         raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {config['resize']!r}")
 
 
+def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a gray network that does what the colour network of `state` does to R = G = B, averaged to gray.
+
+    The first convolution is summed over the three channels, the last one averaged; all else stays. A start for
+    training a gray network, which converges sooner than one from scratch.
+
+    Raises:
+        ValueError: `state` is not that of a colour VHeatIR.
+    """
+    first, last, bias = (state.get(key) for key in ("conv_first.weight", "conv_last.weight", "conv_last.bias"))
+    if first is None or last is None or len(last) % 3 or math.isqrt(len(last) // 3) ** 2 * 3 != len(last):
+        raise ValueError("expected the weights of a colour VHeatIR (conv_last of 3 downscale^2 planes)")
+    planes = len(last)
+    image = first[:, :planes].unflatten(1, (3, -1)).sum(1)
+    return {
+        **state,
+        "conv_first.weight": torch.cat([image, first[:, planes:]], 1),
+        "conv_last.weight": last.unflatten(0, (3, -1)).mean(0),
+        "conv_last.bias": bias.unflatten(0, (3, -1)).mean(0),
+    }
+
+
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
     """Constructor arguments of the VHeatIR that a state dict belongs to, read from its keys and shapes.
 

@@ -13,6 +13,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import nn
 
 from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
@@ -52,14 +53,21 @@ class VHeatIRModel(SRModel):
         """Nothing: the training command logs size and configuration in one line."""
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
-        """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it."""
+        """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it.
+
+        A gray VHeatIR also starts from the weights of a colour one (`gray_from_color`).
+        """
         if Path(load_path).suffix in (".pth", ".pt"):
             state, _ = weights.load_checkpoint(load_path, self.opt["path"].get("param_key_g"))
         else:
             state, _ = weights.read(load_path)
+        net = self.get_bare_model(net)
         try:
-            self.get_bare_model(net).load_state_dict(state, strict=strict)
-        except RuntimeError as error:
+            gray = isinstance(net, VHeatIR) and net.config["in_chans"] == 1
+            if gray and config_from_state_dict(state)["in_chans"] == 3:
+                state = gray_from_color(state)
+            net.load_state_dict(state, strict=strict)
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"path.pretrain_network_g: {load_path} does not fit network_g: {error}") from error
 
     def init_training_settings(self) -> None:
