@@ -1,13 +1,14 @@
 """Whether tiles leave seams: mean |gradient| of (output - input) on tile borders against everywhere else.
 
-    python benchmarks/seams.py --task denoise --json OUT.json --picture OUT.png
+    python benchmarks/seams.py --task denoise --photos datasets/test/CBSD68 --json OUT.json --picture OUT.png
 
-The picture is a photograph of scikit-image enlarged to 3840x2160, degraded (Gaussian noise of sigma 25, or JPEG at
-quality 10) and restored as `vheatir restore` does. A border is where a tile begins or ends inside the picture; the
-gradient across it is compared with the gradients in the same direction at all other places. `without` is the same for
-tiles that neither overlap nor blend, as a check that the measure sees seams: it departs from 1, upwards where tiles
-disagree, downwards where they restore less at their borders. The picture to look at shows
-(output - input) around a corner of four tiles, and the output beside it, four times enlarged.
+The picture has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JPEG at quality 10) and restored as
+`vheatir restore` does. `--photos` takes a photograph of at least that size, or a folder of smaller ones, which are laid
+side by side at their own resolution; by default a photograph of scikit-image is enlarged. A border is where a tile
+begins or ends inside the picture; the gradient across it is compared with the gradients in the same direction at all
+other places. `without` is the same for tiles that neither overlap nor blend, as a check that the measure sees seams: it
+departs from 1, upwards where tiles disagree, downwards where they restore less at their borders. The picture to look at
+shows (output - input) around a corner of four tiles, and the output beside it, four times enlarged.
 """
 
 import argparse
@@ -20,13 +21,33 @@ import skimage.data
 
 from vheatir import tiling
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, to_float, to_uint8
+from vheatir.data.sources import decode_image, list_images
+from vheatir.errors import UserError
 from vheatir.restorer import TASKS, Restorer
 from vheatir.results import prepare_output, run_metadata, write_json
 
 _VIEW, _ENLARGED, _CONTRAST = 160, 4, 4.0  # pixels shown around the corner, how much larger, differences stretched
 
 
-def photograph(height: int, width: int) -> np.ndarray:
+def photographs(place: Path, height: int, width: int) -> np.ndarray:
+    """uint8 RGB; the photographs of a file or folder side by side, those on edge turned, cropped to the size."""
+    files = [place / name for name in list_images(place)] if place.is_dir() else [place]
+    photos = [decode_image(file.read_bytes(), str(file)) for file in files]
+    photos = [np.rot90(photo) if photo.shape[0] > photo.shape[1] else photo for photo in photos]
+    rows, columns = min(len(photo) for photo in photos), min(photo.shape[1] for photo in photos)
+    across, down = -(-width // columns), -(-height // rows)
+    if across * down > len(photos):
+        raise UserError(
+            f"{place}: {len(photos)} photographs of {columns}x{rows} do not fill {width}x{height}; give more"
+        )
+    lines = [
+        np.concatenate([photo[:rows, :columns] for photo in photos[line * across : (line + 1) * across]], axis=1)
+        for line in range(down)
+    ]
+    return np.concatenate(lines)[:height, :width]
+
+
+def enlarged(height: int, width: int) -> np.ndarray:
     """uint8 RGB; an enlarged photograph with the fine grain that enlarging takes away put back."""
     photo = cv2.resize(skimage.data.astronaut(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = np.random.default_rng(1).normal(0, 2, (height, width, 1))
@@ -74,6 +95,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="denoise")
     parser.add_argument("--weights", help="shipped name or file (default: the task's)")
     parser.add_argument("--size", type=int, nargs=2, default=[2160, 3840], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--photos", type=Path, help="a large photograph, or a folder of small ones")
     parser.add_argument("--tile", type=int, default=tiling.DEFAULT_TILE)
     parser.add_argument("--overlap", type=int, default=tiling.DEFAULT_OVERLAP)
     parser.add_argument("--device")
@@ -82,7 +104,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in filter(None, (arguments.json, arguments.picture)):
         prepare_output(path)
-    degraded = degrade(photograph(*arguments.size), arguments.task)
+    clean = photographs(arguments.photos, *arguments.size) if arguments.photos else enlarged(*arguments.size)
+    degraded = degrade(clean, arguments.task)
     results = []
     for name, overlap in (("blended", arguments.overlap), ("without", 0)):
         restorer = Restorer(arguments.task, arguments.weights, arguments.device, arguments.tile, overlap)
@@ -95,7 +118,12 @@ def main() -> None:
             shown = view(difference, output, arguments.tile, overlap)
             cv2.imwrite(str(arguments.picture), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
     if arguments.json:
-        size = {"height": arguments.size[0], "width": arguments.size[1], "task": arguments.task}
+        size = {
+            "task": arguments.task,
+            "height": arguments.size[0],
+            "width": arguments.size[1],
+            "photos": str(arguments.photos),
+        }
         write_json(arguments.json, {"results": [size | row for row in results], "metadata": run_metadata(sys.argv)})
 
 
