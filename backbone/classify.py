@@ -264,17 +264,17 @@ def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) 
     return torch.stack([right[:, 0].sum().double(), right.any(1).sum().double(), loss.sum().double(), count.double()])
 
 
-def _merged(model: nn.Module) -> nn.Module | None:
-    """A copy in the merged form; None for networks that have none."""
+def merged(model: nn.Module) -> nn.Module | None:
+    """A copy in the merged form, on the CPU; None for networks that have none."""
     if not isinstance(model, HeatPyramid) or not model.heat_layers():
         return None
-    merged = copy.deepcopy(model).cpu().eval()
-    return merged if merged.folded else merged.fold()
+    network = copy.deepcopy(model).cpu().eval()
+    return network if network.folded else network.fold()
 
 
 def describe(model: nn.Module, size: tuple[int, int]) -> dict:
     """Parameters and multiply-accumulates, the transform's included, of the form for training and the merged one."""
-    forms = {"training": model, "merged": _merged(model)}
+    forms = {"training": model, "merged": merged(model)}
     report = {}
     for form, network in forms.items():
         if network is not None:
@@ -289,7 +289,7 @@ def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int =
     The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
     """
     device = images.device
-    network = (_merged(model) or model).to(device).eval()
+    network = (merged(model) or model).to(device).eval()
     cuda = device.type == "cuda"
     with torch.no_grad():
         for _ in range(warmup):

@@ -4,13 +4,15 @@
     python benchmarks/cifar_mixers.py --root datasets/cifar10_subset --json benchmarks/results/cifar_mixers.json
 
 Trains options/classification/cifar10_subset.yml once for each network, each in a process of its own, one after the
-other, and writes the table after each: a run that is stopped goes on where it was when started again. `--set` changes
-the recipe for all of them, e.g. `--set data.batch_size=32`. On two cores, take OMP_NUM_THREADS=2.
+other, and writes the table after each: a run that is stopped goes on where it was when started again. Speed comes last,
+all networks in turn in one process, in processor time; `--skip-speed` leaves it for a later call, when the machine is
+quiet. `--set` changes the recipe for all of them, e.g. `--set data.batch_size=32`. Take OMP_NUM_THREADS=1.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 # 2.9 to 3.0 million parameters each, with equal widths, heads of 16 channels, and equal depths but for convnext, whose
-# block is smaller and which therefore, as in its published sizes, has more of them.
+# block is smaller and which therefore, as in its published sizes, has more of them. Maps have sides of 8, 4, 2 and 1:
+# halo's blocks are no larger than these, as swin's windows are by themselves, or padding would double its work.
 _HEADS = "num_heads: [2, 4, 8, 16]"
 _UNIFIED = ["model.dims=32", "model.depths=[2, 2, 4, 2]", "model.layer_scale=0.1"]
 NETWORKS = {
@@ -29,7 +32,7 @@ NETWORKS = {
     "halo": [
         "model.name=unified_halo_micro",
         *_UNIFIED,
-        f"model.mixer_args={{{_HEADS}, block_size: 4, halo_size: 1, pos_embed_type: query_related}}",
+        f"model.mixer_args={{{_HEADS}, block_size: [4, 4, 2, 1], halo_size: 1, pos_embed_type: query_related}}",
     ],
     "pvt": [
         "model.name=unified_pvt_micro",
@@ -63,25 +66,26 @@ def recipe_for(network: str, args: argparse.Namespace) -> Path:
     return path
 
 
-def call(*arguments) -> float:
-    """Run `vheatir pretrain`; returns the MiB that the process held at most."""
+def call(*arguments) -> dict:
+    """Run `vheatir pretrain`; returns the processor time that it took and the MiB that it held at most."""
     process = subprocess.Popen([sys.executable, "-m", "vheatir", "pretrain", *map(str, arguments)], cwd=ROOT)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"vheatir pretrain ended with {process.returncode}; its message is above")
-    return used.ru_maxrss / 1024
+    return {"training_cpu_s": used.ru_utime + used.ru_stime, "training_peak_rss_mib": used.ru_maxrss / 1024}
 
 
-def measured(network: str, args: argparse.Namespace) -> dict:
-    """Train, then evaluate and time a network; accuracies are those of the last epoch, not of the best."""
+def trained(network: str, args: argparse.Namespace) -> dict:
+    """Train, then evaluate a network; accuracies are those of the last epoch, not of the best."""
     recipe = recipe_for(network, args)
     common = ["-opt", recipe, *(part for change in changes(network, args) for part in ("--set", change))]
     run = args.runs / network
-    started, had = time.perf_counter(), any((run / "checkpoints").glob("iter_*.pt"))
-    peak = call(*common, *(["--resume"] if had else []))
-    seconds = time.perf_counter() - started
-    row = {"network": network, "seconds": None if had else seconds, "peak_mib": peak}
+    had = any((run / "checkpoints").glob("iter_*.pt"))
+    used = call(*common, *(["--resume"] if had else []))
+    row = {"network": network, **used}
+    if had:
+        row["training_cpu_s"] = None  # that of a part only
     for kind, name in (("raw", "latest"), ("ema", "latest_ema")):
         out = args.runs / f"{network}_{kind}.json"
         call(*common, "--eval", "--weights", run / "models" / f"{name}.safetensors", "--json", out)
@@ -89,12 +93,66 @@ def measured(network: str, args: argparse.Namespace) -> dict:
         row |= {f"{kind}_{key}": found["scores"][key] for key in ("top1", "top5", "loss")}
     row["parameters"] = {form: cost["parameters"]["total"] for form, cost in found["cost"].items()}
     row["macs"] = {form: cost["macs"]["total"] for form, cost in found["cost"].items()}
-    out = args.runs / f"{network}_speed.json"
-    call(
-        *common, "--throughput", "--set", "val.throughput_warmup=3", "--set", "val.throughput_passes=10", "--json", out
-    )
-    row["images_per_s"] = json.loads(out.read_text(encoding="utf-8"))["throughput"]["images_per_s"]
     return row
+
+
+def kept_mib(step, model) -> float:
+    """MiB that a training step keeps for its backward pass, weights not counted."""
+    import torch
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(kept.values()) / 2**20
+
+
+def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batch: int = 64) -> dict[str, dict]:
+    """Images per second of processor time: a training step, and a pass of the merged form; medians of the rounds."""
+    import torch
+    import torch.nn.functional as F
+
+    from vheatir.backbone import classify
+    from vheatir.backbone.recipe import read_recipe
+    from vheatir.options import load_table
+    from vheatir.pretrain import SECTIONS
+
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    acts, found = {}, {}
+    for network in networks:
+        torch.manual_seed(0)
+        recipe = read_recipe(load_table(recipe_for(network, args), changes(network, args), SECTIONS))
+        model = classify.build_model(recipe).train()
+        merged = (classify.merged(model) or classify.build_model(recipe)).eval()
+
+        def step(model=model):
+            model.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images), labels).backward()
+
+        def forward(model=merged):
+            with torch.no_grad():
+                model(images)
+
+        acts[network] = {"training": step, "inference": forward}
+        found[network] = {"kept_for_backward_mib": kept_mib(step, model)}
+    laps: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for network, kinds in acts.items():
+            for kind, act in kinds.items():
+                started = time.process_time()
+                act()
+                if turn:  # the first one warms up
+                    laps.setdefault((network, kind), []).append(time.process_time() - started)
+    for (network, kind), seconds in laps.items():
+        found[network][f"{kind}_images_per_cpu_s"] = batch / statistics.median(seconds)
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -106,6 +164,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=lambda text: Path(text).resolve(), default=Path("experiments/cifar_mixers"))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--skip-speed", action="store_true", help="train and evaluate only")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the recipe for all")
     return parser.parse_args()
 
@@ -118,13 +177,21 @@ def main() -> int:
     done: dict[str, dict] = {}
     if args.json.is_file():
         done = {row["network"]: row for row in json.loads(args.json.read_text(encoding="utf-8"))["results"]}
+
+    def write() -> None:
+        metadata = {**run_metadata(["python", *sys.argv]), "epochs": args.epochs, "set": args.set}
+        write_json(args.json, {"metadata": metadata, "results": list(done.values())})
+
     for network in args.networks:
         if network not in done:
-            done[network] = measured(network, args)
-            metadata = {**run_metadata([sys.executable, *sys.argv]), "set": args.set}
-            write_json(args.json, {"metadata": metadata, "results": list(done.values())})
+            done[network] = trained(network, args)
+            write()
+    if not args.skip_speed:
+        for network, speed in speeds(list(done), args).items():
+            done[network] |= speed
+        write()
     for row in done.values():
-        print("{network:10} top-1 {raw_top1:6.2f} (ema {ema_top1:6.2f})  {images_per_s:8.1f} images/s".format(**row))
+        print("{network:10} top-1 {raw_top1:6.2f} (average of the weights {ema_top1:6.2f})".format(**row))
     return 0
 
 

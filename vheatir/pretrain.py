@@ -23,7 +23,7 @@ from vheatir.options import find_options, load_table
 from vheatir.runs import Run, logger
 
 _NEEDED = ("timm", "accelerate", "torchvision")
-_SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
+SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> int:
     if missing:
         raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install -e '.[backbone]'")
     path = find_options(arguments.opt)
-    options = load_table(path, arguments.set, _SECTIONS)
+    options = load_table(path, arguments.set, SECTIONS)
     if arguments.finetune:
         options["path"] = {**(options.get("path") or {}), "finetune": arguments.finetune}
     if arguments.json:

@@ -168,7 +168,7 @@ class HaloBlock(AttentionBlock):
     Source: HaloNet, arXiv 2103.12731, as unified in arXiv 2211.05781. Maps are padded to whole blocks.
     """
 
-    per_stage: ClassVar = ("num_heads",)
+    per_stage: ClassVar = ("num_heads", "block_size", "halo_size")
     resizers: ClassVar = {
         "height_rel": resize_relative_rows,
         "width_rel": resize_relative_rows,
