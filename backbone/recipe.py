@@ -1,11 +1,9 @@
 """What a classification recipe may say: sections of typed keys with defaults; anything else is refused by name."""
 
-import difflib
-import math
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vheatir.backbone.sections import check, fill
 
 READERS = ("folder", "list", "zip", "tar")
 
@@ -153,64 +151,7 @@ _POSITIVE += ("augment.repeats", "logger.print_freq", "logger.save_freq", "logge
 _POSITIVE += ("train.lr_for_batch", "val.throughput_passes", "train.grad_clip", "train.layer_decay")
 _NOT_NEGATIVE = ("data.workers", "train.warmup_epochs", "train.weight_decay", "val.throughput_warmup", "manual_seed")
 _NOT_NEGATIVE += ("train.warmup_lr", "train.min_lr", "augment.mixup", "augment.cutmix", "train.ema_decay")
-_SHARES = ("hflip", "vflip", "erase", "mix_prob", "mix_switch", "smoothing")
-
-
-def _one_of(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"did you mean {close[0]}? known here: {', '.join(known)}" if close else f"known here: {', '.join(known)}"
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) in (Union, types.UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        parts = get_args(kind)
-        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _name(kind: Any) -> str:
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_name(one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers"
-    return {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "~"}.get(
-        kind, "a table"
-    )
-
-
-def _fill(kind: type, table: Mapping, where: str) -> Any:
-    """A dataclass from a table; `where` is the section's name with a dot."""
-    hints, values = get_type_hints(kind), {}
-    for key, value in table.items():
-        if key not in hints:
-            raise ValueError(f"unknown key {where}{key}; {_one_of(key, list(hints))}")
-        wanted = hints[key]
-        if isinstance(wanted, type) and wanted in _SECTIONS:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}{key} must be a table, got {value!r}")
-            values[key] = _fill(wanted, value, f"{key}.")
-        elif not _fits(value, wanted):
-            raise ValueError(f"{where}{key} must be {_name(wanted)}, got {value!r}")
-        else:
-            values[key] = tuple(value) if isinstance(value, list) else value
-    for one in fields(kind):
-        if one.name not in values and one.default is MISSING and one.default_factory is MISSING:
-            raise ValueError(f"{where}{one.name} is missing")
-    return kind(**values)
-
-
-_SECTIONS = (Data, Augment, Train, Val, Logger, Paths)
-
-
-def _get(recipe: Recipe, path: str) -> Any:
-    value: Any = recipe
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
+_SHARES = tuple(f"augment.{key}" for key in ("hflip", "vflip", "erase", "mix_prob", "mix_switch", "smoothing"))
 
 
 def read_recipe(options: Mapping) -> Recipe:
@@ -219,21 +160,10 @@ def read_recipe(options: Mapping) -> Recipe:
     Raises:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
-    recipe = _fill(Recipe, options, "")
+    recipe = fill(Recipe, options)
     if not isinstance(recipe.model.get("name"), str):
         raise ValueError("model.name is missing; for example `name: vheat_tiny`")
-    for path, known in _CHOICES.items():
-        if _get(recipe, path) not in known:
-            raise ValueError(f"{path} must be one of {', '.join(known)}, got {_get(recipe, path)!r}")
-    for path in _POSITIVE:
-        if (value := _get(recipe, path)) is not None and value <= 0:
-            raise ValueError(f"{path} must be above 0, got {value}")
-    for path in _NOT_NEGATIVE:
-        if (value := _get(recipe, path)) is not None and value < 0:
-            raise ValueError(f"{path} must not be below 0, got {value}")
-    for key in _SHARES:
-        if not 0 <= (value := getattr(recipe.augment, key)) <= 1:
-            raise ValueError(f"augment.{key} must lie between 0 and 1, got {value}")
+    check(recipe, _CHOICES, _POSITIVE, _NOT_NEGATIVE, _SHARES)
     _check_together(recipe)
     return recipe
 
