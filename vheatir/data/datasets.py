@@ -5,15 +5,14 @@ from `vheatir.data.sampler.IterationSampler`. Epoch n // len(dataset) visits eve
 For validation and test, `dataset[i]` is the whole image i, degraded exactly as in the evaluation protocol.
 
 A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path": str} and, with `level_map: true`,
-"level": float32 scalar. The classes take BasicSR's option dict and do not import BasicSR.
+"level": float32 scalar; what `on_device` leaves to the device is in further keys, which vheatir.data.device reads. The
+classes take BasicSR's option dict and do not import BasicSR.
 """
-
-import operator
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from vheatir.data.base import RestorationDataset, augment, to_tensor
 from vheatir.data.degradations import (
     add_gaussian_noise,
     draw_grid_phase,
@@ -23,150 +22,21 @@ from vheatir.data.degradations import (
     luma_bt601,
     to_float,
 )
-from vheatir.data.levels import Levels, is_number
-from vheatir.data.sources import ImageSource, map_threads, raise_problems
+from vheatir.data.levels import Levels
+from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 
-_ORDER, _SAMPLE = 0, 1  # streams of random numbers that never meet
+_Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]
 
 
-def _philox(stream: int, seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, stream]))
-
-
-def augment(image: np.ndarray, mode: int) -> np.ndarray:
-    """One of the 8 symmetries of the square: bit 0 of `mode` mirrors x, bit 1 mirrors y, bit 2 swaps the axes."""
-    if mode & 1:
-        image = image[:, ::-1]
-    if mode & 2:
-        image = image[::-1]
-    return image.swapaxes(0, 1) if mode & 4 else image
-
-
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    """float32 (C, H, W) of uint8 or float HWC or HW."""
-    if image.dtype == np.uint8:
-        image = to_float(image)
-    return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
-
-
-class _RestorationDataset(Dataset):
-    """Options, crops, symmetries and epochs, common to all three kinds.
-
-    Options: `phase` train | val | test; `in_chans` 3 | 1; `gt_size` training crop in pixels; `augment` true: 8 flips
-    and rotations (the default), or BasicSR's `use_hflip` and `use_rot`; `seed`; `cache` none | memory;
-    `io_backend` {type: disk | lmdb}, by default told from the name; `include`, `exclude`: lists of shell patterns that
-    image names must or must not match (a split of one folder into training and validation).
-    """
-
-    OPTIONS = frozenset(
-        {"type", "name", "phase", "in_chans", "gt_size", "augment", "use_hflip", "use_rot", "seed", "cache"}
-        | {"io_backend", "dataroot_gt", "include", "exclude"}
-    )
-    context = 0  # pixels beyond gt_size that the degradation needs
-
-    def __init__(self, opt: dict):
-        self.train = str(opt.get("phase", "train")).split("_")[0] == "train"
-        self.in_chans = self._integer(opt, "in_chans", 3, 1, 3)
-        if self.in_chans == 2:
-            raise UserError("in_chans: expected 3 (colour) or 1 (gray), got 2")
-        self.seed = self._integer(opt, "seed", 0, 0, 2**64 - 1)
-        self.gt_size = self._integer(opt, "gt_size", None, 1, 65000) if self.train else None
-        if opt.get("augment", "use_hflip" not in opt and "use_rot" not in opt):
-            self._modes = range(8)
-        else:
-            flips, turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
-            self._modes = [mode for mode in range(8) if (flips or not mode & 1) and (turns or not mode & 6)]
-        self.source = self._open(opt, "dataroot_gt")
-        self.keys = self.source.keys
-        self._orders: dict[int, np.ndarray] = {}
-
-    @staticmethod
-    def _integer(opt: dict, key: str, default: int | None, low: int, high: int) -> int:
-        value = opt.get(key, default)
-        if not is_number(value, integer=True) or not low <= value <= high:
-            raise UserError(f"{key}: expected an integer from {low} to {high}, got {value!r}")
-        return value
-
-    @staticmethod
-    def _probability(opt: dict, key: str) -> float:
-        value = opt.get(key, 0)
-        if not is_number(value) or not 0 <= value <= 1:
-            raise UserError(f"{key}: expected a probability from 0 to 1, got {value!r}")
-        return float(value)
-
-    @staticmethod
-    def _open(opt: dict, key: str) -> ImageSource:
-        if not opt.get(key):
-            raise UserError(f"{key}: expected a folder or an LMDB with images, got {opt.get(key)!r}")
-        backend = (opt.get("io_backend") or {}).get("type")
-        patterns = {name: opt[name] for name in ("include", "exclude") if opt.get(name) is not None}
-        for name, value in patterns.items():
-            if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-                raise UserError(f"{name}: expected a list of patterns such as ['2*.jpg'], got {value!r}")
-        return ImageSource(opt[key], backend, opt.get("cache", "none"), **patterns)
-
-    def __len__(self) -> int:
-        """Number of images; training samples go on beyond it, epoch after epoch."""
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> dict:
-        index = operator.index(index)
-        if not self.train:
-            if not 0 <= index < len(self):
-                raise IndexError(f"image {index} of {len(self)}")
-            return self._whole(self.keys[index])
-        if index < 0:
-            raise IndexError(f"sample {index}: training samples are numbered from 0")
-        epoch, position = divmod(index, len(self))
-        return self._crop(self.keys[self._order(epoch)[position]], _philox(_SAMPLE, self.seed, index))
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.pop(min(self._orders))
-            self._orders[epoch] = _philox(_ORDER, self.seed, epoch).permutation(len(self))
-        return self._orders[epoch]
-
-    def _window(self, shape: tuple[int, ...], name: str, rng: np.random.Generator) -> tuple[slice, slice]:
-        """Where to cut gt_size + context pixels."""
-        side = self.gt_size + self.context
-        if min(shape[:2]) < side:
-            raise UserError(
-                f"{name}: {shape[0]}x{shape[1]} pixels, but gt_size {self.gt_size} needs at least {side} on each side; "
-                "remove the image or lower gt_size"
-            )
-        y, x = (int(rng.integers(length - side + 1)) for length in shape[:2])
-        return slice(y, y + side), slice(x, x + side)
-
-    def _mode(self, rng: np.random.Generator) -> int:
-        return self._modes[int(rng.integers(len(self._modes)))]
-
-    def _whole(self, key: str) -> dict:
-        raise NotImplementedError
-
-    def _crop(self, key: str, rng: np.random.Generator) -> dict:
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Decode every image once; one UserError lists all that are broken, too small or gray where colour counts.
-
-        Run it before training. With `cache: memory` it fills the cache.
-        """
-        self.source.check(*self._requirements())
-
-    def _requirements(self) -> tuple[int, int | None]:
-        return (self.gt_size + self.context if self.train else 1), None
-
-
-class _SyntheticDataset(_RestorationDataset):
+class _SyntheticDataset(RestorationDataset):
     """Clean images that are degraded on the fly.
 
     A share `gray_probability` of colour crops becomes gray, is degraded in one plane and handed out as R = G = B, so
     that a colour network learns gray pictures too. Gray files in a colour dataset are always treated so.
     """
 
-    OPTIONS = _RestorationDataset.OPTIONS | {"gray_probability", "level_map"}
+    OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "level_map"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -187,25 +57,31 @@ class _SyntheticDataset(_RestorationDataset):
             image = self._gray(image, None)
         return self._pack(key, *self._degrade(image, None))
 
-    def _crop(self, key: str, rng: np.random.Generator) -> dict:
+    def _crop(self, key: str, rng: np.random.Generator, size: int) -> dict:
         image = self.source.read_native(key)
-        image = image[self._window(image.shape, self.source.describe(key), rng)]
-        image = np.ascontiguousarray(augment(image, self._mode(rng)))
+        image = image[self._window(image.shape, self.source.describe(key), rng, size)]
+        mode, left = self._symmetry(rng)
+        image = np.ascontiguousarray(augment(image, mode))
         as_gray = rng.random() < self.gray_probability
         if image.ndim == 3 and (as_gray or self.in_chans == 1):
             image = self._gray(image, rng)
-        return self._pack(key, *self._degrade(image, rng))
+        return self._pack(key, *self._degrade(image, rng, size)) | left
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, float]:
-        """(degraded, clean, level) of a uint8 crop, or of a whole image when `rng` is None."""
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
+        """(degraded, clean, level, further keys) of a uint8 crop, or of a whole image when `rng` is None.
+
+        `degraded` is None where the device makes it.
+        """
         raise NotImplementedError
 
-    def _pack(self, key: str, degraded: np.ndarray, clean: np.ndarray, level: float) -> dict:
-        lq, gt = _tensor(degraded), _tensor(clean)
-        if len(gt) < self.in_chans:
-            lq, gt = lq.repeat(self.in_chans, 1, 1), gt.repeat(self.in_chans, 1, 1)
+    def _pack(
+        self, key: str, degraded: np.ndarray | None, clean: np.ndarray, level: float, further: dict[str, object]
+    ) -> dict:
+        pictures = {"gt": clean} if degraded is None else {"lq": degraded, "gt": clean}
+        planes = {name: to_tensor(picture) for name, picture in pictures.items()}
+        sample = {name: plane.expand(self.in_chans, -1, -1) for name, plane in planes.items()}
         path = self.source.describe(key)
-        sample = {"lq": lq, "gt": gt, "lq_path": path, "gt_path": path}
+        sample |= {"lq_path": path, "gt_path": path, **further}
         if self.level_map:
             sample["level"] = torch.tensor(level, dtype=torch.float32)
         return sample
@@ -216,9 +92,11 @@ class GaussianNoiseDataset(_SyntheticDataset):
 
     Options besides the common ones: `sigma` on the 0-255 scale, fixed (`25`), one of a list (`[15, 25, 50]`) or uniform
     from a range (`{min: 0, max: 55}`); validation and test take a fixed one and draw from RandomState(0) per image.
+    `on_device` may name `noise`: the loader draws the sigma, the device the noise.
     """
 
     OPTIONS = _SyntheticDataset.OPTIONS | {"sigma"}
+    STEPS = _SyntheticDataset.STEPS | {"noise"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -226,10 +104,13 @@ class GaussianNoiseDataset(_SyntheticDataset):
         if not self.train:
             self.sigma.only("sigma")
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, float]:
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
         sigma = self.sigma.only("sigma") if rng is None else self.sigma.draw(rng)
         clean = to_float(image)
-        return add_gaussian_noise(clean, sigma, rng or np.random.RandomState(0)), clean, sigma / 255
+        if "noise" in self.on_device:
+            seed = int(rng.integers(2**63))
+            return None, clean, sigma / 255, {"noise_seed": seed, "sigma": sigma / 255, "one_plane": image.ndim == 2}
+        return add_gaussian_noise(clean, sigma, rng or np.random.RandomState(0)), clean, sigma / 255, {}
 
 
 class JPEGDataset(_SyntheticDataset):
@@ -239,9 +120,13 @@ class JPEGDataset(_SyntheticDataset):
     share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:
     as `quality`). A crop reads 8 (gray) or 16 (colour) pixels of context, twice that with double compression. Gray is
     BT.601 luma in tests; in training half the crops use OpenCV's full range, since gray test sets have either.
+    `on_device` may name `jpeg_approximate`: the device compresses with kornia's differentiable codec, which is not the
+    real one (docs/training.md); then `augment` may be there too. Training samples carry "jpeg": (passes, 3), the
+    quality of each compression (0 for none) and the pixels cut off the top and the left after it.
     """
 
     OPTIONS = _SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality"}
+    STEPS = _SyntheticDataset.STEPS | {"jpeg_approximate"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -251,31 +136,41 @@ class JPEGDataset(_SyntheticDataset):
         self.first = self.quality if first is None else Levels.parse(first, "double_quality", 1, 100, integer=True)
         self._period = 16 if self.in_chans == 3 else 8  # 4:2:0 repeats its chroma grid every 16 pixels
         self.context = self._period * (2 if self.double_probability else 1)
+        if self.on_device == {"augment"}:
+            raise UserError(
+                "on_device: augment would mirror and turn the blocks of pictures that are compressed already; add "
+                "jpeg_approximate, or leave both to the loader"
+            )
         if not self.train:
             self.quality.only("quality")
 
     def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         return luma_bt601(rgb) if rng is None or rng.random() < 0.5 else gray_opencv(rgb)
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, float]:
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
         if rng is None:
             quality = self.quality.only("quality")
-            return jpeg_roundtrip(image, quality), image, quality / 100
+            return jpeg_roundtrip(image, quality), image, quality / 100, {}
         quality = self.quality.draw(rng)
         qualities, phases = [quality], [draw_grid_phase(rng, self._period)]
         if rng.random() < self.double_probability:
             qualities.insert(0, self.first.draw(rng))
             phases.insert(0, draw_grid_phase(rng, self._period))
-        return *jpeg_crop(image, self.gt_size, qualities, phases), quality / 100
+        passes = [(quality, *phase) for quality, phase in zip(qualities, phases)]
+        passes = [(0, 0, 0)] * (self.context // self._period - len(passes)) + passes
+        further = {"jpeg": torch.tensor(passes)}
+        if "jpeg_approximate" in self.on_device:
+            return None, image, quality / 100, further | {"gt_size": size}
+        return *jpeg_crop(image, size, qualities, phases), quality / 100, further
 
 
-class PairedDataset(_RestorationDataset):
+class PairedDataset(RestorationDataset):
     """Degraded and clean images from two folders or LMDBs, matched by relative path without suffix.
 
     Options besides the common ones: `dataroot_lq`. Both images of a pair have the same size.
     """
 
-    OPTIONS = _RestorationDataset.OPTIONS | {"dataroot_lq"}
+    OPTIONS = RestorationDataset.OPTIONS | {"dataroot_lq"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -298,13 +193,14 @@ class PairedDataset(_RestorationDataset):
 
     def _whole(self, key: str) -> dict:
         degraded, clean, lq_path, gt_path = self._pair(key)
-        return {"lq": _tensor(degraded), "gt": _tensor(clean), "lq_path": lq_path, "gt_path": gt_path}
+        return {"lq": to_tensor(degraded), "gt": to_tensor(clean), "lq_path": lq_path, "gt_path": gt_path}
 
-    def _crop(self, key: str, rng: np.random.Generator) -> dict:
+    def _crop(self, key: str, rng: np.random.Generator, size: int) -> dict:
         degraded, clean, lq_path, gt_path = self._pair(key)
-        window, mode = self._window(clean.shape, gt_path, rng), self._mode(rng)
-        lq, gt = (_tensor(augment(image[window], mode)) for image in (degraded, clean))
-        return {"lq": lq, "gt": gt, "lq_path": lq_path, "gt_path": gt_path}
+        window = self._window(clean.shape, gt_path, rng, size)
+        mode, left = self._symmetry(rng)
+        lq, gt = (to_tensor(augment(image[window], mode)) for image in (degraded, clean))
+        return {"lq": lq, "gt": gt, "lq_path": lq_path, "gt_path": gt_path, **left}
 
     def check(self) -> None:
         """As the others', for both sides, and every pair must have one size."""

@@ -1,13 +1,14 @@
 """Which samples an iteration trains on: a function of the iteration number, not of what ran before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
+from vheatir.data.progressive import Place, Stage
 from vheatir.errors import UserError
 
 
-class IterationSampler(Sampler[list[int]]):
+class IterationSampler(Sampler[list[int] | list[Place]]):
     """Batch sampler of global sample numbers, for `DataLoader(dataset, batch_sampler=...)`.
 
     Iteration i (from 0) trains on the numbers i*B .. i*B + B - 1, where B is the batch size of all processes together;
@@ -20,10 +21,18 @@ class IterationSampler(Sampler[list[int]]):
         start_iteration: iterations already done; 0 for a new run.
         rank: this process.
         world_size: number of processes.
+        stages: of progressive training, the first with `batch_size`; sample numbers go on from stage to stage. With
+            two or more, batches consist of `Place`s instead of numbers.
     """
 
     def __init__(
-        self, batch_size: int, total_iterations: int, start_iteration: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        batch_size: int,
+        total_iterations: int,
+        start_iteration: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        stages: Sequence[Stage] = (),
     ):
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise UserError(
@@ -36,12 +45,25 @@ class IterationSampler(Sampler[list[int]]):
             raise ValueError(f"iterations must be >= 0, got start {start_iteration}, total {total_iterations}")
         self.batch_size, self.total_iterations, self.start_iteration = batch_size, total_iterations, start_iteration
         self.rank, self.world_size = rank, world_size
+        self.later = tuple(stages[1:])
+        self.first_size = stages[0].gt_size if self.later else None
 
     def __len__(self) -> int:
         return max(0, self.total_iterations - self.start_iteration)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.world_size
+    def __iter__(self) -> Iterator[list[int] | list[Place]]:
         for iteration in range(self.start_iteration, self.total_iterations):
-            first = iteration * self.batch_size + self.rank * share
-            yield list(range(first, first + share))
+            first, batch_size, gt_size = self._batch(iteration)
+            share = batch_size // self.world_size
+            numbers = range(first + self.rank * share, first + (self.rank + 1) * share)
+            yield list(numbers) if gt_size is None else [Place(number, gt_size) for number in numbers]
+
+    def _batch(self, iteration: int) -> tuple[int, int, int | None]:
+        """First number of an iteration, samples of all processes, and the crop's side where there are stages."""
+        first, begun, batch_size, gt_size = 0, 0, self.batch_size, self.first_size
+        for stage in self.later:
+            if iteration < stage.start:
+                break
+            first += (stage.start - begun) * batch_size
+            begun, batch_size, gt_size = stage.start, stage.batch * self.world_size, stage.gt_size
+        return first + (iteration - begun) * batch_size, batch_size, gt_size

@@ -1,0 +1,92 @@
+"""What training sets leave to the device (`on_device`): symmetries, noise and approximate JPEG of whole batches.
+
+Strengths, grid phases and seeds are drawn by the loader for each sample, so that a batch stays a function of its sample
+numbers alone, whatever process or resumed run it is in. The noise itself comes from the device's own generator: runs
+agree bit for bit on one kind of device, and in their statistics between kinds. kornia's RandomGaussianNoise and RandomJPEG
+do not serve: the first has one sigma for all, both draw from global states that no checkpoint could place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LUMA_BLOCK, CHROMA_BLOCK = 8, 16  # 4:2:0 repeats its chroma grid every 16 pixels
+
+
+@torch.no_grad()
+def finish_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A collated training batch with its tensors on `device` and the steps done that were left to it.
+
+    Reads, where they are there, "symmetry": (B,) modes 0-7; "sigma", "noise_seed", "one_plane": (B,) noise on the scale
+    of [0, 1], its seed, and whether the sample is a gray one with one plane of noise; "jpeg", "gt_size": see
+    `JPEGDataset`. Returns the batch with "lq", "gt": (B, C, H, W).
+    """
+    done = {
+        key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
+    }
+    if "symmetry" in done:
+        done |= {key: symmetries(done[key], done["symmetry"]) for key in ("lq", "gt") if key in done}
+    if "lq" in done:
+        return done
+    if "sigma" in done:
+        seeds, one_plane = batch["noise_seed"].tolist(), done["one_plane"]
+        return done | {"lq": add_noise(done["gt"], done["sigma"].float(), seeds, one_plane)}
+    clean, passes, size = done["gt"], batch["jpeg"], int(batch["gt_size"][0])
+    degraded = (jpeg_chain(clean, passes, size) * 255).round() / 255
+    return done | {"lq": degraded, "gt": _cut_chain(clean, passes, size)}
+
+
+def symmetries(images: Tensor, modes: Tensor) -> Tensor:
+    """`vheatir.data.base.augment` of each square image. images: (B, C, S, S); modes: (B,) integers 0-7."""
+    from kornia.geometry.transform import hflip, vflip
+
+    for bit, function in ((1, hflip), (2, vflip), (4, lambda image: image.mT)):
+        images = torch.where((modes & bit).bool()[:, None, None, None], function(images), images)
+    return images
+
+
+def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor) -> Tensor:
+    """White Gaussian noise, neither clipped nor rounded, seeded image by image.
+
+    clean: (B, C, H, W). sigma: (B,), on the scale of `clean`. one_plane: (B,) bool, the same noise in all channels.
+    """
+    generator, noise = torch.Generator(clean.device), torch.empty_like(clean)
+    for plane, seed in zip(noise, seeds, strict=True):
+        plane.normal_(generator=generator.manual_seed(seed))
+    noise = torch.where(one_plane[:, None, None, None], noise[:, :1], noise)
+    return clean + sigma[:, None, None, None] * noise
+
+
+def block_of(images: Tensor) -> int:
+    """Side of the JPEG grid of (B, C, H, W): colour is stored in 4:2:0."""
+    return CHROMA_BLOCK if images.shape[1] == 3 else LUMA_BLOCK
+
+
+def jpeg_chain(images: Tensor, passes: Tensor, size: int) -> Tensor:
+    """kornia's differentiable JPEG, once for each pass, cut after each as `jpeg_crop` cuts; an approximation.
+
+    images: (B, C, S, S) in [0, 1], C = 3 or 1, with S = size + block * number of passes. passes: (B, P, 3), see
+    `JPEGDataset`. Returns (B, C, size, size), not rounded.
+    """
+    from kornia.enhance import jpeg_codec_differentiable
+
+    for index in range(passes.shape[1]):
+        quality = passes[:, index, 0].to(images)
+        compressed = jpeg_codec_differentiable(images.expand(-1, 3, -1, -1), quality.clamp(min=1))
+        compressed = compressed if images.shape[1] == 3 else compressed.mean(1, keepdim=True)
+        images = torch.where((quality > 0)[:, None, None, None], compressed, images)
+        left = passes.shape[1] - 1 - index
+        images = _cut(images, passes[:, index, 1:], size + left * block_of(images))
+    return images
+
+
+def _cut_chain(images: Tensor, passes: Tensor, size: int) -> Tensor:
+    """The same cuts, without compression."""
+    return _cut(images, passes[:, :, 1:].sum(1), size)
+
+
+def _cut(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """`size` x `size` pixels of each image from its (y, x) in corners: (B, 2)."""
+    pairs = zip(images, corners.tolist(), strict=True)
+    return torch.stack([image[:, y : y + size, x : x + size] for image, (y, x) in pairs])
