@@ -143,13 +143,18 @@ class Samples(Dataset):
             return DataError(f"{name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
         return self.transform(pixels), target
 
+    @staticmethod
+    def collate(samples: list) -> tuple[Tensor, Tensor] | DataError:
+        """Images (B, C, H, W) and classes (B,), or the first error."""
+        failed = first_error(samples)
+        if failed is not None:
+            return failed
+        return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
 
-def collate(samples: list) -> tuple[Tensor, Tensor] | DataError:
-    """Images (B, C, H, W) and classes (B,), or the first error."""
-    failed = next((one for one in samples if isinstance(one, DataError)), None)
-    if failed is not None:
-        return failed
-    return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
+
+def first_error(samples: list) -> DataError | None:
+    """The first error among samples; None where there is none."""
+    return next((one for one in samples if isinstance(one, DataError)), None)
 
 
 def checked(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -202,7 +207,7 @@ def val_transform(val: Val, size: tuple[int, int], mean, std):
 def _loader(samples: Samples, workers: int, pin: bool, **how) -> DataLoader:
     # A loader draws a number when it starts; from a generator of its own, so that nothing else shifts.
     return DataLoader(
-        samples, num_workers=workers, pin_memory=pin, collate_fn=collate, generator=torch.Generator(), **how
+        samples, num_workers=workers, pin_memory=pin, collate_fn=samples.collate, generator=torch.Generator(), **how
     )
 
 

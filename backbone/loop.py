@@ -62,6 +62,7 @@ class Settings:
         val_every: epochs between evaluations.
         best: score that decides which weights are best; `lower_is_better` for losses.
         print_freq, save_freq: steps between lines of the log, and between checkpoints beside those of each epoch.
+        period: what an epoch is called in the log; runs counted in steps have none, but evaluations.
     """
 
     epochs: int
@@ -77,6 +78,7 @@ class Settings:
     lower_is_better: bool = False
     print_freq: int = 50
     save_freq: int | None = None
+    period: str = "epoch"
 
     @property
     def steps(self) -> int:
@@ -303,8 +305,10 @@ class Loop:
                 if self.journal is not None:
                     self.journal.save_weights(name, network.state_dict())
         if self.journal is not None:
-            self.journal.log_scalars(self.step, {"epoch": epoch, **self.last})
-            self.journal.info(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()))
+            self.journal.log_scalars(self.step, {self.settings.period: epoch, **self.last})
+            self.journal.info(
+                f"{self.settings.period} {epoch}: " + ", ".join(f"{k} {v:.4g}" for k, v in self.last.items())
+            )
 
     def _share_buffers(self) -> None:
         """The statistics of norms differ between processes on gloo; those of the first one count."""

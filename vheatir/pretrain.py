@@ -6,71 +6,25 @@ Several processes train together under torchrun; the first one writes.
 
 import argparse
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vheatir import results
-from vheatir.checkpoint import save_checkpoint
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
-from vheatir.files import atomic_open
 from vheatir.options import find_options, load_table
-from vheatir.runs import Run, logger
+from vheatir.training import best_weights, told_to_the_user, train
 
 _NEEDED = ("timm", "accelerate", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
 
 
-@contextmanager
-def told_to_the_user(where: str) -> Iterator[None]:
-    """What the backbone refuses is something that the user gave."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-@dataclass
-class Folder:
-    """Where the loop writes to: the run's curves, checkpoints and weights."""
-
-    run: Run
-    model: dict
-    keep: int
-
-    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
-        self.run.log_scalars(iteration, scalars)
-
-    def save(self, iteration: int, state: dict[str, Any]) -> None:
-        save_checkpoint(self.run.checkpoints, iteration, state, self.keep)
-
-    def save_weights(self, name: str, state: dict[str, Any]) -> None:
-        """Write tensors as .safetensors that `load_checkpoint` reads, with the model's arguments."""
-        from safetensors.torch import save
-
-        self.run.models.mkdir(exist_ok=True)
-        metadata = {
-            "task": "classification",
-            "model": json.dumps(self.model),
-            "license": "depends on the training data",
-        }
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-        with atomic_open(self.run.models / f"{name}.safetensors") as file:
-            file.write(save(tensors, metadata))
-
-    def info(self, text: str) -> None:
-        logger.info("%s", text)
-
-
 class Session:
     """What training, evaluation and measuring of a recipe share: recipe, processes and network."""
+
+    command, task_name = "pretrain", "classification"
 
     def __init__(self, path: Path, options: dict[str, Any]):
         import torch
@@ -88,6 +42,7 @@ class Session:
         torch.manual_seed(self.recipe.manual_seed)
         with told_to_the_user(str(path)):
             self.model = classify.build_model(self.recipe)
+        self.network = self.recipe.model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -102,6 +57,25 @@ class Session:
             raise UserError(f"{file}: {report}; set model.num_classes to what the file was trained for")
         return str(report)
 
+    def pretrained(self) -> str | None:
+        file = self.recipe.path.finetune
+        return self.load(file, False) if file else None
+
+    def samples(self):
+        return self.classify.make_samples(self.recipe, self.model, True, *self.place)
+
+    def plan(self, size: int):
+        return self.classify.make_plan(self.recipe, size, *self.place)
+
+    def settings(self, plan):
+        return self.classify.make_settings(self.recipe, plan.steps_per_epoch)
+
+    def optimizer(self, plan):
+        return self.classify.make_optimizer(self.recipe.train, self.model, plan.images_per_step)
+
+    def rates(self, optimizer, plan):
+        return self.classify.make_rates(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
+
     def task(self):
         """The task with the evaluation set."""
         with told_to_the_user(str(self.path)):
@@ -109,87 +83,10 @@ class Session:
             return self.classify.Classification(self.recipe, self.model.num_classes, samples, self.accelerator)
 
 
-def train(session: Session, argv: list[str], resume: bool) -> int:
-    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
-    import torch
-
-    from vheatir.backbone.batches import DataError, checked, train_loader
-    from vheatir.backbone.loop import Loop
-
-    recipe, accelerator, classify = session.recipe, session.accelerator, session.classify
-    run = Run(Path(recipe.path.experiments_root), recipe.name, resume, "pretrain")
-    report = session.load(recipe.path.finetune, False) if recipe.path.finetune and not resume else None
-    model = session.model.to(accelerator.device)
-    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    main = accelerator.is_main_process
-    journal = Folder(run, recipe.model, recipe.logger.keep_checkpoints) if main else None
-    with told_to_the_user(str(session.path)):
-        samples = classify.make_samples(recipe, model, True, *session.place)
-        plan = classify.make_plan(recipe, len(samples), *session.place)
-        settings = classify.make_settings(recipe, plan.steps_per_epoch)
-        optimizer = classify.make_optimizer(recipe.train, model, plan.images_per_step)
-        rates = classify.make_rates(recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
-        loop = Loop(session.task(), model, optimizer, rates, settings, accelerator, journal)
-        if run.resumed is not None:
-            loop.restore(run.resumed)
-    accelerator.wait_for_everyone()  # all have read the run before the first one changes its folder
-    if main:
-        run.open(session.path, {**asdict(recipe), "model": recipe.model}, argv)
-    try:
-        if main:
-            _announce(loop, plan, report)
-        pin = accelerator.device.type == "cuda"
-        loader = train_loader(samples, plan, loop.step, settings.steps, recipe.data.workers, pin)
-        finished = loop.run(checked(loader))
-        if main:
-            _conclude(run, loop)
-        return 0 if finished else 130
-    except (DataError, FloatingPointError) as error:
-        logger.error("%s", error)
-        raise UserError(str(error)) from error
-    finally:
-        if main:
-            run.close()
-
-
-def _announce(loop, plan, report: str | None) -> None:
-    count = sum(parameter.numel() for parameter in loop.bare.parameters())
-    logger.info(
-        "%s parameters on %s, %d process(es), %d images, %d steps of %d images an epoch",
-        f"{count:,}",
-        loop.device,
-        loop.accelerator.num_processes,
-        plan.size,
-        plan.steps_per_epoch,
-        plan.images_per_step,
-    )
-    if report is not None:
-        logger.info("weights to start from: %s", report)
-    if loop.step:
-        logger.info("resumed at step %d", loop.step)
-
-
-def _conclude(run: Run, loop) -> None:
-    from vheatir.curves import plot_curves
-
-    for name, best in loop.best.items():
-        logger.info("%s: %s %.2f after epoch %d", name, best["metric"], best["value"], best["epoch"])
-    try:
-        if (run.folder / "curves.jsonl").is_file():  # a run may be stopped before its first line
-            logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
-    except ImportError as error:
-        logger.warning("no plots (%s); curves.jsonl has the figures", error)
-    logger.info("weights: %s", run.models)
-
-
 def _weights_to_judge(session: Session, given: str | None) -> str | None:
     if given is not None or session.recipe.model.get("pretrained"):
         return given
-    best = Path(session.recipe.path.experiments_root) / session.recipe.name / "models" / "best.safetensors"
-    if not best.is_file():
-        raise UserError(f"--eval: {best} does not exist; give --weights FILE, or --set model.pretrained=true")
-    return str(best)
+    return best_weights(session.recipe, ", or --set model.pretrained=true")
 
 
 def evaluate(session: Session, weights: str | None) -> dict[str, Any]:
