@@ -8,12 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from vheatir import weights
+from vheatir.building import build_datasets, build_model, complete_options
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.options import find_options, read_options
 from vheatir.registry import register_all
 from vheatir.results import prepare_output, run_metadata, write_json
-from vheatir.train import build_datasets, build_model, complete_options
 
 
 def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:

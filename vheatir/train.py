@@ -6,8 +6,6 @@ checkpoint holds all that a resumed run needs, so that it goes on as if it had n
 """
 
 import argparse
-import difflib
-import inspect
 import json
 import sys
 import time
@@ -20,93 +18,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir import weights
+from vheatir.building import TASKS, build_datasets, build_model, complete_options
 from vheatir.checkpoint import save_checkpoint
 from vheatir.cli import run as run_command
 from vheatir.data.sampler import IterationSampler
 from vheatir.errors import UserError
 from vheatir.files import atomic_open
-from vheatir.options import check_dataset_keys, find_options, read_options
+from vheatir.options import find_options, read_options
 from vheatir.registry import register_all
 from vheatir.runs import Run, logger, stop_on_signal
 from vheatir.validation import DIVERGED
 
-_TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
 _LICENSE = "depends on the training data; not stated"
-
-
-def complete_options(path: Path, options: dict[str, Any], is_train: bool) -> dict[str, Any]:
-    """Fill in what BasicSR's model reads besides the file: device count, single process, phase."""
-    gpus = options.get("num_gpu", "auto")
-    if gpus not in ("auto", 0, 1):
-        raise UserError(f"{path}: num_gpu must be auto, 0 or 1 (several processes are not supported yet), got {gpus!r}")
-    if gpus == 1 and not torch.cuda.is_available():
-        raise UserError(f"{path}: num_gpu is 1, but torch sees no CUDA device; set num_gpu: auto or 0")
-    options["num_gpu"] = int(torch.cuda.is_available()) if gpus == "auto" else gpus
-    options.update(is_train=is_train, dist=False, rank=0, world_size=1, scale=options.get("scale", 1))
-    options.setdefault("manual_seed", 0)
-    return options
-
-
-def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Datasets by phase, each checked image by image.
-
-    Raises:
-        UserError: unknown type or key, missing folder, unusable images (all listed).
-    """
-    from basicsr.utils.registry import DATASET_REGISTRY
-
-    datasets = {}
-    for phase, table in options["datasets"].items():
-        kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
-        if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
-            expected = ", ".join(_TASKS)
-            raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
-        check_dataset_keys(path, phase, table, kind.OPTIONS)
-        arguments = {"seed": options["manual_seed"], **table, "phase": phase.split("_")[0]}
-        arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
-        try:
-            datasets[phase] = kind(arguments)
-            datasets[phase].check()
-        except UserError as error:
-            raise UserError(f"{path}: datasets.{phase}: {error}") from error
-    return datasets
-
-
-def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:
-    """Refuse an unknown type and arguments that it does not take."""
-    if table["type"] not in registry:
-        close = difflib.get_close_matches(table["type"], registry.keys(), n=3, cutoff=0.3) or sorted(registry.keys())
-        raise UserError(f"{path}: {section}.type: unknown {table['type']!r}; did you mean {', '.join(close)}?")
-    known = inspect.signature(registry.get(table["type"])).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    unknown = sorted(str(key) for key in table if key != "type" and key not in known)
-    if unknown:
-        names = ", ".join(known)
-        raise UserError(f"{path}: unknown key {section}.{unknown[0]} for {table['type']}; known: {names}")
-
-
-def build_model(path: Path, options: dict[str, Any]):
-    """The model that `model_type` names, with errors that name the file."""
-    from basicsr.models import build_model as build
-    from basicsr.utils import logger as basicsr_logger
-    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
-
-    from vheatir.models.vheatir_model import VHeatIRModel
-
-    basicsr_logger.initialized_logger.setdefault("basicsr", True)  # our log has what it would print
-    kind = options["model_type"]
-    if kind not in MODEL_REGISTRY or not issubclass(MODEL_REGISTRY.get(kind), VHeatIRModel):
-        raise UserError(f"{path}: model_type must be VHeatIRModel, which trains any network_g, got {kind!r}")
-    _check_arguments(path, "network_g", options["network_g"], ARCH_REGISTRY)
-    if options["is_train"]:
-        _check_arguments(path, "train.pixel_opt", options["train"]["pixel_opt"], LOSS_REGISTRY)
-    try:
-        return build(options)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
 
 
 class Trainer:
@@ -187,7 +110,7 @@ class Trainer:
         level = table.get("sigma", table.get("quality", "as in the pairs"))
         metadata = {
             "config": json.dumps(network.config),
-            "task": _TASKS.get(table["type"], "paired"),
+            "task": TASKS.get(table["type"], "paired"),
             "color": "gray" if network.config["in_chans"] == 1 else "color",
             "levels": json.dumps(level),
             "license": _LICENSE,

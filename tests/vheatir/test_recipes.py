@@ -16,10 +16,11 @@ from vheatir.data.sources import close_environments
 from vheatir.options import read_options
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
+from vheatir.building import build_model, complete_options
 from vheatir.registry import register_all
 from vheatir.runs import Run
 from vheatir.test import evaluate_options
-from vheatir.train import Trainer, build_model, complete_options
+from vheatir.train import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
