@@ -22,9 +22,10 @@ class JPEGConsistencyLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, restored: Tensor, degraded: Tensor, passes: Tensor) -> Tensor:
-        """restored, degraded: (B, C, S, S) in [0, 1], C = 3 or 1. passes: (B, P, 3), see `JPEGDataset`. Returns a scalar.
+        """The mean over the crops, a scalar.
 
-        S must be at least 2 P blocks (16 pixels each in colour, 8 in gray), so that a whole block is inside.
+        restored, degraded: (B, C, S, S) in [0, 1], C = 3 or 1. passes: (B, P, 3), see `JPEGDataset`. S must be at least
+        2 P blocks (16 pixels each in colour, 8 in gray), so that a whole block is inside.
         """
         block, (size, count) = block_of(restored), (restored.shape[-1], passes.shape[1])
         context = block * count
@@ -38,7 +39,7 @@ class JPEGConsistencyLoss(nn.Module):
         grids = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, starts, strict=True)])
         difference = (jpeg_chain(grids, passes, size) - degraded).abs()
         inside = torch.stack([_whole_blocks(chain, size, block) for chain in passes]).to(restored)
-        return self.loss_weight * (difference * inside[:, None]).sum() / (inside.sum() * restored.shape[1])
+        return self.loss_weight * ((difference.mean(1) * inside).sum((1, 2)) / inside.sum((1, 2))).mean()
 
 
 def _whole_blocks(chain: Tensor, size: int, block: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The JPEG consistency loss: small for what was compressed, with gradients that lead there, blind to missing context."""
+"""The JPEG consistency loss: small for what was compressed, gradients that lead there, blind to the context."""
 
 import pytest
 import torch

@@ -13,10 +13,11 @@ from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 
-_ORDER, _SAMPLE = 0, 1  # streams of random numbers that never meet
+_ORDER, _SAMPLE, MIXUP = 0, 1, 2  # streams of random numbers that never meet
 
 
-def _philox(stream: int, seed: int, number: int) -> np.random.Generator:
+def philox(stream: int, seed: int, number: int) -> np.random.Generator:
+    """The random numbers of a stream, one of those above, for a sample, an epoch or an iteration."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, stream]))
 
 
@@ -119,13 +120,13 @@ class RestorationDataset(Dataset):
         if index < 0:
             raise IndexError(f"sample {index}: training samples are numbered from 0")
         epoch, position = divmod(index, len(self))
-        return self._crop(self.keys[self._order(epoch)[position]], _philox(_SAMPLE, self.seed, index), size)
+        return self._crop(self.keys[self._order(epoch)[position]], philox(_SAMPLE, self.seed, index), size)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 self._orders.pop(min(self._orders))
-            self._orders[epoch] = _philox(_ORDER, self.seed, epoch).permutation(len(self))
+            self._orders[epoch] = philox(_ORDER, self.seed, epoch).permutation(len(self))
         return self._orders[epoch]
 
     def _window(self, shape: tuple[int, ...], name: str, rng: np.random.Generator, size: int) -> tuple[slice, slice]:

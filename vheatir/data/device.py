@@ -2,14 +2,19 @@
 
 Strengths, grid phases and seeds are drawn by the loader for each sample, so that a batch stays a function of its sample
 numbers alone, whatever process or resumed run it is in. The noise itself comes from the device's own generator: runs
-agree bit for bit on one kind of device, and in their statistics between kinds. kornia's RandomGaussianNoise and RandomJPEG
-do not serve: the first has one sigma for all, both draw from global states that no checkpoint could place.
+agree bit for bit on one kind of device, and in their statistics between kinds. kornia's RandomGaussianNoise and
+RandomJPEG do not serve: the first has one sigma for all, both draw from the state of the process.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vheatir.data.base import MIXUP, philox
+from vheatir.data.levels import is_number
+from vheatir.errors import UserError
 
 LUMA_BLOCK, CHROMA_BLOCK = 8, 16  # 4:2:0 repeats its chroma grid every 16 pixels
 
@@ -56,6 +61,34 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
         plane.normal_(generator=generator.manual_seed(seed))
     noise = torch.where(one_plane[:, None, None, None], noise[:, :1], noise)
     return clean + sigma[:, None, None, None] * noise
+
+
+def check_mixup(table: Mapping[str, Any]) -> None:
+    """Raise UserError where a table is not {beta: above 0[, probability: 0 to 1]}."""
+    if unknown := sorted(map(str, table.keys() - {"beta", "probability"})):
+        raise UserError(f"mixup: unknown key {unknown[0]}; known: beta, probability")
+    beta, probability = table.get("beta"), table.get("probability", 1)
+    if not is_number(beta) or beta <= 0:
+        raise UserError(f"mixup.beta: expected a number above 0 such as 1.2, got {beta!r}")
+    if not is_number(probability) or not 0 <= probability <= 1:
+        raise UserError(f"mixup.probability: expected a number from 0 to 1, got {probability!r}")
+
+
+def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
+    """Each sample becomes a weighted mean of itself and its neighbour in the batch, in all `pictures` alike.
+
+    pictures: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
+    share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
+    in random order as it is, and so several processes mix as one does, where each has an even number of samples. The
+    last of an odd number stays alone. Source: mixup, arXiv 1710.09412, as in Restormer, arXiv 2111.09881 (beta 1.2).
+    """
+    rng = philox(MIXUP, seed, iteration)
+    weight = rng.beta(beta, beta)
+    if rng.random() >= probability:
+        return pictures
+    count = len(pictures[0])
+    partners = [number ^ 1 if number ^ 1 < count else number for number in range(count)]
+    return [picture.lerp(picture[partners], weight) for picture in pictures]
 
 
 def block_of(images: Tensor) -> int:

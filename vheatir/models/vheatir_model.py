@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from basicsr.losses import build_loss
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -14,6 +15,7 @@ from torch import nn
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
+from vheatir.data.device import finish_batch, mixup
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
@@ -30,7 +32,8 @@ class VHeatIRModel(SRModel):
 
     Beyond SRModel: `train.amp` none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a batch),
     `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers too, a
-    `level` input, fine-tuning from safetensors, and a loss that is not finite ends the run.
+    `level` input, fine-tuning from safetensors, `train.mixup`, `train.consistency_opt` (JPEG consistency loss), steps
+    that the training set leaves to the device, and a loss that is not finite ends the run.
     """
 
     def __init__(self, opt: dict[str, Any]):
@@ -78,6 +81,8 @@ class VHeatIRModel(SRModel):
         if options["pixel_opt"].get("reduction", "mean") not in ("mean", "sum"):
             raise UserError(f"train.pixel_opt.reduction must be mean or sum, got {options['pixel_opt']['reduction']!r}")
         super().init_training_settings()
+        self.mixup, consistency = options.get("mixup"), options.get("consistency_opt")
+        self.cri_consistency = build_loss(consistency) if consistency else None
         self.forward_g = torch.compile(self.net_g) if options.get("compile") else self.net_g
 
     def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
@@ -119,31 +124,41 @@ class VHeatIRModel(SRModel):
         super().update_learning_rate(current_iter, warmup_iter)
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        data = finish_batch(data, self.device)
         super().feed_data(data)
-        self.level = data["level"].to(self.device) if "level" in data else None
-        self.paths = data.get("lq_path")
+        self.level, self.passes, self.paths = data.get("level"), data.get("jpeg"), data.get("lq_path")
 
     def _inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
         return (self.lq[part],) if self.level is None else (self.lq[part], self.level[part])
 
+    def _losses(self, output: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+        """The losses of a part of the batch, by their names in the log; over all parts they add up to the batch's."""
+        share = len(output) / len(self.lq)
+        is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
+        losses = {"l_pix": self.cri_pix(output, self.gt[part]) * (share if is_mean else 1)}
+        if self.cri_consistency is not None:
+            losses["l_consistency"] = self.cri_consistency(output, self.lq[part], self.passes[part]) * share
+        return losses
+
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad(set_to_none=True)
-        batch = len(self.lq)
-        step = -(-batch // self.accumulate)
-        total = torch.zeros((), device=self.device)
-        is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
-        for start in range(0, batch, step):
+        if self.mixup:
+            self.lq, self.gt = mixup([self.lq, self.gt], self.opt["manual_seed"], current_iter, **self.mixup)
+        step = -(-len(self.lq) // self.accumulate)
+        self.log_dict = OrderedDict()
+        for start in range(0, len(self.lq), step):
             part = slice(start, start + step)
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 output = self.forward_g(*self._inputs(part))
             # The loss in float32: 16 bits would round differences of 1e-3 away.
-            loss = self.cri_pix(output.float(), self.gt[part]) * (len(output) / batch if is_mean else 1)
+            losses = self._losses(output.float(), part)
             self.output, self.output_gt = output.detach().float(), self.gt[part]
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
+            self.scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                self.log_dict[name] = self.log_dict.get(name, 0) + loss.detach()
+        total = sum(self.log_dict.values())
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss is {float(total)} at iteration {current_iter}")
-        self.log_dict = OrderedDict(l_pix=total)
         self.scaler.unscale_(self.optimizer_g)
         gradients = [parameter.grad for parameter in self.net_g.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
