@@ -62,7 +62,7 @@ def _expand_url(url: Url, out: Place) -> Iterator[Job]:
     inside = _full(out)
     count = 0
     for name, below in found:
-        source = Url(file_system.unstrip_protocol(name))
+        source = url.full(name, file_system)
         hidden = any(part.startswith(".") for part in below.split("/"))
         within = inside is not None and source.text.startswith(inside.text.rstrip("/") + "/")
         if source.suffix.lower() in FORMATS and not hidden and not within:

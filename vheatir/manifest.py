@@ -11,6 +11,7 @@ from vheatir.errors import UserError
 from vheatir.files import atomic_open
 from vheatir.jobs import Job
 from vheatir.restore_file import Outcome
+from vheatir.storage import Place, is_url
 
 
 class Manifest:
@@ -25,12 +26,18 @@ class Manifest:
         self.path = path
         self._journal_path = path.with_name(path.name + ".journal")
         self._lines = {**_read(path, torn=False), **_read(self._journal_path, torn=True)}
-        there = {_key(job) for job in kept}
+        there = {_key(job.source) for job in kept}
         for job in jobs:
-            key = _key(job)
+            key = _key(job.source)
+            line = self._lines.get(key)
+            if line is not None and _key(line["output"]) != _key(job.target):
+                raise UserError(
+                    f"{path}: has {job.source} with the output {line['output']}, which would now be {job.target}; "
+                    "give a manifest of its own to each way an input is restored"
+                )
             if key not in there:
                 self._lines[key] = _line(job, Outcome("open"))
-            elif self._lines.get(key, {}).get("status") != "done":
+            elif line is None or line["status"] != "done":
                 self._lines[key] = _line(job, Outcome("kept"))
         self._write()
         try:
@@ -40,7 +47,7 @@ class Manifest:
 
     def record(self, job: Job, outcome: Outcome) -> None:
         """Note what became of an input; on the disk before this returns."""
-        self._lines[_key(job)] = line = _line(job, outcome)
+        self._lines[_key(job.source)] = line = _line(job, outcome)
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 
@@ -60,18 +67,18 @@ class Manifest:
             raise UserError(f"{self.path}: the manifest cannot be written: {error.strerror}") from error
 
 
-def _key(job: Job) -> tuple[str, str]:
-    return os.fspath(job.source) if isinstance(job.source, Path) else str(job.source), str(job.target)
+def _key(where: Place | str) -> str:
+    """The same for all ways to write one path."""
+    return str(where) if is_url(str(where)) else os.path.abspath(where)
 
 
 def _line(job: Job, outcome: Outcome) -> dict[str, Any]:
-    source, target = _key(job)
     facts = {name: value for name, value in asdict(outcome).items() if value or name == "status"}
-    return {"input": source, "output": target, **facts}
+    return {"input": str(job.source), "output": str(job.target), **facts}
 
 
-def _read(path: Path, *, torn: bool) -> dict[tuple[str, str], dict[str, Any]]:
-    """The lines of a manifest or journal by input and output; only a journal's last line may be cut short."""
+def _read(path: Path, *, torn: bool) -> dict[str, dict[str, Any]]:
+    """The lines of a manifest or journal by input; only a journal's last line may be cut short."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -82,7 +89,7 @@ def _read(path: Path, *, torn: bool) -> dict[tuple[str, str], dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            lines[(line["input"], line["output"])] = line
+            lines[_key(line["input"])] = {"output": line["output"], "status": line["status"], **line}
         except (ValueError, TypeError, KeyError) as error:
             if torn and number == len(texts):
                 break

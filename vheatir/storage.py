@@ -23,7 +23,10 @@ def is_url(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Url:
-    """A file or folder behind an fsspec URL, with the parts of `Path` that are needed."""
+    """A file or folder behind an fsspec URL, with the parts of `Path` that are needed.
+
+    A URL may be a chain, `zip://folder/a.png::https://host/b.zip`: paths are those of its first part.
+    """
 
     text: str
 
@@ -31,11 +34,17 @@ class Url:
         return self.text
 
     def __truediv__(self, below: Any) -> "Url":
-        return Url(f"{self.text.rstrip('/')}/{PurePosixPath(below)}")
+        head, chain = self._parts()
+        return Url(f"{head if head.endswith('://') else head.rstrip('/') + '/'}{PurePosixPath(below)}{chain}")
+
+    def _parts(self) -> tuple[str, str]:
+        head, link, rest = self.text.partition("::")
+        return head, link + rest
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.text)
+        head, _ = self._parts()
+        return posixpath.basename(head.partition("?")[0] if head.startswith("http") else head)
 
     @property
     def suffix(self) -> str:
@@ -43,21 +52,23 @@ class Url:
 
     @property
     def parents(self) -> list["Url"]:
-        protocol, _, below = self.text.partition("://")
-        return [Url(f"{protocol}://{parent}") for parent in PurePosixPath(below).parents]
+        head, chain = self._parts()
+        protocol, _, below = head.partition("://")
+        return [Url(f"{protocol}://{parent}{chain}") for parent in PurePosixPath(below).parents]
 
     def open(self) -> tuple[Any, str]:
-        """The file system and the path in it; UserError when the protocol is unknown or its library is missing."""
+        """The file system and the path in it; UserError when that cannot be had."""
         import fsspec
 
         try:
             return fsspec.core.url_to_fs(self.text)
-        except (ValueError, ImportError, OSError) as error:
+        except Exception as error:  # an unknown protocol, a missing library or key: every file system's own kinds
             raise UserError(f"{self.text}: {error}") from error
 
-    def full(self, path: str) -> "Url":
-        """A path in this URL's file system as a URL."""
-        return Url(self.open()[0].unstrip_protocol(path))
+    def full(self, path: str, file_system: Any = None) -> "Url":
+        """A path in this URL's file system as a URL; `file_system` where it is open already."""
+        file_system = file_system or self.open()[0]
+        return Url(file_system.unstrip_protocol(path) + self._parts()[1])
 
     def exists(self) -> bool:
         file_system, path = self.open()
@@ -87,10 +98,11 @@ def existing(targets: list[Place], out: Place) -> set[Place]:
     if isinstance(out, Path):
         return {target for target in targets if target.exists()}
     file_system, path = out.open()
-    try:
-        found = {file_system.unstrip_protocol(name) for name in file_system.find(path)}
-    except FileNotFoundError:
-        return set()
+    with _named(out):
+        try:
+            found = {file_system.unstrip_protocol(name) for name in file_system.find(path)}
+        except FileNotFoundError:
+            return set()
     return {target for target in targets if file_system.unstrip_protocol(target.open()[1]) in found}
 
 

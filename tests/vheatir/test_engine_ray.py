@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vheatir import weights
+from vheatir import engine_ray, weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
 from vheatir.image_io import Image, read_image, write_image
@@ -107,3 +108,26 @@ def test_two_workers_one_killed_nothing_lost_and_the_second_run_does_what_is_mis
     assert set(after) == set(before)
     assert {path for path in after if after[path] != before[path]} == set(missing)
     assert len(manifest("list.jsonl")) == COUNT
+
+
+def test_a_picture_that_kills_every_worker_fails_alone_after_four_tries(cluster, command, monkeypatch, capfd):
+    """With Ray's own default the task would be tried again for ever."""
+    tries = Path("tries").absolute()
+
+    class Killed(engine_ray._Worker):
+        def __call__(self, batch):
+            if any(pickle.loads(packed).source.name == "04.png" for packed in batch["job"]):
+                with tries.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(engine_ray, "_Worker", Killed)
+    for number in range(8, COUNT):
+        Path(f"in/{number:02}.png").unlink()
+    assert command("in", "-o", "out", "--engine", "ray", "--workers", "2", "--manifest", "list.jsonl") == 1
+    assert tries.read_text() == "xxxx"
+    found = {Path(line["input"]).name: line["status"] for line in manifest("list.jsonl")}
+    assert found == {f"{number:02}.png": "failed" if number == 4 else "done" for number in range(8)}
+    assert sorted(path.name for path in Path("out").glob("*.png")) == sorted(set(found) - {"04.png"})
+    assert "in/04.png: the workers that took it or its neighbours were lost 4 times" in capfd.readouterr().err

@@ -213,6 +213,19 @@ def test_the_journal_of_a_killed_run_is_taken_in_and_its_torn_line_left_out(tmp_
     assert [line["status"] for line in lines(tmp_path / "list.jsonl")] == ["done", "open", "open"]
 
 
+def test_the_manifest_keeps_one_line_for_an_input_however_it_is_written(command, tiny, tmp_path, capfd):
+    tiny.picture("in/sub/a.png")
+    for spelling in ("in", tmp_path / "in", "in/../in"):
+        assert command(spelling, "-o", "out", "--manifest", "list.jsonl") == 0
+    assert [line["status"] for line in lines("list.jsonl")] == ["done"]
+    before = Path("list.jsonl").read_bytes()
+    assert command("in", "-o", "other", "--manifest", "list.jsonl") == 2, "the same input would stand there twice"
+    assert command("in", "in/sub/a.png", "-o", "both", "--manifest", "new.jsonl") == 2
+    assert "a manifest of its own" in capfd.readouterr().err
+    assert Path("list.jsonl").read_bytes() == before and not Path("new.jsonl").exists()
+    assert not list(Path().glob("*/**/*.tmp")) and not Path("other/sub").exists()
+
+
 def test_a_file_that_is_no_manifest_is_not_replaced(command, tiny, capfd):
     tiny.picture("in.png")
     Path("notes.txt").write_text("my notes\n")
