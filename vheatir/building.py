@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
+from vheatir.data.progressive import Place
 from vheatir.errors import UserError
 from vheatir.options import check_dataset_keys
 
@@ -30,11 +32,11 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Datasets by phase, each checked image by image.
 
     Raises:
-        UserError: unknown type or key, missing folder, unusable images (all listed).
+        UserError: unknown type or key, missing folder, unusable images (all of all datasets listed).
     """
     from basicsr.utils.registry import DATASET_REGISTRY
 
-    datasets = {}
+    datasets, problems = {}, []
     for phase, table in options["datasets"].items():
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
@@ -45,9 +47,14 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
         try:
             datasets[phase] = kind(arguments)
-            datasets[phase].check()
         except UserError as error:
             raise UserError(f"{path}: datasets.{phase}: {error}") from error
+        try:
+            datasets[phase].check()
+        except UserError as error:
+            problems.append(f"{path}: datasets.{phase}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
     return datasets
 
 
@@ -79,10 +86,37 @@ def build_model(path: Path, options: dict[str, Any]):
         raise UserError(f"{path}: model_type must be VHeatIRModel, which trains any network_g, got {kind!r}")
     _check_arguments(path, "network_g", options["network_g"], ARCH_REGISTRY)
     if options["is_train"]:
-        _check_arguments(path, "train.pixel_opt", options["train"]["pixel_opt"], LOSS_REGISTRY)
+        for section in ("pixel_opt", "consistency_opt"):
+            if table := options["train"].get(section):
+                _check_arguments(path, f"train.{section}", table, LOSS_REGISTRY)
     try:
         return build(options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
+
+
+def try_samples(path: Path, model, dataset) -> None:
+    """One sample of each stage through network and losses before anything is written.
+
+    Raises:
+        UserError: the network does not take what the dataset gives, or a crop is too small for a loss.
+    """
+    network = model.get_bare_model(model.net_g)
+    for stage in dataset.stages:
+        model.feed_data(default_collate([dataset[Place(0, stage.gt_size)]]))
+        try:
+            with torch.no_grad():
+                output = network.eval()(*model.inputs(slice(None)))
+                if output.shape != model.gt.shape:
+                    raise ValueError(f"it gives {tuple(output.shape[1:])}")
+                model.losses(output, slice(None))
+        except (RuntimeError, ValueError, TypeError) as error:
+            level = "" if model.level is None else " with a level"
+            raise UserError(
+                f"{path}: network_g or a loss does not fit datasets.train, whose samples are "
+                f"{tuple(model.lq.shape[1:])}{level}: {error}; look at in_chans, gt_size and level_map"
+            ) from error
+        finally:
+            network.train()

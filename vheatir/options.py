@@ -42,8 +42,18 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "grad_clip": (int, float),
         "accumulate": int,
         "compile": bool,
+        "mixup": dict,
+        "consistency_opt": dict,
     },
-    "val": {"val_freq": int, "save_img": bool, "metrics": dict, "tile": int, "max_images": int, "best": str},
+    "val": {
+        "val_freq": int,
+        "save_img": bool,
+        "metrics": dict,
+        "tile": int,
+        "self_ensemble": bool,
+        "max_images": int,
+        "best": str,
+    },
     "logger": {"print_freq": int, "save_checkpoint_freq": int, "keep_checkpoints": int, "use_tb_logger": bool},
 }
 _LOADER_KEYS = {"batch_size_per_gpu": int, "num_worker_per_gpu": int}
@@ -197,13 +207,15 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
     amp = options["train"].get("amp", "none")
     if amp not in AMP_TYPES:
         raise UserError(f"{path}: train.amp must be one of {', '.join(AMP_TYPES)}, got {amp!r}")
-    for section in ("optim_g", "scheduler", "pixel_opt"):
+    for section in ("optim_g", "scheduler", "pixel_opt", "consistency_opt"):
         table = options["train"].get(section)
         if table is not None and not isinstance(table.get("type"), str):
             raise UserError(f"{path}: train.{section} needs a type, for example `type: Adam`")
     if not isinstance(options["network_g"].get("type"), str):
         raise UserError(f"{path}: network_g needs a type, for example `type: VHeatIR`")
     _check_datasets(path, options)
+    if options["train"]:
+        _check_what_goes_together(path, options)
 
 
 def _check_datasets(path: Path, options: dict[str, Any]) -> None:
@@ -225,6 +237,24 @@ def _check_datasets(path: Path, options: dict[str, Any]) -> None:
     best = options["val"].get("best", "psnr")
     if options["train"] and best not in metrics:
         raise UserError(f"{path}: val.best: no metric {best!r} in val.metrics, which has {', '.join(metrics)}")
+
+
+def _check_what_goes_together(path: Path, options: dict[str, Any]) -> None:
+    train, dataset = options["train"], options["datasets"]["train"]
+    if train.get("consistency_opt") and dataset["type"] != "JPEGDataset":
+        raise UserError(f"{path}: train.consistency_opt needs datasets.train.type JPEGDataset, got {dataset['type']!r}")
+    if not train.get("mixup"):
+        return
+    if train.get("consistency_opt"):
+        raise UserError(f"{path}: train.mixup and train.consistency_opt: a mixture of JPEGs is no JPEG; drop one")
+    if dataset.get("level_map"):
+        raise UserError(f"{path}: train.mixup and datasets.train.level_map: a mixture has no level; drop one")
+    _check_keys("train.mixup.", train["mixup"], {"beta": (int, float), "probability": (int, float)}, path)
+    beta, probability = train["mixup"].get("beta"), train["mixup"].get("probability", 1)
+    if beta is None or not 0 < beta < math.inf:
+        raise UserError(f"{path}: train.mixup.beta must be above 0, for example 1.2, got {beta}")
+    if probability is None or not 0 <= probability <= 1:
+        raise UserError(f"{path}: train.mixup.probability must be from 0 to 1, got {probability}")
 
 
 def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known: frozenset[str]) -> None:

@@ -6,15 +6,12 @@ agree bit for bit on one kind of device, and in their statistics between kinds. 
 RandomJPEG do not serve: the first has one sigma for all, both draw from the state of the process.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vheatir.data.base import MIXUP, philox
-from vheatir.data.levels import is_number
-from vheatir.errors import UserError
 
 LUMA_BLOCK, CHROMA_BLOCK = 8, 16  # 4:2:0 repeats its chroma grid every 16 pixels
 
@@ -61,17 +58,6 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
         plane.normal_(generator=generator.manual_seed(seed))
     noise = torch.where(one_plane[:, None, None, None], noise[:, :1], noise)
     return clean + sigma[:, None, None, None] * noise
-
-
-def check_mixup(table: Mapping[str, Any]) -> None:
-    """Raise UserError where a table is not {beta: above 0[, probability: 0 to 1]}."""
-    if unknown := sorted(map(str, table.keys() - {"beta", "probability"})):
-        raise UserError(f"mixup: unknown key {unknown[0]}; known: beta, probability")
-    beta, probability = table.get("beta"), table.get("probability", 1)
-    if not is_number(beta) or beta <= 0:
-        raise UserError(f"mixup.beta: expected a number above 0 such as 1.2, got {beta!r}")
-    if not is_number(probability) or not 0 <= probability <= 1:
-        raise UserError(f"mixup.probability: expected a number from 0 to 1, got {probability!r}")
 
 
 def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:

@@ -128,10 +128,11 @@ class VHeatIRModel(SRModel):
         super().feed_data(data)
         self.level, self.passes, self.paths = data.get("level"), data.get("jpeg"), data.get("lq_path")
 
-    def _inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
+    def inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
+        """What the network takes of a part of the batch."""
         return (self.lq[part],) if self.level is None else (self.lq[part], self.level[part])
 
-    def _losses(self, output: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+    def losses(self, output: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
         """The losses of a part of the batch, by their names in the log; over all parts they add up to the batch's."""
         share = len(output) / len(self.lq)
         is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
@@ -149,9 +150,9 @@ class VHeatIRModel(SRModel):
         for start in range(0, len(self.lq), step):
             part = slice(start, start + step)
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                output = self.forward_g(*self._inputs(part))
+                output = self.forward_g(*self.inputs(part))
             # The loss in float32: 16 bits would round differences of 1e-3 away.
-            losses = self._losses(output.float(), part)
+            losses = self.losses(output.float(), part)
             self.output, self.output_gt = output.detach().float(), self.gt[part]
             self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
