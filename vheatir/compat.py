@@ -1,4 +1,4 @@
-"""Lets BasicSR 1.4.2 import beside today's torchvision, and says what to do where BasicSR is missing.
+"""Lets BasicSR 1.4.2 import beside today's torchvision, and says what to do where BasicSR or matplotlib is missing.
 
 The only module that changes how imports are resolved. `import vheatir` puts the alias in force, in spawned loader
 workers too, because unpickling anything of this package imports it.
@@ -65,3 +65,16 @@ def require_basicsr() -> None:
             f"training needs BasicSR 1.4.2, which is installed but does not import ({error}); "
             "run `make setup` in a clone for an environment in which it does"
         ) from error
+
+
+def require_matplotlib() -> type:
+    """matplotlib's Figure, which draws without a screen.
+
+    Raises:
+        UserError: matplotlib is not installed; says what to do.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"figures need matplotlib ({error}); `pip install matplotlib`") from error
+    return Figure

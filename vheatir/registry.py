@@ -13,14 +13,25 @@ def register_all() -> None:
         UserError: BasicSR is missing; says what to install.
     """
     require_basicsr()
-    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+    from basicsr.utils.registry import (
+        ARCH_REGISTRY,
+        DATASET_REGISTRY,
+        LOSS_REGISTRY,
+        METRIC_REGISTRY,
+        MODEL_REGISTRY,
+    )
 
+    from vheatir.archs.dncnn_arch import DnCNN
     from vheatir.archs.vheatir_arch import VHeatIR
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
+    from vheatir.losses import JPEGConsistencyLoss
     from vheatir.metrics import fidelity
+    from vheatir.models.swinir import AnySizeSwinIR
     from vheatir.models.vheatir_model import VHeatIRModel
 
-    ARCH_REGISTRY.register(VHeatIR)
+    for network in (VHeatIR, DnCNN, AnySizeSwinIR):
+        ARCH_REGISTRY.register(network)
+    LOSS_REGISTRY.register(JPEGConsistencyLoss)
     MODEL_REGISTRY.register(VHeatIRModel)
     for dataset in (GaussianNoiseDataset, JPEGDataset, PairedDataset):
         DATASET_REGISTRY.register(dataset)

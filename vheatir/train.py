@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vheatir import weights
+from vheatir import compare_training, weights
 from vheatir.building import TASKS, build_datasets, build_model, complete_options
 from vheatir.checkpoint import save_checkpoint
 from vheatir.cli import run as run_command
@@ -212,7 +212,8 @@ class Trainer:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vheatir train", description="Train a restoration network from a YAML file.")
+    about = "Train a restoration network from a YAML file. `--compare FILE FILE ...` compares several: --compare --help."
+    parser = argparse.ArgumentParser("vheatir train", description=about)
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
@@ -220,6 +221,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
+    if "--compare" in argv:
+        return compare_training.main(argv)
     arguments = _parser().parse_args(argv)
     register_all()
     path = find_options(arguments.opt)
