@@ -20,6 +20,7 @@ _TOP = {
     "model_type": str,
     "scale": int,
     "num_gpu": (int, str),
+    "find_unused_parameters": bool,
     "manual_seed": int,
     "threads": int,
     "datasets": dict,
@@ -61,6 +62,7 @@ _REQUIRED = {
     "": ("name", "model_type", "datasets", "network_g"),
     "train": ("total_iter", "optim_g", "scheduler", "pixel_opt"),
 }
+DEFAULT_METRICS = ("psnr", "ssim", "psnrb")
 AMP_TYPES = ("none", "bf16", "fp16")
 _AT_LEAST = {
     "": {"threads": 0},
@@ -229,11 +231,13 @@ def _check_datasets(path: Path, options: dict[str, Any]) -> None:
         raise UserError(f"{path}: datasets.train is missing; add it, or score a trained network with `vheatir test`")
     if set(phases.values()) <= {"train"}:
         return
-    metrics = options["val"].get("metrics") or {}
-    wrong = [name for name, table in metrics.items() if not isinstance(table, dict) or "type" not in table]
-    if wrong or not metrics:
-        what = f"val.metrics.{wrong[0]}" if wrong else "val.metrics"
-        raise UserError(f"{path}: {what}: validation needs metrics, for example `psnr: {{type: vheatir_psnr}}`")
+    metrics = options["val"].get("metrics") or {name: {"type": f"vheatir_{name}"} for name in DEFAULT_METRICS}
+    options["val"]["metrics"] = metrics
+    for name, table in metrics.items():
+        if not isinstance(table, dict) or "type" not in table:
+            raise UserError(
+                f"{path}: val.metrics.{name}: expected a table such as {{type: vheatir_psnr}}, got {table!r}"
+            )
     best = options["val"].get("best", "psnr")
     if options["train"] and best not in metrics:
         raise UserError(f"{path}: val.best: no metric {best!r} in val.metrics, which has {', '.join(metrics)}")

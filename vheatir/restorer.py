@@ -206,18 +206,13 @@ class Restorer:
     def _forward(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
         import torch
 
+        from vheatir.ensemble import self_ensemble
+
         gray_as_color = image.shape[1] == 1 and self.metadata["color"] == "color"
         x = (image.expand(-1, 3, -1, -1) if gray_as_color else image).contiguous().to(self.device)
         given = () if level is None else (torch.tensor([level], dtype=x.dtype, device=x.device),)
         if self.ensemble:
-            total = torch.zeros_like(x)
-            for turns in range(4):
-                for flip in (False, True):
-                    turned = torch.rot90(x, turns, (2, 3))
-                    turned = turned.flip(3) if flip else turned
-                    result = self.network(turned.contiguous(), *given)
-                    total += torch.rot90(result.flip(3) if flip else result, -turns, (2, 3))
-            output = total / 8
+            output = self_ensemble(lambda turned: self.network(turned, *given), x)
         else:
             output = self.network(x, *given)
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()

@@ -53,6 +53,7 @@ class RestorationDataset(Dataset):
         | {"io_backend", "dataroot_gt", "include", "exclude", "progressive", "on_device"}
     )
     STEPS = frozenset({"augment"})  # what the device can do in place of the loader
+    least_side = WINDOW  # of whole images, in pixels: what the metrics need
     context = 0  # pixels beyond the crop's side that the degradation needs
 
     def __init__(self, opt: dict):
@@ -160,4 +161,5 @@ class RestorationDataset(Dataset):
 
     def _requirements(self) -> tuple[int, int | None]:
         """Least side and channels of the images; None for any."""
-        return (max(stage.gt_size for stage in self.stages) + self.context if self.train else WINDOW), None
+        largest = max((stage.gt_size for stage in self.stages), default=0)
+        return (largest + self.context if self.train else self.least_side), None
