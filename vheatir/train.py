@@ -212,7 +212,7 @@ class Trainer:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "Train a restoration network from a YAML file. `--compare FILE FILE ...` compares several: --compare --help."
+    about = "Train a restoration network from a YAML file. `--compare --help`: several of them at equal time."
     parser = argparse.ArgumentParser("vheatir train", description=about)
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
