@@ -13,9 +13,13 @@ _TABLE = (
     ("train", "vheatir.train", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
     ("pretrain", "vheatir.pretrain", "train and evaluate a backbone on images of classes, from a YAML file"),
+    ("analyze", "vheatir.analyze", "costs, receptive fields, heat pictures and invariance of backbones, with figures"),
+    ("detect", "vheatir.detect", "train, evaluate and run Faster and Mask R-CNN on a backbone, from a YAML file"),
+    ("segment", "vheatir.segment", "train, evaluate and run UPerNet on a backbone, from a YAML file"),
     ("evaluate", "vheatir.evaluate", "PSNR, SSIM and PSNR-B on test sets, by the field's protocol"),
     ("bench", "vheatir.bench", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),
+    ("serve", "vheatir.serve", "a local page: drop a picture, restore, compare, download"),
     ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
 )
 COMMANDS = {name: module for name, module, _ in _TABLE}

@@ -1,0 +1,176 @@
+"""The page: what it does without a browser, and end to end in a headless one."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from vheatir import serve
+from vheatir.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A noisy photograph, 16 bits."""
+    clean = skimage.data.chelsea()[60:156, 100:212, ::-1].astype(np.float64) * 257
+    noisy = clean + np.random.default_rng(0).normal(0, 25 * 257, clean.shape)
+    path = tmp_path / "Katze ä.png"
+    assert cv2.imwrite(str(path), np.rint(noisy.clip(0, 65535)).astype(np.uint16))
+    return path
+
+
+class TestPage:
+    @pytest.fixture
+    def page(self, tmp_path):
+        (tmp_path / "root").mkdir()
+        return serve.Page(tmp_path / "root", max_pixels=20_000, device="cpu")
+
+    def test_it_describes_restores_shows_and_forgets(self, page, picture):
+        text = page.describe(str(picture), "denoise")
+        assert text.startswith("112 x 96 pixels, 16 bits, colour; noise level 2")
+        shares = []
+        held = page.restore(str(picture), "denoise", 1.0, False, shares.append)
+        assert shares[-1] == 1 and "noise level" in held["said"]
+        result = cv2.imread(str(held["result"]), cv2.IMREAD_UNCHANGED)
+        assert result.dtype == np.uint16 and result.shape == (96, 112, 3)
+        before, after = page.view(held["folder"], 1, 0.5, 0.5)
+        noisy = cv2.cvtColor(cv2.imread(str(picture), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
+        np.testing.assert_allclose(before, noisy / 257, atol=0.51)
+        clean = skimage.data.chelsea()[60:156, 100:212].astype(float)
+        assert ((after - clean) ** 2).mean() < ((before - clean) ** 2).mean() / 5
+        page.forget(held)
+        page.forget(None)
+        assert not list(page.root.iterdir())
+
+    def test_zoom_shows_a_part_pixel_by_pixel(self, page, picture):
+        held = page.restore(str(picture), "denoise", 0.0, False)
+        whole, same = page.view(held["folder"], 1, 0, 0)
+        np.testing.assert_array_equal(whole, same)  # strength 0
+        part, _ = page.view(held["folder"], 4, 1, 0)
+        assert part.shape == (96, 112, 3)
+        np.testing.assert_array_equal(part, whole[:24, -28:].repeat(4, 0).repeat(4, 1))
+
+    def test_a_large_picture_is_shown_smaller(self):
+        assert serve._part(np.zeros((400, 3200, 3), np.uint8), 1, 0, 0).shape == (200, 1600, 3)
+
+    def test_too_large_and_broken_pictures_are_refused_and_leave_nothing(self, page, tmp_path):
+        big, broken = tmp_path / "big.png", tmp_path / "broken.png"
+        assert cv2.imwrite(str(big), np.zeros((200, 101, 3), np.uint8))
+        broken.write_bytes(b"no picture")
+        with pytest.raises(UserError, match="pixels"):
+            page.describe(str(big), "denoise")
+        for path in (big, broken):
+            with pytest.raises(UserError):
+                page.restore(str(path), "jpeg", 1.0, False)
+        assert not list(page.root.iterdir())
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--port", "0"], "--port"),
+            (["--max-megapixels", "-1"], "--max-megapixels"),
+            (["--host", "203.0.113.1"], "cannot listen"),
+        ],
+    )
+    def test_wrong_arguments_are_named(self, arguments, expected):
+        with pytest.raises(UserError, match=expected):
+            serve.main(arguments)
+
+    def test_a_taken_port_is_named(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(UserError, match=f"{port}.*another --port"):
+                serve.main(["--port", str(port)])
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Address of a running server, and its log."""
+    pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "server.log"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "vheatir", "serve", "--port", str(port), "--max-megapixels", "1"]
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
+    try:
+        yield f"http://127.0.0.1:{port}", process, log
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _reachable(address, process, log):
+    import time
+
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()
+        try:
+            return urllib.request.urlopen(address, timeout=5).status == 200
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no answer from {address}: {log.read_text()}")
+
+
+def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, picture, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    browsers = filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome")))
+    browser_path = next(browsers, None)
+    if browser_path is None:
+        pytest.skip("needs a Chromium on the PATH")
+    address, process, log = server
+    assert _reachable(address, process, log)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    playwright.expect.set_options(timeout=90_000)  # a busy machine
+    with playwright.sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = play.chromium.launch(executable_path=browser_path, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(90_000)
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.locator("#upload input[type=file]").set_input_files(str(picture))
+        found = page.locator("#found textarea, #found input")
+        playwright.expect(found).to_have_value(re.compile(r"112 x 96 pixels, 16 bits, colour; noise"))
+        page.locator("#restore").click()
+        playwright.expect(page.locator("#said textarea, #said input")).to_have_value(re.compile("noise level"))
+        shown = page.locator("#slider img")
+        playwright.expect(shown).to_have_count(2)
+        sources = [shown.nth(number).get_attribute("src") for number in range(2)]
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        download.value.save_as(tmp_path / "download.png")
+        page.screenshot(path=os.environ.get("VHEATIR_SCREENSHOT") or tmp_path / "page.png")
+        page.locator("#upload button[aria-label*='lear' i], #upload button[aria-label*='remove' i]").first.click()
+        page.locator("#upload input[type=file]").set_input_files(str(broken))
+        playwright.expect(page.get_by_text("broken.png").last).to_be_visible()
+        playwright.expect(page.locator(".toast-body").first).to_be_visible()
+        message = page.locator(".toast-body").first.inner_text()
+        browser.close()
+    assert "PNG" in message and "Traceback" not in message and "/" not in message.split("broken.png")[0]
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert len(set(sources)) == 2 and all(".png" in source for source in sources)
+    result = cv2.imread(str(tmp_path / "download.png"), cv2.IMREAD_UNCHANGED)
+    assert result.dtype == np.uint16 and result.shape == (96, 112, 3)
+    clean = skimage.data.chelsea()[60:156, 100:212, ::-1] * 257.0
+    noisy = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED).astype(float)
+    assert ((result - clean) ** 2).mean() < ((noisy - clean) ** 2).mean() / 5

@@ -1,0 +1,244 @@
+"""`vheatir serve`: a local page on which a picture is restored, compared with its input and downloaded."""
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vheatir.errors import UserError
+from vheatir.image_io import open_image, read_image
+from vheatir.restore_file import FileOptions, find_level, restore_file
+from vheatir.restorer import TASKS, Restorer
+
+logger = logging.getLogger("vheatir.serve")
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LABELS = {"Remove noise": "denoise", "Remove JPEG artefacts": "jpeg"}
+_SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
+_KEPT_SECONDS = 3600  # pictures of a page that was left are deleted after this time
+_WAITING = 8  # requests in the queue; more are told to come back
+
+
+class Page:
+    """What the page does, apart from how it looks. One picture is restored at a time.
+
+    root: folder for results, deleted with the server. max_pixels: larger pictures are refused.
+    """
+
+    def __init__(self, root: Path, max_pixels: int, device: str | None = None):
+        self.root, self.options, self.device = root, FileOptions(max_pixels=max_pixels), device
+        self._restorers: dict[tuple[str, float, bool], Restorer] = {}
+
+    def restorer(self, task: str, strength: float = 1.0, ensemble: bool = False) -> Restorer:
+        key = (task, round(float(strength), 2), bool(ensemble))
+        if key not in self._restorers:
+            self._restorers[key] = Restorer(task, device=self.device, strength=key[1], ensemble=key[2])
+            while len(self._restorers) > 4:  # every strength is a key of its own
+                self._restorers.pop(next(iter(self._restorers)))
+        return self._restorers[key]
+
+    def describe(self, path: str, task: str) -> str:
+        """Size, depth and estimated noise level or JPEG quality, in a sentence."""
+        stored = open_image(path, max_pixels=self.options.max_pixels, by_rows=self.options.by_rows)
+        try:
+            _, level = find_level(self.restorer(task), stored, None)
+            kind = "gray" if stored.colors == 1 else "colour"
+            alpha = " with alpha" if stored.has_alpha else ""
+            return f"{stored.width} x {stored.height} pixels, {stored.bit_depth} bits, {kind}{alpha}; {level}"
+        finally:
+            stored.close()
+
+    def restore(self, path: str, task: str, strength: float, ensemble: bool, on_tile=None) -> dict[str, Any]:
+        """Restore one file; returns the folder of its result, the result, its input and what to say about it."""
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        try:
+            source = Path(path)
+            target = folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}"
+            outcome = restore_file(self.restorer(task, strength, ensemble), source, target, self.options, on_tile)
+            for name, file in (("before", source), ("after", target)):
+                np.save(folder / f"{name}.npy", _eight_bits(read_image(file, max_pixels=self.options.max_pixels)))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        said = "; ".join([outcome.level, f"{outcome.seconds:.1f} s", *outcome.notes])
+        return {"folder": folder, "result": target, "said": said}
+
+    def view(self, folder: Path, zoom: float, across: float, down: float) -> tuple[np.ndarray, np.ndarray]:
+        """Before and after, 8 bits, as the page shows them: a part of the picture, enlarged pixel by pixel.
+
+        zoom: 1 shows all of it. across, down: where the part lies, from 0 (left, top) to 1 (right, bottom).
+        """
+        pictures = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("before", "after"))
+        before, after = (_part(picture, zoom, across, down) for picture in pictures)
+        return before, after
+
+    def forget(self, held: dict[str, Any] | None) -> None:
+        """Delete the files of one result."""
+        if held:
+            shutil.rmtree(held["folder"], ignore_errors=True)
+
+
+def _eight_bits(image) -> np.ndarray:
+    """RGB for the screen, over white where alpha lets it through."""
+    pixels = image.pixels if image.pixels.ndim == 3 else np.repeat(image.pixels[..., None], 3, axis=2)
+    if image.alpha is not None:
+        alpha = image.alpha[..., None]
+        pixels = pixels * alpha + (1 - alpha)
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:
+    import cv2
+
+    height, width = (max(1, round(side / max(1.0, zoom))) for side in picture.shape[:2])
+    top, left = round((picture.shape[0] - height) * down), round((picture.shape[1] - width) * across)
+    part = np.ascontiguousarray(picture[top : top + height, left : left + width])
+    scale = min(max(1.0, zoom), _SHOWN / max(height, width))
+    if scale == 1:
+        return part
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+
+
+def build(page: Page):
+    """The Gradio app."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; the page works without a network
+    import gradio as gr
+
+    progress = gr.Progress()  # gradio finds it among the defaults of a function
+
+    def told(action, *arguments):
+        """An error in the page's words; what nobody foresaw goes to the server's log."""
+        try:
+            return action(*arguments)
+        except (UserError, ValueError, MemoryError) as error:
+            text = str(error).replace(f"{Path(arguments[0]).parent}{os.sep}", "") or "not enough memory"
+            raise gr.Error(text, duration=None) from error
+        except Exception as error:
+            logger.exception("failed on %s", Path(arguments[0]).name)
+            raise gr.Error("This picture could not be restored; the server's log says why.", duration=None) from error
+
+    def looked_at(path, label):
+        return told(page.describe, path, _LABELS[label]) if path else ""
+
+    def restored(path, label, strength, ensemble, held, zoom, across, down, progress=progress):
+        if not path:
+            raise gr.Error("Drop a picture first.")
+        page.forget(held)
+
+        def done(share: float) -> None:
+            progress(share, desc="restoring")
+
+        held = told(page.restore, path, _LABELS[label], strength, ensemble, done)
+        return held, page.view(held["folder"], zoom, across, down), str(held["result"]), held["said"]
+
+    def moved(held, zoom, across, down):
+        return page.view(held["folder"], zoom, across, down) if held else None
+
+    with gr.Blocks(title="vHeatIR", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
+        held = gr.State(None, time_to_live=_KEPT_SECONDS, delete_callback=page.forget)
+        gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Pictures stay on this machine.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                upload = gr.File(label="Picture (PNG, JPEG, TIFF, BMP, WebP)", type="filepath", elem_id="upload")
+                task = gr.Radio(list(_LABELS), value=next(iter(_LABELS)), label="Task", elem_id="task")
+                found = gr.Textbox(label="Found", interactive=False, elem_id="found")
+                strength = gr.Slider(0, 1, 1, step=0.05, label="Strength: 0 the input, 1 fully restored")
+                ensemble = gr.Checkbox(label="Mean over 8 flips and rotations (better, 8 times slower)")
+                button = gr.Button("Restore", variant="primary", elem_id="restore")
+                download = gr.DownloadButton("Download, with bit depth and metadata", elem_id="download")
+                said = gr.Textbox(label="Done", interactive=False, elem_id="said")
+            with gr.Column(scale=3):
+                slider = gr.ImageSlider(label="Before and after", format="png", type="numpy", elem_id="slider")
+                zoom = gr.Slider(1, 16, 1, step=0.5, label="Zoom", elem_id="zoom")
+                across = gr.Slider(0, 1, 0.5, label="Across")
+                down = gr.Slider(0, 1, 0.5, label="Down")
+        looks = {"fn": looked_at, "inputs": [upload, task], "outputs": found, "api_visibility": "private"}
+        upload.change(**looks)
+        task.change(**looks)
+        where = [zoom, across, down]
+        button.click(
+            restored,
+            [upload, task, strength, ensemble, held, *where],
+            [held, slider, download, said],
+            concurrency_limit=1,
+            api_visibility="private",
+        )
+        for control in where:
+            control.release(moved, [held, *where], slider, api_visibility="private")
+    return app.queue(max_size=_WAITING, default_concurrency_limit=2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vheatir serve",
+        description="Open a page on this machine: drop a picture, restore it, compare, download.",
+        epilog="The page needs no network. Others can reach it only where --host says so; it asks for no password.",
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    add("--port", type=int, default=7860, help="default: %(default)s")
+    add("--device", help="torch device (default: a GPU when there is one)")
+    add("--max-megapixels", type=float, default=40, metavar="N", help="refuse larger pictures (default: %(default)s)")
+    add("--max-megabytes", type=float, default=200, metavar="N", help="refuse larger files (default: %(default)s)")
+    add("--open", action="store_true", help="open the page in the browser")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.port < 65536:
+        raise UserError(f"--port must lie between 1 and 65535, got {arguments.port}")
+    for name in ("max_megapixels", "max_megabytes"):
+        if not 0 < getattr(arguments, name) < 1e6:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name)}")
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((arguments.host, arguments.port))
+    except OSError as error:
+        where = f"{arguments.host}:{arguments.port}"
+        raise UserError(
+            f"cannot listen on {where}: {error.strerror or error}; choose another --port or --host"
+        ) from None
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    logging.basicConfig(format="%(message)s")
+    with tempfile.TemporaryDirectory(prefix="vheatir-") as root:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
+        page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device)
+        for task in TASKS:  # missing weights and unusable devices show before the page opens
+            page.restorer(task)
+        try:
+            app = build(page)
+        except ImportError as error:
+            raise UserError(f"{error}; install the page's library: pip install 'vheatir[serve]'") from error
+        if arguments.host not in LOOPBACK:
+            logger.warning("anyone who can reach %s can use this page; it asks for no password", arguments.host)
+        with contextlib.suppress(KeyboardInterrupt):
+            app.launch(
+                server_name=arguments.host,
+                server_port=arguments.port,
+                max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
+                allowed_paths=[root],
+                inbrowser=arguments.open,
+                share=False,
+                footer_links=[],
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    from vheatir.cli import run
+
+    raise SystemExit(run(main))
