@@ -36,3 +36,17 @@ def vheat_schedule(
     line = warmup_start + (base - warmup_start) * np.arange(warmup) / max(warmup, 1)
     on_time = np.concatenate([line, half_cosine(base, final, total - warmup)])
     return np.concatenate([on_time[:1], on_time[: total - 1]])
+
+
+def warmup_factor(step: int, steps: int, start: float) -> float:
+    """Factor of the learning rate in a linear warm-up: `start` at step 0, 1 from step `steps` - 1 on.
+
+    Source: detection and segmentation recipes of vHeat (arXiv 2405.16555) and the unified networks (2211.05781).
+    """
+    return 1.0 if step >= steps - 1 else start + (1 - start) * step / (steps - 1)
+
+
+def poly_factor(step: int, begin: int, steps: int, power: float) -> float:
+    """Factor that falls from 1 at step `begin` to 0 at the last of `steps`, as a power of what is left."""
+    length = steps - begin - 1
+    return 1.0 if step <= begin or length <= 0 else (1 - (step - begin) / length) ** power

@@ -19,6 +19,7 @@ BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
     "PIL",
     "accelerate",
     "einops",
+    "pycocotools",
     "safetensors",
     "timm",
     "torchvision",

@@ -6,7 +6,13 @@ from pathlib import Path
 from vheatir.files import atomic_open
 
 # Name of the axis, and endings of the curves' names that belong to it.
-_PANELS = {"loss": "/loss", "top-1 in %": "/top1", "learning rate": "/lr"}
+_PANELS = {
+    "loss": "/loss",
+    "top-1 in %": "/top1",
+    "average precision in %": ("/box_ap", "/box_ap50", "/mask_ap"),
+    "mean IoU in %": "/miou",
+    "learning rate": "/lr",
+}
 
 
 def read_curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:

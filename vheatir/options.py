@@ -128,6 +128,8 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
 def load_table(path: Path, overrides: Sequence[str] = (), sections: Sequence[str] = ()) -> dict[str, Any]:
     """The table of a YAML file with overrides, whatever its keys.
 
+    A file may begin from another one: `extends: other.yml`, beside it; sections of both are merged key by key.
+
     Args:
         path: the file.
         overrides: see `read_options`.
@@ -136,15 +138,34 @@ def load_table(path: Path, overrides: Sequence[str] = (), sections: Sequence[str
     Raises:
         UserError: not YAML, no table, or an override that names no section.
     """
+    options = _table(path)
+    for override in overrides:
+        _override(options, override, sections)
+    return options
+
+
+def _table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's table, merged into that of the file it extends; `above` are those that led here."""
     try:
         options = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(options, dict):
         raise UserError(f"{path}: expected a table of options, got {type(options).__name__}")
-    for override in overrides:
-        _override(options, override, sections)
-    return options
+    if "extends" not in options:
+        return options
+    base = path.with_name(str(options.pop("extends")))
+    if not base.is_file() or base in (path, *above):
+        raise UserError(f"{path}: extends {base.name}: expected another options file beside it")
+    return _merged(_table(base, (path, *above)), options)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _override(options: dict[str, Any], text: str, known_sections: Sequence[str]) -> None:

@@ -1,0 +1,132 @@
+"""What a detection recipe may say: sections of typed keys with defaults; anything else is refused by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vheatir.backbone import dense_recipe
+from vheatir.backbone.dense_recipe import Paths, Train
+from vheatir.backbone.recipe import Logger
+from vheatir.backbone.sections import check, fill
+
+FORMATS = ("coco", "voc")
+
+
+@dataclass
+class Data:
+    """Where pictures and objects are.
+
+    Attributes:
+        root: folder of the data set.
+        format: "coco" (a JSON file for each split) or "voc" (Annotations/, ImageSets/Main/<split>.txt, JPEGImages/).
+        train, val: JSON files below `root`, or names of VOC's lists.
+        train_images, val_images: folders of the pictures below `root`; for "coco".
+        num_classes: how many there are; None leaves it to `classes` or to the data.
+        classes: names, in the order of their numbers; None takes those of the JSON file, or all in the XML files.
+        invalid: "refuse" data that break a rule, or "skip" what breaks it.
+        batch_size: pictures of each process in a forward pass.
+        workers: loader processes of each process.
+    """
+
+    root: str
+    format: str = "coco"
+    train: str = "annotations/instances_train2017.json"
+    val: str = "annotations/instances_val2017.json"
+    train_images: str = "train2017"
+    val_images: str = "val2017"
+    num_classes: int | None = None
+    classes: tuple[str, ...] | None = None
+    invalid: str = "refuse"
+    batch_size: int = 2
+    workers: int = 4
+
+
+@dataclass
+class Detector:
+    """Heads on the backbone, and the size of pictures in evaluation.
+
+    Attributes:
+        masks: Mask R-CNN; without, Faster R-CNN.
+        channels: of the feature pyramid.
+        anchors: side in pixels of the anchors of each of the five levels, at three aspect ratios.
+        short_side, long_side: pictures are resized to the first, unless the other side exceeds the second.
+        proposals: boxes that the first part hands on in training and in evaluation.
+        proposals_nms: overlap above which proposals are dropped.
+        box_samples: boxes of each picture that the second part learns from.
+        score, nms, detections: least score, overlap of one class, and number of boxes that come out.
+    """
+
+    masks: bool = True
+    channels: int = 256
+    anchors: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    short_side: int = 800
+    long_side: int = 1333
+    proposals: tuple[int, int] = (1000, 1000)
+    proposals_nms: float = 0.7
+    box_samples: int = 512
+    score: float = 0.05
+    nms: float = 0.5
+    detections: int = 100
+
+
+@dataclass
+class Augment:
+    """Training views.
+
+    Attributes:
+        short_sides: one is drawn for each picture.
+        long_side: most that the other side may have.
+        crop: half of the pictures are resized to 400, 500 or 600, cropped to 384 to 600 pixels each way, and resized.
+        hflip: probability.
+    """
+
+    short_sides: tuple[int, ...] = (800,)
+    long_side: int = 1333
+    crop: bool = False
+    hflip: float = 0.5
+
+
+@dataclass
+class Val:
+    """Evaluation: every so many epochs, or steps where training is counted in steps."""
+
+    every: int = 1
+
+
+@dataclass
+class Recipe:
+    """A detection run. `backbone` holds `name` and the arguments of `dense_backbone`."""
+
+    name: str
+    backbone: dict
+    data: Data
+    detector: Detector = field(default_factory=Detector)
+    augment: Augment = field(default_factory=Augment)
+    train: Train = field(default_factory=Train)
+    val: Val = field(default_factory=Val)
+    path: Paths = field(default_factory=Paths)
+    logger: Logger = field(default_factory=Logger)
+    manual_seed: int = 0
+    device: str = "auto"
+
+
+_CHOICES = {**dense_recipe.CHOICES, "data.format": FORMATS}
+_POSITIVE = (*dense_recipe.POSITIVE, "detector.channels", "detector.short_side", "detector.long_side")
+_POSITIVE += ("detector.detections", "detector.box_samples", "augment.long_side", "data.num_classes")
+_SHARES = (*dense_recipe.SHARES, "detector.score", "detector.nms", "detector.proposals_nms")
+
+
+def read_recipe(options: Mapping) -> Recipe:
+    """The recipe that a table of options states.
+
+    Raises:
+        ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
+    """
+    recipe = fill(Recipe, options)
+    check(recipe, _CHOICES, _POSITIVE, dense_recipe.NOT_NEGATIVE, _SHARES)
+    dense_recipe.check_together(recipe)
+    if recipe.data.format == "voc" and recipe.detector.masks:
+        raise ValueError("detector.masks: VOC's XML files hold boxes alone; set it to false, or take data.format coco")
+    data = recipe.data
+    if data.classes is not None and data.num_classes not in (None, len(data.classes)):
+        raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")
+    return recipe

@@ -1,0 +1,116 @@
+"""Annotated pictures in one form, whatever they were read from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as rle
+
+from vheatir.backbone.image_files import Problem
+
+_SLACK = 1.0  # pixels by which a box may exceed its image: annotations are rounded
+
+
+@dataclass
+class Thing:
+    """An object of a picture.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels, with x1 and y1 outside.
+        label: class from 1 on; 0 is the background.
+        crowd: a group, or an object too hard to count: neither learned nor asked for.
+        area: pixels of the object; of its box where it has no mask.
+        segmentation: polygons or run lengths as COCO has them; None where only boxes are known.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    crowd: bool = False
+    area: float = 0.0
+    segmentation: list | dict | None = None
+
+
+@dataclass
+class Record:
+    """A picture and its objects; `number` is its id in the data set."""
+
+    file: Path
+    number: int
+    width: int
+    height: int
+    things: list[Thing] = field(default_factory=list)
+
+
+@dataclass
+class Catalogue:
+    """A split of a data set: pictures, names of the classes 1, 2, ..., and the rules that were broken."""
+
+    records: list[Record]
+    classes: tuple[str, ...]
+    problems: list[Problem] = field(default_factory=list)
+
+    def for_training(self) -> list[Record]:
+        """Pictures with something to learn from; the published recipes leave out the others."""
+        return [record for record in self.records if any(not thing.crowd for thing in record.things)]
+
+    def as_coco(self) -> dict:
+        """The split as COCO's table, with classes and pictures numbered as here; what pycocotools scores against."""
+        annotations = []
+        for record in self.records:
+            for thing in record.things:
+                x0, y0, x1, y1 = thing.box
+                entry = {
+                    "id": len(annotations) + 1,
+                    "image_id": record.number,
+                    "category_id": thing.label,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": thing.area,
+                    "iscrowd": int(thing.crowd),
+                }
+                if thing.segmentation is not None:
+                    entry["segmentation"] = thing.segmentation
+                annotations.append(entry)
+        return {
+            "info": {},
+            "images": [{"id": one.number, "width": one.width, "height": one.height} for one in self.records],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(self.classes, 1)],
+            "annotations": annotations,
+        }
+
+
+def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
+    """The rule that a box x0, y0, x1, y1 breaks in an image of that size; None where it breaks none."""
+    x0, y0, x1, y1 = box
+    if not all(np.isfinite(box)) or x1 <= x0 or y1 <= y0:
+        return "a box without area"
+    if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
+        return "a box outside its image"
+    return None
+
+
+def clipped(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of a box inside its image."""
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+
+
+def segmentation_rule(segmentation: object, width: int, height: int) -> str | None:
+    """The rule that a COCO segmentation breaks; None where it breaks none."""
+    if not segmentation:
+        return "an empty segmentation"
+    if isinstance(segmentation, dict):
+        if not {"counts", "size"} <= set(segmentation) or list(segmentation["size"]) != [height, width]:
+            return "run lengths of another size than the image"
+    elif not all(isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 for one in segmentation):
+        return "a polygon of fewer than three points"
+    return None
+
+
+def decode(segmentation: list | dict, width: int, height: int) -> np.ndarray:
+    """(height, width) uint8 of 0 and 1."""
+    if isinstance(segmentation, list):
+        return rle.decode(rle.merge(rle.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, height, width)
+    return rle.decode(segmentation)

@@ -1,0 +1,61 @@
+"""The task of detection for the loop: losses of a batch, average precision on the evaluation set."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vheatir.backbone.batches import checked, val_loader
+from vheatir.backbone.detection.pictures import Pictures
+from vheatir.backbone.detection.records import Catalogue
+from vheatir.backbone.detection.scores import as_results, average_precision
+from vheatir.backbone.loop import to_device
+
+
+class Detection:
+    """Losses of torchvision's R-CNNs, and COCO's figures on a catalogue.
+
+    Args:
+        catalogue: the evaluation set.
+        masks: objects have masks.
+        workers: loader processes.
+        accelerator: device and processes.
+    """
+
+    def __init__(self, catalogue: Catalogue, masks: bool, workers: int, accelerator: Accelerator):
+        if not any(record.things for record in catalogue.records):
+            raise ValueError("the evaluation set has no objects; name another one in data.val")
+        self.catalogue, self.masks, self.workers, self.accelerator = catalogue, masks, workers, accelerator
+        self.truth, self.samples = catalogue.as_coco(), Pictures(catalogue.records, masks)
+
+    def loss(self, model: nn.Module, batch: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses, and each by name: classes, boxes, masks, objectness and proposals."""
+        losses = model(*batch)
+        return sum(losses.values()), losses
+
+    def loader(self) -> DataLoader:
+        """This process's part of the evaluation set, picture by picture."""
+        place = (self.accelerator.process_index, self.accelerator.num_processes)
+        return val_loader(self.samples, 1, *place, self.workers, self.accelerator.device.type == "cuda")
+
+    def detect(self, model: nn.Module) -> list[dict]:
+        """COCO's result entries of this process's part."""
+        was_training, device, results = model.training, self.accelerator.device, []
+        model.eval()
+        hidden = None if self.accelerator.is_main_process else True
+        with torch.no_grad():
+            for images, targets in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
+                for output, target in zip(model(to_device(images, device)), targets, strict=True):
+                    results += as_results(output, int(target["number"]))
+        model.train(was_training)
+        return results
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Average precision in percent, see `average_precision`, and the number of `images`."""
+        results, scores = gather_object(self.detect(model)), [None]
+        if self.accelerator.is_main_process:
+            scores = [average_precision(self.truth, results, self.masks)]
+        broadcast_object_list(scores)
+        return {**scores[0], "images": float(len(self.samples))}

@@ -1,0 +1,50 @@
+"""Detections and label maps drawn onto their pictures."""
+
+import colorsys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+_GOLDEN = 0.618034  # a turn of the colour circle that keeps neighbours apart
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """That many colours, RGB from 0 to 255, each unlike those before it."""
+    rounds = ((0.65, 0.95), (0.9, 0.75), (0.45, 1.0))
+    colours = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[n % len(rounds)]) for n in range(count))
+    return [tuple(round(255 * part) for part in colour) for colour in colours]
+
+
+def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[str], threshold: float) -> Tensor:
+    """A picture with its detections: masks, boxes, class and score.
+
+    Args:
+        image: (3, H, W) uint8.
+        found: what the detector gives for it.
+        classes: names of the classes 1, 2, ...
+        threshold: least score.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    kept = found["scores"] >= threshold
+    if not kept.any():
+        return image.clone()
+    colours = palette(len(classes))
+    labels = found["labels"][kept].tolist()
+    chosen = [colours[label - 1] for label in labels]
+    if "masks" in found:
+        image = draw_segmentation_masks(image, found["masks"][kept, 0] > 0.5, alpha=0.5, colors=chosen)
+    scores = found["scores"][kept].tolist()
+    texts = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    return draw_bounding_boxes(image, found["boxes"][kept], texts, colors=chosen, width=2)
+
+
+def draw_classes(image: Tensor, classes: Tensor, num_classes: int, alpha: float = 0.55) -> Tensor:
+    """A picture (3, H, W) uint8 under the colours of its classes (H, W); numbers beyond `num_classes` stay bare."""
+    colours = torch.tensor(palette(num_classes) + [(0, 0, 0)] * (256 - num_classes), dtype=torch.float32)
+    painted = colours[classes.long()].permute(2, 0, 1)
+    share = torch.where(classes < num_classes, alpha, 0.0)
+    return (image * (1 - share) + painted * share).round().to(torch.uint8)

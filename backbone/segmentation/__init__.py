@@ -1,0 +1,1 @@
+"""Semantic segmentation: UPerNet on the backbones of this package."""

@@ -1,0 +1,145 @@
+"""What a segmentation recipe may say: sections of typed keys with defaults; anything else is refused by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vheatir.backbone import dense_recipe
+from vheatir.backbone.dense_recipe import Paths, Train
+from vheatir.backbone.recipe import Logger
+from vheatir.backbone.sections import check, fill
+
+LAYOUTS = ("ade20k", "cityscapes", "folders")
+
+
+@dataclass
+class Data:
+    """Where pictures and label maps are.
+
+    Attributes:
+        root: folder of the data set.
+        layout: "ade20k" (images/training, annotations/training; 0 is unlabelled, classes from 1 on), "cityscapes"
+            (leftImg8bit/train/CITY, gtFine/train/CITY) or "folders" (images/train, labels/train; classes from 0 on).
+        train, val: names of the splits; None takes the layout's.
+        num_classes: classes that are learned.
+        classes: their names.
+        ignore: further numbers of label maps that mean no class; 255 always does.
+        invalid: "refuse" data that break a rule, or "skip" the pictures that do.
+        batch_size: pictures of each process in a forward pass.
+        workers: loader processes of each process.
+    """
+
+    root: str
+    layout: str = "folders"
+    train: str | None = None
+    val: str | None = None
+    num_classes: int = 150
+    classes: tuple[str, ...] | None = None
+    ignore: tuple[int, ...] | None = None
+    invalid: str = "refuse"
+    batch_size: int = 2
+    workers: int = 4
+
+
+@dataclass
+class Head:
+    """UPerNet's head and the auxiliary one.
+
+    Attributes:
+        channels: of the head.
+        pool_scales: sides of the pooled maps.
+        dropout: before each head's classifier, of whole channels.
+        aux_channels: of the auxiliary head, on the third stage; 0 for none.
+        aux_weight: of its loss.
+    """
+
+    channels: int = 512
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    dropout: float = 0.1
+    aux_channels: int = 256
+    aux_weight: float = 0.4
+
+
+@dataclass
+class Augment:
+    """Training views.
+
+    Attributes:
+        scale: most that the longer and the shorter side may have; pictures are brought to it.
+        ratio: range of the factor on `scale`.
+        crop: side of the crop.
+        cat_max: largest share of one class in a crop; another one is tried, up to ten times.
+        hflip: probability.
+        colour: brightness, contrast, saturation and hue, each for half of the pictures.
+    """
+
+    scale: tuple[int, int] = (2048, 512)
+    ratio: tuple[float, float] = (0.5, 2.0)
+    crop: int = 512
+    cat_max: float = 0.75
+    hflip: float = 0.5
+    colour: bool = True
+
+
+@dataclass
+class Val:
+    """Evaluation.
+
+    Attributes:
+        every: epochs, or steps where training is counted in steps.
+        scale: see `Augment`.
+        mode: "slide" for overlapping windows, whose scores are averaged, or "whole".
+        crop, stride: side of the windows and their distance.
+        ratios, flip: of `--tta`: factors on `scale`, and each mirrored too.
+    """
+
+    every: int = 1
+    scale: tuple[int, int] = (2048, 512)
+    mode: str = "slide"
+    crop: int = 512
+    stride: int = 341
+    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    flip: bool = True
+
+
+@dataclass
+class Recipe:
+    """A segmentation run. `backbone` holds `name` and the arguments of `dense_backbone`."""
+
+    name: str
+    backbone: dict
+    data: Data
+    head: Head = field(default_factory=Head)
+    augment: Augment = field(default_factory=Augment)
+    train: Train = field(default_factory=Train)
+    val: Val = field(default_factory=Val)
+    path: Paths = field(default_factory=Paths)
+    logger: Logger = field(default_factory=Logger)
+    manual_seed: int = 0
+    device: str = "auto"
+
+
+_CHOICES = {**dense_recipe.CHOICES, "data.layout": LAYOUTS, "val.mode": ("slide", "whole")}
+_POSITIVE = (*dense_recipe.POSITIVE, "data.num_classes", "head.channels", "augment.crop", "val.crop", "val.stride")
+_NOT_NEGATIVE = (*dense_recipe.NOT_NEGATIVE, "head.aux_channels", "head.aux_weight")
+_SHARES = (*dense_recipe.SHARES, "head.dropout", "augment.cat_max")
+
+
+def read_recipe(options: Mapping) -> Recipe:
+    """The recipe that a table of options states.
+
+    Raises:
+        ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
+    """
+    recipe = fill(Recipe, options)
+    check(recipe, _CHOICES, _POSITIVE, _NOT_NEGATIVE, _SHARES)
+    dense_recipe.check_together(recipe)
+    data, val = recipe.data, recipe.val
+    if data.classes is not None and len(data.classes) != data.num_classes:
+        raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")
+    if data.num_classes > 250:
+        raise ValueError(f"data.num_classes must be at most 250: label maps have 8 bits, got {data.num_classes}")
+    if data.batch_size < 2:
+        raise ValueError("data.batch_size must be at least 2: a batch norm learns nothing from one value a channel")
+    if val.stride > val.crop:
+        raise ValueError(f"val.stride, {val.stride}, leaves gaps between windows of val.crop, {val.crop}")
+    return recipe

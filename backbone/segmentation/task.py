@@ -1,0 +1,134 @@
+"""The task of segmentation for the loop: losses of a batch, prediction by windows, scores on the evaluation set."""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vheatir.backbone.batches import checked, val_loader
+from vheatir.backbone.loop import to_device
+from vheatir.backbone.segmentation.label_maps import IGNORED
+from vheatir.backbone.segmentation.recipe import Recipe, Val
+from vheatir.backbone.segmentation.views import LabelledPictures, scaled_size
+
+
+def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of (B, K, H, W) scores, the mean over all pixels that have a class; 0 where none has."""
+    total = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def _starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin; the last one ends with the image."""
+    last = max(length - crop, 0)
+    return [*range(0, last, stride), last]
+
+
+def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Tensor:
+    """Scores (1, K, H, W) of an image (1, 3, H, W): the mean over all windows that a pixel is in."""
+    height, width = image.shape[2:]
+    total, count = None, image.new_zeros(1, 1, height, width)
+    for top in _starts(height, crop, stride):
+        for left in _starts(width, crop, stride):
+            part = (..., slice(top, top + crop), slice(left, left + crop))
+            scores = model(image[part])
+            total = image.new_zeros(1, scores.shape[1], height, width) if total is None else total
+            total[part] += scores
+            count[part] += 1
+    return total / count
+
+
+def predict(model: nn.Module, image: Tensor, val: Val, tta: bool = False) -> Tensor:
+    """Class probabilities (K, H, W) of an image (3, H, W) in [0, 1].
+
+    The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
+    `tta` the mean over `val.ratios`, each mirrored too with `val.flip`.
+    """
+    size, total = image.shape[1:], 0.0
+    ratios, flips = (val.ratios, (False, True)[: 1 + val.flip]) if tta else ((1.0,), (False,))
+    for ratio in ratios:
+        small = list(scaled_size(*size, [side * ratio for side in val.scale]))
+        resized = F.interpolate(image[None], size=small, mode="bilinear", antialias=True)
+        for flip in flips:
+            view = resized.flip(3) if flip else resized
+            scores = window_scores(model, view, val.crop, val.stride) if val.mode == "slide" else model(view)
+            scores = scores.flip(3) if flip else scores
+            total = total + F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+    return total / (len(ratios) * len(flips))
+
+
+def confusion(classes: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(K, K) int64 counts of pixels, rows by label, columns by predicted class; pixels without a class do not count."""
+    known = labels != IGNORED
+    pairs = labels[known] * num_classes + classes[known]
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def segmentation_scores(counts: Tensor) -> dict[str, float]:
+    """Figures in percent of a confusion matrix.
+
+    `miou`, the mean over the classes of right pixels over all that are of the class or taken for it; `macc`, the mean
+    share of right pixels in each class; `aacc`, that in all. Classes that occur neither in the labels nor in the
+    predictions do not count; `majority_miou` is the figure of predicting the most frequent class everywhere.
+    """
+    counts = counts.double().cpu()
+    right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    union, present = labelled + predicted - right, labelled > 0
+    iou = right[union > 0] / union[union > 0]
+    return {
+        "miou": 100 * iou.mean().item(),
+        "macc": 100 * (right[present] / labelled[present]).mean().item(),
+        "aacc": 100 * (right.sum() / labelled.sum()).item(),
+        "majority_miou": 100 * (labelled.max() / labelled.sum() / present.sum()).item(),
+    }
+
+
+def class_ious(counts: Tensor) -> list[float | None]:
+    """Intersection over union of each class in percent; None where it does not occur."""
+    counts = counts.double().cpu()
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    return [100 * r / u if u else None for r, u in zip(counts.diagonal().tolist(), union.tolist(), strict=True)]
+
+
+class Segmentation:
+    """Losses of the two heads, and scores on an evaluation set."""
+
+    def __init__(self, recipe: Recipe, samples: LabelledPictures, accelerator: Accelerator, tta: bool = False):
+        self.recipe, self.samples, self.accelerator, self.tta = recipe, samples, accelerator, tta
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses, and each head's; the share in percent of right pixels."""
+        images, labels = batch
+        scores = model(images)
+        losses = {
+            name: weight * pixel_loss(one, labels)
+            for one, name, weight in zip(scores, ("main", "auxiliary"), (1.0, self.recipe.head.aux_weight))
+        }
+        known = labels != IGNORED
+        right = ((scores[0].argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)
+        return sum(losses.values()), {**losses, "aacc": 100 * right}
+
+    def loader(self) -> DataLoader:
+        """This process's part of the evaluation set, picture by picture."""
+        place = (self.accelerator.process_index, self.accelerator.num_processes)
+        return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.accelerator.device.type == "cuda")
+
+    def count(self, model: nn.Module) -> Tensor:
+        """Confusion matrix over the evaluation set."""
+        device, was_training, classes = self.accelerator.device, model.training, self.recipe.data.num_classes
+        counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+        model.eval()
+        hidden = None if self.accelerator.is_main_process else True
+        with torch.no_grad():
+            for batch in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
+                images, labels = to_device(batch, device)
+                found = predict(model, images[0], self.recipe.val, self.tta).argmax(0)
+                counts += confusion(found, labels[0], classes)
+        model.train(was_training)
+        return self.accelerator.reduce(counts, "sum")
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """See `segmentation_scores`, and the number of `images`."""
+        return {**segmentation_scores(self.count(model)), "images": float(len(self.samples))}

@@ -1,0 +1,108 @@
+"""`vheatir detect`: Faster and Mask R-CNN on every backbone: training, evaluation, drawn detections."""
+
+import argparse
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vheatir.cli import run as run_command
+from vheatir.dense import DenseSession, parser_for, run
+
+
+def _stored_classes(weights: str) -> tuple[str, ...] | None:
+    """Names of the classes in the metadata of this command's weights; None for other files."""
+    if Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
+        return None
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        stored = json.loads((file.metadata() or {}).get("model", "{}"))
+    return tuple(stored["classes"]) if "classes" in stored else None
+
+
+class DetectSession(DenseSession):
+    """A detection recipe. The classes are those of the weights, of the recipe or of the data, in this order."""
+
+    command, task_name, best = "detect", "detection", "box_ap"
+    sections = ("backbone", "data", "detector", "augment", "train", "val", "path", "logger")
+    needs = (*DenseSession.needs, "pycocotools")
+    classes: tuple[str, ...] | None
+
+    @staticmethod
+    def read(options: dict[str, Any]) -> Any:
+        from vheatir.backbone.detection.recipe import read_recipe
+
+        return read_recipe(options)
+
+    def build(self, weights: str | None) -> Any:
+        from vheatir.backbone.detection.model import build_detector
+
+        data = self.recipe.data
+        self.classes = (_stored_classes(weights) if weights else None) or data.classes
+        count = data.num_classes
+        if self.mode != "cost" or (self.classes is None and count is None):
+            self.classes = self.classes or self._training.classes
+        if self.classes is not None:
+            if count not in (None, len(self.classes)):
+                raise ValueError(f"data.num_classes is {count}, but there are {len(self.classes)} classes")
+            count = len(self.classes)
+        self.network = {"backbone": self.recipe.backbone, "classes": self.classes}
+        return build_detector(self.body, self.recipe.detector, count)
+
+    def _catalogue(self, training: bool):
+        from vheatir.backbone.detection.readers import read_catalogue
+        from vheatir.backbone.image_files import settle
+
+        recipe = self.recipe
+        catalogue = read_catalogue(recipe.data, training, recipe.detector.masks, self.classes)
+        settle(catalogue.problems, recipe.data.invalid)
+        return catalogue
+
+    @cached_property
+    def _training(self):
+        return self._catalogue(True)
+
+    def samples(self):
+        from vheatir.backbone.detection.pictures import Pictures, training_views
+
+        return Pictures(self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment))
+
+    def task(self):
+        from vheatir.backbone.detection.task import Detection
+
+        recipe = self.recipe
+        return Detection(self._catalogue(False), recipe.detector.masks, recipe.data.workers, self.accelerator)
+
+    def at_size(self, size: tuple[int, int]):
+        import torch
+
+        image = torch.rand(3, *size, device=self.accelerator.device)
+        self.model.transform.min_size, self.model.transform.max_size = (min(size),), max(size)
+        return lambda: self.model([image])
+
+    def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
+        import torch
+
+        from vheatir.backbone.detection.scores import as_results
+        from vheatir.backbone.drawing import draw_detections
+
+        image = self.read_picture(file)
+        with torch.no_grad():
+            found = self.model([image.to(self.accelerator.device) / 255])[0]
+        found = {key: value.cpu() for key, value in found.items()}
+        entries = [one for one in as_results(found, 0) if one["score"] >= arguments.threshold]
+        for one in entries:
+            one["class"] = self.classes[one.pop("category_id") - 1]
+            del one["image_id"]
+        return draw_detections(image, found, self.classes, arguments.threshold), {"detections": entries}
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_for("detect", "Train Faster or Mask R-CNN on a backbone, evaluate it, or draw what it detects.")
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score of what --predict draws")
+    return run(DetectSession, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,93 @@
+"""`vheatir segment`: UPerNet on every backbone, from a YAML file: training, evaluation, coloured overlays."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vheatir.cli import run as run_command
+from vheatir.dense import DenseSession, parser_for, run, write_png
+from vheatir.training import told_to_the_user
+
+
+class SegmentSession(DenseSession):
+    """A segmentation recipe."""
+
+    command, task_name, best = "segment", "segmentation", "miou"
+    sections = ("backbone", "data", "head", "augment", "train", "val", "path", "logger")
+
+    @staticmethod
+    def read(options: dict[str, Any]) -> Any:
+        from vheatir.backbone.segmentation.recipe import read_recipe
+
+        return read_recipe(options)
+
+    def build(self, weights: str | None) -> Any:
+        from vheatir.backbone.segmentation.upernet import Segmenter
+
+        data = self.recipe.data
+        self.classes = data.classes or tuple(map(str, range(data.num_classes)))
+        self.network = {"backbone": self.recipe.backbone, "classes": self.classes}
+        return Segmenter(self.body, self.recipe.head, data.num_classes)
+
+    def _labelled(self, training: bool):
+        from vheatir.backbone.image_files import settle
+        from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
+        from vheatir.backbone.segmentation.views import LabelledPictures, TrainingViews
+
+        data = self.recipe.data
+        pairs, problems = find_pairs(data, training)
+        settle(problems, data.invalid)
+        return LabelledPictures(pairs, class_numbers(data), TrainingViews(self.recipe.augment) if training else None)
+
+    def samples(self):
+        return self._labelled(True)
+
+    def task(self, tta: bool = False):
+        from vheatir.backbone.segmentation.task import Segmentation
+
+        return Segmentation(self.recipe, self._labelled(False), self.accelerator, tta)
+
+    def evaluate(self, tta: bool) -> dict[str, Any]:
+        """Scores on the evaluation set, and each class's."""
+        from vheatir.backbone.segmentation.task import class_ious, segmentation_scores
+
+        with told_to_the_user(str(self.path)):
+            counts = self.task(tta).count(self.model.to(self.accelerator.device))
+        ious = dict(zip(self.classes, class_ious(counts), strict=True))
+        return {"tta": tta, "scores": segmentation_scores(counts), "iou": ious}
+
+    def at_size(self, size: tuple[int, int]):
+        import torch
+
+        image = torch.rand(1, 3, *size, device=self.accelerator.device)
+        return lambda: self.model(image)
+
+    def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
+        import torch
+
+        from vheatir.backbone.drawing import draw_classes
+        from vheatir.backbone.segmentation.task import predict
+
+        image = self.read_picture(file)
+        with torch.no_grad():
+            classes = predict(self.model, image.to(self.accelerator.device) / 255, self.recipe.val, arguments.tta)
+        classes = classes.argmax(0).cpu().to(torch.uint8)
+        if arguments.label_maps:
+            arguments.label_maps.mkdir(parents=True, exist_ok=True)
+            write_png(arguments.label_maps / f"{file.stem}.png", classes[None])
+        counts = torch.bincount(classes.flatten().long(), minlength=len(self.classes)) / classes.numel()
+        shares = dict(zip(self.classes, counts.tolist(), strict=True))
+        return draw_classes(image, classes, len(self.classes)), {"shares": shares}
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or colour pictures by class.")
+    parser.add_argument(
+        "--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views"
+    )
+    parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
+    return run(SegmentSession, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
