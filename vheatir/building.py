@@ -8,22 +8,47 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from vheatir.data.levels import is_number
 from vheatir.data.progressive import Place
 from vheatir.errors import UserError
+from vheatir.metrics.fidelity import WINDOW
 from vheatir.options import check_dataset_keys
+from vheatir.processes import Processes
 
 TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
 
 
-def complete_options(path: Path, options: dict[str, Any], is_train: bool) -> dict[str, Any]:
-    """Fill in what BasicSR's model reads besides the file: device count, single process, phase."""
-    gpus = options.get("num_gpu", "auto")
-    if gpus not in ("auto", 0, 1):
-        raise UserError(f"{path}: num_gpu must be auto, 0 or 1 (several processes are not supported yet), got {gpus!r}")
-    if gpus == 1 and not torch.cuda.is_available():
-        raise UserError(f"{path}: num_gpu is 1, but torch sees no CUDA device; set num_gpu: auto or 0")
-    options["num_gpu"] = int(torch.cuda.is_available()) if gpus == "auto" else gpus
-    options.update(is_train=is_train, dist=False, rank=0, world_size=1, scale=options.get("scale", 1))
+def complete_options(
+    path: Path, options: dict[str, Any], is_train: bool, processes: Processes | None = None
+) -> dict[str, Any]:
+    """Fill in what BasicSR's model reads besides the file: device, place among the processes, phase.
+
+    Each process takes one GPU, or none: `num_gpu` is auto (GPUs where there are any), 0 (CPU), or the number of
+    processes on each machine, all of them with a GPU.
+    """
+    processes = processes or Processes()
+    gpus, found = options.get("num_gpu", "auto"), torch.cuda.device_count()
+    if gpus != "auto" and not (is_number(gpus, integer=True) and gpus >= 0):
+        raise UserError(f"{path}: num_gpu must be auto, 0 or the number of GPUs on each machine, got {gpus!r}")
+    if gpus not in ("auto", 0, processes.local_world or gpus):
+        raise UserError(
+            f"{path}: num_gpu is {gpus}, but each process takes one GPU, and {processes.local_world} run here; start "
+            f"with torchrun --nproc_per_node={gpus} -m vheatir.train -opt {path} --launcher pytorch, or set auto"
+        )
+    if gpus == "auto":
+        gpus = found
+    elif gpus and not found:
+        raise UserError(f"{path}: num_gpu is {gpus}, but torch sees no CUDA device; set num_gpu: auto or 0")
+    if gpus:
+        index = 0 if processes.local_world is None and found == 1 else processes.local_rank  # SLURM may show only one
+        if index >= found:
+            raise UserError(
+                f"process {index} of this machine has no GPU: it has {found}; start {found} processes on each machine"
+            )
+        torch.cuda.set_device(index)
+    options["num_gpu"] = int(gpus > 0)
+    options.update(is_train=is_train, scale=options.get("scale", 1))
+    options.update(dist=processes.world > 1, rank=processes.rank, world_size=processes.world)
     options.setdefault("manual_seed", 0)
     return options
 
@@ -37,6 +62,8 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     from basicsr.utils.registry import DATASET_REGISTRY
 
     datasets, problems = {}, []
+    borders = [table.get("border") for table in (options["val"].get("metrics") or {}).values()]
+    border = max((border for border in borders if is_number(border, integer=True)), default=0)
     for phase, table in options["datasets"].items():
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
@@ -49,6 +76,7 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
             datasets[phase] = kind(arguments)
         except UserError as error:
             raise UserError(f"{path}: datasets.{phase}: {error}") from error
+        datasets[phase].least_side = WINDOW + 2 * border
         try:
             datasets[phase].check()
         except UserError as error:

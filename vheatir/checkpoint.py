@@ -15,8 +15,8 @@ _NAME = re.compile(r"^iter_(\d{8,})\.pt$")
 _logger = logging.getLogger("vheatir")
 
 
-def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of an iteration and keep the newest `keep` up to it.
+def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
+    """Write the checkpoint of an iteration and keep the newest `keep` up to it, and that of the iteration `best`.
 
     Later ones can only be damaged, since the run was resumed before them; they would take the place of whole ones.
     """
@@ -25,7 +25,7 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
     with atomic_open(path) as file:
         torch.save(state, file)
     kept = sorted(number for number in _list(folder) if number <= iteration)[-max(keep, 1) :]
-    for old in set(_list(folder)).difference(kept):
+    for old in set(_list(folder)).difference(kept, [best]):
         (folder / f"iter_{old:08d}.pt").unlink(missing_ok=True)
     return path
 
@@ -41,6 +41,11 @@ def _read(path: Path) -> dict[str, Any]:
     if damaged is not None:
         raise zipfile.BadZipFile(f"checksum of {damaged}")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, whole or not."""
+    return bool(_list(folder))
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import yaml
 from vheatir.checkpoint import load_latest
 from vheatir.errors import UserError
 from vheatir.files import TEMPORARY_PREFIX, atomic_open
+from vheatir.lock import Lock, refuse_if_held
 from vheatir.results import run_metadata, write_json
 
 logger = logging.getLogger("vheatir")
@@ -23,11 +24,15 @@ logger = logging.getLogger("vheatir")
 
 @contextmanager
 def stop_on_signal():
-    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations."""
+    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations.
+
+    A second Ctrl-C ends the process at once. A second SIGTERM does not: SLURM sends one to all processes, torchrun
+    passes its own on, and the checkpoint would be lost.
+    """
     stop: list[int] = []
 
     def request(number, frame):
-        if stop:
+        if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.append(number)
 
@@ -54,7 +59,7 @@ class Run:
     def __init__(self, root: Path, name: str, resume: bool, command: str = "train"):
         """Find the run and, to resume, its newest whole checkpoint; nothing is written before `open`.
 
-        `command` is the one that trains: `vheatir <command>`.
+        `command` is the one that trains: `vheatir <command>`. A run that another process is writing is refused.
         """
         self.root, self.name, self.folder, self.command = root, name, root / name, command
         self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
@@ -62,9 +67,16 @@ class Run:
         self.writer = None
         self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []
+        self._lock: Lock | None = None
+        self._guarded = (
+            root / f".{name}.lock",
+            f"the run {self.folder}",
+            "wait for its end, stop it with Ctrl-C or SIGTERM, or give this one another name (--set name=OTHER)",
+        )
+        refuse_if_held(*self._guarded)
         if resume:
             if not self.folder.is_dir():
-                raise UserError(f"--resume: there is no run {self.folder}; start it without --resume")
+                raise UserError(f"--resume: there is no run {self.folder.absolute()}; start it without --resume")
             self.resumed = load_latest(self.checkpoints)
             if self.resumed is None:
                 raise UserError(f"--resume: {self.checkpoints} holds no checkpoint; start again without --resume")
@@ -72,19 +84,22 @@ class Run:
     def open(self, options_path: Path, options: dict[str, Any], argv: list[str]) -> None:
         """Write what identifies the run, start its log and, where installed and wanted, TensorBoard.
 
-        A former run of that name is moved aside, and to resume, what it wrote after its checkpoint is dropped.
+        A former run of that name is moved aside, and to resume, what it wrote after its checkpoint is dropped. Until
+        `close`, or the end of the process, no other one can open the run.
         """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(*self._guarded)
+            archived = self._move_former_aside() if self.resumed is None else None
+            self.folder.mkdir(exist_ok=self.resumed is not None)
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"{self.folder}: cannot be made ({error.strerror}); set path.experiments_root to another place"
+            ) from error
         if self.resumed is None:
-            try:
-                archived = self._move_former_aside()
-                self.folder.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder}: cannot be made ({error.strerror}); set path.experiments_root to another place"
-                ) from error
             shutil.copyfile(options_path, self.folder / "options.yml")
         else:
-            archived = None
             self._drop_what_came_after(self.resumed["iteration"])
         suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"
         (self.folder / f"resolved{suffix}.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
@@ -93,6 +108,7 @@ class Run:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(logging.Formatter("%(message)s"))
+        console.addFilter(lambda record: record.levelno < logging.ERROR)  # the command says those itself
         self._handlers = [file, console]
         for handler in self._handlers:
             logger.addHandler(handler)
@@ -155,6 +171,8 @@ class Run:
             logger.setLevel(self._before[0])
             logger.propagate = self._before[1]
         self._handlers = []
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
         world_size: number of processes.
         stages: of progressive training, the first with `batch_size`; sample numbers go on from stage to stage. With
             two or more, batches consist of `Place`s instead of numbers.
+        first_sample: number of the first sample of `start_iteration`, for a run that was begun with another B: so each
+            sample comes once. By default that of a run with the same B.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
         rank: int = 0,
         world_size: int = 1,
         stages: Sequence[Stage] = (),
+        first_sample: int | None = None,
     ):
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise UserError(
@@ -47,16 +50,22 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
         self.rank, self.world_size = rank, world_size
         self.later = tuple(stages[1:])
         self.first_size = stages[0].gt_size if self.later else None
+        self.shift = 0 if first_sample is None else first_sample - self._batch(start_iteration)[0]
 
     def __len__(self) -> int:
         return max(0, self.total_iterations - self.start_iteration)
 
     def __iter__(self) -> Iterator[list[int] | list[Place]]:
         for iteration in range(self.start_iteration, self.total_iterations):
-            first, batch_size, gt_size = self._batch(iteration)
+            _, batch_size, gt_size = self._batch(iteration)
             share = batch_size // self.world_size
-            numbers = range(first + self.rank * share, first + (self.rank + 1) * share)
+            first = self.position(iteration) + self.rank * share
+            numbers = range(first, first + share)
             yield list(numbers) if gt_size is None else [Place(number, gt_size) for number in numbers]
+
+    def position(self, iteration: int) -> int:
+        """Number of the first sample of an iteration: of so many samples all processes together are done before it."""
+        return self._batch(iteration)[0] + self.shift
 
     def _batch(self, iteration: int) -> tuple[int, int, int | None]:
         """First number of an iteration, samples of all processes, and the crop's side where there are stages."""

@@ -1,6 +1,7 @@
 """BasicSR's SRModel with what training on today's stack needs: mixed precision, clipping, accumulation, safetensors."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from vheatir.data.device import finish_batch, mixup
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
+from vheatir.processes import Processes
+from vheatir.tiling import check_tile
 from vheatir.validation import validate
 
 _MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
@@ -37,10 +40,15 @@ class VHeatIRModel(SRModel):
     """
 
     def __init__(self, opt: dict[str, Any]):
+        self.processes = Processes()
         super().__init__(opt)
         self.metrics = {
             name: partial(_metric, dict(arguments)) for name, arguments in (opt["val"].get("metrics") or {}).items()
         }
+        try:
+            check_tile(opt["val"].get("tile") or 0, 0)
+        except ValueError as error:
+            raise UserError(f"val.tile: {error}") from error
         picture = np.zeros((32, 32), np.uint8)
         for name, metric in self.metrics.items():
             _check_metric(f"val.metrics.{name}", opt["val"]["metrics"][name])
@@ -50,6 +58,8 @@ class VHeatIRModel(SRModel):
                 raise UserError(f"val.metrics.{name}: {error}") from error
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
+        if self.opt["dist"] and self.device.type == "cuda":  # there is none for CPUs
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return net.to(self.device)
 
     def print_network(self, net: nn.Module) -> None:
@@ -83,7 +93,24 @@ class VHeatIRModel(SRModel):
         super().init_training_settings()
         self.mixup, consistency = options.get("mixup"), options.get("consistency_opt")
         self.cri_consistency = build_loss(consistency) if consistency else None
-        self.forward_g = torch.compile(self.net_g) if options.get("compile") else self.net_g
+        self._compile()
+
+    def _compile(self) -> None:
+        self.forward_g = torch.compile(self.net_g) if self.opt["train"].get("compile") else self.net_g
+
+    def distribute(self, processes: Processes) -> None:
+        """Train together with other processes: gradients are averaged, and all start with the first one's network."""
+        if processes.world == 1:
+            return
+        self.processes = processes
+        on_gpu = self.device.type == "cuda"
+        self.net_g = nn.parallel.DistributedDataParallel(
+            self.net_g,
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            broadcast_buffers=False,  # statistics are averaged after the step instead, before anything reads them
+            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+        )
+        self._compile()
 
     def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, optim_type, None)
@@ -136,7 +163,7 @@ class VHeatIRModel(SRModel):
         """The losses of a part of the batch, by their names in the log; over all parts they add up to the batch's."""
         share = len(output) / len(self.lq)
         is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
-        losses = {"l_pix": self.cri_pix(output, self.gt[part]) * (share if is_mean else 1)}
+        losses = {"l_pix": self.cri_pix(output, self.gt[part]) * (share if is_mean else self.processes.world)}
         if self.cri_consistency is not None:
             losses["l_consistency"] = self.cri_consistency(output, self.lq[part], self.passes[part]) * share
         return losses
@@ -146,18 +173,22 @@ class VHeatIRModel(SRModel):
         if self.mixup:
             self.lq, self.gt = mixup([self.lq, self.gt], self.opt["manual_seed"], current_iter, **self.mixup)
         step = -(-len(self.lq) // self.accumulate)
-        self.log_dict = OrderedDict()
+        logged: dict[str, torch.Tensor] = {}
         for start in range(0, len(self.lq), step):
             part = slice(start, start + step)
-            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                output = self.forward_g(*self.inputs(part))
-            # The loss in float32: 16 bits would round differences of 1e-3 away.
-            losses = self.losses(output.float(), part)
-            self.output, self.output_gt = output.detach().float(), self.gt[part]
-            self.scaler.scale(sum(losses.values())).backward()
+            is_last = start + step >= len(self.lq)  # gradients are exchanged once
+            with nullcontext() if is_last or self.processes.world == 1 else self.net_g.no_sync():
+                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                    output = self.forward_g(*self.inputs(part))
+                # The loss in float32: 16 bits would round differences of 1e-3 away.
+                losses = self.losses(output.float(), part)
+                self.output, self.output_gt = output.detach().float(), self.gt[part]
+                self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
-                self.log_dict[name] = self.log_dict.get(name, 0) + loss.detach()
-        total = sum(self.log_dict.values())
+                logged[name] = logged.get(name, 0) + loss.detach()
+        means = self.processes.mean_(torch.stack(list(logged.values())))
+        self.log_dict = OrderedDict(zip(logged, means, strict=True))
+        total = means.sum()
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss is {float(total)} at iteration {current_iter}")
         self.scaler.unscale_(self.optimizer_g)
@@ -171,6 +202,7 @@ class VHeatIRModel(SRModel):
         self.log_dict["grad_norm"] = norm
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
+        self.processes.share_statistics(self.get_bare_model(self.net_g))
         if self.ema_decay > 0:
             # A young average follows quickly: at iteration 100 a decay of 0.999 would still be the untrained start.
             self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
@@ -205,9 +237,11 @@ class VHeatIRModel(SRModel):
                 self.metrics,
                 device=self.device,
                 tile=options.get("tile"),
+                ensemble=options.get("self_ensemble", False),
                 max_images=options.get("max_images"),
                 save_dir=save_dir,
                 on_image=on_image,
+                processes=self.processes,
             )
         finally:
             if self.is_train:
