@@ -16,6 +16,7 @@ _TABLE = (
     ("analyze", "vheatir.analyze", "costs, receptive fields, heat pictures and invariance of backbones, with figures"),
     ("detect", "vheatir.detect", "train, evaluate and run Faster and Mask R-CNN on a backbone, from a YAML file"),
     ("segment", "vheatir.segment", "train, evaluate and run UPerNet on a backbone, from a YAML file"),
+    ("prepare", "vheatir.prepare", "fetch, verify, cut and pack image sets for training and evaluation"),
     ("evaluate", "vheatir.evaluate", "PSNR, SSIM and PSNR-B on test sets, by the field's protocol"),
     ("bench", "vheatir.bench", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),

@@ -1,9 +1,16 @@
-"""Views of an image for measuring how a classifier bears shifts, rotations and scales, and the figures of a batch."""
+"""How a classifier bears shifts, rotations and scales: views of an image, figures of a batch and of a set.
+
+Source: the evaluation of arXiv 2211.05781. The published protocol draws one of seven directions for a shift and centres
+what is left of a crop that leaves the image, so that large shifts do not shift; the exact one draws from all eight and
+moves the content by the full distance.
+"""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as T
 
@@ -11,6 +18,8 @@ CROP_RATIO = 0.875
 # Rows down and columns right, by direction; the published evaluation never draws the last.
 DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1))
 PUBLISHED_DIRECTIONS = 7
+PROTOCOLS = ("exact", "published")
+KINDS = ("translation", "pre_rotation", "post_rotation", "scale")
 _BICUBIC = InterpolationMode.BICUBIC
 
 
@@ -59,11 +68,11 @@ def shifted_view(
         crop_ratio: share of the shorter side that an unmoved crop takes.
     """
     resized = _resized(image, size, crop_ratio)
-    down, right = DIRECTIONS[direction]
-    top = (resized.height - size) // 2 + down * pixels
-    left = (resized.width - size) // 2 + right * pixels
-    if not published:
-        return T.crop(resized, top, left, size, size)  # black outside the image
+    down, right = (step * pixels for step in DIRECTIONS[direction])
+    if not published:  # black outside the image; a shift of 0 is the standard view, which rounds the margin
+        top, left = (round((side - size) / 2) for side in (resized.height, resized.width))
+        return T.crop(resized, top + down, left + right, size, size)
+    top, left = (resized.height - size) // 2 + down, (resized.width - size) // 2 + right
     box = (max(left, 0), max(top, 0), min(left + size, resized.width), min(top + size, resized.height))
     if box[0] >= box[2] or box[1] >= box[3]:
         return Image.new(image.mode, (size, size))
@@ -98,3 +107,67 @@ def batch_metrics(standard_logits: Tensor, logits: Tensor, labels: Tensor) -> di
             "standard_acc1": accuracy(standard_logits, labels),
             "standard_acc5": accuracy(standard_logits, labels, 5),
         }
+
+
+def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
+    """The strengths at which a kind of change is judged: pixels, degrees, or ratio of the crop to the image.
+
+    Shifts are the published 0, 4, ..., 64 pixels of a crop of 224, in the exact protocol in proportion to `size`.
+
+    Raises:
+        ValueError: unknown kind or protocol.
+    """
+    if kind not in KINDS or protocol not in PROTOCOLS:
+        raise ValueError(
+            f"expected one of {', '.join(KINDS)} by {' or '.join(PROTOCOLS)}, got {kind!r} by {protocol!r}"
+        )
+    if kind == "translation":
+        shifts = range(0, 65, 4)
+        return list(shifts) if protocol == "published" else sorted({round(one * size / 224) for one in shifts})
+    return [0.2 + 0.125 * step for step in range(15)] if kind == "scale" else list(range(0, 91, 5))
+
+
+class Views:
+    """An image to its standard view and those of all levels: (1 + levels, 3, size, size), normalised.
+
+    The direction of each shift is drawn from torch's generator for the CPU.
+    """
+
+    def __init__(self, kind: str, size: int, mean, std, protocol: str = "exact"):
+        self.kind, self.size, self.mean, self.std, self.protocol = kind, size, mean, std, protocol
+        self.levels = levels_of(kind, size, protocol)
+
+    def _view(self, image: Image.Image, level: float) -> Image.Image:
+        if self.kind == "scale":
+            return scaled_view(image, self.size, level)
+        if self.kind == "translation":
+            published = self.protocol == "published"
+            drawn = torch.randint(PUBLISHED_DIRECTIONS if published else len(DIRECTIONS), ()).item()
+            return shifted_view(image, self.size, int(level), drawn, published=published)
+        return rotated_view(image, self.size, level, before_crop=self.kind == "pre_rotation")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        views = [standard_view(image, self.size), *(self._view(image, level) for level in self.levels)]
+        return torch.stack([T.normalize(T.to_tensor(view), self.mean, self.std) for view in views])
+
+
+def evaluate_views(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
+    """Means over all images, one for each level, of `batch_metrics`, and the number of `images`.
+
+    Args:
+        model: a classifier in eval mode.
+        batches: views (N, 1 + levels, 3, H, W) as from `Views`, and classes (N,), on the model's device.
+    """
+    sums: dict[str, Tensor] = {}
+    images = 0
+    with torch.no_grad():
+        for views, labels in batches:
+            standard = model(views[:, 0]).float()
+            each = [batch_metrics(standard, model(views[:, n]).float(), labels) for n in range(1, views.shape[1])]
+            images += len(labels)
+            for name in each[0]:
+                total = torch.stack([one[name] for one in each]).double().cpu() * len(labels)
+                sums[name] = sums.get(name, 0) + total
+    if not images:
+        raise ValueError("no images to judge a network by")
+    return {**{name: (total / images).tolist() for name, total in sums.items()}, "images": images}

@@ -1,0 +1,60 @@
+"""Effective receptive field: which pixels of an image the centre of a stage's map depends on, and how much.
+
+Source: Luo et al., arXiv 1701.04128; the share of the area is that of Ding et al., arXiv 2203.06717.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from vheatir.backbone.pyramid import Pyramid
+
+SHARES = (0.2, 0.3, 0.5, 0.99)
+
+
+def centre_of(side: int, stage: int) -> float:
+    """Place, in pixels of an image of that side, of the map's pixel whose field is taken; 0 is the rim."""
+    stride = 4 * 2**stage
+    return min((-(-side // stride) // 2 + 0.5) * stride, side)
+
+
+def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Tensor:
+    """Mean absolute gradient of the central pixel of a stage's map, channels summed, in each pixel of the image.
+
+    Absolute values, so that opposite signs of two channels or images do not cancel.
+
+    Args:
+        model: a backbone in eval mode.
+        images: batches (B, C, H, W), all of one H, W, on the model's device.
+        stage: index of the stage.
+
+    Returns:
+        (H, W), float64 on the CPU.
+
+    Raises:
+        ValueError: no images.
+    """
+    field, count = None, 0
+    for batch in images:
+        batch = batch.detach().requires_grad_()
+        (maps,) = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
+        centre = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2].sum()
+        (gradient,) = torch.autograd.grad(centre, batch)
+        total = gradient.abs().sum((0, 1)).double().cpu()
+        field, count = total if field is None else field + total, count + len(batch)
+    if field is None:
+        raise ValueError("no images to take gradients at")
+    return field / count
+
+
+def area_ratio(field: Tensor, stage: int, share: float) -> float:
+    """Share of the image's area that the smallest square needs which holds `share` of the field, around its centre."""
+    height, width = field.shape
+    y, x = centre_of(height, stage), centre_of(width, stage)
+    rows, columns = torch.arange(height) + 0.5 - y, torch.arange(width) + 0.5 - x
+    distance = torch.maximum(rows.abs()[:, None], columns.abs()[None]).flatten()
+    nearest, order = distance.sort()
+    held = field.flatten()[order].cumsum(0)
+    needed = nearest[min(int(torch.searchsorted(held, share * held[-1])), held.numel() - 1)]
+    return (distance <= needed).double().mean().item()

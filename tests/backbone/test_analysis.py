@@ -1,0 +1,139 @@
+"""Receptive fields, heat pictures and invariance figures say what they claim to."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+pytest.importorskip("torchvision", reason="the backbones need the extra `backbone`")
+
+from vheatir.backbone.analysis import heat, invariance
+from vheatir.backbone.analysis import receptive_field as erf
+from vheatir.kernels.dct import decay_map
+
+
+def test_a_convolutions_field_ends_where_its_kernels_end(make_model):
+    model = make_model("unified_convnext_micro", depths=(1, 1, 1, 1)).eval()
+    field = erf.receptive_field(model, [torch.randn(2, 3, 64, 64), torch.randn(1, 3, 64, 64)], stage=0)
+    # The stem sees 3 + 2 * 2 pixels, the kernel 7 of its outputs, which are 4 pixels apart: 7 + 6 * 4 = 31.
+    reached = field.nonzero()
+    assert field.shape == (64, 64)
+    assert (reached.max(0).values - reached.min(0).values).tolist() == [30, 30]
+    assert field[16, 16] == 0 < field[33, 33]
+
+
+def test_a_heat_layer_sees_the_whole_image(make_model):
+    model = make_model("vheat_tiny", depths=(1, 1, 1, 1), reach=(8.0, 8.0)).eval()
+    field = erf.receptive_field(model, [torch.randn(1, 3, 64, 64)], stage=0)
+    assert (field > 0).all()
+
+
+def test_a_field_is_a_mean_over_images(make_model):
+    model, images = make_model("unified_swin_micro").eval(), torch.randn(3, 3, 64, 64)
+    together, apart = (erf.receptive_field(model, images.split(n), 1) for n in (3, 1))
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="no images"):
+        erf.receptive_field(model, [], 1)
+
+
+def test_the_area_is_that_of_a_square_around_the_centre():
+    assert erf.centre_of(64, 3) == 48 and erf.centre_of(32, 3) == 16 and erf.centre_of(224, 3) == 112
+    even = torch.ones(32, 32, dtype=torch.float64)
+    assert [erf.area_ratio(even, 3, share) for share in (0.25, 1.0)] == [0.25, 1.0]
+    point = torch.zeros(64, 64, dtype=torch.float64)
+    point[47, 47] = 1
+    assert erf.area_ratio(point, 3, 0.99) == 4 / 64**2
+
+
+@pytest.mark.parametrize("k", [2.0, 8.0])
+def test_a_point_of_heat_spreads_over_its_blur_length(k):
+    decay = decay_map(torch.full((65, 65, 3), k, dtype=torch.float64))
+    response = heat.point_response(decay)
+    torch.testing.assert_close(response.sum((0, 1)), torch.ones(3, dtype=torch.float64))  # no heat is lost
+    assert heat.spread(response).tolist() == pytest.approx([math.sqrt(2 * k)] * 3, rel=1e-3)
+    assert heat.mean_diffusivity(decay).tolist() == pytest.approx([k] * 3)
+
+
+def test_diffusivity_of_a_map_of_one_pixel_is_nothing():
+    assert heat.mean_diffusivity(torch.ones(1, 1, 2)).tolist() == [0, 0]
+
+
+def test_layers_are_described_alike_folded_or_not(make_model):
+    model = make_model("unified_heat_micro", mixer_args={"reach": (0.5, 4)}).eval().double()
+    before = [(stage, block, heat.describe_layer(decay)) for stage, block, decay in heat.decays(model)]
+    after = [(stage, block, heat.describe_layer(decay)) for stage, block, decay in heat.decays(model.fold())]
+    assert [one[:2] for one in before] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0)]
+    for (*_, first), (*_, second) in zip(before, after, strict=True):
+        for key in first:
+            assert second[key] == pytest.approx(first[key], rel=1e-6), key
+    blur = before[0][2]["blur_px"]
+    assert blur[0] == pytest.approx(0.5, rel=0.1) and blur[-1] == pytest.approx(4, rel=0.1)
+
+
+def test_heat_pictures_need_heat(make_model):
+    with pytest.raises(ValueError, match="no heat layers"):
+        list(heat.decays(make_model("unified_swin_micro")))
+
+
+def test_levels_of_the_published_protocol():
+    counts = {kind: len(invariance.levels_of(kind, 224, "published")) for kind in invariance.KINDS}
+    assert counts == {"translation": 17, "pre_rotation": 19, "post_rotation": 19, "scale": 15}
+    assert invariance.levels_of("translation", 32, "published")[-1] == 64
+    assert invariance.levels_of("translation", 224) == invariance.levels_of("translation", 224, "published")
+    assert invariance.levels_of("translation", 32) == list(range(10))
+    assert invariance.levels_of("scale", 224)[-1] == pytest.approx(1.95)
+    with pytest.raises(ValueError, match="got 'shear' by 'exact'"):
+        invariance.levels_of("shear", 224)
+
+
+def picture(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (47, 61), (33, 90)], ids=str)
+@pytest.mark.parametrize("kind", ["translation", "pre_rotation", "post_rotation"])
+def test_the_first_level_is_the_standard_view(kind, size):
+    """The published shift of 0 rounds odd margins another way."""
+    views = invariance.Views(kind, 32, (0.5,) * 3, (0.5,) * 3)(picture(*size))
+    assert views.shape == (1 + len(invariance.levels_of(kind, 32)), 3, 32, 32)
+    assert torch.equal(views[0], views[1])
+
+
+@pytest.mark.parametrize("protocol, directions", [("exact", 8), ("published", 7)])
+def test_directions_are_drawn_from_those_of_the_protocol(protocol, directions, monkeypatch):
+    drawn = set()
+
+    def noted(image, size, pixels, direction, *, published):
+        assert published == (protocol == "published")
+        drawn.add(direction)
+        return image.crop((0, 0, size, size))
+
+    monkeypatch.setattr(invariance, "shifted_view", noted)
+    views = invariance.Views("translation", 16, (0.5,) * 3, (0.5,) * 3, protocol)
+    for _ in range(30):
+        views(picture(20, 20))
+    assert drawn == set(range(directions))
+
+
+class FirstPixel(nn.Module):
+    """Class 0 where the first pixel is dark."""
+
+    def forward(self, images):
+        return torch.stack([-images[:, 0, 0, 0], images[:, 0, 0, 0]], 1)
+
+
+def test_figures_of_a_set_are_means_over_its_images():
+    views, labels = torch.randn(7, 4, 3, 2, 2), torch.randint(0, 2, (7,))
+    one = invariance.evaluate_views(FirstPixel(), [(views, labels)])
+    parts = invariance.evaluate_views(FirstPixel(), zip(views.split(3), labels.split(3), strict=True))
+    assert one["images"] == parts["images"] == 7
+    for name in ("loss", "acc1", "acc5", "consistency", "standard_acc1"):
+        assert parts[name] == pytest.approx(one[name], rel=1e-6), name
+    bright = views[:, :, 0, 0, 0] > 0
+    assert one["consistency"] == pytest.approx((100 * (bright[:, 1:] == bright[:, :1]).double().mean(0)).tolist())
+    assert one["acc1"] == pytest.approx((100 * (bright[:, 1:] == labels[:, None]).double().mean(0)).tolist())
+    with pytest.raises(ValueError, match="no images"):
+        invariance.evaluate_views(FirstPixel(), [])

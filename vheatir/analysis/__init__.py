@@ -1,0 +1,1 @@
+"""What `vheatir analyze` needs: networks, images, measurements, figures."""
