@@ -2,6 +2,7 @@
 
 import pytest
 
+from vheatir.data.progressive import Stage
 from vheatir.data.sampler import IterationSampler
 from vheatir.errors import UserError
 
@@ -47,3 +48,32 @@ def test_batch_that_cannot_be_shared_out_is_the_users_error(settings):
 def test_impossible_place_is_refused(settings):
     with pytest.raises(ValueError, match=r"rank|iterations"):
         IterationSampler(4, 1, **settings)
+
+
+STAGES = (Stage(0, 2, 16), Stage(3, 1, 24), Stage(5, 3, 32))
+
+
+def test_stages_change_size_and_number_and_leave_no_sample_out():
+    batches = list(IterationSampler(2, 7, stages=STAGES))
+    assert [[place.number for place in batch] for batch in batches] == [
+        *([0, 1], [2, 3], [4, 5]),
+        *([6], [7]),
+        *([8, 9, 10], [11, 12, 13]),
+    ]
+    assert [{place.gt_size for place in batch} for batch in batches] == [{16}] * 3 + [{24}] * 2 + [{32}] * 2
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_resumed_stages_continue_where_the_first_run_would(start):
+    whole = list(IterationSampler(2, 7, stages=STAGES))
+    assert list(IterationSampler(2, 7, start_iteration=start, stages=STAGES)) == whole[start:]
+
+
+def test_ranks_share_out_the_batches_of_every_stage():
+    ranks = [list(IterationSampler(4, 7, rank=rank, world_size=2, stages=STAGES)) for rank in (0, 1)]
+    joined = [place.number for parts in zip(*ranks) for part in parts for place in part]
+    assert joined == list(range(4 * 3 + 2 * 2 + 6 * 2))
+
+
+def test_one_stage_yields_plain_numbers():
+    assert list(IterationSampler(2, 1, stages=STAGES[:1])) == [[0, 1]]
