@@ -6,9 +6,11 @@ The picture has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JP
 `vheatir restore` does. `--photos` takes a photograph of at least that size, or a folder of smaller ones, which are laid
 side by side at their own resolution; by default a photograph of scikit-image is enlarged. A border is where a tile
 begins or ends inside the picture; the gradient across it is compared with the gradients in the same direction at all
-other places. `without` is the same for tiles that neither overlap nor blend, as a check that the measure sees seams: it
-departs from 1, upwards where tiles disagree, downwards where they restore less at their borders. The picture to look at
-shows (output - input) around a corner of four tiles, and the output beside it, four times enlarged.
+other places that lie alike in the 16x16 grid of JPEG's blocks: tiles begin on that grid, and there (output - input) has
+edges of its own where artefacts are removed. `without` is the same for tiles that neither overlap nor blend, as a check
+that the measure sees seams: it departs from 1, upwards where tiles disagree, downwards where they restore less at their
+borders. The picture to look at shows (output - input) around a corner of four tiles, and the output beside it, four
+times enlarged.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from vheatir.errors import UserError
 from vheatir.restorer import TASKS, Restorer
 from vheatir.results import prepare_output, run_metadata, write_json
 
+_GRID = 16  # pixels; a JPEG's blocks of 8, where its colours have half the resolution
 _VIEW, _ENLARGED, _CONTRAST = 160, 4, 4.0  # pixels shown around the corner, how much larger, differences stretched
 
 
@@ -68,14 +71,16 @@ def borders(length: int, tile: int, overlap: int) -> np.ndarray:
 
 
 def seam_ratio(difference: np.ndarray, tile: int, overlap: int) -> float:
-    """Mean |gradient| across tile borders over the mean elsewhere, over both directions."""
+    """Mean |gradient| across tile borders over the mean elsewhere at the same phase, over both directions."""
     on, off = [], []
     for axis in (0, 1):
         gradient = np.abs(np.diff(difference, axis=axis)).mean(axis=2).mean(axis=1 - axis)
-        at = np.zeros(len(gradient), dtype=bool)
-        at[borders(difference.shape[axis], tile, overlap) - 1] = True
+        at = borders(difference.shape[axis], tile, overlap) - 1
+        elsewhere = np.ones(len(gradient), dtype=bool)
+        elsewhere[at] = False
+        phase = np.arange(len(gradient)) % _GRID
         on.append(gradient[at])
-        off.append(gradient[~at])
+        off.append([gradient[elsewhere & (phase == line % _GRID)].mean() for line in at])
     return float(np.concatenate(on).mean() / np.concatenate(off).mean())
 
 
