@@ -166,6 +166,7 @@ class Contestant:
             timing = interleave({"": lambda: network(*inputs)}, device, rounds=3, warmup=1, clock=clock)[""]
             inference_mib = peak_mib(lambda: network(*inputs), device)
         self.model.net_g.train()
+        self.model.optimizer_g.zero_grad(set_to_none=True)  # or freeing the old gradients would hide the new ones
         return {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "iterations_per_s": self.points[-1]["iteration"] / (60 * self.points[-1]["minutes"]),
@@ -261,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train several recipes one after the other for the same time and compare PSNR over time. Writes "
         f"{_RESULT}, psnr_over_time.png and .svg, and the weights. On a CPU the time is processor time.",
     )
-    parser.add_argument("--compare", nargs="+", required=True, metavar="FILE", help="options files, or recipes' names")
+    parser.add_argument("--compare", nargs="*", required=True, metavar="FILE", help="options files, or recipes' names")
     parser.add_argument("--minutes", type=float, default=20.0, help="training time of each recipe (default 20)")
     parser.add_argument("--validate-every", type=float, metavar="MINUTES", help="default: a tenth of --minutes")
     parser.add_argument("--out", type=Path, default=Path("experiments/comparison"), help="folder (default %(default)s)")
@@ -321,7 +322,6 @@ def main(argv: list[str]) -> int:
         def write(run=run, contestant=contestant):
             run["points"] = contestant.points
             write_json(arguments.out / _RESULT, result)
-            plot(result, arguments.out)
 
         if arguments.resume:
             contestant.resume()
@@ -333,5 +333,6 @@ def main(argv: list[str]) -> int:
         contestant.save_weights()
         run["cost"] = contestant.cost()
         write()
+        plot(result, arguments.out)
     sys.stdout.write(f"{table(result)}\nwritten: {arguments.out}\n")
     return 0
