@@ -5,7 +5,8 @@ processes nor on how many processes train.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +135,7 @@ class Samples(Dataset):
             seed_all(seed)
         try:
             content, target, *_ = self.reader[index]
-            with content, Image.open(content) as image:
+            with content, content if isinstance(content, Image.Image) else Image.open(content) as image:
                 pixels = image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return DataError(f"{self.reader.filename(index, absolute=True)}: cannot be read as an image: {error}")
@@ -152,12 +153,22 @@ class Samples(Dataset):
         return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
 
 
+class Streamed(ABC):
+    """A data set that gives its images in a row and makes its batches itself; see `train_loader` and `val_loader`."""
+
+    @abstractmethod
+    def train_batches(self, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterable: ...
+
+    @abstractmethod
+    def val_batches(self, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable: ...
+
+
 def first_error(samples: list) -> DataError | None:
     """The first error among samples; None where there is none."""
     return next((one for one in samples if isinstance(one, DataError)), None)
 
 
-def checked(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def checked(loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
     """The loader's batches; raises the error where there is one.
 
     Raises:
@@ -211,11 +222,15 @@ def _loader(samples: Samples, workers: int, pin: bool, **how) -> DataLoader:
     )
 
 
-def train_loader(samples: Samples, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> DataLoader:
+def train_loader(samples: Samples | Streamed, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterable:
     """Batches of this process for steps `start` to `stop`; its processes live as long as the run."""
+    if isinstance(samples, Streamed):
+        return samples.train_batches(plan, start, stop, workers, pin)
     return _loader(samples, workers, pin, batch_sampler=StepSampler(plan, start, stop))
 
 
-def val_loader(samples: Samples, batch: int, rank: int, world: int, workers: int, pin: bool) -> DataLoader:
+def val_loader(samples: Samples | Streamed, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable:
     """Each image once: this process gets images rank, rank + world, ... in order."""
+    if isinstance(samples, Streamed):
+        return samples.val_batches(batch, rank, world, workers, pin)
     return _loader(samples, workers, pin, batch_size=batch, sampler=range(rank, len(samples), world))

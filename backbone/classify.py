@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from vheatir.backbone.analysis.cost import count_macs, count_parameters
 from vheatir.backbone.batches import Plan, Samples, checked, train_transform, val_loader, val_transform
@@ -27,6 +26,7 @@ from vheatir.backbone.pyramid import Pyramid, image_size
 from vheatir.backbone.readers import make_reader
 from vheatir.backbone.recipe import Recipe, Train
 from vheatir.backbone.schedules import unified_schedule, vheat_schedule
+from vheatir.backbone.streams import Stream
 from vheatir.backbone.subset import PlacedSubset, Subset
 
 _PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}
@@ -77,18 +77,24 @@ def model_data(recipe: Recipe, model: nn.Module) -> dict:
     return {"size": size, "mean": config["mean"], "std": config["std"]}
 
 
-def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples:
+def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples | Stream:
     """The training or the evaluation set.
 
     Raises:
         FileNotFoundError, ValueError: data that are missing or have more classes than the model.
     """
     split = recipe.data.train if training else recipe.data.val
-    reader = make_reader(recipe.data, split, rank, world)
     make = train_transform if training else val_transform
     transform = make(recipe.augment if training else recipe.val, **model_data(recipe, model))
-    targets = getattr(reader, "targets", None)
     mapped = not training and recipe.val.subset
+    if recipe.data.streamed:
+        if mapped:
+            raise ValueError(
+                f"val.subset maps folders to classes; it needs data.reader folder, not {recipe.data.reader}"
+            )
+        return Stream(recipe.data, split, transform, model.num_classes)
+    reader = make_reader(recipe.data, split, rank, world)
+    targets = getattr(reader, "targets", None)
     if targets is not None and not mapped and targets.max() >= model.num_classes:
         first = reader.filename(int((targets >= model.num_classes).argmax()), absolute=True)
         raise ValueError(
@@ -191,7 +197,7 @@ def make_rates(
 class Classification:
     """The task for the loop: mixing and loss of a batch, scores on the evaluation set."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, samples: Samples, accelerator: Accelerator):
+    def __init__(self, recipe: Recipe, num_classes: int, samples: Samples | Stream, accelerator: Accelerator):
         augment = recipe.augment
         self.recipe, self.samples, self.accelerator = recipe, samples, accelerator
         self.mix = None
@@ -208,7 +214,7 @@ class Classification:
             )
         smooth = LabelSmoothingCrossEntropy(augment.smoothing) if augment.smoothing else nn.CrossEntropyLoss()
         self.criterion = SoftTargetCrossEntropy() if self.mix else smooth
-        self._loader: DataLoader | None = None
+        self._loader: Iterable | None = None
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and the share in percent of images whose (heavier) class comes first."""
@@ -219,7 +225,7 @@ class Classification:
         heavier = targets.argmax(1) if targets.ndim == 2 else targets
         return self.criterion(scores.float(), targets), {"top1": 100 * (scores.argmax(1) == heavier).float().mean()}
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> Iterable:
         """This process's part of the evaluation set."""
         if self._loader is None:
             data, accelerator = self.recipe.data, self.accelerator

@@ -1,5 +1,6 @@
 """Readers of labelled images beside timm's own: lists of files, and ZIP archives with their bytes kept or not."""
 
+import importlib.util
 import io
 import json
 import os
@@ -8,10 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from timm.data import create_dataset
 from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
 
 from vheatir.backbone.recipe import READERS, Data
+
+# What the prefixes of timm's readers need beside timm, and how to get it.
+_LIBRARIES = {
+    "wds": ("webdataset", "pip install -e '.[readers]'"),
+    "hfds": ("datasets", "pip install -e '.[readers]'"),
+    "hfids": ("datasets", "pip install -e '.[readers]'"),
+    "tfds": ("tensorflow_datasets", "pip install tensorflow tensorflow-datasets"),
+}
 
 
 def read_labels(path: Path) -> list[tuple[str, int]]:
@@ -124,22 +135,61 @@ class ZipReader(Reader):
         return os.path.basename(name) if basename else f"{self.archive}@/{name}" if absolute else name
 
 
+class TorchvisionReader(Reader):
+    """A data set of torchvision that timm knows, such as torch/cifar10; gives images, not files."""
+
+    def __init__(self, dataset, name: str):
+        super().__init__()
+        self.dataset, self.name = dataset, name
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{self.name}, image {index}"
+
+
+def open_timm_reader(data: Data, split: str, **how) -> Reader:
+    """A reader of timm with a prefix, such as hfds/NAME, torch/NAME or wds/NAME.
+
+    Args:
+        data: names the reader, `root` and `class_map`.
+        split: as the reader names it.
+        **how: is_training, seed and batch_size, for readers that give images in a row.
+
+    Raises:
+        ValueError: an unknown prefix, a library that is not installed, or what the reader says.
+    """
+    prefix = data.reader.partition("/")[0].lower()
+    library, advice = _LIBRARIES.get(prefix, ("torchvision", ""))
+    if prefix not in (*_LIBRARIES, "torch"):
+        raise ValueError(f"data.reader {data.reader}: timm knows the prefixes {', '.join((*_LIBRARIES, 'torch'))}")
+    found = importlib.util.find_spec(library)
+    if found is None or found.origin is None:  # a folder of that name beside the run is no library
+        raise ValueError(f"data.reader {data.reader} needs {library}; run: {advice}")
+    try:
+        dataset = create_dataset(data.reader, data.root, split, class_map=data.class_map, **how)
+    except (OSError, RuntimeError, ValueError, LookupError, AssertionError, TypeError) as error:
+        raise ValueError(f"data.reader {data.reader}, split {split}, root {data.root}: {error}") from error
+    return TorchvisionReader(dataset, data.reader) if prefix == "torch" else dataset.reader
+
+
 def _list_for(root: Path, names: Sequence[str]) -> Path:
     return next((root / name for name in names if (root / name).is_file()), root / names[0])
 
 
 def make_reader(data: Data, split: str, rank: int = 0, world: int = 1) -> Reader:
-    """The reader of a split.
+    """The reader of a split, for data sets with access to any image; `streams` has the others.
 
     Raises:
         FileNotFoundError, ValueError: what is missing or wrong, named.
     """
     root = Path(data.root)
     if data.reader not in READERS:
-        reader = create_reader(data.reader, root=data.root, split=split, class_map=data.class_map)
-        if not hasattr(reader, "__getitem__"):
-            raise ValueError(f"data.reader {data.reader} gives images in a row only; take one with random access")
-        return reader
+        return open_timm_reader(data, split)
     if not root.is_dir():
         raise FileNotFoundError(f"data.root {root}: no such folder; set it to the data set's folder")
     if data.reader == "list":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from vheatir.backbone.sections import check, fill
 
 READERS = ("folder", "list", "zip", "tar")
+STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Data:
     Attributes:
         root: folder of the data set.
         reader: "folder" (a folder for each class), "list" (meta/<split>.txt), "zip" (<split>.zip and <split>_map.txt),
-            "tar" (<split>.tar), or a reader of timm, such as "hfds/name".
+            "tar" (<split>.tar), or a reader of timm, such as "hfds/name", "torch/cifar10" or "wds/name".
         train, val: names of the splits: folders, lists or archives below `root`.
         cache: "none", or "full" and "part" to keep a ZIP's bytes in memory: all in each process, or each its share, of
             which alone it then trains.
@@ -33,6 +34,11 @@ class Data:
     val_batch_size: int | None = None
     workers: int = 8
     class_map: str | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the reader gives images in a row only."""
+        return self.reader.partition("/")[0].lower() in STREAMS
 
 
 @dataclass
@@ -181,6 +187,8 @@ def _check_together(recipe: Recipe) -> None:
         raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
     if data.class_map and data.reader in ("list", "zip"):
         raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    if data.streamed and augment.repeats > 1:
+        raise ValueError(f"augment.repeats {augment.repeats}: data.reader {data.reader} gives each image once only")
     mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None
     if mixing and data.batch_size % 2:
         raise ValueError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
