@@ -68,6 +68,7 @@ setup(
     ],
     package_data={
         "vheatir": ["weights/*.safetensors", "weights/*.md", "weights/LICENSE-WEIGHTS"],
+        "vheatir.data": ["sets.yml"],
         "vheatir.kernels": ["csrc/*"],
         "vheatir.recipes": ["*.yml", "*/*.yml"],
     },

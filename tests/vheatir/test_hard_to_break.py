@@ -32,7 +32,7 @@ def command(trained, tmp_path, monkeypatch):
     return lambda *arguments: vheatir_main(["restore", *map(str, arguments), *fixed])
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".bmp"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 10000, 3), (10000, 1), (2, 3), (1, 7, 3)], ids=str)
 def test_pictures_of_any_shape(command, tiny, shape, suffix):
     tiny.picture(f"in{suffix}", shape)

@@ -1,6 +1,8 @@
 """Sub-images and LMDBs: complete, verified, or not there at all."""
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
 
 from vheatir.data import prepare
-from vheatir.data.prepare import extract_patches, main_lmdb, main_patches, make_lmdb, patch_starts
+from vheatir.data.prepare import extract_patches, make_lmdb, patch_starts
+from vheatir.data.sets import known_sets
 from vheatir.data.sources import ImageSource, close_environments
 from vheatir.errors import UserError
 
@@ -104,12 +106,110 @@ def test_existing_target_is_left_alone(photo_folder, tmp_path, work):
 
 
 @pytest.mark.parametrize("work", [make_lmdb, extract_patches])
-def test_broken_image_stops_and_leaves_nothing(photo_folder, tmp_path, work):
+def test_a_broken_image_stops_and_once_it_is_replaced_the_rest_is_done(photo_folder, tmp_path, work, monkeypatch):
     root, out = photo_folder(), tmp_path / "out"
-    (root / "photo2.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"photo2\.png"):
+    whole = (root / "photo8.jpg").read_bytes()
+    (root / "photo8.jpg").write_bytes(b"nothing")
+    monkeypatch.setattr(prepare, "_AT_ONCE", 2)
+    with pytest.raises(UserError, match=r"photo8\.jpg"):
         work(root, out / "new.lmdb")
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [".new.lmdb.partial"]
+    (root / "photo8.jpg").write_bytes(whole)
+    read = []
+    native = ImageSource.read_native
+    monkeypatch.setattr(
+        ImageSource,
+        "read_native",
+        lambda self, key: read.append(key) or native(self, key) if self.root == root else native(self, key),
+    )
+    assert work(root, out / "new.lmdb") == 9
+    assert read == ["photo8.jpg"], "the eight others were done before"
+    assert [path.name for path in out.iterdir()] == ["new.lmdb"]
+    monkeypatch.undo()
+    assert work(root, out / "again.lmdb") == 9
+    names = sorted(path.relative_to(out / "again.lmdb") for path in (out / "again.lmdb").rglob("*"))
+    assert names == sorted(path.relative_to(out / "new.lmdb") for path in (out / "new.lmdb").rglob("*"))
+    first, second = (
+        ImageSource(out / name, "lmdb" if work is make_lmdb else "disk") for name in ("new.lmdb", "again.lmdb")
+    )
+    assert first.keys == second.keys
+    for key in first.keys:
+        np.testing.assert_array_equal(first.read_native(key), second.read_native(key))
+
+
+KILLED = """
+import os, signal, sys
+from vheatir.data import prepare
+
+prepare._AT_ONCE = 2
+work = getattr(prepare, sys.argv[1])
+work(sys.argv[2], sys.argv[3], progress=lambda done, _total: done >= 4 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("work", [make_lmdb, extract_patches])
+def test_killed_in_the_middle_the_same_call_goes_on(photo_folder, tmp_path, work):
+    root, target = photo_folder(), tmp_path / "out" / "new.lmdb"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-c", KILLED, work.__name__, str(root), str(target)]
+    assert subprocess.run(call, env=environment, check=False).returncode == -signal.SIGKILL
+    assert not target.exists()
+    journal = target.with_name(".new.lmdb.partial") / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 1 + 4
+    with journal.open("a") as file:
+        file.write('{"key": "torn')
+    seen = []
+    assert work(root, target, progress=lambda done, total: seen.append((done, total))) == 9
+    assert seen == [(9, 9)] and not journal.exists()
+    assert not (target / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "image", "list"])
+def test_what_does_not_belong_together_is_begun_anew(photo_folder, tmp_path, monkeypatch, change):
+    root, target = photo_folder(), tmp_path / "sub"
+    whole = (root / "photo8.jpg").read_bytes()
+    (root / "photo8.jpg").write_bytes(b"nothing")
+    monkeypatch.setattr(prepare, "_AT_ONCE", 2)
+    with pytest.raises(UserError):
+        extract_patches(root, target, size=48, overlap=16)
+    (root / "photo8.jpg").write_bytes(whole)
+    if change == "image":
+        cv2.imwrite(str(root / "photo2.png"), np.zeros((60, 60, 3), np.uint8))
+    elif change == "list":
+        (root / "photo2.png").unlink()
+    size = 40 if change == "settings" else 48
+    count = extract_patches(root, target, size=size, overlap=16)
+    monkeypatch.undo()
+    assert count == extract_patches(root, tmp_path / "fresh", size=size, overlap=16)
+    names = [sorted(path.name for path in folder.rglob("*.png")) for folder in (target, tmp_path / "fresh")]
+    assert names[0] == names[1] and len(names[0]) == count
+
+
+def test_one_target_is_made_by_one_process_at_a_time(photo_folder, tmp_path):
+    pytest.importorskip("fcntl", reason="locks are taken by fcntl")
+    inner = []
+
+    def at_work(_done, _total):
+        with pytest.raises(UserError, match="in use by process"):
+            make_lmdb(photo_folder("second"), tmp_path / "new.lmdb")
+        inner.append(True)
+
+    assert make_lmdb(photo_folder(), tmp_path / "new.lmdb", progress=at_work) == 9 and inner
+    assert not list(tmp_path.glob(".new*"))
+
+
+def test_shrinking_takes_the_mean_of_squares(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 62, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), pixels[:, :, ::-1])
+    assert extract_patches(tmp_path / "in", tmp_path / "half", shrink=2) == 1
+    half = ImageSource(tmp_path / "half").read("a_00000_00000.png")
+    mean = pixels[:40].reshape(20, 2, 31, 2, 3).mean(axis=(1, 3))
+    assert half.shape == (20, 31, 3) and np.abs(half - mean).max() <= 0.51
+    for shrink in (0, 50):
+        with pytest.raises(UserError, match="shr"):
+            extract_patches(tmp_path / "in", tmp_path / "none", shrink=shrink)
 
 
 def test_lmdb_that_reads_back_differently_is_refused(photo_folder, tmp_path, monkeypatch):
@@ -131,35 +231,21 @@ def test_progress_ends_at_the_total(photo_folder, tmp_path):
     assert seen[-1] == (9, 9)
 
 
-@pytest.mark.parametrize("main", [main_lmdb, main_patches])
-def test_commands_return_0_or_2(photo_folder, tmp_path, main):
-    arguments = [str(photo_folder()), str(tmp_path / "new.lmdb")]
-    assert main(arguments) == 0
-    assert main(arguments) == 2, "the target exists now"
-
-
-@pytest.mark.parametrize("script", ["make_lmdb.py", "extract_patches.py"])
-def test_scripts_run_from_a_checkout(photo_folder, tmp_path, script):
-    command = [sys.executable, str(ROOT / "datasets" / script), str(photo_folder()), str(tmp_path / "new.lmdb")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "wrote 9 images" in done.stderr
-
-
-def test_manifest_and_readme_agree_on_the_sets():
-    folder = ROOT / "datasets"
-    manifest, readme = yaml.safe_load((folder / "manifest.yml").read_text()), (folder / "README.md").read_text()
-    for name, entry in {**manifest["training"], **manifest["test"]}.items():
-        assert name in readme and str(entry["images"]) in readme, name
-        assert entry["channels"] in (1, 3) and entry["terms"]
-        assert entry["url"] is None or entry["url"].startswith("https://")
-    parts = [entry["images"] for entry in manifest["training"].values() if entry["part_of"] == "DFWB"]
-    assert sum(parts) == 8594 and "8594" in readme
+def test_sets_and_readme_agree():
+    readme = (ROOT / "datasets" / "README.md").read_text()
+    found = known_sets()
+    for name, item in found.items():
+        assert name in readme and item.terms and item.channels in (1, 3)
+        assert item.listed or str(item.images) in readme, name
+        assert item.url.startswith("https://")
+    assert sum(item.images for item in found.values() if item.part_of == "DFWB") == 8594 and "8594" in readme
 
 
 @pytest.mark.parametrize("name", ["Set12", "BSD68", "CBSD68", "Classic5"])
 def test_test_sets_have_the_stated_count_and_channels(name, test_data):
-    entry = yaml.safe_load((ROOT / "datasets" / "manifest.yml").read_text())["test"][name]
+    item = known_sets()[name]
     source = ImageSource(test_data(name))
-    assert len(source) == entry["images"]
-    source.check(channels=entry["channels"])
+    assert len(source) == item.images
+    source.check(channels=item.channels)
+    if item.only:
+        assert {Path(key).stem for key in source.keys} == item.only

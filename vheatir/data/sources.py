@@ -98,7 +98,7 @@ class _Lmdb:
     def __init__(self, root: Path):
         meta = root / "meta_info.txt"
         if not (root / "data.mdb").is_file() or not meta.is_file():
-            raise UserError(f"{root}: expected an LMDB with data.mdb and meta_info.txt; make it with make_lmdb.py")
+            raise UserError(f"{root}: expected data.mdb and meta_info.txt; make it with `vheatir prepare --lmdb`")
         self.root, self.shapes = root, {}
         for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
@@ -109,7 +109,7 @@ class _Lmdb:
             self.shapes[match["name"]] = tuple(int(match[axis]) for axis in "hwc")
         self.keys = list(self.shapes)
         if not self.keys:
-            raise UserError(f"{meta}: lists no images; make the LMDB again with make_lmdb.py")
+            raise UserError(f"{meta}: lists no images; make the LMDB again with `vheatir prepare --lmdb`")
 
     def describe(self, key: str) -> str:
         return f"{self.root / key}.png"
@@ -225,6 +225,12 @@ class ImageSource:
                 )
             stems[stem] = key
         return stems
+
+    def stamp(self, key: str) -> list[int]:
+        """What changes when the image does: bytes and time of change of its file, or of the LMDB."""
+        path = self.root / key if isinstance(self._store, _Folder) else self.root / "data.mdb"
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
 
     def read_native(self, key: str) -> np.ndarray:
         """uint8 as stored: HWC RGB, or HW for a gray file. Do not write to it when the source has a cache."""

@@ -1,0 +1,145 @@
+"""Files from the web: resumed where an attempt stopped, checked against a published checksum; archives unpacked."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import stat
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.parse import urlsplit
+
+from vheatir.errors import UserError
+
+_TRIES = 5
+_TIMEOUT = 60.0  # seconds without a byte
+_BLOCK = 1 << 20
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass; other errors stay
+
+
+def download(url: str, target: Path, checksum: str, progress: Callable[[int, int | None], None] | None = None) -> None:
+    """Fetch `url` into `target`, which appears only when it is whole and has the checksum.
+
+    checksum: "sha256:…" or "md5:…" in hexadecimal. What an interrupted call has fetched stands in `target.part`, and
+    the next call goes on from there where the server allows it. progress: called with bytes here and in all.
+
+    Raises:
+        UserError: the address is not of http(s), cannot be reached after five tries, or gives other bytes.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(f"{url}: expected an http or https address")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    for attempt in range(_TRIES):
+        try:
+            _fetch_rest(url, part, progress)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            final = isinstance(error, urllib.error.HTTPError) and error.code not in _AGAIN
+            if final or attempt + 1 == _TRIES:
+                raise UserError(f"{url}: cannot be fetched ({error}); the same command goes on later") from error
+            time.sleep(min(2.0**attempt, 10))
+    found = file_hash(part, checksum.partition(":")[0])
+    if found != checksum:
+        part.unlink()
+        raise UserError(
+            f"{url}: has the checksum {found}, expected {checksum}; it was changed or damaged, nothing is kept"
+        )
+    os.replace(part, target)
+
+
+def _fetch_rest(url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "vheatir"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left to fetch; the checksum tells whether that is right
+            return
+        raise
+    with response, open(part, "ab" if response.status == 206 else "wb") as file:
+        have = have if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        whole = have + int(length) if length else None
+        while block := response.read(_BLOCK):
+            file.write(block)
+            have += len(block)
+            if progress is not None:
+                progress(have, whole)
+    if whole is not None and have < whole:
+        raise ConnectionError(f"the connection ended after {have} of {whole} bytes")
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """`algorithm:hexadecimal` of a file's bytes."""
+    with open(path, "rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    members: Sequence[str],
+    exclude: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> int:
+    """Files of a ZIP or TAR archive whose paths match a pattern, side by side in the new folder `target`.
+
+    exclude, only: names without suffix that are left out, or alone are taken. Of a member's path only the name is
+    used, so that no archive can write elsewhere. Returns how many; UserError for none and for two of one name.
+    """
+    partial = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    count = 0
+    try:
+        for path, source in _members(archive):
+            name = PurePosixPath(path).name
+            stem = PurePosixPath(path).stem
+            if not any(fnmatchcase(path, pattern) for pattern in members) or stem in exclude:
+                continue
+            if only is not None and stem not in only:
+                continue
+            if (partial / name).exists():
+                raise UserError(f"{archive}: holds two files {name}; unpack it by hand into {target}")
+            with source() as content, open(partial / name, "xb") as file:
+                shutil.copyfileobj(content, file, _BLOCK)
+            count += 1
+        if not count:
+            raise UserError(f"{archive}: holds nothing that matches {', '.join(members)}; is it the right archive?")
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return count
+
+
+def _members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Paths of the plain files in an archive, each with a function that opens it."""
+    with _named(archive):
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                for entry in file.infolist():
+                    if not entry.is_dir() and not stat.S_ISLNK(entry.external_attr >> 16):
+                        yield entry.filename, lambda entry=entry: file.open(entry)
+        else:
+            with tarfile.open(archive) as file:
+                for entry in file:
+                    if entry.isfile():
+                        yield entry.name, lambda entry=entry: file.extractfile(entry)
+
+
+@contextmanager
+def _named(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
