@@ -89,12 +89,14 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The type of autocast; None for none.
 
     Raises:
-        ValueError: fp16 elsewhere than on CUDA.
+        ValueError: fp16 elsewhere than on CUDA, or bf16 on a GPU that has none.
     """
     if amp == "auto":
         amp = "fp16" if device.type == "cuda" else "none"
     if amp == "fp16" and device.type != "cuda":
         raise ValueError(f"train.amp fp16 needs a CUDA device, this run is on {device}; take auto, bf16 or none")
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError("train.amp bf16: this GPU does not compute in bfloat16; take fp16 or none")
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 

@@ -13,7 +13,7 @@ from vheatir.errors import UserError
 from vheatir.files import atomic_open
 from vheatir.measure import interleave, peak_mib
 from vheatir.options import find_options, load_table
-from vheatir.training import best_weights, told_to_the_user, train
+from vheatir.training import best_weights, make_accelerator, told_to_the_user, train
 
 _SIZES = ("224", "512", "800x1280")
 
@@ -34,15 +34,13 @@ class DenseSession:
     def __init__(self, path: Path, options: dict[str, Any], mode: str, weights: str | None = None):
         """`mode` is "train", "eval", "predict" or "cost"; `weights` a file to load."""
         import torch
-        from accelerate import Accelerator
 
         from vheatir.backbone.feature_maps import build_features
 
         self.path, self.mode = path, mode
         with told_to_the_user(str(path)):
             self.recipe = self.read(options)
-        # Autocast and the scale of gradients are the loop's own.
-        self.accelerator = Accelerator(cpu=self.recipe.device == "cpu", mixed_precision="no")
+        self.accelerator = make_accelerator(self.recipe.device)
         self.place = (self.accelerator.process_index, self.accelerator.num_processes)
         torch.manual_seed(self.recipe.manual_seed)
         with told_to_the_user(str(path)):
@@ -127,10 +125,10 @@ class DenseSession:
 
 def write_png(path: Path, image) -> None:
     """Write a (3, H, W) or (1, H, W) uint8 tensor."""
-    from torchvision.io import encode_png
+    from torchvision.transforms.v2.functional import to_pil_image
 
     with atomic_open(path) as file:
-        file.write(encode_png(image.cpu().contiguous()).numpy().tobytes())
+        to_pil_image(image.cpu()).save(file, "PNG")
 
 
 def _size(text: str) -> tuple[int, int]:

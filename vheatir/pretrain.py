@@ -15,7 +15,7 @@ from vheatir import results
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.options import find_options, load_table
-from vheatir.training import best_weights, told_to_the_user, train
+from vheatir.training import best_weights, make_accelerator, told_to_the_user, train
 
 _NEEDED = ("timm", "accelerate", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
@@ -28,7 +28,6 @@ class Session:
 
     def __init__(self, path: Path, options: dict[str, Any]):
         import torch
-        from accelerate import Accelerator
 
         from vheatir.backbone import classify
         from vheatir.backbone.recipe import read_recipe
@@ -36,8 +35,7 @@ class Session:
         self.path, self.options, self.classify = path, options, classify
         with told_to_the_user(str(path)):
             self.recipe = read_recipe(options)
-        # Autocast and the scale of gradients are the loop's own.
-        self.accelerator = Accelerator(cpu=self.recipe.device == "cpu", mixed_precision="no")
+        self.accelerator = make_accelerator(self.recipe.device)
         self.place = (self.accelerator.process_index, self.accelerator.num_processes)
         torch.manual_seed(self.recipe.manual_seed)
         with told_to_the_user(str(path)):

@@ -71,6 +71,25 @@ class Session(Protocol):
         """Loss and evaluation."""
 
 
+def make_accelerator(device: str):
+    """Device and processes of a run; `device` is "cpu", or "auto" for CUDA where there is one.
+
+    Autocast and the scale of gradients are the loop's own. Batch norms keep statistics of their own process's batches.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    apart = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[apart])
+
+
+def with_shared_norms(model: Any, device: Any, processes: int) -> Any:
+    """The model with batch norms over the batches of all processes on CUDA; as it is on gloo, which has none."""
+    import torch
+
+    shared = device.type == "cuda" and processes > 1
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if shared else model
+
+
 @dataclass
 class Folder:
     """Where the loop writes to: the run's curves, checkpoints and weights."""
@@ -106,17 +125,13 @@ class Folder:
 
 def train(session: Session, argv: list[str], resume: bool) -> int:
     """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
-    import torch
-
     from vheatir.backbone.batches import DataError, checked, train_loader
     from vheatir.backbone.loop import Loop
 
     recipe, accelerator = session.recipe, session.accelerator
     run = Run(Path(recipe.path.experiments_root), recipe.name, resume, session.command)
     report = None if resume else session.pretrained()
-    model = session.model.to(accelerator.device)
-    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = with_shared_norms(session.model.to(accelerator.device), accelerator.device, accelerator.num_processes)
     main = accelerator.is_main_process
     journal = Folder(run, session.task_name, session.network, recipe.logger.keep_checkpoints) if main else None
     with told_to_the_user(str(session.path)):
