@@ -119,14 +119,12 @@ class Processes:
             raise UserError(self._published() or self._guess(error)) from error
 
     def publish(self, error: Exception) -> bool:
-        """Tell the others what ended this process; False when one of them has told the same before."""
-        text = (
-            str(error) if isinstance(error, UserError) else f"process {self.rank} of {self.world}: {self._text(error)}"
-        )
+        """Tell the others what ended this process; False when the user has been told the same before."""
+        expected = isinstance(error, UserError)
+        text = str(error) if expected else f"process {self.rank} of {self.world}: {self._text(error)}"
         try:
-            return (
-                self.store.compare_set(_FAILED, "", text) != text.encode() or self.store.add(f"{_FAILED}_told", 1) == 1
-            )
+            first = self.store.compare_set(_FAILED, "", text).decode()
+            return not expected or first != text or self.store.add(f"{_FAILED}_told", 1) == 1
         except RuntimeError:  # the process that holds the store is gone
             return True
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -118,6 +119,23 @@ class Training:
         assert main(self.argv(*overrides, name=name, resume=resume)) == status
         return self.root / name
 
+    def ranks(self, count: int, *overrides: str, name: str = "tiny", more: tuple[str, ...] = (), patch=None) -> list:
+        """Train in so many processes, `patch(rank)` called before in each; how each ended (see ranks.py)."""
+        from vheatir.cli import run
+        from vheatir.registry import register_all
+        from vheatir.train import main
+
+        register_all()
+        cv2.setNumThreads(0)  # its threads do not survive a fork
+        argv = [*self.argv(*overrides, name=name), "--launcher", "pytorch", *more]
+
+        def work(rank: int) -> int:
+            if patch is not None:
+                patch(rank)
+            return run(main, argv)
+
+        return _load("ranks").run_ranks(count, work, self.recipe.parent)
+
     @staticmethod
     def curves(folder: Path) -> list[dict]:
         return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
@@ -147,6 +165,27 @@ class Training:
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1][key][name])), f"{key}.{name}"
 
 
+@pytest.fixture(scope="session")
+def normed() -> str:
+    """An override that trains a network with running statistics."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+    from torch import nn
+
+    from vheatir.registry import register_all
+
+    class Normed(nn.Module):
+        def __init__(self, width: int = 8):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, 3, 1))
+
+        def forward(self, x):
+            return x + self.body(x)
+
+    register_all()
+    ARCH_REGISTRY.register(Normed)
+    return "network_g={type: Normed}"
+
+
 @pytest.fixture
 def train(recipe: Path, tmp_path: Path) -> Training:
     """Runs `vheatir train` on the recipe with `train("a.b=c", ..., name=..., resume=...)`."""
@@ -156,12 +195,24 @@ def train(recipe: Path, tmp_path: Path) -> Training:
     return Training(recipe, tmp_path / "runs")
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """The module tests/vheatir/tiny.py; test folders are no packages, so it is loaded by its place."""
+@cache
+def _load(name: str):
+    """A module in this folder; test folders are no packages, so it is loaded by its place."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("vheatir_tests_tiny", Path(__file__).with_name("tiny.py"))
+    spec = importlib.util.spec_from_file_location(f"vheatir_tests_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/vheatir/tiny.py."""
+    return _load("tiny")
+
+
+@pytest.fixture(scope="session")
+def load_beside():
+    """`load_beside("ranks")`: a module of helpers in this folder."""
+    return _load

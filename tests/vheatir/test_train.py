@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
@@ -120,27 +119,6 @@ def test_noise_differs_between_epochs(train, monkeypatch):
     noise = torch.stack([noise for _, noise in seen]).flatten(1)
     repeats = (noise[:, None] - noise[None]).abs().amax(-1) < 1e-3
     assert repeats.sum() == len(seen)  # each equals itself only
-
-
-class _Normed(nn.Module):
-    """A network with running statistics, for the average's buffers."""
-
-    def __init__(self, width: int = 8):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, 3, 1))
-
-    def forward(self, x):
-        return x + self.body(x)
-
-
-@pytest.fixture(scope="module")
-def normed():
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    register_all()
-    if "_Normed" not in ARCH_REGISTRY:
-        ARCH_REGISTRY.register(_Normed)
-    return "network_g={type: _Normed}"
 
 
 def test_average_has_the_buffers_of_the_network(train, normed):
