@@ -27,7 +27,7 @@ from vheatir.errors import UserError
 from vheatir.files import atomic_open
 from vheatir.measure import interleave, peak_mib
 from vheatir.options import find_options, read_options
-from vheatir.registry import register_all
+from vheatir.registry import load_plugins, register_all
 from vheatir.results import run_metadata, write_json
 from vheatir.runs import stop_on_signal
 from vheatir.validation import DIVERGED
@@ -267,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--validate-every", type=float, metavar="MINUTES", help="default: a tenth of --minutes")
     parser.add_argument("--out", type=Path, default=Path("experiments/comparison"), help="folder (default %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option in all files")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out")
     return parser
 
@@ -309,6 +310,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     require_matplotlib()
     register_all()
+    load_plugins(arguments.plugin)
     recipes = read_recipes(arguments.compare, arguments.set)
     result = _start(arguments, recipes, argv)
     seconds, every = result["budget_minutes"] * 60, result["validate_every_minutes"] * 60

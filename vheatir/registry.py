@@ -1,8 +1,14 @@
 """Puts our network, datasets, model and metrics into BasicSR's registries, where a YAML file finds them by name."""
 
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 from vheatir.compat import require_basicsr
+from vheatir.errors import UserError
 
 
 @cache
@@ -37,6 +43,34 @@ def register_all() -> None:
         DATASET_REGISTRY.register(dataset)
     for name in ("psnr", "ssim", "psnrb"):
         METRIC_REGISTRY.register(_metric(name, getattr(fidelity, name)))
+
+
+def load_plugins(files: Iterable[str | Path]) -> None:
+    """Run Python files of the user's own, and register the datasets in them; the rest they may register themselves.
+
+    Their folders go into `sys.path`, so that processes that are started anew find them too.
+
+    Raises:
+        UserError: no such file, a name that another module has, or an error in it.
+    """
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    from vheatir.data.base import RestorationDataset
+
+    for path in map(Path, files):
+        if path.suffix != ".py" or not path.is_file():
+            raise UserError(f"--plugin: expected a Python file, got {path}")
+        sys.path.insert(0, str(path.resolve().parent))
+        try:
+            module = importlib.import_module(path.stem)
+        except Exception as error:
+            raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+        if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+            raise UserError(f"--plugin {path}: another module is named {path.stem!r}; rename the file")
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            ours = issubclass(kind, RestorationDataset) and kind.__module__ == path.stem
+            if ours and name not in DATASET_REGISTRY:
+                DATASET_REGISTRY.register(kind)
 
 
 def _metric(name: str, function):

@@ -12,7 +12,7 @@ from vheatir.building import build_datasets, build_model, complete_options
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.options import find_options, read_options
-from vheatir.registry import register_all
+from vheatir.registry import load_plugins, register_all
 from vheatir.results import prepare_output, run_metadata, write_json
 
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vheatir test", description="Score a network on the test sets of a YAML file.")
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
     parser.add_argument("-o", "--out", type=Path, default=Path("results"), help="results go to OUT/NAME (results)")
     return parser
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     register_all()
+    load_plugins(arguments.plugin)
     path = find_options(arguments.opt)
     options = complete_options(path, read_options(path, arguments.set), is_train=False)
     folder = arguments.out / options["name"]

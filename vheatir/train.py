@@ -31,7 +31,7 @@ from vheatir.errors import UserError
 from vheatir.files import atomic_open
 from vheatir.options import find_options, read_options
 from vheatir.processes import LAUNCHERS, TIMEOUT, Processes, started
-from vheatir.registry import register_all
+from vheatir.registry import load_plugins, register_all
 from vheatir.runs import Run, logger, stop_on_signal
 from vheatir.validation import DIVERGED, score_table
 
@@ -250,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vheatir train", description=about)
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     parser.add_argument(
         "--auto-resume", "--auto_resume", action="store_true", help="go on where there is a checkpoint, else start"
@@ -267,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
     register_all()
+    load_plugins(arguments.plugin)
     path = find_options(arguments.opt)
     options = read_options(path, arguments.set)
     if not options["train"]:

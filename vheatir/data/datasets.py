@@ -29,7 +29,7 @@ from vheatir.errors import UserError
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]
 
 
-class _SyntheticDataset(RestorationDataset):
+class SyntheticDataset(RestorationDataset):
     """Clean images that are degraded on the fly.
 
     A share `gray_probability` of colour crops becomes gray, is degraded in one plane and handed out as R = G = B, so
@@ -87,7 +87,7 @@ class _SyntheticDataset(RestorationDataset):
         return sample
 
 
-class GaussianNoiseDataset(_SyntheticDataset):
+class GaussianNoiseDataset(SyntheticDataset):
     """White Gaussian noise, neither clipped nor rounded; `level` is sigma / 255.
 
     Options besides the common ones: `sigma` on the 0-255 scale, fixed (`25`), one of a list (`[15, 25, 50]`) or uniform
@@ -95,8 +95,8 @@ class GaussianNoiseDataset(_SyntheticDataset):
     `on_device` may name `noise`: the loader draws the sigma, the device the noise.
     """
 
-    OPTIONS = _SyntheticDataset.OPTIONS | {"sigma"}
-    STEPS = _SyntheticDataset.STEPS | {"noise"}
+    OPTIONS = SyntheticDataset.OPTIONS | {"sigma"}
+    STEPS = SyntheticDataset.STEPS | {"noise"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -113,7 +113,7 @@ class GaussianNoiseDataset(_SyntheticDataset):
         return add_gaussian_noise(clean, sigma, rng or np.random.RandomState(0)), clean, sigma / 255, {}
 
 
-class JPEGDataset(_SyntheticDataset):
+class JPEGDataset(SyntheticDataset):
     """Real JPEG compression, gray or colour 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
@@ -125,8 +125,8 @@ class JPEGDataset(_SyntheticDataset):
     quality of each compression (0 for none) and the pixels cut off the top and the left after it.
     """
 
-    OPTIONS = _SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality"}
-    STEPS = _SyntheticDataset.STEPS | {"jpeg_approximate"}
+    OPTIONS = SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality"}
+    STEPS = SyntheticDataset.STEPS | {"jpeg_approximate"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)

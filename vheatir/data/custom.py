@@ -1,0 +1,36 @@
+"""A degradation of one's own: one method to write, everything else as in the built-in sets."""
+
+import numpy as np
+
+from vheatir.data.datasets import SyntheticDataset
+from vheatir.data.degradations import to_float
+from vheatir.errors import UserError
+
+
+class DegradationDataset(SyntheticDataset):
+    """Clean images, degraded by the `degrade` of a subclass; see docs/howto.md.
+
+    A subclass names its options in `OPTIONS` (with those of this class) and reads them in `__init__`, where each
+    problem is a `UserError`. In a file given with `--plugin`, it is known by its name as `datasets.*.type`.
+    """
+
+    def __init__(self, opt: dict):
+        super().__init__(opt)
+        if self.level_map:
+            raise UserError(f"level_map: {type(self).__name__} has no level; leave it out")
+
+    def degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The degraded picture, of the same shape.
+
+        image: float32 HWC RGB or HW gray in [0, 1]: a crop in training, a whole picture otherwise. Draw all that is
+        random from `rng`: then a resumed run sees what it would have seen, and validation the same pictures each time.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define degrade(image, rng)")
+
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None):
+        clean = to_float(image)
+        degraded = self.degrade(clean.copy(), np.random.default_rng(0) if rng is None else rng)
+        if not isinstance(degraded, np.ndarray) or degraded.shape != clean.shape:
+            got = getattr(degraded, "shape", type(degraded).__name__)
+            raise UserError(f"{type(self).__name__}.degrade gave {got}, expected an array {clean.shape} like its input")
+        return degraded.astype(np.float32), clean, 0.0, {}
