@@ -192,3 +192,17 @@ def test_what_does_not_go_with_consistency_is_refused(train, jpeg, change, messa
 def test_mixup_does_not_go_with_a_level_map(train):
     with pytest.raises(UserError, match="a mixture has no level"):
         train(MIXUP, "datasets.train.level_map=true", "network_g.level_map=true")
+
+
+def test_two_gloo_processes_see_of_stages_mixup_and_the_device_what_one_sees(train):
+    def stages(batch):
+        later = f"[{{start_iter: 3, gt_size: 24, batch_size_per_gpu: {batch}}}]"
+        return f"datasets.train.progressive={later}", f"datasets.train.batch_size_per_gpu={2 * batch}"
+
+    more = (MIXUP, ON_DEVICE, "datasets.train.sigma=[15, 50]", "train.total_iter=6", "val.val_freq=6")
+    one = train(*more, *stages(4), name="one")
+    assert [ended.status for ended in train.ranks(2, *more, *stages(2), name="two")] == [0, 0]
+    two = train.root / "two"
+    assert train.losses(two) == pytest.approx(train.losses(one), rel=1e-4)
+    for key, value in train.state(one)["network"].items():
+        torch.testing.assert_close(train.state(two)["network"][key], value, rtol=1e-4, atol=5e-6)
