@@ -42,7 +42,7 @@ class ResidualMaps(nn.Module):
 
 def residual_networks() -> list[str]:
     """Names of torchvision's ResNets."""
-    return models.list_models(module=models.resnet)
+    return models.list_models(module=models, include=("resnet*", "resnext*", "wide_resnet*"))
 
 
 def build_features(table: dict) -> nn.Module:
