@@ -230,3 +230,8 @@ def load_checkpoint(
     model.load_state_dict(state, strict=False)
     _log.info("%s: %s", path, report)
     return report
+
+
+def checkpoint_filter_fn(state: dict, model: nn.Module) -> dict:
+    """A published checkpoint with the keys and shapes of a model, which takes the checkpoint's form; called by timm."""
+    return fit_state(unwrap(state)[0], model)[0]

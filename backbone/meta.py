@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vheatir.backbone.checkpoint import load_checkpoint
 from vheatir.backbone.folding import HeatPyramid
 from vheatir.backbone.layers import (
     ChannelsLastConv2d,
@@ -183,25 +182,9 @@ class MetaArch(HeatPyramid):
             x = self.head(x)
         return x if x.ndim == 2 else to_channels_first(x)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear, an identity where there are no classes."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Start a new head; 0 classes leave the pooled features, `global_pool` "" the map of features.
-
-        Raises:
-            ValueError: unknown pooling.
-        """
-        if global_pool not in (None, "", "avg"):
-            raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}")
-        if global_pool is not None:
-            self.avg_head[0].keep = global_pool == ""
-        self.num_classes = num_classes
-        like = self.downsample_layers[0].stem[0].weight
-        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
-        init_linear(head)
-        self.head = head.to(like.device, like.dtype)
+    @property
+    def pooling(self) -> GlobalMean:
+        return self.avg_head[0]
 
     def _keep_stages(self, count: int) -> None:
         self.downsample_layers = self.downsample_layers[:count]
@@ -241,7 +224,3 @@ class MetaArch(HeatPyramid):
     @property
     def folded(self) -> bool:
         return self.block_class.shares_embedding and self.freq_embed is None
-
-    def load_pretrained(self, path: str) -> None:
-        """Load a checkpoint file; what timm calls for `pretrained=True`."""
-        load_checkpoint(self, path)

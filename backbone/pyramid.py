@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models._features import FeatureInfo, feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vheatir.backbone.layers import to_channels_first, to_channels_last
+from vheatir.backbone.checkpoint import load_checkpoint
+from vheatir.backbone.layers import init_linear, to_channels_first, to_channels_last
 
 
 def image_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -29,6 +31,24 @@ def widths(dims: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(dims * 2**stage for stage in range(4)) if isinstance(dims, int) else tuple(dims)
 
 
+def default_cfg(network: type["Pyramid"], **kwargs) -> dict:
+    """A default configuration of timm for ImageNet-1k at 224, with what the two families have in common."""
+    return {
+        "url": "",
+        "custom_load": True,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": network.first_conv,
+        "classifier": network.head_name,
+        **kwargs,
+    }
+
+
 class GlobalMean(nn.Module):
     """Mean of (B, H, W, C) maps over H and W; with `keep` the map as it is."""
 
@@ -43,8 +63,9 @@ class GlobalMean(nn.Module):
 class Pyramid(nn.Module):
     """A stem and stages of blocks, each at half the resolution of the one before.
 
-    Subclasses give `stem`, `stage` and `transition` on channels-last maps, `forward_head`, and the attributes `dims`,
-    `depths`, `num_classes`, `num_features`. Outputs are (B, C, H, W). In the form that `as_features` makes, the
+    Subclasses give `stem`, `stage` and `transition` on channels-last maps, `forward_head`, the attributes `dims`,
+    `depths`, `num_classes`, `num_features` and `head_hidden_size`, the last linear under the name `head_name`, and the
+    pooling before it in `pooling`. Outputs are (B, C, H, W). In the form that `as_features` makes, the
     forward pass returns the list of the chosen stages' maps; the keys of the weights stay those of the classifier.
     """
 
@@ -80,6 +101,31 @@ class Pyramid(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Class scores (B, num_classes) from `forward_features`; the head's input with `pre_logits`."""
         raise NotImplementedError
+
+    @property
+    def pooling(self) -> GlobalMean:
+        """The mean over the map before the last linear."""
+        raise NotImplementedError
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear, an identity where there are no classes."""
+        return self.get_submodule(self.head_name)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Start a new head; 0 classes leave the pooled features, `global_pool` "" the map of features.
+
+        Raises:
+            ValueError: unknown pooling.
+        """
+        if global_pool not in (None, "", "avg"):
+            raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}")
+        if global_pool is not None:
+            self.pooling.keep = global_pool == ""
+        self.num_classes = num_classes
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        init_linear(head)
+        like = self.get_parameter(f"{self.first_conv}.weight")
+        self.set_submodule(self.head_name, head.to(like.device, like.dtype))
 
     def _describe(self) -> None:
         names = [f"{self._stage_name}.{index}" for index in range(len(self.dims))]
@@ -177,6 +223,10 @@ class Pyramid(nn.Module):
         self.feature_info = FeatureInfo(info, tuple(self._chosen))
         self.num_classes = 0
         return self
+
+    def load_pretrained(self, path: str) -> None:
+        """Load a checkpoint file; what timm calls for `pretrained=True`."""
+        load_checkpoint(self, path)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward: less memory, about a third more time."""

@@ -2,12 +2,11 @@
 
 import sys
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
 
-from vheatir.backbone.checkpoint import fit_state, unwrap
+from vheatir.backbone.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.meta import MetaArch
+from vheatir.backbone.pyramid import default_cfg
 
 SOURCE = "https://github.com/OpenGVLab/STM-Evaluation"
 RELEASE = f"{SOURCE}/releases/download/cls-ckpt"
@@ -75,28 +74,11 @@ SIZES: dict[str, dict[str, dict]] = {
 }
 
 
-def checkpoint_filter_fn(state: dict, model: nn.Module) -> dict:
-    """Bring a published checkpoint to the keys and shapes of a model."""
-    return fit_state(unwrap(state)[0], model)[0]
-
-
 def _cfg(mixer: str, size: str) -> dict:
-    released = mixer in RELEASED
-    return {
-        "url": f"{RELEASE}/unified_{RELEASED[mixer]}_{size}.pth" if released else "",
-        "custom_load": True,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": MetaArch.first_conv,
-        "classifier": MetaArch.head_name,
-        "paper_ids": "arXiv:2211.05781" if released else "arXiv:2405.16555",
-        **({"license": "mit", "origin_url": SOURCE} if released else {}),
-    }
+    if mixer not in RELEASED:
+        return default_cfg(MetaArch, paper_ids="arXiv:2405.16555")
+    url = f"{RELEASE}/unified_{RELEASED[mixer]}_{size}.pth"
+    return default_cfg(MetaArch, url=url, paper_ids="arXiv:2211.05781", license="mit", origin_url=SOURCE)
 
 
 default_cfgs = generate_default_cfgs(

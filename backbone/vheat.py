@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vheatir.backbone.checkpoint import fit_state, load_checkpoint, unwrap
+from vheatir.backbone.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.folding import HeatPyramid
 from vheatir.backbone.heat import HeatBlock
 from vheatir.backbone.layers import (
@@ -16,7 +15,7 @@ from vheatir.backbone.layers import (
     to_channels_first,
     to_channels_last,
 )
-from vheatir.backbone.pyramid import GlobalMean, image_size, widths
+from vheatir.backbone.pyramid import GlobalMean, default_cfg, image_size, widths
 
 SOURCE = "https://github.com/MzeroMiko/vHeat"
 
@@ -138,25 +137,9 @@ class VHeat(HeatPyramid):
             x = score(x)
         return x if x.ndim == 2 else to_channels_first(x)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear, an identity where there are no classes."""
-        return self.classifier[3]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Start a new head; 0 classes leave the pooled features, `global_pool` "" the map of features.
-
-        Raises:
-            ValueError: unknown pooling.
-        """
-        if global_pool not in (None, "", "avg"):
-            raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}")
-        if global_pool is not None:
-            self.classifier[1].keep = global_pool == ""
-        self.num_classes = num_classes
-        like = self.classifier[0].weight
-        score = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        init_linear(score)
-        self.classifier[3] = score.to(like.device, like.dtype)
+    @property
+    def pooling(self) -> GlobalMean:
+        return self.classifier[1]
 
     def _keep_stages(self, count: int) -> None:
         self.layers = self.layers[:count]
@@ -178,35 +161,10 @@ class VHeat(HeatPyramid):
         """Resize the frequency embeddings to the maps of another image size."""
         self.resize_embeddings(img_size)
 
-    def load_pretrained(self, path: str) -> None:
-        """Load a checkpoint file; what timm calls for `pretrained=True`."""
-        load_checkpoint(self, path)
 
-
-def checkpoint_filter_fn(state: dict, model: nn.Module) -> dict:
-    """Bring a published checkpoint to the keys and shapes of a model, and the model to the checkpoint's form."""
-    return fit_state(unwrap(state)[0], model)[0]
-
-
-def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "custom_load": True,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": VHeat.first_conv,
-        "classifier": VHeat.head_name,
-        "origin_url": SOURCE,
-        "paper_ids": "arXiv:2405.16555",
-        # The repository that publishes the weights states no licence.
-        "license": None,
-        **kwargs,
-    }
+def _cfg() -> dict:
+    # The repository that publishes the weights states no licence.
+    return default_cfg(VHeat, origin_url=SOURCE, paper_ids="arXiv:2405.16555", license=None)
 
 
 default_cfgs = generate_default_cfgs({f"vheat_{size}.in1k": _cfg() for size in SIZES})

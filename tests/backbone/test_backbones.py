@@ -23,22 +23,33 @@ def test_every_model_is_registered_with_timm():
     assert set(list_models()) <= set(timm.list_models())
 
 
-@pytest.mark.parametrize("name", ["vheat_tiny", "unified_swin_tiny"])
-def test_default_config_states_source_and_names_layers(name):
+@pytest.mark.parametrize("name", list_models())
+def test_default_config_names_layers_sizes_and_source(name):
     with torch.device("meta"):
         model = create_model(name)
     config, keys = model.pretrained_cfg, set(model.state_dict())
     assert {f"{config['first_conv']}.weight", f"{config['classifier']}.weight"} <= keys
-    assert config["origin_url"].startswith("https://github.com/")
-    published = name.startswith("unified")
-    assert config.get("license") == ("mit" if published else None)
-    assert config["url"].endswith("/unified_swin_tiny.pth") == published
+    assert model.get_classifier().out_features == model.num_classes == config["num_classes"] == 1000
+    maps = model.forward_features(torch.empty(1, *config["input_size"], device="meta"))
+    assert maps.shape == (1, model.num_features, *config["pool_size"])
+    assert (config["crop_pct"], config["interpolation"], config["fixed_input_size"]) == (0.875, "bicubic", False)
+    mixer, size = name.split("_", 1)[1].rsplit("_", 1) if name.startswith("unified") else (None, None)
+    released = {"halo": "halonet", "dcn_v3": "internimage"}.get(mixer, mixer)
+    if mixer in (None, "heat"):
+        assert not config["url"] and config.get("license") is None
+    else:
+        assert config["url"].endswith(f"/unified_{released}_{size}.pth") and config["license"] == "mit"
+    assert (config.get("origin_url") or "").startswith("https://github.com/") == (mixer != "heat")
 
 
-def test_released_files_carry_the_names_of_their_networks():
-    urls = {name: timm.get_pretrained_cfg(name).url for name in ("unified_halo_base", "unified_dcn_v3_micro")}
-    assert urls["unified_halo_base"].endswith("unified_halonet_base.pth")
-    assert urls["unified_dcn_v3_micro"].endswith("unified_internimage_micro.pth")
+def test_pretrained_goes_through_the_released_address(make_model, tmp_path, monkeypatch):
+    source = make_model("unified_swin_micro", num_classes=1000)
+    torch.save({"model": source.state_dict()}, tmp_path / "unified_swin_micro.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    overlay = {"url": (tmp_path / "unified_swin_micro.pth").as_uri()}
+    model = make_model("unified_swin_micro", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1)
+    assert_close(model.stages[0][0].attn.qkv.weight, source.stages[0][0].attn.qkv.weight)
+    assert model.head.out_features == 7
 
 
 def test_forward_and_features(model_name, make_model):

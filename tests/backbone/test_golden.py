@@ -247,6 +247,7 @@ def test_case(name, dtype, golden_case):
     case.finish()
 
 
+@pytest.mark.skipif("VHEATIR_GOLDEN" in os.environ, reason="another set may hold fewer cases than the committed one")
 def test_every_runner_has_a_case():
     """A pattern that fits nothing would leave its part of the networks untested."""
     idle = [pattern for pattern in RUNNERS if not any(re.fullmatch(pattern, name) for name in CASES)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ FOLDER = Path(os.environ.get("VHEATIR_GOLDEN") or Path(__file__).parent.parent /
 CASES = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["cases"]
 
 
+def needs(case: str) -> pytest.MarkDecorator:
+    """The committed set holds every case, another one may not."""
+    return pytest.mark.skipif("VHEATIR_GOLDEN" in os.environ and case not in CASES, reason=f"the set has no {case}")
+
+
+@needs("recipe/schedules")
 def test_schedules(golden):
     args, arrays = CASES["recipe/schedules"]["constructor"], golden.arrays("recipe/schedules")
     length = {"epochs": args["E"], "warmup_epochs": args["W"], "iterations": args["I"]}
@@ -48,11 +55,13 @@ def view(image: Image.Image, name: str, size: int, ratio: float) -> Image.Image:
     raise AssertionError(f"no test knows the view {name}")
 
 
+@needs("invariance/transforms")
 def test_views(golden):
     args, arrays = CASES["invariance/transforms"]["constructor"], golden.arrays("invariance/transforms")
-    assert args["image_formula"] == "uint8 img[y,x,c] = (3x + 5y + 40c + floor(xy/7)) mod 256"
+    formula = r"uint8 img\[y,x,c\] = \((\d+)x \+ (\d+)y \+ (\d+)c \+ floor\(xy/(\d+)\)\) mod 256"
+    by_x, by_y, by_c, part = map(int, re.fullmatch(formula, args["image_formula"]).groups())
     y, x, c = np.indices((*args["image_hw"], 3))
-    image = Image.fromarray(((3 * x + 5 * y + 40 * c + x * y // 7) % 256).astype(np.uint8))
+    image = Image.fromarray(((by_x * x + by_y * y + by_c * c + x * y // part) % 256).astype(np.uint8))
     for name, want in arrays.items():
         seen = T.to_tensor(view(image, name, args["crop"], args["crop_ratio"]))
         seen = T.normalize(seen, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -61,6 +70,7 @@ def test_views(golden):
         assert error <= 2 / 255 / 0.224, f"{name}: largest error {error:.3g}"
 
 
+@needs("invariance/metrics")
 def test_batch_metrics(golden):
     arrays = {name: torch.from_numpy(value) for name, value in golden.arrays("invariance/metrics").items()}
     inputs = [arrays.pop(name) for name in ("standard_logits", "transformed_logits", "labels")]
