@@ -115,7 +115,7 @@ class Run:
         self._before = (logger.level, logger.propagate)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        logger.info("run %s, started by: vheatir %s %s", self.folder, self.command, shlex.join(argv))
+        logger.info("run %s, started by: vheatir %s %s", self.folder.absolute(), self.command, shlex.join(argv))
         if archived is not None:
             logger.info("the former run of this name is now %s", archived)
         if options["logger"].get("use_tb_logger", True):

@@ -38,6 +38,14 @@ def test_the_newest_are_kept(tmp_path, keep):
     assert (tmp_path / "iter_note.pt").exists()
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    for iteration in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=1, best=min(iteration, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_00000002.pt", "iter_00000004.pt"]
+    save_checkpoint(tmp_path, 5, content(5), keep=1, best=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["iter_00000005.pt"]
+
+
 def test_damaged_ones_ahead_do_not_take_the_place_of_whole_ones(tmp_path):
     for iteration in (1, 2, 9):
         save_checkpoint(tmp_path, iteration, content(iteration), keep=3)
@@ -58,15 +66,29 @@ def test_a_failed_write_leaves_the_former_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["iter_00000001.pt"]
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.99, 0.9999])
-def test_a_file_cut_anywhere_is_passed_over(tmp_path, caplog, share):
+def test_a_file_cut_anywhere_is_passed_over(tmp_path, caplog):
     save_checkpoint(tmp_path, 1, content(1), keep=2)
     newest = save_checkpoint(tmp_path, 2, content(2), keep=2)
     data = newest.read_bytes()
-    newest.write_bytes(data[: int(share * len(data))])
-    with caplog.at_level(logging.WARNING, logger="vheatir"):
-        assert same(load_latest(tmp_path), content(1))
-    assert f"{newest} is damaged" in caplog.text
+    lengths = {*range(0, len(data), 29), *range(100), *range(len(data) - 150, len(data))}
+    for length in sorted(lengths):
+        newest.write_bytes(data[:length])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="vheatir"):
+            assert same(load_latest(tmp_path), content(1)), length
+        assert f"{newest} is damaged" in caplog.text, length
+
+
+def test_no_flipped_bit_anywhere_gives_other_values(tmp_path):
+    save_checkpoint(tmp_path, 1, content(1), keep=2)
+    newest = save_checkpoint(tmp_path, 2, content(2), keep=2)
+    data = newest.read_bytes()
+    for place in range(0, len(data), 23):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        newest.write_bytes(damaged)
+        loaded = load_latest(tmp_path)
+        assert same(loaded, content(loaded["iteration"])), place
 
 
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.65])

@@ -155,20 +155,30 @@ def _newest(folder):
     return max((int(path.stem.split("_")[1]) for path in folder.glob("checkpoints/iter_*.pt")), default=0)
 
 
-def _killed(work, folder, goal, delay):
-    """`work()` in a forked child that is killed `delay` seconds after checkpoint `goal`; whether it was still alive."""
+def _half_written(folder):
+    return [path for part in ("checkpoints", "models") for path in (folder / part).glob(".vheatir-*.tmp")]
+
+
+def _killed(work, folder, goal, delay, amid_writing):
+    """`work()` in a forked child that is killed `delay` seconds after checkpoint `goal`, or once it writes a file then.
+
+    Whether it was still alive.
+    """
     child = os.fork()
     if child == 0:
-        status = 1
+        status, fsync = 1, os.fsync
+        os.fsync = lambda descriptor: (time.sleep(0.01), fsync(descriptor))  # a slow disk
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             status = work()
         finally:
             os._exit(status)
-    while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and (goal is None or _newest(folder) < goal):
+    while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if goal is not None and _newest(folder) >= goal and (not amid_writing or _half_written(folder)):
+            break
         time.sleep(0.002)
     if done[0] == 0:
-        time.sleep(delay)
+        time.sleep(0 if amid_writing else delay)
         os.kill(child, signal.SIGKILL)
         done = os.waitpid(child, 0)
     status = os.waitstatus_to_exitcode(done[1])
@@ -176,26 +186,30 @@ def _killed(work, folder, goal, delay):
     return status != 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigkill_at_random_moments_and_resume_equal_an_uninterrupted_run(train, workers):
+def test_twenty_sigkills_at_random_moments_and_resume_equal_an_uninterrupted_run(train):
+    """Ten with and ten without loader workers, some while a file is written; each resumed at once."""
     import cv2
 
     from vheatir.train import main
 
     register_all()
-    cv2.setNumThreads(0)  # its threads do not survive the fork below
-    more = (*RANDOM, f"datasets.train.num_worker_per_gpu={workers}", "train.total_iter=60", "val.val_freq=20")
-    more = (*more, "logger.save_checkpoint_freq=1")
-    straight, folder, draw, kills = train(*more, name="straight"), train.root / "killed", random.Random(workers), 0
-    for attempt in range(7):
-        goal = None if attempt == 6 else _newest(folder) + draw.randint(0, 12)  # 0: while it starts
-        work = train.argv(*more, name="killed", resume=_newest(folder) > 0)
-        kills += _killed(lambda work=work: main(work), folder, goal, draw.uniform(0, 0.02))
-    assert kills >= 3
-    train.assert_same(straight, folder)
-    assert train.curves(folder) == train.curves(straight)
-    latest = [path / "models" / "latest.safetensors" for path in (straight, folder)]
-    assert latest[0].read_bytes() == latest[1].read_bytes()
+    cv2.setNumThreads(0)  # its threads do not survive the fork above
+    draw, kills, amid_writing = random.Random(0), 0, 0
+    for workers in (0, 2):
+        more = (*RANDOM, f"datasets.train.num_worker_per_gpu={workers}", "train.total_iter=60", "val.val_freq=20")
+        more = (*more, "logger.save_checkpoint_freq=1")
+        straight, folder = train(*more, name=f"straight{workers}"), train.root / f"killed{workers}"
+        for attempt in range(11):
+            goal = None if attempt == 10 else _newest(folder) + draw.randint(0, 4)  # 0: while it starts
+            work = train.argv(*more, name=folder.name, resume=_newest(folder) > 0)
+            kills += _killed(lambda work=work: main(work), folder, goal, draw.uniform(0, 0.05), attempt % 2)
+            amid_writing += bool(_half_written(folder))
+        train.assert_same(straight, folder)
+        assert train.curves(folder) == train.curves(straight)
+        for name in ("latest", "best"):
+            first, second = ((path / "models" / f"{name}.safetensors").read_bytes() for path in (straight, folder))
+            assert first == second, name
+    assert kills == 20 and amid_writing >= 5
 
 
 def test_sigkill_of_the_command_and_resume_by_the_command(train):
