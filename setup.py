@@ -1,10 +1,10 @@
 """Maps the folders of the checkout to packages: `kernels/` is vheatir.kernels, `backbone/` vheatir.backbone.
 
-Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower.
+Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower. Builds the
+CUDA kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it.
 Everything that is not code layout (metadata, extras, the command) is in pyproject.toml.
 """
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -21,23 +21,32 @@ FOLDERS = {
     "vheatir.recipes": "options",
 }
 
-# The kernel's build is a module of the package, which cannot be imported before it is installed.
-_file = Path(__file__).resolve().parent / "kernels" / "cpu_build.py"
-_spec = importlib.util.spec_from_file_location("cpu_build", _file)
-cpu_build = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cpu_build)
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package can be imported from here before it is installed
+from vheatir.kernels import cpu_build, cuda_build  # noqa: E402
 
 
 def builds_kernel() -> bool:
     return os.environ.get("VHEATIR_CPU_KERNEL") != "0" and cpu_build.compiler() is not None
 
 
-class BuildWithKernel(build_py):
-    """Puts the compiled CPU kernel beside the modules. An editable installation compiles it at first use instead."""
+class BuildWithKernels(build_py):
+    """Puts compiled kernels beside the modules. An editable installation compiles them at first use instead."""
 
     def run(self):
         super().run()
-        if self.editable_mode or not builds_kernel():
+        if not self.editable_mode:
+            self.build_for_cpu()
+            self.build_for_cuda()
+
+    def build_for_cuda(self):
+        try:
+            if architectures := cuda_build.planned_architectures():
+                cuda_build.build(Path(self.build_lib, "vheatir", "kernels", cuda_build.library_name()), architectures)
+        except cuda_build.BuildError as error:
+            sys.stderr.write(f"warning: the CUDA kernels were not built: {error}\n")
+
+    def build_for_cpu(self):
+        if not builds_kernel():
             return
         target = Path(self.build_lib, "vheatir", "kernels", cpu_build.library_name())
         try:
@@ -58,7 +67,7 @@ class BinaryWhereBuilt(Distribution):
 
 
 setup(
-    cmdclass={"build_py": BuildWithKernel},
+    cmdclass={"build_py": BuildWithKernels},
     distclass=BinaryWhereBuilt,
     package_dir=FOLDERS,
     packages=[

@@ -10,9 +10,11 @@ derivatives follow because the backward consists of the same operators.
 import torch
 from torch import Tensor
 
-from vheatir.kernels import checks, cpu_kernel, paths
+from vheatir.kernels import checks, cpu_kernel, cuda_kernel, paths
 from vheatir.kernels.prepared import PreparedDecay
 from vheatir.kernels.split import Transform
+
+_NATIVE = {paths.CPU_KERNEL: cpu_kernel, paths.CUDA: cuda_kernel}
 
 
 def _choose(x: Tensor, path: str) -> paths.Path:
@@ -31,7 +33,7 @@ def _transform(x: Tensor, path: paths.Path) -> Transform:
 def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     path = _choose(x, backend)
     if path.kernel:
-        return cpu_kernel.conduct(x, decay)
+        return _NATIVE[path.kernel].conduct(x, decay)
     transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     y, _ = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)))
@@ -42,7 +44,7 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
 def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     path = _choose(x, backend)
     if path.kernel:
-        return cpu_kernel.conduct_with_spectrum(x, decay)
+        return _NATIVE[path.kernel].conduct_with_spectrum(x, decay)
     transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     y, spectrum = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)), keep_spectrum=True)
@@ -51,20 +53,21 @@ def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tens
 
 @torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
 def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
-    if path == paths.CPU_KERNEL:
-        if _choose(x, "auto").kernel:
-            return cpu_kernel.conduct(x, folded, prepared=True)
+    if native := _NATIVE.get(path):
+        refuse = paths.cpu_kernel_refusal if path == paths.CPU_KERNEL else paths.cuda_refusal
+        if refuse(x.shape[1], x.shape[2], x.device, x.dtype) is None:
+            return native.conduct(x, folded, prepared=True)
         # Prepared where there is a kernel and brought to where there is none.
-        return _conduct(x, cpu_kernel.unprepare(folded), "torch")
+        return _conduct(x, native.unprepare(folded), "torch")
     y, _ = _transform(x, _choose(x, path)).conduct(x.to(folded.dtype), folded)
     return y.to(x.dtype)
 
 
 @torch.library.custom_op("vheatir::cosine_transform", mutates_args=())
-def _cosine_transform(x: Tensor, inverse: bool) -> Tensor:
-    path = _choose(x, "torch" if inverse else "auto")
+def _cosine_transform(x: Tensor, inverse: bool, backend: str = "auto") -> Tensor:
+    path = _choose(x, "torch" if inverse else backend)
     if path.kernel:
-        return cpu_kernel.transform(x)
+        return _NATIVE[path.kernel].transform(x)
     transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
     if inverse:
@@ -76,8 +79,8 @@ def _cosine_transform(x: Tensor, inverse: bool) -> Tensor:
 
 @torch.library.custom_op("vheatir::conduct_gradients", mutates_args=())
 def _conduct_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    if _choose(grad, backend).kernel:
-        grad_x, grad_decay = cpu_kernel.gradients(grad, spectrum, decay)
+    if kernel := _choose(grad, backend).kernel:
+        grad_x, grad_decay = _NATIVE[kernel].gradients(grad, spectrum, decay)
         return grad_x, _sum_to(grad_decay, decay)
     grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, backend)
     total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
@@ -102,7 +105,7 @@ def _(x, folded, path):
 
 
 @_cosine_transform.register_fake
-def _(x, inverse):
+def _(x, inverse, backend="auto"):
     return x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
 
 
@@ -121,7 +124,7 @@ def _sum_to(total: Tensor, decay: Tensor) -> Tensor:
 def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor | None, Tensor]:
     """Gradients of x, where x needs one, and of the decay: the product of both spectra, summed over the batch."""
     if not ctx.needs_input_grad[0]:
-        return None, _sum_to((spectrum * _cosine_transform(grad, False)).sum(0), decay)
+        return None, _sum_to((spectrum * _cosine_transform(grad, False, ctx.backend)).sum(0), decay)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # made of what can be differentiated again
         grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
         return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
@@ -138,7 +141,7 @@ def _backward_conduct(ctx, grad):
     x, decay = ctx.saved_tensors
     if x is None:
         return _conduct(grad, decay, ctx.backend), None, None
-    return *_gradients(ctx, grad, _cosine_transform(x, False), decay), None
+    return *_gradients(ctx, grad, _cosine_transform(x, False, ctx.backend), decay), None
 
 
 def _save_conduct_with_spectrum(ctx, inputs, output):
@@ -156,7 +159,7 @@ def _backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum):
     elif grad is not None:
         grad_x = _conduct(grad, decay, ctx.backend)
     if grad_of_spectrum is not None and ctx.needs_input_grad[0]:
-        through_spectrum = _cosine_transform(grad_of_spectrum, True).to(ctx.dtype)
+        through_spectrum = _cosine_transform(grad_of_spectrum, True, ctx.backend).to(ctx.dtype)
         grad_x = through_spectrum if grad_x is None else grad_x + through_spectrum
     return grad_x, grad_decay, None
 
@@ -173,12 +176,12 @@ def _backward_conduct_prepared(ctx, grad):
 
 
 def _save_cosine_transform(ctx, inputs, output):
-    x, ctx.inverse = inputs
+    x, ctx.inverse, ctx.backend = inputs
     ctx.dtype = x.dtype
 
 
 def _backward_cosine_transform(ctx, grad):
-    return _cosine_transform(grad, not ctx.inverse).to(ctx.dtype), None
+    return _cosine_transform(grad, not ctx.inverse, ctx.backend).to(ctx.dtype), None, None
 
 
 _conduct.register_autograd(_backward_conduct, setup_context=_save_conduct)
@@ -217,7 +220,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
         x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
         decay: (H, W, C) or (H, W, 1), any real values, dtype of x or float32 beside 16-bit x; or what
             `prepare_decay` made of it, where the decay needs no gradient.
-        backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" for the native one, which then may not
+        backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" or "cuda" for native ones, which then may not
             be replaced. Ignored for a prepared decay, which holds its own path.
 
     Returns:
@@ -237,7 +240,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     checks.check_pair(x, decay)
     if backend not in paths.BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
-    if backend == paths.CPU_KERNEL:
+    if backend in _NATIVE:
         _choose(x, backend)  # raises where the operator would fall back
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
     wide = x.dtype == paths.compute_dtype(x.dtype)
@@ -263,7 +266,7 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
     # A normal tensor even when made in inference mode: a later training step may save it for its backward.
     with torch.inference_mode(False), torch.no_grad():
         if path.kernel:
-            return PreparedDecay(cpu_kernel.prepare(decay), path.name, tuple(decay.shape))
+            return PreparedDecay(_NATIVE[path.kernel].prepare(decay), path.name, tuple(decay.shape))
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
         folded = transform.to_path_order(decay.to(dtype, copy=True))
     return PreparedDecay(folded, path.name, tuple(decay.shape))

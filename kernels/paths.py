@@ -1,21 +1,22 @@
 """Which arithmetic runs for which map: decided here and nowhere else."""
 
+import os
 from typing import NamedTuple
 
 import torch
 
-from vheatir.kernels import native
+from vheatir.kernels import cuda_build, cuda_driver, cuda_plan, native
 from vheatir.kernels.plan import longest_product
 
-BACKENDS = ("auto", "torch", "cpu_kernel")
-CPU_KERNEL = "cpu_kernel"
+CPU_KERNEL, CUDA = "cpu_kernel", "cuda"
+BACKENDS = ("auto", "torch", CPU_KERNEL, CUDA)
 _SPLIT_FROM = 96  # below this side a dense matrix product is as fast or faster on two threads (docs/operator.md)
 _LONGEST_PRODUCT = 2048  # a dense product of this length has tables of 16 MiB
 _MAX_LEVELS = 2  # a third level gains less than it costs in passes over the data, up to 1280 points
 
 
 class Path(NamedTuple):
-    """A way to run the operator on maps of one size: the native CPU kernel, or PyTorch.
+    """A way to run the operator on maps of one size: native kernels, which `kernel` names, or PyTorch.
 
     For PyTorch `levels_h` and `levels_w` count even/odd splits of the transform along each axis; 0 is dense.
     """
@@ -23,11 +24,11 @@ class Path(NamedTuple):
     levels_h: int
     levels_w: int
     reason: str
-    kernel: bool = False
+    kernel: str = ""
 
     @property
     def name(self) -> str:
-        return CPU_KERNEL if self.kernel else f"torch:{self.levels_h},{self.levels_w}"
+        return self.kernel or f"torch:{self.levels_h},{self.levels_w}"
 
     @classmethod
     def parse(cls, name: str) -> "Path":
@@ -59,23 +60,45 @@ def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: tor
     return native.refusal()
 
 
+def cuda_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the CUDA kernels cannot take maps of this kind; None when they can."""
+    if device.type != "cuda":
+        return f"the maps are on {device}, the CUDA kernels need them on a CUDA device"
+    if dtype == torch.float64:
+        return "the CUDA kernels compute in float32 and less, the maps are float64"
+    if max(height, width) > cuda_plan.LONGEST_LINE:
+        return f"the side {max(height, width)} is above {cuda_plan.LONGEST_LINE}, its tables would be too large"
+    return cuda_driver.refusal(device)
+
+
+def _kernel(height: int, width: int, device: torch.device, backend: str, dtype: torch.dtype) -> Path | None:
+    """The native kernels that run for a backend; None where they decline and PyTorch may take over."""
+    wants_cuda = backend == CUDA or (device.type == "cuda" and os.environ.get(cuda_build.SWITCH) == "1")
+    name, refuse = (CUDA, cuda_refusal) if wants_cuda and backend != CPU_KERNEL else (CPU_KERNEL, cpu_kernel_refusal)
+    refusal = refuse(height, width, device, dtype)
+    if refusal is None:
+        reason = "CUDA kernels" if name == CUDA else f"native kernel, {native.library().instructions} instructions"
+        return Path(0, 0, reason, kernel=name)
+    if backend == name:
+        raise ValueError(f"backend '{name}' cannot run: {refusal}; backend='auto' falls back to PyTorch")
+    return None
+
+
 def choose(
     height: int, width: int, device: torch.device, backend: str = "auto", dtype: torch.dtype = torch.float32
 ) -> Path:
     """The path for maps of height x width on `device`.
 
     Raises:
-        ValueError: unknown backend, or the CPU kernel is asked for and cannot run; the message says why.
+        ValueError: unknown backend, or a native kernel is asked for and cannot run; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     # A decay that is prepared inside a traced graph has no data yet, and the graph may run on another machine.
-    if backend == CPU_KERNEL or (backend == "auto" and not torch.compiler.is_compiling()):
-        refusal = cpu_kernel_refusal(height, width, device, dtype)
-        if refusal is None:
-            return Path(0, 0, f"native kernel, {native.library().instructions} instructions", kernel=True)
-        if backend == CPU_KERNEL:
-            raise ValueError(f"backend 'cpu_kernel' cannot run: {refusal}; backend='auto' falls back to PyTorch")
+    if backend in (CPU_KERNEL, CUDA) or (backend == "auto" and not torch.compiler.is_compiling()):
+        path = _kernel(height, width, device, backend, dtype)
+        if path is not None:
+            return path
     levels_h, levels_w = split_levels(height), split_levels(width)
     if device.type != "cpu" and max(levels_h, levels_w):
         return Path(min(levels_h, 1), min(levels_w, 1), "large side: one even/odd split, few launches")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("kernels", "backbone", "vheatir", "scripts", "datasets", "benchmarks", "tests")
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
-KERNELS_MAY_IMPORT = {"torch", "numpy"}
+KERNELS_MAY_IMPORT = {"torch", "numpy", "cuda"}  # cuda-bindings: NVRTC
 BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
     "PIL",
     "accelerate",

@@ -98,6 +98,21 @@ def cpu_kernel() -> dict[str, Any]:
     return {"available": True, "instructions": library.instructions, "library": str(library.path)}
 
 
+def cuda_kernels() -> dict[str, Any]:
+    """Whether the CUDA kernels run on the first device, from which file, whether they are the default; or why not."""
+    import torch
+
+    from vheatir.kernels import cuda_build, cuda_driver
+
+    device = torch.device("cuda", 0)
+    reason = cuda_driver.refusal(device)
+    if reason is not None:
+        return {"available": False, "reason": reason}
+    loaded = cuda_driver.device(device)
+    default = os.environ.get(cuda_build.SWITCH) == "1"
+    return {"available": True, "library": str(loaded.path), "capability": loaded.capability, "default": default}
+
+
 def collect() -> dict[str, Any]:
     """Everything that `vheatir info` shows, as plain values."""
     about = machine()
@@ -106,6 +121,7 @@ def collect() -> dict[str, Any]:
         "versions": versions(),
         "machine": about,
         "cpu_kernel": cpu_kernel(),
+        "cuda_kernels": cuda_kernels(),
         "paths": {device: operator_paths(device) for device in devices},
         "training": _training(),
     }
@@ -138,6 +154,10 @@ def _text(info: dict[str, Any]) -> str:
     kernel = info["cpu_kernel"]
     state = f"{kernel['instructions']}, {kernel['library']}" if kernel["available"] else kernel["reason"]
     lines += [f"{'CPU kernel':<14} {state}"]
+    kernels = info["cuda_kernels"]
+    use = "the default" if kernels.get("default") else "with backend='cuda', or by default with VHEATIR_CUDA=1"
+    state = f"{kernels['library']}, {use}" if kernels["available"] else kernels["reason"]
+    lines += [f"{'CUDA kernels':<14} {state}"]
     lines += [f"{'training':<14} {info['training']}"]
     for device, rows in info["paths"].items():
         lines += ["", f"heat_conduction on {device}, by height x width of the map:"]
