@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
-_FILES = ("api.h", "dispatch.cpp", "hco_cpu.cpp", "lanes.h", "transform.h", "weighing.h")
+_PARTS = ("hco_cpu", "norm_cpu")  # compiled once for each version
+_FILES = ("api.h", "dispatch.cpp", "lanes.h", "transform.h", "weighing.h", *(f"{part}.cpp" for part in _PARTS))
 _FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
     *("-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
@@ -118,16 +119,25 @@ def build(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="vheatir-build-", dir=target.parent) as folder:
             openmp = ["-fopenmp"] if _has_openmp(command, folder) else []
-            common, kernel = [*command, *_FLAGS, *openmp], str(SOURCES / "hco_cpu.cpp")
+            common = [*command, *_FLAGS, *openmp]
             jobs = [
-                [*common, *flags, f"-DVHEATIR_ENTRY=vheatir_conduct_{name}", "-c", kernel, "-o", f"{name}.o"]
+                [
+                    *common,
+                    *flags,
+                    f"-DVHEATIR_VERSION={name}",
+                    "-c",
+                    str(SOURCES / f"{part}.cpp"),
+                    "-o",
+                    f"{part}_{name}.o",
+                ]
+                for part in _PARTS
                 for name, flags in versions.items()
             ]
             x86_define = ["-DVHEATIR_X86"] if x86 else []
             jobs.append([*common, *x86_define, "-c", str(SOURCES / "dispatch.cpp"), "-o", "dispatch.o"])
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(lambda job: _run(job, folder), jobs))
-            objects = [f"{name}.o" for name in (*versions, "dispatch")]
+            objects = [job[-1] for job in jobs]
             _run([*common, "-shared", *objects, "-o", "library.so"], folder)
             os.replace(Path(folder, "library.so"), target)
     except OSError as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vheatir.kernels import native
-from vheatir.kernels.plan import axis_plan
+from vheatir.kernels.plan import LONGEST_LEAF, LONGEST_LEAF_AVX512, axis_plan
 from vheatir.kernels.plan_steps import Plan
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -40,9 +40,9 @@ class _Job(ctypes.Structure):
 
 
 @lru_cache(maxsize=64)
-def _plan(length: int) -> tuple[_Plan, Plan]:
+def _plan(length: int, instructions: str) -> tuple[_Plan, Plan]:
     """The plan's addresses, and the plan, which owns the memory."""
-    plan = axis_plan(length)
+    plan = axis_plan(length, LONGEST_LEAF_AVX512 if instructions == "avx512" else LONGEST_LEAF)
     addresses = (array.ctypes.data for array in (plan.steps, plan.rows, plan.table))
     return _Plan(plan.length, plan.slots, len(plan.steps), *addresses), plan
 
@@ -96,7 +96,7 @@ def _run(
     workspace = None if result.dtype == torch.float32 else x.new_empty(x.shape[1:], dtype=torch.float32)
     threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
     # Held until the call returns: the job has only addresses, and another thread may push a plan out of the cache.
-    plans = _plan(height), _plan(width)
+    plans = [_plan(side, native.instructions()) for side in (height, width)]
     job = _Job(
         *(batch, height, width, channels, plans[0][0], plans[1][0]),
         *(x.data_ptr(), *x.stride()[:3], _pointer(y)),

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from vheatir.kernels import cpu_build
 
 SWITCH = "VHEATIR_CPU_KERNEL"  # 0 switches the kernel off
 INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their numbers in csrc/api.h
-_ABI = 1  # likewise
+_ABI = 2  # likewise
 _log = logging.getLogger("vheatir")
 _lock = threading.Lock()
 _loaded: "Library | None" = None
@@ -34,6 +35,15 @@ class Library(NamedTuple):
     instructions: str | None = None
 
 
+def _say_that_it_compiles(folder: Path) -> None:
+    """One line before the wait, through the log where somebody listens to it, else on stderr."""
+    text = f"compiling the CPU kernel of heat conduction, once, for up to a minute; it is kept in {folder}"
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(text)
+    else:
+        sys.stderr.write(f"vheatir: {text}\n")
+
+
 def _file() -> Path:
     """The library's file, compiled now if need be.
 
@@ -50,7 +60,7 @@ def _file() -> Path:
     if not cached.exists():
         with cpu_build.one_process_at_a_time(cached.parent):
             if not cached.exists():
-                _log.info("compiling the CPU kernel into %s, once", cached)
+                _say_that_it_compiles(cached.parent)
                 cpu_build.build(cached)
     return cached
 
@@ -76,6 +86,11 @@ def library() -> Library:
             if _loaded is None:
                 _loaded = _load()
     return _loaded
+
+
+def instructions() -> str:
+    """The vector instructions that the library, which must be there, uses on this processor."""
+    return INSTRUCTIONS[library().functions.vheatir_instructions()]
 
 
 def refusal() -> str | None:

@@ -37,14 +37,15 @@ from vheatir.kernels.plan_steps import (
 )
 
 LONGEST_LEAF = 16  # samples of a transform that is done in registers
+LONGEST_LEAF_AVX512 = 32  # with twice the registers; beyond 16 only multiples of 4
 _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit in the registers
 
 
 class _Builder:
-    def __init__(self, length: int):
+    def __init__(self, length: int, longest_leaf: int):
         self._length, self._scale = length, math.sqrt(2 / length)
         levels, leaf = 0, length
-        while leaf > LONGEST_LEAF and leaf % 2 == 0:
+        while not _in_registers(leaf, longest_leaf) and leaf % 2 == 0:
             levels, leaf = levels + 1, leaf // 2
         self._levels, self._leaf = levels, leaf
         self._splits: list[Step] = []
@@ -102,13 +103,17 @@ class _Builder:
     def _emit_leaf(self, final: bool) -> list[int]:
         kind, slots = next(self._nodes)
         first, holds_zero = self._levels == 0, not self._leaves
-        if self._leaf > LONGEST_LEAF:
+        if self._leaf > LONGEST_LEAF and self._leaf % 2:
             odd = OddTransform(kind, slots.tolist(), self._length, self._scale, first=first, holds_zero=holds_zero)
             self._leaves += odd.steps(final)
             return odd.order
         table = leaf_table(kind, self._leaf, self._scale, holds_zero)
         self._leaves.append(Step(LEAF, kind, slots[None], slots[None], table[None], first, final))
         return slots.tolist()
+
+
+def _in_registers(length: int, longest: int) -> bool:
+    return length <= LONGEST_LEAF or (length <= longest and length % 4 == 0)
 
 
 def _types_below(kind: int, depth: int) -> list[int]:
@@ -152,6 +157,6 @@ def longest_product(length: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def axis_plan(length: int) -> Plan:
+def axis_plan(length: int, longest_leaf: int = LONGEST_LEAF) -> Plan:
     """The plan of the orthonormal DCT-II of `length` samples. Numbers are computed in float64 and rounded once."""
-    return _Builder(length).build()
+    return _Builder(length, longest_leaf).build()

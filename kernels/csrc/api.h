@@ -7,11 +7,12 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 1 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 2 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
 enum { VHEATIR_DCT_II, VHEATIR_DCT_IV };
+enum { VHEATIR_LONGEST_LEAF = 16, VHEATIR_LONGEST_LEAF_AVX512 = 32 };  // samples; beyond 16 only multiples of 4
 enum { VHEATIR_READS_OUTSIDE = 1, VHEATIR_WRITES_OUTSIDE = 2 };
 
 // `count` groups of `size` rows. The rows of group g are rows[rows + g * size + i] where they are read, and those plus
@@ -51,6 +52,30 @@ typedef struct {
 
 // 0, or -1 when memory is short.
 int vheatir_conduct(const vheatir_job *job);
+
+// Layer norm of rows of channels, with what stands around it in a block:
+// sum = x + addend; result = residual + (normalised sum * weight + bias) * SiLU(gate). Addend, gate and residual may be
+// null; `sum` is needed with an addend. Rows of x and gate may lie apart, all others are contiguous; all are float32.
+// The sum may go where the addend is, and the result where x is.
+typedef struct {
+  int64_t rows, channels, x_row, gate_row, threads;
+  const float *x, *addend, *weight, *bias, *gate, *residual;
+  float *sum, *result;
+  double epsilon;
+} vheatir_norm_job;
+void vheatir_norm(const vheatir_norm_job *job);
+
+// Its backward: gradients of the sum, the gate, weight and bias. Weight and bias are summed over chunks of
+// VHEATIR_NORM_CHUNK rows each, one row of the result for each chunk.
+enum { VHEATIR_NORM_CHUNK = 256 };
+typedef struct {
+  int64_t rows, channels, x_row, gate_row, threads;
+  const float *x, *weight, *bias, *gate;                 // x is the sum
+  const float *grad, *grad_sum;                          // of the result, of the sum; the latter may be null
+  float *grad_x, *grad_gate, *grad_weight, *grad_bias;   // grad_gate is null without a gate
+  double epsilon;
+} vheatir_norm_gradient_job;
+void vheatir_norm_gradient(const vheatir_norm_gradient_job *job);
 int vheatir_abi(void);
 
 enum { VHEATIR_PORTABLE, VHEATIR_AVX2, VHEATIR_AVX512 };

@@ -5,11 +5,16 @@
 
 extern "C" {
 
-int vheatir_conduct_portable(const vheatir_job *job);
+#define DECLARE(version)                              \
+  int vheatir_conduct_##version(const vheatir_job *); \
+  void vheatir_norm_##version(const vheatir_norm_job *); \
+  void vheatir_norm_gradient_##version(const vheatir_norm_gradient_job *);
+
+DECLARE(portable)
 
 #ifdef VHEATIR_X86
-int vheatir_conduct_avx2(const vheatir_job *job);
-int vheatir_conduct_avx512(const vheatir_job *job);
+DECLARE(avx2)
+DECLARE(avx512)
 
 static int detect() {
   __builtin_cpu_init();
@@ -35,11 +40,15 @@ EXPORT int vheatir_instructions(void) { return chosen(); }
 
 EXPORT void vheatir_limit_instructions(int most) { limit = most; }
 
-EXPORT int vheatir_conduct(const vheatir_job *job) {
 #ifdef VHEATIR_X86
-  if (chosen() == VHEATIR_AVX512) return vheatir_conduct_avx512(job);
-  if (chosen() == VHEATIR_AVX2) return vheatir_conduct_avx2(job);
+#define RUN(name, job)                                          \
+  (chosen() == VHEATIR_AVX512 ? name##_avx512(job)              \
+   : chosen() == VHEATIR_AVX2 ? name##_avx2(job) : name##_portable(job))
+#else
+#define RUN(name, job) name##_portable(job)
 #endif
-  return vheatir_conduct_portable(job);
-}
+
+EXPORT int vheatir_conduct(const vheatir_job *job) { return RUN(vheatir_conduct, job); }
+EXPORT void vheatir_norm(const vheatir_norm_job *job) { RUN(vheatir_norm, job); }
+EXPORT void vheatir_norm_gradient(const vheatir_norm_gradient_job *job) { RUN(vheatir_norm_gradient, job); }
 }

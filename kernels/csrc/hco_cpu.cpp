@@ -5,7 +5,7 @@
 // decay and the way back, rows. The columns do not care where a pixel ends: their tiles are cut from the W * C values
 // of a row, so that only the last tile of all can be narrow.
 //
-// Compiled once for each instruction set, with VHEATIR_ENTRY as the name of its entry.
+// Compiled once for each instruction set.
 #include <stdlib.h>
 #include <sys/mman.h>
 #ifdef _OPENMP
@@ -31,7 +31,7 @@ void rows_in(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int
              int64_t channel, Rows to) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
-  for (int64_t next = h + lines; next < least(h + 2 * lines, cut.height); ++next) {
+  for (int64_t next = h + lines; !cut.small && next < least(h + 2 * lines, cut.height); ++next) {
     foresee<false>(source_at(job, image, next, channel), job.source_pixel * bytes_of(job.source_type), cut.width);
     if (!cut.in_planes) foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut.width);
   }
@@ -53,7 +53,7 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
               int64_t channel, Rows from) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
-  for (int64_t next = h + lines; next < least(h + 2 * lines, cut.height); ++next) {
+  for (int64_t next = h + lines; !cut.small && next < least(h + 2 * lines, cut.height); ++next) {
     foresee<true>(target_at(job, cut, image, next, channel), cut.channels * bytes_of(job.target_type), cut.width);
   }
   if (job.target_type == VHEATIR_FLOAT32 && lanes == kTile) {
@@ -69,19 +69,44 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   }
 }
 
-// One tile of channels of one image, in a plane.
-void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int64_t image, int64_t channel_tile) {
+// One tile of channels of one image.
+struct Plane {
+  int64_t image, channel_tile;
+};
+
+// Asks for what rows h .. h + lines of a small plane will need later: everything but its source, and the source of the
+// plane that follows. Nothing of it lies in an order that the hardware could foresee.
+void foresee_rows(const vheatir_job &job, const Cut &cut, const Weighing &weigh, Plane plane, Plane next, int64_t h,
+                  int64_t lines) {
+  weigh.foresee_all(h, lines, plane.channel_tile, cut.channel_tiles, cut.width);
+  for (int64_t line = h; line < h + lines; ++line) {
+    if (next.channel_tile < cut.channel_tiles) {
+      const char *source = source_at(job, next.image, line, next.channel_tile * kTile);
+      foresee<false>(source, job.source_pixel * bytes_of(job.source_type), cut.width);
+    }
+    if (job.target) {
+      char *target = target_at(job, cut, plane.image, line, plane.channel_tile * kTile);
+      foresee<true>(target, cut.channels * bytes_of(job.target_type), cut.width);
+    }
+  }
+}
+
+// One plane; `next` is the one after it.
+void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, Plane plane, Plane next) {
+  const int64_t image = plane.image, channel_tile = plane.channel_tile;
   const Weighing weigh(job, cut, image);
   for (int64_t h = 0; h < cut.height; h += cut.width_lines) {
+    const int64_t lines = least(cut.width_lines, cut.height - h);
     const Rows to = {scratch.plane + h * cut.plane_row, kTile, cut.plane_row};
-    rows_in(job, cut, scratch, image, h, least(cut.width_lines, cut.height - h), channel_tile * kTile, to);
+    if (cut.small) foresee_rows(job, cut, weigh, plane, next, h, lines);
+    rows_in(job, cut, scratch, image, h, lines, channel_tile * kTile, to);
   }
   const Rows block = {scratch.block, kTile, cut.height * kTile};
   for (int64_t w = 0; w < cut.width; w += cut.block_tiles) {
     const int64_t lines = least(cut.block_tiles, cut.width - w);
     const int64_t tile = w * cut.channel_tiles + channel_tile;
     const Rows columns = {scratch.plane + w * kTile, cut.plane_row, kTile};
-    weigh.foresee_all(tile, cut.channel_tiles, lines);
+    if (!cut.small) weigh.foresee_all(0, cut.height, tile, cut.channel_tiles, lines);
     transform<false>(job.along_height, columns, block, lines, scratch.space);
     weigh(scratch.block, tile, cut.channel_tiles, lines);
     if (job.target) transform<true>(job.along_height, block, columns, lines, scratch.space);
@@ -107,7 +132,7 @@ void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
       foresee<true>(middle + j * kTile, cut.row * 4, cut.height);
     }
     const Rows lines = {scratch.block + i * size, kTile, size};
-    weigh.foresee_all(tile + i, 1, least(cut.height_lines, tiles - i));
+    weigh.foresee_all(0, cut.height, tile + i, 1, least(cut.height_lines, tiles - i));
     transform<false>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
   }
   weigh(scratch.block, tile, 1, tiles);
@@ -157,12 +182,16 @@ void do_all_planes(const vheatir_job &job, const Cut &cut, const Scratch &scratc
   if (job.decay_gradient) {  // one thread adds up all images of a tile, so that the order of the sum is fixed
 #pragma omp for schedule(static)
     for (int64_t tile = 0; tile < cut.channel_tiles; ++tile) {
-      for (int64_t image = 0; image < job.batch; ++image) do_plane(job, cut, scratch, image, tile);
+      for (int64_t image = 0; image < job.batch; ++image) {
+        const bool last = image + 1 == job.batch;
+        do_plane(job, cut, scratch, {image, tile}, {last ? 0 : image + 1, tile + last});
+      }
     }
   } else {  // images of one tile follow each other: its decay stays in the cache
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < cut.channel_tiles * job.batch; ++i) {
-      do_plane(job, cut, scratch, i % job.batch, i / job.batch);
+      const int64_t next = i + 1;
+      do_plane(job, cut, scratch, {i % job.batch, i / job.batch}, {next % job.batch, next / job.batch});
     }
   }
 }
@@ -198,7 +227,7 @@ void do_three_passes(const vheatir_job &job, const Cut &cut, const Scratch &scra
 
 }  // namespace
 
-extern "C" int VHEATIR_ENTRY(const vheatir_job *job) {
+extern "C" int VHEATIR_OF_VERSION(vheatir_conduct)(const vheatir_job *job) {
   const Cut cut(*job);
   const int threads = job->threads;
   const int64_t size = job->batch * cut.image;

@@ -10,6 +10,11 @@
 
 #include "api.h"
 
+// The build gives each version a name, which its entries end in.
+#define VHEATIR_JOIN(name, version) name##_##version
+#define VHEATIR_JOIN_VALUES(name, version) VHEATIR_JOIN(name, version)
+#define VHEATIR_OF_VERSION(name) VHEATIR_JOIN_VALUES(name, VHEATIR_VERSION)
+
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
@@ -108,7 +113,7 @@ INLINE void copy_tile(const float *from, float *to) {
 }
 
 // `count` pixels of `lanes` values, `pitch` elements apart, into full tiles; missing lanes become zero.
-void load_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, int64_t lanes, float *tiles) {
+[[maybe_unused]] void load_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, int64_t lanes, float *tiles) {
   for (int64_t i = 0; i < count; ++i, tiles += kTile) {
     if (type == VHEATIR_FLOAT32 && lanes == kTile) {
       copy_tile(static_cast<const float *>(source) + i * pitch, tiles);
@@ -122,7 +127,7 @@ void load_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, 
   }
 }
 
-void store_tiles(const float *tiles, int64_t count, int64_t lanes, void *target, int32_t type, int64_t pitch) {
+[[maybe_unused]] void store_tiles(const float *tiles, int64_t count, int64_t lanes, void *target, int32_t type, int64_t pitch) {
   for (int64_t i = 0; i < count; ++i, tiles += kTile) {
     if (type == VHEATIR_FLOAT32 && lanes == kTile) {
       copy_tile(tiles, static_cast<float *>(target) + i * pitch);

@@ -186,10 +186,14 @@ void run_splits(const Work &work) {
   }
 }
 
+// The longest leaf; beyond 16 only multiples of 4. With AVX-512 there are 32 registers.
+constexpr int kLongestLeaf = kWidth == 16 ? VHEATIR_LONGEST_LEAF_AVX512 : VHEATIR_LONGEST_LEAF;
+
 template <int type, int n, bool transposed>
 void run_leaves(const Work &work) {
   if (work.step->size != n) {
-    if constexpr (n > 1) run_leaves<type, n - 1, transposed>(work);
+    constexpr int shorter = n > VHEATIR_LONGEST_LEAF ? n - 4 : n - 1;
+    if constexpr (n > 1) run_leaves<type, shorter, transposed>(work);
     return;
   }
   for_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA { leaf<type, n, transposed>(x, table); });
@@ -254,7 +258,8 @@ void run_step(const Work &work) {
   switch (work.step->kind) {
     case VHEATIR_SPLIT: return run_splits<transposed>(work);
     case VHEATIR_LEAF:
-      return work.step->type == kII ? run_leaves<kII, 16, transposed>(work) : run_leaves<kIV, 16, transposed>(work);
+      return work.step->type == kII ? run_leaves<kII, kLongestLeaf, transposed>(work)
+                                    : run_leaves<kIV, kLongestLeaf, transposed>(work);
     case VHEATIR_DENSE: return run_dense(work, transposed);
     case VHEATIR_MERGE: return run_merges(work);
     case VHEATIR_COPY: return run_copies(work);

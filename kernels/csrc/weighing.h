@@ -6,6 +6,7 @@ namespace {
 
 constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
 constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
+constexpr int64_t kSmallBytes = 256 << 10;   // planes up to here leave room for the source, target and spectra of one
 constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
 constexpr int64_t kMostBlockTiles = 16;
 
@@ -26,6 +27,7 @@ struct Cut {
     plane_row = (width | 1) * kTile;
     const int64_t planes = channel_tiles * (job.decay_gradient ? 1 : job.batch);  // that threads can share out
     in_planes = channels % kTile == 0 && height * plane_row * 4 <= kPlaneBytes && planes >= job.threads;
+    small = in_planes && height * plane_row * 4 <= kSmallBytes;
     block_tiles = in_planes ? least(height_lines, width) : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
     block_tiles = most(1, least(block_tiles, row_tiles));
     space = most(width_lines * job.along_width.slots, height_lines * job.along_height.slots) * kTile;
@@ -37,7 +39,7 @@ struct Cut {
   int64_t height, width, channels, row, image, channel_tiles, row_tiles;
   int64_t width_lines, height_lines, plane_row, block_tiles;
   int64_t space, staged, block;  // floats of each part of a thread's memory
-  bool in_planes;
+  bool in_planes, small;
 };
 
 // One thread's memory.
@@ -76,15 +78,18 @@ class Weighing {
     }
   }
 
-  // Asks for what the call on the same tiles will touch, except a decay in tiles, which lies in order.
-  void foresee_all(int64_t tile, int64_t pitch, int64_t tiles) const {
+  // Asks for what the call on these tiles will touch in rows h .. h + lines.
+  void foresee_all(int64_t h, int64_t lines, int64_t tile, int64_t pitch, int64_t tiles) const {
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t start = (tile + i * pitch) * kTile, row = cut_.row * 4;
-      if (job_.decay_order == VHEATIR_DECAY_MAPS) foresee<false>(job_.decay + start, row, cut_.height);
-      if (job_.keep_spectrum) foresee<true>(job_.keep_spectrum + offset_ + start, row, cut_.height);
+      const int64_t start = (tile + i * pitch) * kTile, at = h * cut_.row + start, row = cut_.row * 4;
+      if (job_.decay_order == VHEATIR_DECAY_MAPS) foresee<false>(job_.decay + at, row, lines);
+      if (job_.decay_order == VHEATIR_DECAY_TILES) {
+        foresee<false>(job_.decay + start * cut_.height + h * kTile, kTile * 4, lines);
+      }
+      if (job_.keep_spectrum) foresee<true>(job_.keep_spectrum + offset_ + at, row, lines);
       if (job_.decay_gradient) {
-        foresee<false>(job_.other_spectrum + offset_ + start, row, cut_.height);
-        foresee<true>(job_.decay_gradient + start, row, cut_.height);
+        foresee<false>(job_.other_spectrum + offset_ + at, row, lines);
+        foresee<true>(job_.decay_gradient + at, row, lines);
       }
     }
   }

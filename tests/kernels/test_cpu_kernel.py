@@ -14,14 +14,14 @@ import torch
 
 from vheatir.kernels import cpu_build, cpu_kernel, native, paths
 from vheatir.kernels.ops import heat_conduction, prepare_decay
-from vheatir.kernels.plan import axis_plan, longest_product
+from vheatir.kernels.plan import LONGEST_LEAF, LONGEST_LEAF_AVX512, axis_plan, longest_product
 from vheatir.kernels.published import PublishedConduction
 from vheatir.kernels.reference import hco_reference
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 CPU = torch.device("cpu")
 CHANNELS = [1, 3, 7, 8, 15, 16, 17, 33, 48]
-SIDES = [*range(1, 21), 23, 31, 45, 49, 56, 63, 64, 96, 105, 107, 128, 225]
+SIDES = [*range(1, 25), 26, 28, 31, 32, 45, 49, 56, 63, 64, 96, 105, 107, 128, 225]
 # Maps above the size of a plane (three passes over memory), with narrow last tiles, and sides that fall apart into
 # every kind of step: powers of two, 13 * 37, 3 * 107, 2^4 * 3^2 * 5.
 LARGE = [(1, 481, 321, 2), (1, 720, 33, 5), (2, 129, 144, 17), (1, 36, 720, 24), (3, 150, 140, 16)]
@@ -245,9 +245,10 @@ def test_the_longest_dense_product_of_a_side(n, product):
     assert longest_product(n) == product
 
 
-@pytest.mark.parametrize("n", [1, 2, 16, 56, 105, 481, 720])
-def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n):
-    plan = axis_plan(n)
+@pytest.mark.parametrize("longest_leaf", [LONGEST_LEAF, LONGEST_LEAF_AVX512])
+@pytest.mark.parametrize("n", [1, 2, 16, 28, 32, 56, 105, 481, 720])
+def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n, longest_leaf):
+    plan = axis_plan(n, longest_leaf)
     read, written = [], []
     for _, _, size, count, flags, _, _, rows in plan.steps:
         cells = size * count
