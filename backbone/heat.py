@@ -3,13 +3,13 @@
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.embedding import EmbeddingAt, init_diffusivity_reach
-from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Mlp, full_precision
+from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Linear, Mlp, full_precision
 from vheatir.kernels.dct import decay_map
+from vheatir.kernels.norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -48,10 +48,10 @@ class HeatLayer(nn.Module):
         super().__init__()
         self.dim, self.gate, self.learned_k, self.fixed_k, self.reach = dim, gate, learned_k, fixed_k, reach
         self.dwconv = ChannelsLastConv2d(dim, dim, 3, padding=1, groups=dim) if dwconv else None
-        self.linear = nn.Linear(dim, 2 * dim if gate else dim)
+        self.linear = Linear(dim, 2 * dim if gate else dim)
         self.to_k = nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) if learned_k else None
         self.out_norm = nn.LayerNorm(dim)
-        self.out_linear = nn.Linear(dim, dim)
+        self.out_linear = Linear(dim, dim)
         self.k_exp: nn.Parameter | None = None
         self._unfolded: nn.Module | None = None
         self._cache: OrderedDict[tuple, tuple[list, PreparedDecay]] = OrderedDict()
@@ -116,9 +116,8 @@ class HeatLayer(nn.Module):
         x, gate = x.chunk(2, dim=-1) if self.gate else (x, None)
         if isinstance(decay, Tensor) and decay.dtype != x.dtype and x.dtype not in _NARROW:
             decay = decay.to(x.dtype)
-        x = self.out_norm(heat_conduction(x, decay))
-        if gate is not None:
-            x = x * F.silu(gate)
+        x = heat_conduction(x, decay)
+        x = self.out_norm(x) if gate is None else norm_gate(x, gate, self.out_norm)
         return self.out_linear(x)
 
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
@@ -164,6 +163,13 @@ class HeatLayer(nn.Module):
         return {**self.__dict__, "_cache": OrderedDict()}
 
 
+def _sum(x: Tensor, fresh: Tensor) -> Tensor:
+    """x + fresh; without gradients it overwrites `fresh`, a branch's result that nobody else holds."""
+    if torch.is_grad_enabled() or fresh.dtype != x.dtype:
+        return x + fresh
+    return fresh.add_(x)
+
+
 class HeatBlock(nn.Module):
     """Residual block: heat layer, then MLP, each with norm, optional layer scale and stochastic depth.
 
@@ -206,15 +212,23 @@ class HeatBlock(nn.Module):
         scaled_mlp = layer_scale is not None and mlp_ratio > 0
         self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale))) if scaled_mlp else None
 
-    def _branch(self, x: Tensor, norm: nn.Module, gamma: Tensor | None, body) -> Tensor:
-        y = norm(body(x)) if self.post_norm else body(norm(x))
-        return x + self.drop_path(y if gamma is None else y * gamma)
+    def _scaled(self, y: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(y if gamma is None else y * gamma)
+
+    def _post_norm(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, gamma: Tensor | None) -> Tensor:
+        if self.training and self.drop_path.rate:
+            return x + self._scaled(norm(y), gamma)
+        return norm_add(y, x, norm, gamma)
 
     def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
-        x = self._branch(x, self.norm1, self.gamma1, lambda maps: self.op(maps, embedding))
-        if self.mlp is not None:
-            x = self._branch(x, self.norm2, self.gamma2, self.mlp)
-        return x
+        if self.post_norm:
+            x = self._post_norm(x, self.op(x, embedding), self.norm1, self.gamma1)
+            return x if self.mlp is None else self._post_norm(x, self.mlp(x), self.norm2, self.gamma2)
+        y = self._scaled(self.op(self.norm1(x), embedding), self.gamma1)
+        if self.mlp is None:
+            return _sum(x, y)
+        x, y = add_norm(x, y, self.norm2)
+        return _sum(x, self._scaled(self.mlp(y), self.gamma2))
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
         """Transform (B, H, W, C) maps; `embedding` as in `HeatLayer.forward`."""
