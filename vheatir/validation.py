@@ -71,7 +71,8 @@ def validate(
     """
     processes = processes or Processes()
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
-    records, saved = [], set()
+    records: list[dict[str, Any]] = []
+    saved: set[Path] = set()
 
     def score(index: int) -> tuple[dict[str, Any], np.ndarray | None] | None:
         if index >= count:
@@ -87,12 +88,7 @@ def validate(
         done = [item for item in processes.gather(processes.agree(partial(score, index))) if item is not None]
         for record, restored in done:
             if save_dir is not None and processes.writes:
-                path = save_dir / f"{Path(record['image']).stem}.png"
-                if path in saved:  # the same name in two folders
-                    path = path.with_stem(f"{path.stem}_{len(records)}")
-                saved.add(path)
-                save_dir.mkdir(parents=True, exist_ok=True)
-                save_png(path, restored)
+                _save(save_dir, record["image"], restored, len(records), saved)
             records.append(record)
             if on_image is not None:
                 on_image(len(records), count)
@@ -118,6 +114,15 @@ def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric
         "restored": {name: float(metric(restored, target)) for name, metric in metrics.items()},
     }
     return record, restored
+
+
+def _save(folder: Path, name: str, restored: np.ndarray, number: int, saved: set[Path]) -> None:
+    path = folder / f"{Path(name).stem}.png"
+    if path in saved:  # the same name in two folders
+        path = path.with_stem(f"{path.stem}_{number}")
+    saved.add(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_png(path, restored)
 
 
 def score_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -177,7 +177,7 @@ def test_a_missing_file_is_told_with_the_recipes(name, tmp_path, monkeypatch):
 BUILD_ERRORS = [
     ("model_type=SRModel", "model_type must be VHeatIRModel"),
     ("model_type=Nothing", "model_type must be VHeatIRModel"),
-    ("num_gpu=2", "num_gpu must be auto, 0 or 1"),
+    ("num_gpu=2", "num_gpu is 2, but each process takes one GPU"),
     ("network_g.type=VHeatR", "network_g.type: unknown 'VHeatR'; did you mean VHeatIR"),
     ("network_g.dimm=8", "unknown key network_g.dimm for VHeatIR; known: .*dim"),
     ("network_g.dim=eight", "dim must be a whole number"),
