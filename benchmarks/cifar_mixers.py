@@ -12,10 +12,8 @@ quiet. `--set` changes the recipe for all of them, e.g. `--set data.batch_size=3
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,34 +94,18 @@ def trained(network: str, args: argparse.Namespace) -> dict:
     return row
 
 
-def kept_mib(step, model) -> float:
-    """MiB that a training step keeps for its backward pass, weights not counted."""
-    import torch
-
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()
-    return sum(kept.values()) / 2**20
-
-
 def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batch: int = 64) -> dict[str, dict]:
-    """Images per second of processor time: a training step, and a pass of the merged form; medians of the rounds."""
+    """Of a training step and of a pass of the merged form: images per second of processor time, and peak memory."""
     import torch
     import torch.nn.functional as F
 
     from vheatir.backbone import classify
     from vheatir.backbone.recipe import read_recipe
+    from vheatir.measure import interleave, peak_mib
     from vheatir.options import load_table
     from vheatir.pretrain import SECTIONS
 
+    device = torch.device("cpu")
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     acts, found = {}, {}
     for network in networks:
@@ -140,18 +122,12 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
             with torch.no_grad():
                 model(images)
 
-        acts[network] = {"training": step, "inference": forward}
-        found[network] = {"kept_for_backward_mib": kept_mib(step, model)}
-    laps: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds + 1):
-        for network, kinds in acts.items():
-            for kind, act in kinds.items():
-                started = time.process_time()
-                act()
-                if turn:  # the first one warms up
-                    laps.setdefault((network, kind), []).append(time.process_time() - started)
-    for (network, kind), seconds in laps.items():
-        found[network][f"{kind}_images_per_cpu_s"] = batch / statistics.median(seconds)
+        acts |= {(network, "training"): step, (network, "inference"): forward}
+        found[network] = {
+            f"{kind}_peak_mib": peak_mib(acts[network, kind], device) for kind in ("training", "inference")
+        }
+    for (network, kind), timing in interleave(acts, device, rounds=rounds, warmup=1, clock="cpu").items():
+        found[network][f"{kind}_images_per_cpu_s"] = batch / timing.median_us * 1e6
     return found
 
 

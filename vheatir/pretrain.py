@@ -124,9 +124,9 @@ def _lines(name: str, size: tuple[int, int], result: dict[str, Any]) -> Iterator
         yield f"{speed['images_per_s']:.1f} images/s, {speed['passes']} passes of {speed['batch']} images{memory}"
     for form, cost in result["cost"].items():
         counts = cost["parameters"]
-        macs = "" if cost["macs"] is None else f", {cost['macs']['total'] / 1e9:.3f} GMACs"
+        macs = "" if cost["macs"] is None else f", {cost['macs']['total'] / 1e9:.4g} GMACs"
         conducted = (cost["macs"] or {}).get("heat_conduction")
-        share = f", of which {conducted / 1e9:.3f} in cosine transforms" if conducted else ""
+        share = f", of which {conducted / 1e9:.3g} in cosine transforms" if conducted else ""
         yield f"{form} form: {counts['total']:,} parameters, {counts['trainable']:,} trainable{macs}{share}"
 
 
