@@ -40,9 +40,10 @@ def _kept(sample: tuple) -> tuple[Tensor, ...]:
 
 def training_views(augment: Augment) -> Callable:
     """Resizing to a drawn size, crop, flip; boxes that nothing is left of are dropped."""
-    resize = v2.RandomShortestSize(list(augment.short_sides), augment.long_side)
+    plain = {"antialias": False}  # as the detector's own resizing in evaluation
+    resize = v2.RandomShortestSize(list(augment.short_sides), augment.long_side, **plain)
     if augment.crop:
-        cropped = v2.Compose([v2.RandomShortestSize([400, 500, 600], 4200), CropBetween(384, 600), resize])
+        cropped = v2.Compose([v2.RandomShortestSize([400, 500, 600], 4200, **plain), CropBetween(384, 600), resize])
         resize = v2.RandomChoice([resize, cropped])
     steps = [resize, v2.RandomHorizontalFlip(augment.hflip), v2.ClampBoundingBoxes()]
     return v2.Compose([*steps, v2.SanitizeBoundingBoxes(labels_getter=_kept), v2.ToDtype(torch.float32, scale=True)])

@@ -9,8 +9,9 @@ pytest.importorskip("accelerate", reason="training backbones needs the extra `ba
 pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
 
 from tests.backbone import dense_data
+from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.batches import checked, train_loader
-from vheatir.backbone.dense_cost import merged_for
+from vheatir.backbone.dense_cost import WholeDetector, merged_for
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.feature_maps import build_features
 from vheatir.backbone.segmentation.upernet import Segmenter
@@ -104,13 +105,14 @@ def parameters(model: torch.nn.Module) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-@pytest.mark.parametrize("size, published", [("tiny", 53), ("small", 74), ("base", 115)])
-def test_mask_rcnn_has_the_published_size(size, published):
-    """In the form for training, with frequency embeddings for images of 512."""
+@pytest.mark.parametrize("size, published, giga", [("tiny", 53, 286), ("small", 74, 377), ("base", 115, 526)])
+def test_mask_rcnn_has_the_published_size_and_cost(size, published, giga):
+    """In the form for training, with frequency embeddings for images of 512; costs at 800 x 1280."""
     recipe = DetectSession.read(table_of("detection", f"mask_rcnn_vheat_{size}_1x"))
     with torch.device("meta"):
         model = build_detector(build_features(recipe.backbone), recipe.detector, 80)
     assert parameters(model) == pytest.approx(published, rel=0.02)
+    assert count_macs(WholeDetector(model), (800, 1280))["total"] / 1e9 == pytest.approx(giga, rel=0.005)
 
 
 @pytest.mark.parametrize("size, published, merged", [("tiny", 62, True), ("small", 82, True), ("base", 129, False)])

@@ -1,6 +1,9 @@
 """Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -198,6 +201,27 @@ def test_resnet_starts_from_a_classifier_too(tmp_path):
     with pytest.raises(ValueError, match="lacks"):
         save_file({"conv1.weight": state["conv1.weight"]}, tmp_path / "part.safetensors")
         load_features(network, tmp_path / "part.safetensors", "model", "relative")
+
+
+def test_code_of_the_guide_runs():
+    guide = (Path(__file__).resolve().parent.parent.parent / "docs" / "dense.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(block, names)
+    assert names["found"]["boxes"].shape[1] == 4 and names["scores"].shape == (1, 5, 60, 80)
+
+
+def test_two_processes_train_and_evaluate_together(recipes, tmp_path):
+    """Each process detects in its part of the pictures; the score is that of all."""
+    train = {"epochs": 1, "ema_decay": None}
+    recipe = recipes("detect", tmp_path, train=train, val={"every": 1}, data={"batch_size": 1})
+    root = Path(__file__).resolve().parent.parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "vheatir", "detect", "-opt", recipe]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    last = curves(tmp_path / "runs" / "small")[-1]
+    assert last["iteration"] == 3 and last["val/images"] == 3 and "val/box_ap" in last
 
 
 def test_pictures_without_objects_give_losses():
