@@ -73,7 +73,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.json:
         prepare_output(arguments.json)
-    name = arguments.weights or weights.DEFAULTS[arguments.task]
+    name = arguments.weights or weights.DEFAULTS[arguments.task]["color"]
     network, _ = weights.load(name)
     source = ImageSource(arguments.data)
     images = [read_clean(source, key, arguments.task, gray=False) for key in source.keys[: arguments.limit]]

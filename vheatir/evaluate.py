@@ -19,11 +19,13 @@ from tqdm import tqdm
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, luma_bt601, to_float, to_uint8
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
-from vheatir.files import atomic_open, sha256
-from vheatir.metrics.fidelity import WINDOW, Scores, scores, scores_of_degraded
+from vheatir.evaluate_methods import Method, open_method
+from vheatir.files import atomic_open
+from vheatir.metrics.fidelity import WINDOW, scores, scores_of_degraded
+from vheatir.metrics.perceptual import NAMES, Perceptual
 from vheatir.results import prepare_output, run_metadata, write_json
 
-Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, level) -> restored float image in [0, 1]
+Further = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 image, clean one) -> further figures
 
 NOISE_SEED = 0  # of every image, so that a picture's noise depends on its size alone
 LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40)}
@@ -64,14 +66,17 @@ def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:
 
 
 def evaluate_image(
-    clean: np.ndarray, task: str, level: float, method: Method | None
+    clean: np.ndarray, task: str, level: float, method: Method | None, further: Further | None = None
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Degrade, restore and score one clean uint8 image; `method` None measures the input only.
 
-    Returns ({"input": Scores, "restored": Scores or None, "seconds": time of the method}, restored uint8 or None).
+    `further` figures of a noisy input are those of the 8-bit image that a viewer shows: clipped and rounded.
+    Returns ({"input": figures, "restored": figures or None, "seconds": time of the method}, restored uint8 or None).
     """
     degraded = degrade(clean, task, level)
     before = scores_of_degraded(degraded, clean) if task == "denoise" else scores(to_uint8(degraded), clean)
+    further = further or (lambda image, target: {})
+    before = {**before, **further(to_uint8(degraded), clean)}
     if method is None:
         return {"input": before, "restored": None, "seconds": 0.0}, None
     start = time.perf_counter()
@@ -80,12 +85,13 @@ def evaluate_image(
     if output.shape != clean.shape:
         raise ValueError(f"the method returned shape {output.shape} for an image of {clean.shape}, expected the same")
     restored = to_uint8(output)
-    return {"input": before, "restored": scores(restored, clean), "seconds": seconds}, restored
+    after = {**scores(restored, clean), **further(restored, clean)}
+    return {"input": before, "restored": after, "seconds": seconds}, restored
 
 
-def mean_scores(items: Sequence[Scores]) -> Scores:
+def mean_scores(items: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each figure over images; infinite where one image's is."""
-    return Scores(**{name: math.fsum(item[name] for item in items) / len(items) for name in FIGURES})
+    return {name: math.fsum(item[name] for item in items) / len(items) for name in items[0]}
 
 
 def evaluate(
@@ -98,6 +104,7 @@ def evaluate(
     save_images: str | Path | None = None,
     limit: int | None = None,
     progress: bool = False,
+    further: Further | None = None,
 ) -> list[dict[str, Any]]:
     """One result for each folder of clean images and each level, in that order.
 
@@ -110,9 +117,10 @@ def evaluate(
         save_images: restored images go to this folder as data/levelname+level/name.png.
         limit: use only the first images of each folder.
         progress: show a progress line on a terminal.
+        further: figures beside the three, such as `vheatir.metrics.perceptual.Perceptual(["lpips"])`.
 
     Returns:
-        [{"data", "task", "color", "level", "images", "input", "restored", "per_image"}]; figures are `Scores`, and
+        [{"data", "task", "color", "level", "images", "input", "restored", "per_image"}]; figures are by name, and
         "restored" is None where nothing restores.
     """
     levels = _checked_levels(task, levels)
@@ -132,7 +140,7 @@ def evaluate(
                 folder = Path(save_images, name, f"{LEVEL_NAMES[task]}{level:g}") if save_images is not None else None
                 records = []
                 for key in source.keys[:limit]:
-                    records.append(_evaluate_file(source, key, task, level, gray, method, folder))
+                    records.append(_evaluate_file(source, key, task, level, gray, method, folder, further))
                     bar.update()
                 results.append(_summary(name, task, gray, level, records))
     return results
@@ -168,14 +176,24 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
 
 
 def _evaluate_file(
-    source: ImageSource, key: str, task: str, level: float, gray: bool, method: Method | None, folder: Path | None
+    source: ImageSource,
+    key: str,
+    task: str,
+    level: float,
+    gray: bool,
+    method: Method | None,
+    folder: Path | None,
+    further: Further | None,
 ) -> dict[str, Any]:
     clean = read_clean(source, key, task, gray)
     if min(clean.shape[:2]) < WINDOW:
         raise UserError(
             f"{source.describe(key)}: {clean.shape[0]}x{clean.shape[1]} pixels; SSIM needs 11x11, remove it"
         )
-    record, restored = evaluate_image(clean, task, level, method)
+    try:
+        record, restored = evaluate_image(clean, task, level, method, further)
+    except ValueError as error:
+        raise UserError(f"{source.describe(key)}: {error}") from error
     if folder is not None and restored is not None:
         save_png(folder / PurePosixPath(key).with_suffix(".png"), restored)
     return {"image": key, "height": clean.shape[0], "width": clean.shape[1], **record}
@@ -205,58 +223,23 @@ def save_png(path: Path, image_u8: np.ndarray) -> None:
         file.write(data.tobytes())
 
 
-def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Non-local means told the true sigma: the classical baseline (scikit-image, fast mode).
-
-    Patches 5x5, search distance 6, h = 0.6 sigma: the settings of scikit-image's own example for a known sigma.
-    """
-    from skimage.restoration import denoise_nl_means
-
-    if sigma == 0:
-        return image
-    deviation = sigma / 255.0
-    options = {"patch_size": 5, "patch_distance": 6, "h": 0.6 * deviation, "sigma": deviation, "fast_mode": True}
-    return denoise_nl_means(image, **options, channel_axis=-1 if image.ndim == 3 else None)
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The results as aligned text: one line for each folder and level."""
     sides = ["input", "restored"] if any(result["restored"] for result in results) else ["input"]
+    further = [name for name in results[0]["input"] if name not in FIGURES]
+    names = "   PSNR  SSIM   PSNR-B" + "".join(f" {name.upper():>7}" for name in further)
     lines = [
-        f"{'data':<16} {'level':>12} {'images':>6}" + "".join(f"   {side:<19}" for side in sides),
-        " " * 36 + "   PSNR  SSIM   PSNR-B" * len(sides),
+        f"{'data':<16} {'level':>12} {'images':>6}" + "".join(f"   {side:<{len(names) - 3}}" for side in sides),
+        " " * 36 + names * len(sides),
     ]
     for result in results:
-        figures = [result[side] for side in sides if result[side]]
-        cells = "".join(f"   {item['psnr']:5.2f} {item['ssim']:.4f}  {item['psnrb']:5.2f}" for item in figures)
+        cells = ""
+        for item in (result[side] for side in sides if result[side]):
+            cells += f"   {item['psnr']:5.2f} {item['ssim']:.4f}  {item['psnrb']:5.2f}"
+            cells += "".join(f" {item[name]:7.4f}" for name in further)
         level = f"{LEVEL_NAMES[result['task']]} {result['level']:g}"
         lines.append(f"{result['data']:<16} {level:>12} {result['images']:>6}{cells}")
     return "\n".join(line.rstrip() for line in lines)
-
-
-def open_method(
-    name: str, task: str, gray: bool, weights: str | None, device: str | None, tile: int | None
-) -> tuple[Method, dict[str, Any]]:
-    """The method of `--method` and what the metadata says about it."""
-    if name == "nlm":
-        if task != "denoise":
-            raise UserError("--method nlm removes noise, with nothing to offer for --task jpeg; leave --method out")
-        if weights is not None or device is not None or tile is not None:
-            raise UserError("--method nlm takes none of --weights, --device, --tile; leave them out")
-        return nlm, {"method": "nlm: non-local means told the true sigma", "weights": None}
-    from vheatir import weights as files
-    from vheatir.restore import Restorer
-
-    path = files.find(weights if weights is not None else files.DEFAULTS[task])
-    restorer = Restorer(task, weights=path, device=device, tile=tile)
-    if restorer.metadata["color"] == "gray" and not gray:
-        raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
-    about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
-    given = (lambda level: level) if restorer.takes_level else (lambda level: None)
-    return lambda image, level: restorer.restore(image, level=given(level)), about | {
-        "device": str(restorer.device),
-        "tile": tile,
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,6 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile", type=int, metavar="N", help="restore in overlapping tiles of N pixels; 0: whole images"
     )
+    further_help = "figures beside PSNR, SSIM and PSNR-B (docs/evaluation.md says what they need)"
+    parser.add_argument("--metrics", nargs="+", choices=NAMES, default=[], help=further_help)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each folder")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write figures of every image and metadata to this file"
@@ -306,6 +291,7 @@ def main(argv: list[str]) -> int:
         method, about = open_method(
             options.method, options.task, options.gray, options.weights, options.device, options.tile
         )
+    further = Perceptual(options.metrics, options.device or "cpu") if options.metrics else None
     start = time.perf_counter()
     results = evaluate(
         options.data,
@@ -316,6 +302,7 @@ def main(argv: list[str]) -> int:
         save_images=options.save_images,
         limit=options.limit,
         progress=True,
+        further=further,
     )
     sys.stdout.write(table(results) + "\n")
     if options.json is not None:

@@ -23,9 +23,9 @@ Rows = tuple[np.ndarray, np.ndarray | None]  # colours (rows, width, 1 or 3) and
 
 
 class Restorer:
-    """Restores images with one set of weights.
+    """Restores images with one set of weights, or by default with the task's own: one for colour and one for gray.
 
-    task: "denoise" or "jpeg". weights: shipped name or path of a safetensors file; the task's own by default. device: a
+    task: "denoise" or "jpeg". weights: shipped name or path of a safetensors file, used for all images. device: a
     torch device; a GPU when there is one by default. tile: side of the overlapping tiles in pixels, 0 for the whole
     image at once; chosen by the image's size and the free memory by default, and halved where memory runs out. overlap:
     pixels that neighbouring tiles share. strength: the result is input + strength * (restored - input); 0.7 leaves 30 %
@@ -61,7 +61,9 @@ class Restorer:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.task, self.device = task, _device(device)
-        self.network, self.metadata = store.load(store.DEFAULTS[task] if weights is None else weights, self.device)
+        default = store.DEFAULTS[task]
+        self.network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
+        self._gray, self._gray_weights = None, default["gray"] if weights is None else None
         if self.metadata["task"] != task:
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
@@ -203,18 +205,27 @@ class Restorer:
         tile = self._largest
         return tiling.apply_tiled(lambda part: self._in_memory(part, level), image, tile, min(self.overlap, tile // 4))
 
+    def _gray_network(self) -> "torch.nn.Module":
+        if self._gray is None:  # most users never restore a gray image
+            from vheatir import weights as store
+
+            self._gray, _ = store.load(self._gray_weights, self.device)
+        return self._gray
+
     def _forward(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
         import torch
 
         from vheatir.ensemble import self_ensemble
 
-        gray_as_color = image.shape[1] == 1 and self.metadata["color"] == "color"
+        gray = image.shape[1] == 1
+        network = self._gray_network() if gray and self._gray_weights else self.network
+        gray_as_color = gray and network.config["in_chans"] == 3
         x = (image.expand(-1, 3, -1, -1) if gray_as_color else image).contiguous().to(self.device)
         given = () if level is None else (torch.tensor([level], dtype=x.dtype, device=x.device),)
         if self.ensemble:
-            output = self_ensemble(lambda turned: self.network(turned, *given), x)
+            output = self_ensemble(lambda turned: network(turned, *given), x)
         else:
-            output = self.network(x, *given)
+            output = network(x, *given)
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
 
 

@@ -20,7 +20,10 @@ from vheatir.files import atomic_open, sha256
 
 FOLDER = Path(__file__).resolve().parent / "weights"
 SUFFIX = ".safetensors"
-DEFAULTS = {"denoise": "denoise_color_blind", "jpeg": "jpeg_color_blind"}  # task -> name of the shipped weights
+DEFAULTS = {  # task -> colours -> name of the shipped weights
+    "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind"},
+    "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
+}
 FORMAT, ARCH = "1", "VHeatIR"
 REQUIRED = ("config", "task", "color", "levels", "license")
 
@@ -41,7 +44,7 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if str(name_or_path) in DEFAULTS.values():
+    if any(str(name_or_path) in names.values() for names in DEFAULTS.values()):
         raise UserError(f"the package holds no file {shipped.name}; reinstall it, or give a file with --weights PATH")
     known = ", ".join(available()) or "none"
     raise UserError(f"weights {str(name_or_path)!r} are neither a file nor a shipped name; shipped: {known}")

@@ -20,20 +20,22 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "restoration.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 COMMANDS = re.findall(r"^\$ (.*)$", GUIDE, re.MULTILINE)
+CHANNELS = {"color": 3, "gray": 1}
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the files that the guide names, and small weights in place of the shipped ones."""
-    network = VHeatIR(dim=8, depths=[1], embed_size=8, downscale=2)
+    networks = {color: VHeatIR(n, dim=8, depths=[1], embed_size=8, downscale=2) for color, n in CHANNELS.items()}
     (tmp_path / "weights").mkdir()
-    for task, name in weights.DEFAULTS.items():
-        metadata = {"task": task, "color": "color", "levels": "none", "license": "none"}
-        metadata["config"] = json.dumps(network.config)
-        weights.save(tmp_path / "weights" / f"{name}.safetensors", network.state_dict(), metadata)
+    for task, names in weights.DEFAULTS.items():
+        for color, name in names.items():
+            metadata = {"task": task, "color": color, "levels": "none", "license": "none"}
+            metadata["config"] = json.dumps(networks[color].config)
+            weights.save(tmp_path / "weights" / f"{name}.safetensors", networks[color].state_dict(), metadata)
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
-    torch.save({"params": network.state_dict()}, "net_g_latest.pth")
+    torch.save({"params": networks["color"].state_dict()}, "net_g_latest.pth")
     for name in ("photo.png", "scans/a.png", "more/b.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
         write_image(name, Image(np.full((20, 24, 3), 0.5, np.float32)))

@@ -237,3 +237,17 @@ def test_progress_is_told_tile_by_tile(trained):
         noisy((20, 40)), on_tile=shares.append
     )
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == 8
+
+
+def test_by_default_gray_images_go_through_the_gray_weights(monkeypatch, tmp_path):
+    color, gray = tmp_path / "color.safetensors", tmp_path / "gray.safetensors"
+    write_weights(color)
+    write_weights(gray, in_chans=1)
+    monkeypatch.setitem(weights.DEFAULTS, "denoise", {"color": color, "gray": gray})
+    image = np.random.default_rng(0).random((20, 24), dtype=np.float32)
+    restored = Restorer("denoise", device="cpu").restore(image)
+    np.testing.assert_array_equal(restored, Restorer("denoise", gray, device="cpu").restore(image))
+    assert (restored != Restorer("denoise", color, device="cpu").restore(image)).any()
+    wide = np.repeat(image[..., None], 3, axis=2)
+    expected = Restorer("denoise", color, device="cpu").restore(wide)
+    np.testing.assert_array_equal(Restorer("denoise", device="cpu").restore(wide), expected)

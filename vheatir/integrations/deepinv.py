@@ -29,7 +29,7 @@ class HeatDenoiser(Denoiser):
 
     def __init__(
         self,
-        weights: str | Path = store.DEFAULTS["denoise"],
+        weights: str | Path = store.DEFAULTS["denoise"]["color"],
         device: str | torch.device = "cpu",
         *,
         inject_noise: bool = False,
