@@ -40,6 +40,6 @@ test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
 gpu:
-	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py --device cuda
+	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py tests/vheatir/test_device.py --device cuda
 	mkdir -p $(dir $(GPU_JSON))
 	$(CHECKOUT) -m vheatir bench hco --device cuda --json $(GPU_JSON)
