@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vheatir.errors import UserError
-from vheatir.options import find_options, read_options
+from vheatir.options import find_options, load_table, read_options
 
 
 def test_numbers_with_exponents_are_numbers(recipe):
@@ -256,3 +256,19 @@ def test_error_reaches_the_user_without_a_traceback(recipe, capsys):
     assert main(["train", "-opt", str(recipe), "--set", "train.lr=1"]) == 2
     err = capsys.readouterr().err
     assert "unknown key train.lr" in err and "Traceback" not in err
+
+
+def test_a_file_extends_another_one_key_by_key(tmp_path):
+    (tmp_path / "base.yml").write_text("name: base\ntrain: {lr: 1e-3, steps: [1, 2]}\nval: {every: 5}\n")
+    (tmp_path / "middle.yml").write_text("extends: base.yml\ntrain: {lr: 2e-3}\n")
+    (tmp_path / "top.yml").write_text("extends: middle.yml\nname: top\ntrain: {steps: [3]}\n")
+    table = load_table(tmp_path / "top.yml", ["val.every=6"])
+    assert table == {"name": "top", "train": {"lr": 2e-3, "steps": [3]}, "val": {"every": 6}}
+
+
+@pytest.mark.parametrize("base", ["none.yml", "self.yml", "loop.yml"])
+def test_a_file_that_extends_nothing_or_itself_is_refused(base, tmp_path):
+    (tmp_path / "self.yml").write_text(f"extends: {base}\n")
+    (tmp_path / "loop.yml").write_text("extends: self.yml\n")
+    with pytest.raises(UserError, match="extends .*: expected another options file beside it"):
+        load_table(tmp_path / "self.yml")
