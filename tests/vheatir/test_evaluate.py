@@ -16,7 +16,8 @@ from vheatir import evaluate as evaluation
 from vheatir.data.degradations import jpeg_roundtrip, luma_bt601, to_float, to_uint8
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
-from vheatir.evaluate import degrade, evaluate, evaluate_image, mean_scores, nlm, read_clean
+from vheatir.evaluate import degrade, evaluate, evaluate_image, mean_scores, read_clean
+from vheatir.evaluate_methods import nlm
 from vheatir.metrics.fidelity import psnr, scores
 from vheatir.metrics.folders import compare_folders
 from vheatir.results import write_json

@@ -145,18 +145,22 @@ class VHeatIR(nn.Module):
         if self.norm is not None:
             deep = self.norm(deep)
         residual = to_channels_first(self.conv_last(shallow + self.conv_after_body(deep)))
-        return image + F.pixel_shuffle(residual, self.downscale)[:, :, :height, :width]
+        residual = F.pixel_shuffle(residual, self.downscale)
+        exporting = torch.compiler.is_exporting()
+        return image + (_resized(residual, height, width) if exporting else residual[:, :, :height, :width])
 
     def _pad(self, planes: Tensor) -> Tensor:
         if self.downscale == 1:
             return planes
-        # Written so that an exporter with unknown sides sees that the padded ones are multiples of `downscale`.
-        below, right = (-(-side // self.downscale) * self.downscale - side for side in planes.shape[2:])
-        exported = torch.compiler.is_exporting()
-        return F.pad(planes, (0, right, 0, below), mode="replicate") if exported or below or right else planes
+        most = self.downscale - 1  # not -(-side // n): formats that exporters write divide towards zero
+        height, width = ((side + most) // self.downscale * self.downscale for side in planes.shape[2:])
+        if torch.compiler.is_exporting():
+            return _resized(planes, height, width)
+        below, right = height - planes.shape[2], width - planes.shape[3]
+        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
 
     def _level_plane(self, level: Tensor, padded: Tensor, size: tuple[int, int]) -> Tensor:
-        batch, height, width = len(padded), padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
+        batch, height, width = padded.shape[0], padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
         if level.shape != (batch,) and level.shape != (batch, 1, *size):
             raise ValueError(f"level must be ({batch},) or {(batch, 1, *size)}, got {tuple(level.shape)}")
         if level.ndim == 1:
@@ -175,6 +179,16 @@ class VHeatIR(nn.Module):
         """Undo `fold`."""
         for layer in self.heat_layers():
             layer.unfold()
+
+
+def _resized(planes: Tensor, height: int, width: int) -> Tensor:
+    """Cut off, or padded with the border pixels, below and right; in a form that says nothing about unknown sides.
+
+    Slices and padding make an exporter ask whether they change anything, and so fix whether sides are even.
+    """
+    rows = torch.arange(height, device=planes.device).clamp(max=planes.shape[2] - 1)
+    columns = torch.arange(width, device=planes.device).clamp(max=planes.shape[3] - 1)
+    return planes.index_select(2, rows).index_select(3, columns)
 
 
 def _check_config(config: Mapping) -> None:

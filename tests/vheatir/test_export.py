@@ -1,0 +1,126 @@
+"""Exported networks give PyTorch's results at any size, without vheatir; folders for the Hub load by its mixin."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.cli import main as vheatir_main
+from vheatir.errors import UserError
+
+SIZES = [(1, 37, 53), (3, 64, 48), (1, 121, 96), (1, 3, 3)]
+KINDS = {
+    "color": {},
+    "level": {"level_map": True, "in_chans": 1, "downscale": 3},
+    "published": {"resize": "published", "post_norm": True, "layer_scale": 0.5, "mlp_dwconv": True, "gate": False},
+    "plain": {"downscale": 1, "learned_k": False, "dwconv": False, "mlp_ratio": 0},
+}
+
+
+def saved(path, kind):
+    torch.manual_seed(0)
+    network = VHeatIR(**{"dim": 8, "depths": [1], "embed_size": 8, "downscale": 2} | KINDS[kind])
+    torch.nn.init.normal_(network.conv_last.weight, std=0.1)
+    metadata = {"task": "denoise", "color": "color", "levels": "none", "license": "none"}
+    weights.save(path, network.state_dict(), metadata | {"config": json.dumps(network.config)})
+    return weights.load(path)[0]
+
+
+def inputs(network, batch, height, width):
+    image = torch.rand(batch, network.config["in_chans"], height, width)
+    return [image, torch.rand(batch)] if network.level_map else [image]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_agrees_with_pytorch_at_any_size(tmp_path, monkeypatch, capsys, kind):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    network = saved("net.safetensors", kind)
+    assert vheatir_main(["export", "net.safetensors", "-o", "out/net.onnx", "--time", "32"]) == 0
+    said = capsys.readouterr().out
+    assert "differs from PyTorch by" in said and "32x32 pixels" in said
+    assert sorted(path.name for path in Path("out").iterdir()) == ["net.onnx"]
+    session = onnxruntime.InferenceSession("out/net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["task"] == "denoise"
+    assert [item.name for item in session.get_inputs()] == ["image", "level"][: 1 + network.level_map]
+    for size in [*SIZES, (2, 1, 1)]:
+        given = inputs(network, *size)
+        named = {item.name: value.numpy() for item, value in zip(session.get_inputs(), given)}
+        with torch.no_grad():
+            expected = network(*given)
+        (found,) = session.run(["restored"], named)
+        torch.testing.assert_close(
+            torch.from_numpy(found), expected, atol=1e-5, rtol=0, msg=lambda m, size=size: f"{size}: {m}"
+        )
+
+
+LOADED = """
+import sys
+import torch
+
+program = torch.export.load("net.pt2").module()
+for image, expected in torch.load("cases.pt"):
+    torch.testing.assert_close(program(*image), expected, atol=1e-5, rtol=0)
+assert "vheatir" not in sys.modules
+"""
+
+
+def test_a_program_agrees_with_pytorch_and_runs_without_vheatir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = saved("net.safetensors", "color")
+    assert vheatir_main(["export", "net.safetensors", "-o", "net.pt2"]) == 0
+    with torch.no_grad():
+        cases = [(given, network(*given)) for given in (inputs(network, *size) for size in SIZES)]
+    torch.save(cases, "cases.pt")
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    from vheatir.hub import HubVHeatIR
+
+    monkeypatch.chdir(tmp_path)
+    network = saved("net.safetensors", "level")
+    assert vheatir_main(["export", "net.safetensors", "--hub", "hub"]) == 0
+    loaded = HubVHeatIR.from_pretrained("hub")
+    assert not loaded.training and loaded.config == network.config
+    given = inputs(network, 2, 19, 23)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(*given), network(*given), atol=0, rtol=0)
+    assert json.loads(Path("hub/config.json").read_text())["vheatir"]["task"] == "denoise"
+    assert weights.read("hub/model.safetensors")[1]["license"] == "none", "restoring takes the same file"
+    loaded.save_pretrained("again")
+    assert HubVHeatIR.from_pretrained("again").config == network.config
+    assert vheatir_main(["export", "net.safetensors", "--hub", "hub"]) == 2, "it is there"
+
+
+def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
+    name = weights.DEFAULTS["jpeg"]
+    assert vheatir_main(["export", name, "--hub", str(tmp_path / "hub")]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: vheatir\n---\n") and name in card
+
+
+def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):
+    from vheatir import export
+
+    monkeypatch.chdir(tmp_path)
+    network = saved("net.safetensors", "color")
+    for target, reason in (("net.pb", ".onnx, .pt2"), ("net", ".onnx, .pt2")):
+        assert vheatir_main(["export", "net.safetensors", "-o", target]) == 2
+        assert reason in capsys.readouterr().err
+    assert vheatir_main(["export", "none", "-o", "net.pt2"]) == 2
+    monkeypatch.setattr(export, "save_program", lambda network, path: path.touch() or (lambda given: given[0] + 1))
+    with pytest.raises(UserError, match="differ from PyTorch's by"):
+        export.export(network, Path("net.pt2"), {})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"vheatir\[export\]"):
+        export.export(network, Path("net.onnx"), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]

@@ -1,0 +1,208 @@
+"""`vheatir export`: networks as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
+
+ONNX files and programs need no vheatir where they run: the heat operator stands in them as products with cosine
+matrices, which are made from the map's size while they run, so height, width and batch stay free.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vheatir import weights as files
+from vheatir.errors import UserError
+from vheatir.files import TEMPORARY_PREFIX, atomic_open
+
+FORMATS = {".onnx": "ONNX", ".pt2": "torch.export program"}
+CHECKED = ((1, 37, 53), (2, 64, 48), (1, 120, 96))  # batch, height, width
+TOLERANCE = 1e-4  # largest difference from PyTorch in images of [0, 1]; float32 rounding is a tenth of it or less
+_TRACED = (2, 72, 88)  # any batch and sides that are unlike each other
+
+Runner = Callable[[list[Tensor]], Tensor]
+
+
+def _cosines(n: int, like: Tensor) -> Tensor:
+    """The orthonormal DCT-II matrix (n, n); in operations that every format has, whatever n turns out to be."""
+    index = torch.arange(n, device=like.device, dtype=torch.float64)
+    table = torch.cos(index[:, None] * (index[None] + 0.5) * math.pi / (index[-1] + 1))
+    return (table / table.norm(dim=1, keepdim=True)).to(like.dtype)
+
+
+def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
+    """What `vheatir::conduct` becomes."""
+    rows, columns = _cosines(x.shape[1], x), _cosines(x.shape[2], x)
+    spectrum = torch.einsum("nh,bhwc,mw->bnmc", rows, x, columns)
+    return torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(x.dtype), columns)
+
+
+def _inputs(network: nn.Module, batch: int, height: int, width: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(height)
+    image = torch.rand(batch, network.config["in_chans"], height, width, generator=generator)
+    return [image, torch.rand(batch, generator=generator)] if network.level_map else [image]
+
+
+def trace(network: nn.Module) -> torch.export.ExportedProgram:
+    """The network as operations of PyTorch alone, for any batch and sides of at least 3 pixels.
+
+    Inputs: `image` (B, in_chans, H, W) in float32, and `level` (B,) where the network takes one. The network is moved
+    to the CPU and to eval mode.
+    """
+    network = network.cpu().float().eval().requires_grad_(False)
+    batch, side = torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC
+    shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
+    with torch.no_grad():
+        program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
+        return program.run_decompositions({torch.ops.vheatir.conduct.default: _conduct})
+
+
+def save_program(network: nn.Module, path: Path) -> Runner:
+    """Write `torch.export.load`'s format; returns how to run the written file."""
+    torch.export.save(trace(network), path)
+    module = torch.export.load(path).module()
+    return lambda inputs: module(*inputs)
+
+
+def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Runner:
+    """Write an ONNX file with `metadata` in its properties; returns how onnxruntime runs the written file."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it and says so in the middle of the work)
+    except ImportError as error:
+        raise UserError(f"exporting to ONNX needs {error.name}; run `pip install 'vheatir[export]'`") from None
+    program = torch.onnx.export(
+        trace(network), (), dynamo=True, optimize=True, verbose=False, output_names=["restored"]
+    )
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, _one_thread(onnxruntime), providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+
+    def run(inputs: list[Tensor]) -> Tensor:
+        values = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, values)[0])
+
+    return run
+
+
+def _one_thread(onnxruntime):
+    """As many threads as PyTorch has, so that speeds compare."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return options
+
+
+def export(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, float], Runner]:
+    """Write `path` (.onnx or .pt2), which appears only after its results were compared with the network's.
+
+    Returns the largest difference from PyTorch in images of [0, 1] for each size of `CHECKED`, and how to run the file.
+
+    Raises:
+        UserError: unknown suffix, a missing library, or results that differ by more than `TOLERANCE`.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: expected a name in {', '.join(FORMATS)}, or --hub for a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix == ".onnx":
+            run = save_onnx(network, temporary, metadata)
+        else:
+            run = save_program(network, temporary)
+        differences = compare(run, network)
+        worst = max(differences.values())
+        if not worst <= TOLERANCE:
+            raise UserError(f"{path}: its results differ from PyTorch's by {worst:.1e}, nothing was written")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return differences, run
+
+
+def compare(run: Runner, network: nn.Module) -> dict[str, float]:
+    """Largest difference of `run` from the network for each size of `CHECKED`."""
+    found = {}
+    for batch, height, width in CHECKED:
+        inputs = _inputs(network, batch, height, width)
+        with torch.no_grad():
+            difference = (run(inputs) - network(*inputs)).abs().max().item()
+        found[f"{batch}x{height}x{width}"] = difference
+    return found
+
+
+def seconds(run: Runner, network: nn.Module, side: int, rounds: int = 5) -> tuple[float, float]:
+    """Median seconds of `run` and of the network for one square picture, in turns on as many threads."""
+    inputs = _inputs(network, 1, side, side)
+    taken: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for number in range(rounds + 1):
+            for times, call in zip(taken, (run, lambda given: network(*given))):
+                begun = time.perf_counter()
+                call(inputs)
+                if number:  # the first round prepares tables and memory
+                    times.append(time.perf_counter() - begun)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def save_hub(name_or_path: str | Path, folder: Path) -> None:
+    """A folder for `HubVHeatIR.from_pretrained` and for uploading: config.json, model.safetensors, README.md."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: expected an empty or new folder")
+    state, metadata = files.read(name_or_path)
+    kept = {key: value for key, value in metadata.items() if key not in ("config", "vheatir_format", "arch")}
+    config = json.loads(metadata["config"])
+    folder.mkdir(parents=True, exist_ok=True)
+    files.save(folder / "model.safetensors", state, metadata)
+    with atomic_open(folder / "config.json") as file:
+        file.write((json.dumps(config | {"vheatir": kept}, indent=2) + "\n").encode())
+    card = files.find(name_or_path).with_suffix(".md")
+    if card.is_file():
+        with atomic_open(folder / "README.md") as file:
+            file.write(b"---\nlibrary_name: vheatir\n---\n\n" + card.read_bytes())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vheatir export",
+        description="Write a network as ONNX (.onnx), as a torch.export program (.pt2) or as a folder for the Hub.",
+        epilog="Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; "
+        "level (B,), sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not "
+        "clipped. Exit status: 0 written and equal to PyTorch's results, 2 refused.",
+    )
+    parser.add_argument("weights", metavar="NAME|PATH", help="a shipped name or a safetensors file")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
+    target.add_argument("--hub", type=Path, metavar="DIR", help="folder to write: config.json and model.safetensors")
+    parser.add_argument("--time", type=int, metavar="SIDE", help="then time a square picture of that side, both ways")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    if options.hub is not None:
+        save_hub(options.weights, options.hub)
+        sys.stdout.write(f"{options.hub}: written\n")
+        return 0
+    network, metadata = files.load(options.weights)
+    differences, run = export(network, options.output, metadata)
+    sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in differences.items())
+    sys.stdout.write(f"{options.output}: {FORMATS[options.output.suffix]}, differs from PyTorch by {sizes}\n")
+    if options.time:
+        ours, theirs = seconds(run, network, options.time)
+        threads = torch.get_num_threads()
+        text = f"{options.time}x{options.time} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s"
+        sys.stdout.write(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    from vheatir.cli import run
+
+    raise SystemExit(run(main))
