@@ -20,9 +20,10 @@ def centre_of(side: int, stage: int) -> float:
 
 
 def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Tensor:
-    """Mean absolute gradient of the central pixel of a stage's map, channels summed, in each pixel of the image.
+    """Mean absolute gradient of the central pixel of a stage's map in each pixel of the image.
 
-    Absolute values, so that opposite signs of two channels or images do not cancel.
+    The pixel's channels are summed with random signs: the plain sum behind a norm is a constant, without gradient.
+    Absolute values, so that what is positive in one image and negative in another does not cancel.
 
     Args:
         model: a backbone in eval mode.
@@ -35,12 +36,13 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
     Raises:
         ValueError: no images.
     """
-    field, count = None, 0
+    field, count, generator = None, 0, torch.Generator().manual_seed(0)
     for batch in images:
         batch = batch.detach().requires_grad_()
         (maps,) = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
-        centre = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2].sum()
-        (gradient,) = torch.autograd.grad(centre, batch)
+        centre = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
+        signs = torch.randint(2, centre.shape, generator=generator).to(centre) * 2 - 1
+        (gradient,) = torch.autograd.grad((centre * signs).sum(), batch)
         total = gradient.abs().sum((0, 1)).double().cpu()
         field, count = total if field is None else field + total, count + len(batch)
     if field is None:
