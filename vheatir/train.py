@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ class Trainer:
                     self.save()
                     logger.info("stopped at iteration %d; go on with --resume", self.iteration)
                     return False
-                batch = self.processes.agree(lambda: next(batches))
+                batch = self.processes.agree(partial(_fetched, batches))
                 self.iteration += 1
                 self.model.update_learning_rate(self.iteration, warmup_iter=warmup)
                 self._seed()
@@ -235,6 +237,14 @@ class Trainer:
         bar.set_postfix_str(text + score)
         if bar.disable:
             logger.info("%d/%d %s%s %.2f s/it, %s left", self.iteration, self.total, text, score, seconds, remaining)
+
+
+def _fetched(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The next batch; what a worker says of a picture without the worker's traceback around it."""
+    try:
+        return next(batches)
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def _ignore_signals(worker: int) -> None:
@@ -292,12 +302,9 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
     processes.agree(lambda: run and run.open(path, options, argv))
     try:
         count = sum(parameter.numel() for parameter in trainer.model.net_g.parameters())
-        device = (
-            f"{processes.world} processes on {trainer.model.device.type}"
-            if processes.world > 1
-            else trainer.model.device
-        )
-        logger.info("%s on %s, %s", f"{count:,} parameters", device, f"{len(trainer.train_set)} images")
+        together = f"{processes.world} processes, " if processes.world > 1 else ""
+        images = f"{together}{len(trainer.train_set)} images"
+        logger.info("%s on %s, %s", f"{count:,} parameters", trainer.model.device, images)
         if resumed is not None:
             logger.info("resumed at iteration %d", trainer.iteration)
         with processes.watched():

@@ -104,7 +104,7 @@ def test_ddp_over_gloo_equals_one_process_with_the_global_batch(train, small_pho
         assert point == pytest.approx(want, rel=1e-3)
     names = [sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) for folder in (two, one)]
     assert names[0] == names[1]  # one process writes
-    assert "2 processes on cpu" in (two / "train.log").read_text()
+    assert "parameters on cpu, 2 processes, 5 images" in (two / "train.log").read_text()
 
 
 def test_ddp_over_gloo_keeps_batch_norms_alike_without_an_average(train, normed):
@@ -278,6 +278,7 @@ def test_torchrun_over_gloo_sigterm_and_sigkill_of_a_rank_then_resume(train):
     children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
     errors = process.communicate(timeout=300)[1]
+    assert "Warning:" not in errors, errors
     assert process.returncode == 1 and f"resumed at iteration {stopped}" in errors
     assert errors.count("error: a process of 2 lost another one, which was killed") == 1, errors
     assert train(f"train.total_iter={stopped + 2}", "val.val_freq=100000", resume=True) == folder

@@ -1,5 +1,7 @@
 """BasicSR's SRModel with what training on today's stack needs: mixed precision, clipping, accumulation, safetensors."""
 
+import inspect
+import warnings
 from collections import OrderedDict
 from contextlib import nullcontext
 from functools import partial
@@ -103,11 +105,15 @@ class VHeatIRModel(SRModel):
         if processes.world == 1:
             return
         self.processes = processes
-        on_gpu = self.device.type == "cuda"
-        self.net_g = nn.parallel.DistributedDataParallel(
+        # Those of depthwise kernels, of which one axis has length 1 and so any stride.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        wrapper, on_gpu = nn.parallel.DistributedDataParallel, self.device.type == "cuda"
+        is_new = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # torch 2.15
+        self.net_g = wrapper(
             self.net_g,
             device_ids=[torch.cuda.current_device()] if on_gpu else None,
-            broadcast_buffers=False,  # statistics are averaged after the step instead, before anything reads them
+            # Statistics are averaged after the step instead, before anything reads them.
+            **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
             find_unused_parameters=self.opt.get("find_unused_parameters", False),
         )
         self._compile()
