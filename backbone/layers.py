@@ -46,16 +46,50 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`F.linear`, then GELU if asked for.
+_MOST_ROWS_PACKED = 4096  # with more of them, bringing the weight into oneDNN's order costs nothing beside the product
 
-    Without gradients, in float32 on a processor with AVX-512, oneDNN does both at once. What torch calls for
-    `F.linear` there is up to a third slower; on processors without AVX-512 it is not (docs/performance.md).
+
+class _Product(nn.Module):
+    """Products with one weight: `F.linear`, then GELU if asked for.
+
+    Without gradients, in float32 on a processor with AVX-512, oneDNN does both at once, up to a third faster than what
+    torch calls for `F.linear`; elsewhere it is not faster (docs/performance.md). A weight for few rows is kept in
+    oneDNN's order as well, and dropped like the decays of a heat layer.
     """
-    if _is_for_onednn(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._packed: tuple[Tensor, int, Tensor] | None = None  # weight, its version, and the same in oneDNN's order
+
+    def product(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """(..., C) to (..., C')."""
+        if _is_for_onednn(x, self.weight):
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self._onednn_weight(x), self.bias, "gelu" if gelu else "none", [], "none"
+            )
+        y = F.linear(x, self.weight.flatten(1), self.bias)
+        return F.gelu(y) if gelu else y
+
+    def _onednn_weight(self, x: Tensor) -> Tensor:
+        weight, rows = self.weight, x.numel() // x.shape[-1]
+        if rows > _MOST_ROWS_PACKED:
+            return weight.flatten(1)
+        version, packed = 0 if weight.is_inference() else weight._version, self._packed
+        if packed is None or packed[0] is not weight or packed[1] != version:
+            packed = weight, version, torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1), rows)
+            self._packed = packed
+        return packed[2]
+
+    def train(self, mode: bool = True) -> "_Product":
+        self._packed = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> "_Product":
+        self._packed = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_packed": None}
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -72,23 +106,24 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def _has_fast_onednn() -> bool:
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
     return there and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-class Linear(nn.Linear):
-    """A linear layer by `linear`."""
+class Linear(_Product, nn.Linear):
+    """A linear layer; its parameters and keys are those of `nn.Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.product(x)
 
 
-class ChannelsLastConv2d(nn.Conv2d):
+class ChannelsLastConv2d(_Product, nn.Conv2d):
     """A convolution of (B, H, W, C) maps, then GELU if asked for; its parameters and keys are those of `nn.Conv2d`."""
 
     def forward(self, maps: Tensor, gelu: bool = False) -> Tensor:
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
-            return linear(maps, self.weight.flatten(1), self.bias, gelu)
+            return self.product(maps, gelu)
         y = to_channels_last(super().forward(to_channels_first(maps)))
         return F.gelu(y) if gelu else y
 

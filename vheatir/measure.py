@@ -1,5 +1,6 @@
 """How speed and memory are measured: interleaved rounds in one process, medians, peak of the allocations."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,9 @@ class Timing:
 
     @property
     def iqr_us(self) -> float:
-        """Distance of the quartiles."""
+        """Distance of the quartiles; NaN for a single time."""
+        if len(self.microseconds) < 2:
+            return math.nan
         first, _, third = statistics.quantiles(self.microseconds, n=4)
         return third - first
 
@@ -50,7 +53,7 @@ def interleave(
 
     Args:
         rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
-        warmup: untimed rounds before.
+        warmup: untimed rounds before, or one where that takes longer than `seconds`.
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
     """
     synchronize, now = _synchronizer(device), CLOCKS[clock]
@@ -66,6 +69,8 @@ def interleave(
 
     for _ in range(warmup):
         took = sum(once(function) for function in candidates.values())
+        if took > seconds:  # long calls are warm after the first
+            break
     if rounds is None:
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -97,3 +102,20 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
         used += event.nbytes()
         peak = max(peak, used)
     return peak / 2**20
+
+
+def roofline(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine reaches with the threads that are set: the best of some copies and matrix products.
+
+    Returns:
+        copy_gb_s: bytes read and written in a second by copying 64 MiB; gemm_gflop_s: products of 2048 x 2048 matrices.
+    """
+    source, target = (torch.ones(1 << 24, device=device) for _ in range(2))
+    matrix = torch.ones(2048, 2048, device=device, dtype=dtype)
+    tasks = {"copy": lambda: target.copy_(source), "gemm": lambda: matrix @ matrix}
+    timings = interleave(tasks, device, rounds=5, warmup=1)
+    fastest = {name: min(timing.microseconds) for name, timing in timings.items()}
+    return {
+        "copy_gb_s": round(2 * source.nbytes / fastest["copy"] / 1e3, 1),
+        "gemm_gflop_s": round(2 * 2048**3 / fastest["gemm"] / 1e3, 1),
+    }

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from vheatir import bench, cli, measure
+from vheatir import bench, bench_operator, cli, measure
 from vheatir.errors import UserError
 from vheatir.kernels import native
 
@@ -66,18 +66,14 @@ def test_every_type_passes_the_gate(dtype):
 
 
 def test_nothing_wrong_is_timed(monkeypatch):
-    from vheatir.kernels import ops
-
-    monkeypatch.setattr(ops, "heat_conduction", lambda x, decay: x * 1.001)
+    monkeypatch.setattr(bench_operator, "heat_conduction", lambda x, decay: x * 1.001)
     monkeypatch.setattr(measure, "interleave", lambda *_, **__: pytest.fail("timed a wrong result"))
     with pytest.raises(UserError, match=r"hco fwd 1x6x9x2 float32: y of torch is off by .* nothing was timed"):
         run()
 
 
 def test_a_result_that_is_nan_does_not_pass_the_gate(monkeypatch):
-    from vheatir.kernels import ops
-
-    monkeypatch.setattr(ops, "heat_conduction", lambda x, decay: x * torch.nan)
+    monkeypatch.setattr(bench_operator, "heat_conduction", lambda x, decay: x * torch.nan)
     with pytest.raises(UserError, match="off by nan"):
         run()
 
@@ -95,6 +91,9 @@ def test_the_file_tells_the_conditions(tmp_path, capsys):
     assert [result["backend"] for result in written["results"]] == ["published", "torch", "torch prepared"]
     assert written["metadata"]["command"].startswith("vheatir bench hco --shape 1x6x9x2")
     assert {"commit", "versions", "machine", "utc", "load_before", "load_after"} <= written["metadata"].keys()
+    (roof,) = written["metadata"]["roofline"]
+    assert roof["copy_gb_s"] > 0 and roof["gemm_gflop_s"] > 0
+    assert all(one["share_of_copy"] > 0 and one["share_of_gemm"] > 0 for one in written["results"])
     assert "hco fwd 1x6x9x2 float32" in capsys.readouterr().out
 
 
@@ -134,6 +133,44 @@ def test_processor_time_is_for_processors(capsys):
     assert cli.main(["bench", "hco", "--device", "cuda", "--clock", "cpu"]) == 2
     assert "--clock cpu measures a processor" in capsys.readouterr().err
     assert {result["clock"] for result in run("--clock", "cpu")} == {"cpu"}
+
+
+def results_of(*arguments):
+    return bench.run(bench._parser().parse_args([*arguments, "--rounds", "2"]), lambda result: None)
+
+
+@pytest.mark.parametrize(
+    "arguments, backends",
+    [
+        (["block", "--shape", "1x5x6x8", "--backward"], ["published", "vheatir"] * 2),
+        (["block", "--shape", "1x5x6x8", "--against", "none", "--dtype", "bfloat16"], ["vheatir"]),
+        (["model", "--side", "32", "--backward", "--batch", "2"], ["published", "vheatir"] * 2),
+        (["model", "--side", "32", "--size", "small"], ["published", "vheatir"]),
+        (["model", "--side", "32", "--against", "swin"], ["swin", "vheatir"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_blocks_and_classifiers_pass_the_gate(arguments, backends):
+    pytest.importorskip("timm")
+    results = results_of(*arguments)
+    assert [result["backend"] for result in results] == backends
+    assert all(result.keys() >= RESULT_KEYS and result["error"] < 0.1 for result in results)
+
+
+def test_restoration_is_compared_with_swinir():
+    swinir, ours = results_of("restore", "--image", "16x24", "--dim", "8", "--depths", "2")
+    assert (swinir["backend"], ours["backend"]) == ("swinir", "vheatir") and ours["speedup"] > 0
+    assert "gflop_s" in swinir and max(swinir["error"], ours["error"]) < 1e-4
+
+
+def test_a_network_with_other_weights_does_not_pass_the_gate(monkeypatch):
+    pytest.importorskip("timm")
+    from vheatir.published_vheat import PublishedHeatLayer
+
+    forward = PublishedHeatLayer.forward
+    monkeypatch.setattr(PublishedHeatLayer, "forward", lambda *inputs: 1.5 * forward(*inputs))
+    with pytest.raises(UserError, match="y of published is off by"):
+        results_of("block", "--shape", "1x5x6x8")
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

@@ -1,0 +1,65 @@
+"""Products by oneDNN in inference: the values of F.linear, and the weights of now."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vheatir.backbone import layers
+from vheatir.backbone.layers import ChannelsLastConv2d, Linear, Mlp
+
+needs_onednn = pytest.mark.skipif(not layers._has_fast_onednn(), reason="needs a processor with AVX-512")
+
+
+def value(module, x):
+    with torch.no_grad():
+        return module(x)
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 49, layers._MOST_ROWS_PACKED + 1])
+def test_values_without_gradients(rows):
+    torch.manual_seed(0)
+    x, linear, mlp = torch.randn(1, 1, rows, 24), Linear(24, 40), Mlp(24, 48)
+    want = F.linear(x.double(), linear.weight.double(), linear.bias.double())
+    torch.testing.assert_close(value(linear, x).double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value(mlp, x), mlp(x), rtol=1e-5, atol=1e-5)
+    without_bias = Linear(24, 40, bias=False)
+    torch.testing.assert_close(value(without_bias, x), without_bias(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_a_part_of_wider_maps_and_gelu_far_from_zero():
+    wide, conv = torch.linspace(-60, 60, 5 * 7 * 48).view(1, 5, 7, 48), ChannelsLastConv2d(24, 24, 1)
+    part = wide.chunk(2, -1)[1]
+    with torch.no_grad():
+        want = F.gelu(F.linear(part.double(), conv.weight.flatten(1).double(), conv.bias.double()))
+        torch.testing.assert_close(conv(part, gelu=True).double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: one.weight.add_(1),
+        lambda one: one.load_state_dict({"weight": torch.ones(3, 8), "bias": torch.ones(3)}),
+        lambda one: setattr(one, "weight", torch.nn.Parameter(torch.ones(3, 8))),
+        lambda one: (one.weight.data.add_(1), one.eval()),
+    ],
+    ids=["in place", "loaded", "replaced", "data, then eval"],
+)
+def test_a_changed_weight_is_used(change):
+    linear, x = Linear(8, 3).eval(), torch.randn(5, 8)
+    value(linear, x)
+    with torch.no_grad():
+        change(linear)
+    torch.testing.assert_close(value(linear, x), F.linear(x, linear.weight, linear.bias))
+
+
+def test_used_modules_can_be_copied_and_pickled():
+    linear, x = Linear(8, 3).eval(), torch.randn(5, 8)
+    want = value(linear, x)
+    for other in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
+        torch.testing.assert_close(value(other, x), want)
+    assert value(linear.double(), x.double()).dtype == torch.float64
