@@ -123,6 +123,8 @@ def heat(arguments: argparse.Namespace) -> None:
         for stage, block, decay in everything:
             decay = decay.float().cpu()
             layers.append({"stage": stage, "block": block, **found.describe_layer(decay)})
+            if decay.shape[0] * decay.shape[1] == 1:
+                continue  # a map of one pixel has nowhere to conduct to
             order = found.mean_diffusivity(decay).argsort()
             places = [order[round(part * (len(order) - 1))].item() for part in (0, 0.25, 0.5, 0.75, 1)]
             response, blur = found.point_response(decay).numpy(), (2 * found.mean_diffusivity(decay)).sqrt()

@@ -44,15 +44,15 @@ def invariance_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def receptive_field_figure(fields: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """One row for each network, one column for each state; each picture divided by its largest value, logarithmic."""
-    columns = list(next(iter(fields.values())))
-    figure, panels = _panels(len(fields), len(columns), 2.6, 2.6)
-    for row, (network, states) in enumerate(fields.items()):
-        for column, (state, field) in enumerate(states.items()):
+    """One column for each network, one row for each state; each picture divided by its largest value, logarithmic."""
+    rows = list(next(iter(fields.values())))
+    figure, panels = _panels(len(rows), len(fields), 2.0, 2.2)
+    for column, (network, states) in enumerate(fields.items()):
+        panels[0, column].set_title(network, fontsize="small")
+        for row, (state, field) in enumerate(states.items()):
             axes = panels[row, column]
             shown = axes.imshow(np.maximum(field / field.max(), 1e-4), norm=LogNorm(1e-4, 1), cmap="magma")
-            axes.set(xticks=[], yticks=[], title=state if row == 0 else None)
-            axes.set_ylabel(network if column == 0 else None)
+            axes.set(xticks=[], yticks=[], ylabel=state if column == 0 else None)
     figure.colorbar(shown, ax=panels, shrink=0.8, label="gradient over its largest")
     return figure
 
