@@ -14,9 +14,12 @@ SHARES = (0.2, 0.3, 0.5, 0.99)
 
 
 def centre_of(side: int, stage: int) -> float:
-    """Place, in pixels of an image of that side, of the map's pixel whose field is taken; 0 is the rim."""
+    """Middle of the pixel that the map's central pixel stands for, from the rim of an image of that side.
+
+    Convolutions of 3 with stride 2 and a rim of 1 put pixel n of a map on pixel 2n of what they are given.
+    """
     stride = 4 * 2**stage
-    return min((-(-side // stride) // 2 + 0.5) * stride, side)
+    return -(-side // stride) // 2 * stride + 0.5
 
 
 def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Tensor:

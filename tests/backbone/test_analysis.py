@@ -21,6 +21,7 @@ def test_a_convolutions_field_ends_where_its_kernels_end(make_model):
     # The stem sees 3 + 2 * 2 pixels, the kernel 7 of its outputs, which are 4 pixels apart: 7 + 6 * 4 = 31.
     reached = field.nonzero()
     assert field.shape == (64, 64)
+    assert (reached.double().mean(0) + 0.5).tolist() == [erf.centre_of(64, 0)] * 2 == [32.5, 32.5]
     assert (reached.max(0).values - reached.min(0).values).tolist() == [30, 30]
     assert field[16, 16] == 0 < field[33, 33]
 
@@ -41,12 +42,13 @@ def test_a_field_is_a_mean_over_images(make_model):
 
 
 def test_the_area_is_that_of_a_square_around_the_centre():
-    assert erf.centre_of(64, 3) == 48 and erf.centre_of(32, 3) == 16 and erf.centre_of(224, 3) == 112
-    even = torch.ones(32, 32, dtype=torch.float64)
-    assert [erf.area_ratio(even, 3, share) for share in (0.25, 1.0)] == [0.25, 1.0]
+    assert [erf.centre_of(side, 3) for side in (32, 64, 224)] == [0.5, 32.5, 96.5]
+    even = torch.ones(64, 64, dtype=torch.float64)
+    assert erf.area_ratio(even, 3, 1.0) == 1.0
+    assert erf.area_ratio(even, 3, 0.25) == (33 / 64) ** 2  # 31 x 31 pixels hold less
     point = torch.zeros(64, 64, dtype=torch.float64)
-    point[47, 47] = 1
-    assert erf.area_ratio(point, 3, 0.99) == 4 / 64**2
+    point[31, 32] = 1
+    assert erf.area_ratio(point, 3, 0.99) == (3 / 64) ** 2
 
 
 @pytest.mark.parametrize("k", [2.0, 8.0])
