@@ -1,7 +1,7 @@
 """Maps the folders of the checkout to packages: `kernels/` is vheatir.kernels, `backbone/` vheatir.backbone.
 
-Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower. Builds the
-CUDA kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it.
+Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower. Builds
+the CUDA kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it.
 Everything that is not code layout (metadata, extras, the command) is in pyproject.toml.
 """
 

@@ -1,6 +1,6 @@
 """Compiles the CUDA kernels: with nvcc when the package is installed, or with NVRTC at first use.
 
-Standard library only, for setup.py; NVRTC's bindings, which torch's CUDA wheels bring, are imported where they are used.
+Standard library only, for setup.py; NVRTC's bindings, which torch's CUDA wheels bring, are imported on use.
 """
 
 import hashlib
@@ -127,8 +127,10 @@ def _nvrtc():
     return nvrtc
 
 
-def compile_with_nvrtc(capability: int) -> bytes:
-    """The kernels for one compute capability (90 for 9.0): machine code, or PTX where NVRTC does not know it yet.
+def compile_with_nvrtc(capability: int, *more_flags: str) -> tuple[bytes, str]:
+    """The kernels for one compute capability (90 for 9.0), and what the compiler said.
+
+    They come as machine code, or as PTX where NVRTC does not know that capability yet.
 
     Raises:
         BuildError: NVRTC is missing, knows no such architecture, or refuses the source.
@@ -139,7 +141,7 @@ def compile_with_nvrtc(capability: int) -> bytes:
     if not usable:
         raise BuildError(f"NVRTC knows no architecture for compute capability {capability / 10}; it knows {known}")
     exact = capability in usable
-    flags = [f"--gpu-architecture={'sm' if exact else 'compute'}_{max(usable)}", *_FLAGS]
+    flags = [f"--gpu-architecture={'sm' if exact else 'compute'}_{max(usable)}", *_FLAGS, *more_flags]
     source = (SOURCES / MAIN).read_bytes()
     headers = [(SOURCES / name).read_bytes() for name in _HEADERS]
     names = [name.encode() for name in _HEADERS]
@@ -148,14 +150,15 @@ def compile_with_nvrtc(capability: int) -> bytes:
     )
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), "nvrtcGetProgramLogSize")
+        nvrtc.nvrtcGetProgramLog(program, log)
+        told = log.decode(errors="replace").strip("\0 \n")
         if int(status) != 0:
-            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), "nvrtcGetProgramLogSize")
-            nvrtc.nvrtcGetProgramLog(program, log)
-            raise BuildError(f"NVRTC failed: {log.decode(errors='replace').strip()[:2000]}")
+            raise BuildError(f"NVRTC failed: {told[:2000]}")
         kind = "CUBIN" if exact else "PTX"
         code = b" " * _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program), f"nvrtcGet{kind}Size")
         _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code), f"nvrtcGet{kind}")
-        return code
+        return code, told
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -176,7 +179,7 @@ def compiled(capability: int) -> Path:
     if not target.exists():
         with one_process_at_a_time(target.parent):
             if not target.exists():
-                code = compile_with_nvrtc(capability)
+                code, _ = compile_with_nvrtc(capability)
                 with tempfile.TemporaryDirectory(prefix="vheatir-build-", dir=target.parent) as folder:
                     Path(folder, "code").write_bytes(code)
                     os.replace(Path(folder, "code"), target)

@@ -9,9 +9,7 @@ from torch import Tensor
 from vheatir.kernels import cuda_driver, cuda_plan
 from vheatir.kernels.cuda_plan import Launch, Machine
 
-_SCRATCH_BYTES = (
-    24 << 20
-)  # maps are transformed in pieces of this size, so that the later passes find them in the L2 cache
+_SCRATCH_BYTES = 24 << 20  # maps go through all passes in pieces of this size, which stay in the L2 cache
 _LEAST_CHANNELS = 16  # of a piece: 32 bytes of 16-bit maps, what memory moves at once
 
 

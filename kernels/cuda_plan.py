@@ -38,8 +38,8 @@ class Launch(NamedTuple):
 def _parts(length: int, inverse: bool) -> list[Tensor]:
     """The matrices of a transform split once into sums and differences of mirrored points, in float64.
 
-    Forward: even frequencies from sums, odd ones from differences; the middle point of an odd length meets itself in the
-    sum, so its column is halved. Inverse: the even and the odd share of the first half of the points.
+    Forward: even frequencies from sums, odd ones from differences; the middle point of an odd length meets itself in
+    the sum, so its column is halved. Inverse: the even and the odd share of the first half of the points.
     """
     table, half = dct_matrix(length), (length + 1) // 2
     parts = [table[0::2, :half].clone(), table[1::2, : length // 2]]
@@ -102,15 +102,9 @@ def _plane_bytes(height: int, width: int, side: int, tile: int) -> int:
 def plane_launch(batch: int, height: int, width: int, channels: int, machine: Machine) -> Launch:
     """One block for each image and 16 channels, or 8 where 16 do not fit or would leave multiprocessors idle."""
     side = 32 if max(height, width) <= 32 else 64
-    tile = 16
+    fits = _plane_bytes(height, width, side, 16) <= machine.shared_memory
+    tile = 16 if fits and channels > 8 and batch * -(-channels // 16) >= machine.multiprocessors else 8
     blocks = batch * -(-channels // tile)
-    if (
-        channels <= 8
-        or blocks < machine.multiprocessors
-        or _plane_bytes(height, width, side, 16) > machine.shared_memory
-    ):
-        tile = 8
-        blocks = batch * -(-channels // tile)
     threads = 128 if max(height, width) <= 16 else THREADS
     return Launch(f"vheatir_plane_{side}_{tile}", blocks, _plane_bytes(height, width, side, tile), threads)
 

@@ -93,7 +93,7 @@ struct Floats {
     const float *from = data + part * padded * LINES + first;
 #pragma unroll
     for (int k = 0; k < 16; k++) sums[k / 4][k % 4] = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < padded; i++, numbers += padded / 4, from += LINES) {
       const Quad factors = load_table(numbers), points = *reinterpret_cast<const Quad *>(from);
 #pragma unroll

@@ -1,12 +1,14 @@
 """What the operator's tests share: inputs, the tolerance table, values and gradients by name."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from vheatir.kernels import paths
+from vheatir.kernels import cuda_driver, cuda_kernel, paths
 
 # Largest error allowed, as a share of the largest value expected. 16-bit types are rounded once, at the end.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -73,3 +75,56 @@ def split_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The even/odd split runs from side 2 on, so that small maps go through it."""
     monkeypatch.setattr(paths, "_SPLIT_FROM", 2)
     assert paths.split_levels(4) > 0
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch):
+    """backend="cuda" runs the CUDA kernels on the CPU, on CPU tensors; `emulator.machine` is the device they see."""
+    spec = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+    emulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(emulation)
+    try:
+        emulated = emulation.Emulator()
+    except emulation.CannotEmulate as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setattr(paths, "cuda_refusal", lambda *size_device_and_type: None)
+    monkeypatch.setattr(cuda_kernel, "machine_of", lambda device: emulated.machine)
+    monkeypatch.setattr(cuda_kernel, "launch", emulated.launch)
+    return emulated
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """A CUDA device that the CUDA kernels run on; skips with the reason where there is none."""
+    device = torch.device("cuda", 0)
+    if reason := cuda_driver.refusal(device):
+        pytest.skip(reason)
+    return device
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def cuda(request: pytest.FixtureRequest) -> torch.device:
+    """Runs the test with the CUDA kernels twice: emulated, on CPU tensors, and on a GPU."""
+    if request.param == "gpu":
+        return request.getfixturevalue("gpu")
+    request.getfixturevalue("emulator")
+    return torch.device("cpu")
+
+
+def _rms(values: Tensor) -> float:
+    return values.double().square().mean().sqrt().item()
+
+
+@pytest.fixture
+def rms_error() -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    """`rms_error(got, want)`: root mean square error of got, and that of rounding `want` to bfloat16.
+
+    Rounding is measured on 1.1 want too: numbers of bfloat16, to which some exact results belong, would need none.
+    """
+
+    def measure(got: Tensor, want: Tensor) -> tuple[float, float]:
+        assert got.shape == want.shape
+        got, want = got.double().cpu(), want.double().cpu()
+        return _rms(got - want), max(_rms((f * want).bfloat16().double() / f - want) for f in (1.0, 1.1))
+
+    return measure
