@@ -18,6 +18,8 @@ _TABLE = (
     ("segment", "vheatir.segment", "train, evaluate and run UPerNet on a backbone, from a YAML file"),
     ("prepare", "vheatir.prepare", "fetch, verify, cut and pack image sets for training and evaluation"),
     ("evaluate", "vheatir.evaluate", "PSNR, SSIM and PSNR-B on test sets, by the field's protocol"),
+    ("compare", "vheatir.compare", "figures of pictures before and after, by several methods, beside the truth"),
+    ("receptive-field", "vheatir.receptive_field", "which pixels a restored pixel depends on, with a figure"),
     ("export", "vheatir.export", "write a network as ONNX, as a torch.export program or for the Hugging Face Hub"),
     ("bench", "vheatir.bench", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),

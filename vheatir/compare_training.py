@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vheatir.building import build_datasets, build_model, complete_options
+from vheatir.building import build_datasets, build_model, complete_options, try_samples
 from vheatir.checkpoint import load_latest, save_checkpoint
 from vheatir.compat import require_matplotlib
 from vheatir.data.sampler import IterationSampler
@@ -87,6 +87,7 @@ class Contestant:
         self.train_set = datasets.pop("train")
         self.validation_sets = datasets
         self.model = build_model(path, options)
+        try_samples(path, self.model, self.train_set)
         self.clock = TrainingClock(self.model.device)
         self.iteration, self.points = 0, []
 
@@ -209,6 +210,11 @@ def _common(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What must be equal in all recipes, by full key."""
     if not options["train"] or len(options["datasets"]) < 2:
         raise UserError(f"{path}: a comparison needs datasets.train, a validation set and a train section")
+    if options["datasets"].get("train", {}).get("progressive"):
+        raise UserError(
+            f"{path}: datasets.train.progressive has stages by iteration, of which each network makes another "
+            "number in the same time; leave it out of a comparison"
+        )
     table = {key: options.get(key) for key in ("manual_seed", "threads", "num_gpu")}
     for phase, dataset in options["datasets"].items():
         table |= {f"datasets.{phase}.{key}": value for key, value in dataset.items()}
@@ -303,6 +309,7 @@ def _start(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], a
     changed += [name for name in kept.keys() | wanted.keys() if kept.get(name) != wanted.get(name)]
     if changed:
         raise UserError(f"--resume: {file} was made with other settings ({', '.join(sorted(changed))}); repeat them")
+    result.setdefault("resumed", []).append(run_metadata(["vheatir", "train", *argv]))
     return result
 
 

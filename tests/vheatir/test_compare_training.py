@@ -76,6 +76,7 @@ def test_killed_comparison_goes_on_where_it_stood(recipes, tmp_path):
     result = json.loads(file.read_text())
     after = result["recipes"]["tiny"]["points"]
     assert after[: len(before)] == before and len(after) == len(result["recipes"]["plain"]["points"]) == 4
+    assert len(result["resumed"]) == 1
 
 
 def test_a_comparison_is_not_overwritten_nor_resumed_with_other_settings(recipes, tmp_path):
@@ -102,6 +103,12 @@ def test_recipes_that_differ_in_data_or_validation_are_refused_with_all_differen
         main(["--compare", *recipes])
     for line in ("datasets.train.sigma: 25 in tiny.yml, 50 in plain.yml", "manual_seed: 3", "val.max_images: None"):
         assert line in str(caught.value)
+
+
+def test_stages_by_iteration_are_refused(recipes):
+    stages = "datasets.train.progressive=[{start_iter: 5, gt_size: 20}]"
+    with pytest.raises(UserError, match="leave it out of a comparison"):
+        main(["--compare", *recipes, "--set", stages])
 
 
 @pytest.mark.parametrize(
@@ -147,9 +154,10 @@ def test_dncnn_has_the_published_size_and_predicts_the_noise():
     assert kinds.count("Conv2d") == 20 and kinds.count("BatchNorm2d") == 18
     widths = 3 * 64 * 9 + 64 + 18 * (64 * 64 * 9 + 128) + 64 * 3 * 9 + 3
     assert sum(parameter.numel() for parameter in network.parameters()) == widths
-    network.layers[-1].weight.data.zero_()
     image = torch.rand(2, 3, 9, 7)
-    assert_close(network.eval()(image), image)
+    assert_close(network.eval()(image), image)  # untrained, it returns its input
+    torch.nn.init.constant_(network.layers[-1].bias, 0.1)
+    assert_close(network(image), image - 0.1)
     with pytest.raises(ValueError, match="depth must be"):
         DnCNN(depth=1)
 

@@ -18,7 +18,8 @@ class DnCNN(nn.Module):
         ValueError: an argument out of its range.
 
     Source: DnCNN (arXiv 1608.03981); the defaults are its blind colour model CDnCNN-B. As there, weights start as He
-        et al. (arXiv 1502.01852) draw them for rectifiers.
+        et al. (arXiv 1502.01852) draw them for rectifiers. Departs from it by a last convolution that starts at zero:
+        with the batches of 8 of our recipes it otherwise predicts no noise at all for hundreds of iterations.
     """
 
     def __init__(self, in_chans: int = 3, dim: int = 64, depth: int = 20):
@@ -35,6 +36,7 @@ class DnCNN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.layers[-1].weight)
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise (B, in_chans, H, W)."""
