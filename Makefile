@@ -4,6 +4,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 GPU_JSON ?= results/gpu/bench_hco.json
+GPU_SHAPES ?= 128x56x56x96 128x28x28x192 128x14x14x384 128x7x7x768 1x256x256x60 1x512x512x60 1x1024x1024x60
+SANITIZER := $(shell command -v compute-sanitizer)
 
 # From the checkout, in front of what the caller's PYTHONPATH names.
 CHECKOUT := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
@@ -39,7 +41,16 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
+# The CUDA kernels first, by themselves: compiled, against float64, under the sanitizer; then all else, as it runs without
+# VHEATIR_CUDA; then the benchmark, with the kernels as the default.
 gpu:
+	$(CHECKOUT) -m pytest tests/kernels/test_cuda_values.py tests/kernels/test_cuda_dispatch.py tests/kernels/test_cuda_build.py
+ifneq ($(SANITIZER),)
+	for tool in memcheck racecheck synccheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(CHECKOUT:$(PYTHON)=) $(SANITIZER) --tool $$tool --error-exitcode 1 \
+			$(PYTHON) -m pytest -q tests/kernels/test_cuda_values.py -k "gpu and (value_and_gradients or pieces)" || exit 1; \
+	done
+endif
 	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py tests/vheatir/test_device.py --device cuda
 	mkdir -p $(dir $(GPU_JSON))
-	$(CHECKOUT) -m vheatir bench hco --device cuda --json $(GPU_JSON)
+	VHEATIR_CUDA=1 $(CHECKOUT) -m vheatir bench hco --device cuda --dtype bfloat16 --shape $(GPU_SHAPES) --backward --json $(GPU_JSON)
