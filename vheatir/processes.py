@@ -5,6 +5,7 @@ once that a process has died, and asks nothing of the GPU.
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,11 @@ class Processes:
                 raise
             raise UserError(self._published() or self._guess(error)) from error
 
+    def ignore_sigterm(self) -> None:
+        """Let no launcher that ends all processes after one has failed cut off what this one has to say."""
+        if self.world > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def publish(self, error: Exception) -> bool:
         """Tell the others what ended this process; False when the user has been told the same before."""
         expected = isinstance(error, UserError)
@@ -212,11 +218,9 @@ def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[P
     try:
         with processes.watched():
             yield processes
-    except UserError as error:
+    except Exception as error:
+        processes.ignore_sigterm()
         if processes.publish(error):
             raise
         raise SystemExit(2) from error
-    except Exception as error:
-        processes.publish(error)
-        raise
     distributed.destroy_process_group()

@@ -180,6 +180,7 @@ class Trainer:
         started, start_iteration = time.perf_counter(), self.iteration
         silent = None if self.processes.writes else True  # None: where stderr is no terminal
         bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=silent, file=sys.stderr, smoothing=0.05)
+        self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
         with stop_on_signal() as stop, bar:
             batches = iter(self.loader())
             while self.iteration < self.total:

@@ -171,6 +171,19 @@ def test_gloo_shares_validation_out(tmp_path, train, small_photos, load_beside):
     assert saved[0] == saved[1] and len(saved[0]) == 5
 
 
+def terminate_before_the_message(rank):
+    """Where the other process ends, torchrun sends SIGTERM to this one, which may come before its message."""
+    from vheatir.train import logger
+
+    error = logger.error
+
+    def telling(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        error(*arguments)
+
+    logger.error = telling
+
+
 def at_iteration(number, act):
     """A patch that acts in the second process in the middle of an iteration."""
 
@@ -184,6 +197,7 @@ def at_iteration(number, act):
                 act(self)
             step(self, iteration)
 
+        terminate_before_the_message(rank)
         VHeatIRModel.optimize_parameters = stepping
 
     return patch

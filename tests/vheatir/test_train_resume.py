@@ -134,7 +134,7 @@ def test_resume_with_nothing_whole_says_so(train):
 def test_resume_with_options_that_do_not_fit_is_refused(train, change):
     folder = train("train.total_iter=4")
     log = (folder / "train.log").read_text()
-    with pytest.raises(UserError, match=r"--resume: the checkpoint in .* does not fit these options"):
+    with pytest.raises(UserError, match=r"--resume: the checkpoint does not fit these options"):
         train(change, resume=True)
     assert (folder / "train.log").read_text() == log
 
