@@ -189,7 +189,9 @@ def test_the_switch_turns_it_off(monkeypatch, maps):
 
 
 @pytest.mark.parametrize("compiler", ["surely-not-a-compiler", "false"])
-def test_without_a_working_compiler_pytorch_runs_after_one_warning(compiler, tmp_path, monkeypatch, maps, assert_near):
+def test_without_a_working_compiler_pytorch_runs_after_one_warning(
+    compiler, tmp_path, monkeypatch, maps, assert_near, capsys
+):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("VHEATIR_CACHE", str(tmp_path))
     monkeypatch.setattr(native, "_loaded", None)
@@ -201,6 +203,7 @@ def test_without_a_working_compiler_pytorch_runs_after_one_warning(compiler, tmp
         warnings.simplefilter("error")
         heat_conduction(x, decay)
     assert [path for path in tmp_path.iterdir() if path.name != "build.lock"] == []
+    assert capsys.readouterr().err.count("compiling the CPU kernel") == (compiler == "false")
 
 
 SMALL_LIBRARY = """
