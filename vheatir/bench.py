@@ -201,7 +201,7 @@ def rooflines(options: argparse.Namespace) -> dict[int, dict[str, float]]:
     for threads in options.threads or [before]:
         torch.set_num_threads(threads)
         narrow = torch.float32 if options.device == "cpu" else getattr(torch, options.dtype[0])
-        found[threads] = measure.roofline(torch.device(options.device), narrow)
+        found[threads] = measure.roofline(torch.device(options.device), narrow, options.clock)
     torch.set_num_threads(before)
     return found
 

@@ -104,7 +104,7 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
     return peak / 2**20
 
 
-def roofline(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def roofline(device: torch.device, dtype: torch.dtype, clock: str = "wall") -> dict[str, float]:
     """What this machine reaches with the threads that are set: the best of some copies and matrix products.
 
     Returns:
@@ -113,7 +113,7 @@ def roofline(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     source, target = (torch.ones(1 << 24, device=device) for _ in range(2))
     matrix = torch.ones(2048, 2048, device=device, dtype=dtype)
     tasks = {"copy": lambda: target.copy_(source), "gemm": lambda: matrix @ matrix}
-    timings = interleave(tasks, device, rounds=5, warmup=1)
+    timings = interleave(tasks, device, rounds=5, warmup=1, clock=clock)
     fastest = {name: min(timing.microseconds) for name, timing in timings.items()}
     return {
         "copy_gb_s": round(2 * source.nbytes / fastest["copy"] / 1e3, 1),
