@@ -107,7 +107,7 @@ def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.nd
     return cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
 
 
-def build(page: Page):
+def build(page: Page):  # long function: one layout, whose handlers share gradio and the page
     """The Gradio app."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; the page works without a network
     import gradio as gr
