@@ -22,7 +22,7 @@ help:
 	@echo "make test   the same installation, then ruff and pytest"
 	@echo "make setup  the installation alone"
 	@echo "make lint   ruff alone"
-	@echo "make gpu    operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
+	@echo "make gpu    CUDA kernels, operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
 	@echo "variables   PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) PIP_ARGS='$(PIP_ARGS)' PYTEST_ARGS='$(PYTEST_ARGS)'"
 
 setup:

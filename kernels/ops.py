@@ -240,8 +240,8 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     checks.check_pair(x, decay)
     if backend not in paths.BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
-    if backend in _NATIVE:
-        _choose(x, backend)  # raises where the operator would fall back
+    if backend in _NATIVE and not torch.compiler.is_compiling():
+        _choose(x, backend)  # raises before anything runs; a traced graph raises in the operator
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
     wide = x.dtype == paths.compute_dtype(x.dtype)
     if wide and decay.requires_grad and torch.is_grad_enabled():

@@ -63,6 +63,7 @@ struct Halves {
     for (int task = thread_index() / 32; task < tasks; task += thread_count() / 32) {
       const int out = task / (LINES / ACROSS), first = task % (LINES / ACROSS) * ACROSS;
       float even[CHUNKS][4], odd[CHUNKS][4];
+      warp_barrier();  // lanes may have parted where they stored; matrix operations want them together
       multiply_part(static_cast<const Quad *>(table), 0, out, first, even);
       multiply_part(static_cast<const Quad *>(table), 1, out, first, odd);
 #pragma unroll

@@ -5,6 +5,7 @@
 // The spectrum of the first part (even frequencies) comes first, that of the second (odd ones) after it.
 // A plane is held in 16-bit floats without its mean and times a power of two, for each channel; the product of spectrum and
 // decay gets a power of two of its own for each column and channel, since no other operation can change its range as much.
+// Lanes may part where they store; each line begins with a barrier of the warp, which matrix operations want together.
 #pragma once
 #include "cuda_api.h"
 #include "cuda_device.h"
@@ -205,6 +206,7 @@ struct Plane {
   DEVICE void rows_forward() {
     const int even_count = (width + 1) / 2, odd_count = width / 2;
     for (int h = warp; h < height; h += warps) {
+      warp_barrier();
       Factors even, odd;
       Sums even_sums, odd_sums;
       load_folded<true>(h, width, even, odd);
@@ -227,6 +229,7 @@ struct Plane {
     const int even_width = (width + 1) / 2;
     for (int w = warp; w < width; w += warps) {
       const int m = w < even_width ? 2 * w : 2 * (w - even_width) + 1;
+      warp_barrier();
       Factors even, odd;
       Sums even_sums, odd_sums;
       load_folded<false>(w, height, even, odd);
@@ -367,6 +370,7 @@ struct Plane {
       exponent[k / 2][k % 2] = nothing ? 0 : -state->exponent[c] - state->product_exponent[c];
     }
     for (int h = warp; h < height; h += warps) {
+      warp_barrier();
       Factors factors;
       Sums even_sums, odd_sums;
       load_part(h, 0, even_count, even_scales, factors);

@@ -75,16 +75,19 @@ def test_range_of_inputs_and_decays(side, c, k, scale, cuda, value_and_gradients
 
 
 @pytest.mark.parametrize("c", [1.0, 1e30])
-@pytest.mark.parametrize("side", [20, 70])
-def test_maps_without_mean_keep_what_little_the_decay_leaves(side, c, cuda, rms_error):
-    """The constant frequency, with the only large decay, is exactly zero; 1.5e-8 c is left of the lowest other one."""
-    k = 18 * (side / math.pi) ** 2
+@pytest.mark.parametrize("side, damping", [(20, 18), (70, 10)])
+def test_maps_without_mean_keep_what_little_the_decay_leaves(side, damping, c, cuda, rms_error):
+    """The constant frequency, with the only large decay, is zero: exp(-damping) c is left of the lowest other one.
+
+    In three passes a sum of float32 is not exactly zero, so the damping must not come near their precision.
+    """
+    k = damping * (side / math.pi) ** 2
     half = torch.randn(1, side // 2, 6, 8, device=cuda).to(BF16)
     x = torch.cat((half, -half.flip(1)), 1)
     decay = c * decay_map(torch.full((side, 6, 8), k, device=cuda))
     want = hco_reference(x.double(), decay.double())
     error, rounding = rms_error(conduct(x, decay), want)
-    assert 0 < want.abs().max() < 1e-6 * c
+    assert 0 < want.abs().max() < 3 * math.exp(-damping) * c
     assert error <= OVER_ROUNDING * rounding
 
 
