@@ -19,7 +19,8 @@ from vheatir.compat import require_matplotlib
 from vheatir.data.degradations import to_float, to_uint8
 from vheatir.data.sources import decode_image
 from vheatir.errors import UserError
-from vheatir.evaluate import LEVEL_NAMES, Method, degrade, open_method, read_clean
+from vheatir.evaluate import LEVEL_NAMES, degrade, read_clean
+from vheatir.evaluate_methods import Method, open_method
 from vheatir.files import atomic_open
 from vheatir.metrics.fidelity import WINDOW, Scores, scores, scores_of_degraded
 from vheatir.results import prepare_output, run_metadata, write_json
@@ -77,7 +78,7 @@ def open_columns(arguments: argparse.Namespace) -> list[Column]:
     """The methods, in the order given: `input`, `nlm`, or weights (shipped name or file), each as [LABEL=]METHOD."""
     from vheatir import weights
 
-    shipped = weights.DEFAULTS[arguments.task]["color"]
+    shipped = weights.DEFAULTS[arguments.task]["gray" if arguments.gray else "color"]
     names = arguments.methods or [
         INPUT,
         *(["nlm"] if arguments.task == "denoise" and _level(arguments) else []),
