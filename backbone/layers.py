@@ -1,5 +1,6 @@
 """Small layers on channels-last maps (B, H, W, C), shared by the restoration network and the backbones."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -50,7 +51,7 @@ _MOST_ROWS_PACKED = 4096  # with more of them, bringing the weight into oneDNN's
 
 
 class _Product(nn.Module):
-    """Products with one weight: `F.linear`, then GELU if asked for.
+    """Products and convolutions with one weight, then GELU if asked for.
 
     Without gradients, in float32 on a processor with AVX-512, oneDNN does both at once, up to a third faster than what
     torch calls for `F.linear`; elsewhere it is not faster (docs/performance.md). A weight for few rows is kept in
@@ -71,13 +72,17 @@ class _Product(nn.Module):
         return F.gelu(y) if gelu else y
 
     def _onednn_weight(self, x: Tensor) -> Tensor:
-        weight, rows = self.weight, x.numel() // x.shape[-1]
+        rows = x.numel() // x.shape[-1]
         if rows > _MOST_ROWS_PACKED:
-            return weight.flatten(1)
-        version, packed = 0 if weight.is_inference() else weight._version, self._packed
+            return self.weight.flatten(1)
+        return self._kept(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows))
+
+    def _kept(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weight in oneDNN's order, made anew where the weight has changed."""
+        weight, packed = self.weight, self._packed
+        version = 0 if weight.is_inference() else weight._version
         if packed is None or packed[0] is not weight or packed[1] != version:
-            packed = weight, version, torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1), rows)
-            self._packed = packed
+            packed = self._packed = weight, version, pack(weight.detach())
         return packed[2]
 
     def train(self, mode: bool = True) -> "_Product":
@@ -106,7 +111,7 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def _has_fast_onednn() -> bool:
-    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    operators = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_reorder_convolution_weight")
     there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
     return there and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -124,8 +129,16 @@ class ChannelsLastConv2d(_Product, nn.Conv2d):
     def forward(self, maps: Tensor, gelu: bool = False) -> Tensor:
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
             return self.product(maps, gelu)
-        y = to_channels_last(super().forward(to_channels_first(maps)))
+        y = to_channels_last(self._convolve(to_channels_first(maps)))
         return F.gelu(y) if gelu else y
+
+    def _convolve(self, image: Tensor) -> Tensor:
+        if not _is_for_onednn(image, self.weight) or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(image)
+        shape = self.padding, self.stride, self.dilation, self.groups
+        size = image.shape
+        weight = self._kept(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, size))
+        return torch.ops.mkldnn._convolution_pointwise(image, weight, self.bias, *shape, "none", [], "")
 
 
 class Mlp(nn.Module):

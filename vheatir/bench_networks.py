@@ -111,17 +111,7 @@ def restore(options: argparse.Namespace) -> Iterator[Case]:
 
 def _swinir(dim: int, depths: list[int]) -> nn.Module:
     """BasicSR's SwinIR as it denoises: windows of 8, one convolution at a group's end, features at full resolution."""
-    from basicsr.archs.swinir_arch import SwinIR
+    from vheatir.models.swinir import AnySizeSwinIR
 
-    return SwinIR(
-        img_size=128,
-        in_chans=3,
-        embed_dim=dim,
-        depths=depths,
-        num_heads=[_HEADS] * len(depths),
-        window_size=8,
-        mlp_ratio=2.0,
-        upscale=1,
-        upsampler="",
-        resi_connection="1conv",
-    )
+    heads = [_HEADS] * len(depths)
+    return AnySizeSwinIR(img_size=128, embed_dim=dim, depths=depths, num_heads=heads, mlp_ratio=2.0)

@@ -39,6 +39,17 @@ def test_a_part_of_wider_maps_and_gelu_far_from_zero():
         torch.testing.assert_close(conv(part, gelu=True).double(), want, rtol=1e-5, atol=1e-5)
 
 
+@needs_onednn
+@pytest.mark.parametrize("stride, groups, bias", [(1, 1, True), (2, 1, False), (1, 24, True)])
+def test_convolutions_without_gradients(stride, groups, bias):
+    conv = ChannelsLastConv2d(24, 24, 3, stride=stride, padding=1, groups=groups, bias=bias)
+    for size in ((7, 9), (1, 1), (16, 12)):  # the weight is packed for the first one
+        maps = torch.randn(2, *size, 24)
+        for one in (maps, torch.cat((maps, maps), -1)[..., 24:]):
+            torch.testing.assert_close(value(conv, one), conv(one), rtol=1e-5, atol=1e-5)
+    assert value(conv, maps).is_contiguous()
+
+
 @pytest.mark.parametrize(
     "change",
     [
