@@ -4,6 +4,7 @@ Rank 0 writes. Questions between processes go over gloo on the CPU, also where g
 once that a process has died, and asks nothing of the GPU.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -206,6 +207,8 @@ def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[P
     wait = timedelta(seconds=timeout)
     try:
         store, rank, world = next(distributed.rendezvous("env://", timeout=wait))
+        # torchrun keeps the store when it starts all again, with what the ended processes left there.
+        store = distributed.PrefixStore(f"vheatir_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
     except (RuntimeError, ValueError) as error:
@@ -220,6 +223,8 @@ def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[P
             yield processes
     except Exception as error:
         processes.ignore_sigterm()
+        # Interpreter and torch take long to come down where peers are gone; launchers wait no longer than 30 s.
+        atexit.register(os._exit, 2 if isinstance(error, UserError) else 1)
         if processes.publish(error):
             raise
         raise SystemExit(2) from error
