@@ -13,7 +13,7 @@ _GOLDEN = 0.618034  # a turn of the colour circle that keeps neighbours apart
 def palette(count: int) -> list[tuple[int, int, int]]:
     """That many colours, RGB from 0 to 255, each unlike those before it."""
     rounds = ((0.65, 0.95), (0.9, 0.75), (0.45, 1.0))
-    colours = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[n % len(rounds)]) for n in range(count))
+    colours = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[(n + n // 3) % len(rounds)]) for n in range(count))
     return [tuple(round(255 * part) for part in colour) for colour in colours]
 
 
