@@ -82,9 +82,7 @@ class SegmentSession(DenseSession):
 
 def main(argv: list[str]) -> int:
     parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or colour pictures by class.")
-    parser.add_argument(
-        "--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views"
-    )
+    parser.add_argument("--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
     return run(SegmentSession, parser, argv)
 

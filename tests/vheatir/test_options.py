@@ -270,5 +270,5 @@ def test_a_file_extends_another_one_key_by_key(tmp_path):
 def test_a_file_that_extends_nothing_or_itself_is_refused(base, tmp_path):
     (tmp_path / "self.yml").write_text(f"extends: {base}\n")
     (tmp_path / "loop.yml").write_text("extends: self.yml\n")
-    with pytest.raises(UserError, match="extends .*: expected another options file beside it"):
+    with pytest.raises(UserError, match=r"extends .*: expected another options file beside it"):
         load_table(tmp_path / "self.yml")
