@@ -144,7 +144,10 @@ class HeatLayer(nn.Module):
         self.drop_cache()
 
     def drop_cache(self) -> None:
-        """Forget prepared decays; needed after writing to weights in a way that torch does not see (`.data`)."""
+        """Forget prepared decays; needed after writing to weights in a way that torch does not see (`.data`).
+
+        `eval()` of the whole network forgets them and all weights in oneDNN's order.
+        """
         self._cache.clear()
 
     def train(self, mode: bool = True) -> "HeatLayer":

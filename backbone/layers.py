@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vheatir.kernels.checks import runs_plainly
+
 
 def full_precision(like: Tensor) -> AbstractContextManager:
     """Autocast off for the device of a tensor; on "meta", which has none, nothing to do."""
@@ -55,12 +57,14 @@ class _Product(nn.Module):
 
     Without gradients, in float32 on a processor with AVX-512, oneDNN does both at once, up to a third faster than what
     torch calls for `F.linear`; elsewhere it is not faster (docs/performance.md). A weight for few rows is kept in
-    oneDNN's order as well, and dropped like the decays of a heat layer.
+    oneDNN's order as well, and dropped like the decays of a heat layer: after writing to values of `weight.data`, which
+    torch does not see, call `eval()`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._packed: tuple[Tensor, int, Tensor] | None = None  # weight, its version, and the same in oneDNN's order
+        # The weight, its version and address, and the same in oneDNN's order.
+        self._packed: tuple[Tensor, tuple[int, int], Tensor] | None = None
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., C) to (..., C')."""
@@ -80,9 +84,9 @@ class _Product(nn.Module):
     def _kept(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         """The weight in oneDNN's order, made anew where the weight has changed."""
         weight, packed = self.weight, self._packed
-        version = 0 if weight.is_inference() else weight._version
-        if packed is None or packed[0] is not weight or packed[1] != version:
-            packed = self._packed = weight, version, pack(weight.detach())
+        state = weight._version, weight.data_ptr()
+        if packed is None or packed[0] is not weight or packed[1] != state:
+            packed = self._packed = weight, state, pack(weight.detach())
         return packed[2]
 
     def train(self, mode: bool = True) -> "_Product":
@@ -100,7 +104,8 @@ class _Product(nn.Module):
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and runs_plainly()
+        and not weight.is_inference()  # it counts no changes, after which what is kept would be stale
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0

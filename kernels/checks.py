@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vheatir.kernels.paths import compute_dtype
 from vheatir.kernels.prepared import PreparedDecay
@@ -49,3 +50,18 @@ def check_pair(x: Tensor, decay: Tensor | PreparedDecay) -> None:
         raise TypeError(
             f"decay must be {x.dtype} like x{' or float32' if x.dtype in _FLOATS[2:] else ''}, got {decay.dtype}"
         )
+
+
+def runs_plainly() -> bool:
+    """Whether operators compute values at once and nothing else.
+
+    False while a graph is traced, operators are counted or faked, `vmap` and the like transform them, or values carry
+    tangents: of operators that PyTorch knows little of these make an error or, without a word, something wrong.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )

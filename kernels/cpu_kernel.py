@@ -108,29 +108,29 @@ def _run(
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
     """The operator; `prepared`: the decay is what `prepare` made of it."""
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = x.new_empty(x.shape)
     _run(x, y=y, decay=decay, in_tiles=prepared and decay.shape[2] > 1)
     return y
 
 
 def conduct_with_spectrum(x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The operator's output, and the spectrum of x in float32."""
-    y, spectrum = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.float32)
+    y, spectrum = x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.float32)
     _run(x, y=y, decay=decay, spectrum=spectrum)
     return y, spectrum
 
 
 def transform(x: Tensor) -> Tensor:
     """The spectrum of x in float32."""
-    spectrum = torch.empty(x.shape, dtype=torch.float32)
+    spectrum = x.new_empty(x.shape, dtype=torch.float32)
     _run(x, spectrum=spectrum)
     return spectrum
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of an (H, W, C) decay, from the output's gradient and the spectrum of x."""
-    grad_x = torch.empty(grad.shape, dtype=grad.dtype)
-    make = torch.empty if len(grad) else torch.zeros
+    grad_x = grad.new_empty(grad.shape)
+    make = grad.new_empty if len(grad) else grad.new_zeros
     grad_decay = make(grad.shape[1:], dtype=torch.float32)
     _run(grad, y=grad_x, decay=decay, other_spectrum=spectrum.contiguous(), decay_gradient=grad_decay)
     return grad_x, grad_decay

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vheatir.kernels import native
+from vheatir.kernels.checks import runs_plainly
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
@@ -40,7 +41,7 @@ class _GradientJob(ctypes.Structure):
 
 def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
-        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        runs_plainly()
         and x.shape == other.shape
         and x.numel() > 0
         and all(t is not None and t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
@@ -89,8 +90,8 @@ def _gradients(
     """Gradients of x, weight, bias and the gate, None without one."""
     rows, gate = _rows(x), None if gate is None else _rows(gate)
     held = [None if t is None else t.contiguous() for t in (weight, bias, grad, grad_sum)]
-    grad_x, grad_gate = torch.empty(x.shape), None if gate is None else torch.empty(x.shape)
-    sums = torch.empty(2, -(-len(rows) // _CHUNK), rows.shape[1])
+    grad_x, grad_gate = x.new_empty(x.shape), None if gate is None else x.new_empty(x.shape)
+    sums = x.new_empty(2, -(-len(rows) // _CHUNK), rows.shape[1])
     inputs = _addresses(rows, *held[:2], gate, *held[2:])
     job = _GradientJob(*_sizes(rows, gate), *inputs, *_addresses(grad_x, grad_gate, sums[0], sums[1]), epsilon)
     native.library().functions.vheatir_norm_gradient(ctypes.byref(job))
@@ -101,7 +102,7 @@ def _gradients(
 def _norm(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, gate: Tensor | None, residual: Tensor | None
 ) -> Tensor:
-    result = torch.empty(x.shape)
+    result = x.new_empty(x.shape)
     _run(x, weight, bias, epsilon, result, gate=gate, residual=residual)
     return result
 
@@ -115,14 +116,14 @@ def _norm_in_place(
 
 @torch.library.custom_op("vheatir::add_norm", mutates_args=())
 def _add_norm(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    total, result = torch.empty(x.shape), torch.empty(x.shape)
+    total, result = x.new_empty(x.shape), x.new_empty(x.shape)
     _run(x, weight, bias, epsilon, result, addend=addend, total=total)
     return total, result
 
 
 @torch.library.custom_op("vheatir::add_norm_", mutates_args=("addend",))
 def _add_norm_in_place(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    result = torch.empty(x.shape)
+    result = x.new_empty(x.shape)
     _run(x, weight, bias, epsilon, result, addend=addend, total=addend)
     return result
 
@@ -150,6 +151,8 @@ def _(x, addend, weight, bias, epsilon):
 def _differentiable(grad: Tensor, epsilon: float, *inputs: Tensor | None) -> list[Tensor | None]:
     """Gradients of x, weight, bias and gate that can be differentiated again, None for those that need none."""
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    if not wanted:  # only what is added needs one
+        return [None] * len(inputs)
     x, weight, bias, gate = inputs
     y = F.layer_norm(x, weight.shape, weight, bias, epsilon)
     y = y if gate is None else y * F.silu(gate)

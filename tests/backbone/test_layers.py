@@ -6,6 +6,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from vheatir.backbone import layers
 from vheatir.backbone.layers import ChannelsLastConv2d, Linear, Mlp
@@ -74,3 +77,34 @@ def test_used_modules_can_be_copied_and_pickled():
     for other in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
         torch.testing.assert_close(value(other, x), want)
     assert value(linear.double(), x.double()).dtype == torch.float64
+
+
+@needs_onednn
+def test_a_weight_made_in_inference_mode_is_not_kept():
+    with torch.inference_mode():
+        linear, x = Linear(8, 3), torch.randn(2, 8)
+        linear(x)
+        linear.load_state_dict({"weight": torch.ones(3, 8), "bias": torch.ones(3)})
+        torch.testing.assert_close(linear(x), F.linear(x, torch.ones(3, 8), torch.ones(3)))
+
+
+@torch.no_grad()
+def test_new_data_of_a_weight():
+    linear, x = Linear(8, 3), torch.randn(2, 8)
+    linear(x)
+    linear.weight.data = torch.ones(3, 8)
+    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+
+
+@torch.no_grad()
+def test_without_gradients_but_with_tangents_batches_of_weights_and_counters():
+    linear, x = Linear(8, 3), torch.randn(2, 8)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+    torch.testing.assert_close(tangent, F.linear(torch.ones_like(x), linear.weight))
+    weights = torch.randn(4, 3, 8)
+    many = torch.vmap(lambda weight: functional_call(linear, {"weight": weight, "bias": linear.bias}, (x,)))(weights)
+    torch.testing.assert_close(many, x @ weights.mT + linear.bias)
+    with FlopCounterMode(display=False) as counter:
+        linear(x)
+    assert counter.get_total_flops() == 2 * 2 * 8 * 3

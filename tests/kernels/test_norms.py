@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from vheatir.kernels import native, norms
 from vheatir.kernels.norms import add_norm, norm_add, norm_gate
@@ -164,3 +165,41 @@ def test_other_types_and_traced_graphs_take_pytorch(monkeypatch):
 
 
 compiled_norm = norm_of(16)
+
+
+@every
+@torch.no_grad()
+def test_without_gradients_but_with_tangents_or_in_vmap(name):
+    fused, plain = FUSED[name]
+    x, other, norm = torch.randn(3, 2, 16), torch.randn(3, 2, 16), norm_of(16)
+    torch.testing.assert_close(
+        torch.vmap(lambda x, other: fused(x.clone(), other.clone(), norm))(x, other), plain(x, other, norm)
+    )
+    tangents = []
+    for function in (fused, plain):
+        with forward_ad.dual_level():
+            found = function(forward_ad.make_dual(x.clone(), torch.ones_like(x).cumsum(-1)), other.clone(), norm)
+            tangents.append(forward_ad.unpack_dual(found[1] if isinstance(found, tuple) else found).tangent)
+    torch.testing.assert_close(*tangents)
+
+
+@needs_kernel
+@every
+def test_float32_and_the_cpu_whatever_the_defaults_are(name):
+    fused, _ = FUSED[name]
+    x, other, norm = torch.randn(2, 5, 16), torch.randn(2, 5, 16), norm_of(16)
+    want = values_and_gradients(fused, x, other, norm)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = fused(x, other, norm)
+        torch.testing.assert_close(found[1] if isinstance(found, tuple) else found, want.get("normed", want["y"]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_second_gradients_where_only_what_is_added_needs_one():
+    norm = norm_of(16).requires_grad_(False)
+    other = torch.randn(2, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(norm_add(torch.randn(2, 16), other, norm).sum(), other, create_graph=True)
+    torch.testing.assert_close(grad, torch.ones(2, 16))
