@@ -163,9 +163,16 @@ def save_hub(name_or_path: str | Path, folder: Path) -> None:
     with atomic_open(folder / "config.json") as file:
         file.write((json.dumps(config | {"vheatir": kept}, indent=2) + "\n").encode())
     card = files.find(name_or_path).with_suffix(".md")
-    if card.is_file():
-        with atomic_open(folder / "README.md") as file:
-            file.write(b"---\nlibrary_name: vheatir\n---\n\n" + card.read_bytes())
+    if not card.is_file():
+        return
+    license_file = files.FOLDER / "LICENSE-WEIGHTS"
+    terms = card.parent == files.FOLDER and license_file.is_file()
+    front = "library_name: vheatir\n" + ("license: other\nlicense_link: LICENSE-WEIGHTS\n" if terms else "")
+    with atomic_open(folder / "README.md") as file:
+        file.write(f"---\n{front}---\n\n".encode() + card.read_bytes())
+    if terms:
+        with atomic_open(folder / license_file.name) as file:
+            file.write(license_file.read_bytes())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -68,9 +68,12 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
             raise UserError(f"--plugin {path}: another module is named {path.stem!r}; rename the file")
         for name, kind in inspect.getmembers(module, inspect.isclass):
-            ours = issubclass(kind, RestorationDataset) and kind.__module__ == path.stem
-            if ours and name not in DATASET_REGISTRY:
+            if not issubclass(kind, RestorationDataset) or kind.__module__ != path.stem:
+                continue
+            if name not in DATASET_REGISTRY:
                 DATASET_REGISTRY.register(kind)
+            elif DATASET_REGISTRY.get(name) is not kind:
+                raise UserError(f"--plugin {path}: there is a dataset {name} already; give the class another name")
 
 
 def basicsr_niqe():

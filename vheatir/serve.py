@@ -131,12 +131,12 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
     def restored(path, label, strength, ensemble, held, zoom, across, down, progress=progress):
         if not path:
             raise gr.Error("Drop a picture first.")
-        page.forget(held)
 
         def done(share: float) -> None:
             progress(share, desc="restoring")
 
-        held = told(page.restore, path, _LABELS[label], strength, ensemble, done)
+        former, held = held, told(page.restore, path, _LABELS[label], strength, ensemble, done)
+        page.forget(former)
         return held, page.view(held["folder"], zoom, across, down), str(held["result"]), held["said"]
 
     def moved(held, zoom, across, down):

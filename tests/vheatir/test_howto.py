@@ -93,6 +93,11 @@ class TestPlugin:
         assert vheatir_main(["train", "-opt", "salt.yml", "--plugin", name]) == 2
         assert expected in capsys.readouterr().err
 
+    def test_the_name_of_a_built_in_set_is_refused(self, workplace, capsys):
+        (workplace / "salt.py").write_text(SNIPPET.replace("SaltAndPepper", "PairedDataset"))
+        assert vheatir_main(["train", "-opt", "salt.yml", "--plugin", "salt.py"]) == 2
+        assert "there is a dataset PairedDataset already" in capsys.readouterr().err
+
     def test_a_wrong_shape_is_named(self, workplace, capsys):
         (workplace / "salt.py").write_text(SNIPPET.replace("return image", "return image[:4]"))
         short = [text for item in SHORT for text in ("--set", item)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.data.download import download
+from vheatir.data.sources import decode_image
 from vheatir.errors import UserError
 
 FREE = ("creativecommons.org/publicdomain/zero/", "creativecommons.org/publicdomain/mark/")
@@ -99,7 +100,9 @@ def collect(
         try:
             if not target.exists():
                 download(str(row["url"]), target, f"md5:{digest}")
+                decode_image(target.read_bytes(), str(row["url"]))  # the list may hold what nobody can read
         except UserError as error:
+            target.unlink(missing_ok=True)
             return target.name, row, str(error)
         return target.name, row, None
 
