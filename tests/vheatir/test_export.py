@@ -109,7 +109,8 @@ def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
     assert vheatir_main(["export", name, "--hub", str(tmp_path / "hub")]) == 0
     assert (tmp_path / "hub" / "LICENSE-WEIGHTS").read_bytes() == (weights.FOLDER / "LICENSE-WEIGHTS").read_bytes()
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: vheatir\nlicense: other\nlicense_link: LICENSE-WEIGHTS\n---\n") and name in card
+    assert card.startswith("---\nlibrary_name: vheatir\nlicense: other\nlicense_link: LICENSE-WEIGHTS\n---\n")
+    assert name in card
 
 
 def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):
