@@ -5,6 +5,7 @@ processes nor on how many processes train.
 """
 
 import random
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -215,11 +216,16 @@ def val_transform(val: Val, size: tuple[int, int], mean, std):
     )
 
 
+def ignore_signals(worker: int) -> None:
+    """For loader processes: Ctrl-C and launchers signal them too, of which the last batches are still wanted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _loader(samples: Samples, workers: int, pin: bool, **how) -> DataLoader:
     # A loader draws a number when it starts; from a generator of its own, so that nothing else shifts.
-    return DataLoader(
-        samples, num_workers=workers, pin_memory=pin, collate_fn=samples.collate, generator=torch.Generator(), **how
-    )
+    how |= {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
+    return DataLoader(samples, collate_fn=samples.collate, worker_init_fn=ignore_signals, **how)
 
 
 def train_loader(samples: Samples | Streamed, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterable:

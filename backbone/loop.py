@@ -102,13 +102,18 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that fills at Ctrl-C or SIGTERM; the second one ends the process as usual."""
+    """A list that fills at Ctrl-C or SIGTERM; a second Ctrl-C ends the process as usual.
+
+    A second SIGTERM does not: SLURM sends one to all processes, torchrun passes its own on, and the checkpoint would be
+    lost.
+    """
     stop: list[int] = []
     former = {}
 
     def request(number, frame):
         stop.append(number)
-        signal.signal(number, former[number])
+        if number == signal.SIGINT:
+            signal.signal(number, former[number])
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

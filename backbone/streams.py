@@ -14,7 +14,7 @@ from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vheatir.backbone.batches import DataError, Plan, Samples, Streamed, mixed, seed_all
+from vheatir.backbone.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
 from vheatir.backbone.readers import open_timm_reader
 from vheatir.backbone.recipe import Data
 
@@ -63,13 +63,14 @@ class Stream(Streamed):
         """Batches of this process for steps `start` to `stop`."""
         batches = StreamedTraining(self, plan, start, stop)
         how = {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
-        loader = DataLoader(batches, batch_size=None, **how)
+        loader = DataLoader(batches, batch_size=None, worker_init_fn=ignore_signals, **how)
         return islice(loader, batches.start - _aligned(batches.start, max(workers, 1)), None)
 
     def val_batches(self, batch: int, rank: int, world: int, workers: int, pin: bool) -> DataLoader:
         """Each image once: images rank, rank + world, ..., read by one process, so that none comes twice."""
         how = {"num_workers": min(workers, 1), "pin_memory": pin, "generator": torch.Generator()}
-        return DataLoader(StreamedEvaluation(self, rank, world), batch, collate_fn=self.collate, **how)
+        how |= {"collate_fn": self.collate, "worker_init_fn": ignore_signals}
+        return DataLoader(StreamedEvaluation(self, rank, world), batch, **how)
 
 
 class StreamedTraining(IterableDataset):

@@ -127,6 +127,7 @@ def write_png(path: Path, image) -> None:
     """Write a (3, H, W) or (1, H, W) uint8 tensor."""
     from torchvision.transforms.v2.functional import to_pil_image
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as file:
         to_pil_image(image.cpu()).save(file, "PNG")
 
@@ -171,6 +172,29 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
             yield f"{size} a pass: {entry['pass']['median_s']:.3f} s, peak {entry['pass']['peak_mib']:.0f} MiB"
 
 
+def _name(file: Path, source: Path) -> Path:
+    return file.relative_to(source) if source.is_dir() else Path(file.name)
+
+
+def png_below(folder: Path, file: Path, source: Path) -> Path:
+    """Where in `folder` what is made of `file` goes: as it lies below `source`, a picture or a folder of them."""
+    return folder / _name(file, source).with_suffix(".png")
+
+
+def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | None]) -> None:
+    """Raise UserError where one of the pictures, or what is made of another one, would be overwritten."""
+    pictures, taken = {file.resolve() for file in files}, {}
+    for folder, file in ((folder, file) for folder in folders if folder is not None for file in files):
+        path = png_below(folder, file, source)
+        if path.resolve() in pictures:
+            raise UserError(f"{path} would be overwritten; give another folder with -o")
+        if former := taken.get(path.resolve()):
+            raise UserError(
+                f"what is made of {former} and of {file} would both be {path}; rename one or part the folders"
+            )
+        taken[path.resolve()] = file
+
+
 def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     """Draw what is found in the pictures of a folder."""
     from vheatir.backbone.image_files import SUFFIXES
@@ -179,15 +203,12 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")
+    _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
     session.model.to(session.accelerator.device).eval()
     found = {}
     for file in files:
-        name = file.relative_to(source) if source.is_dir() else Path(file.name)
-        path = target / name.with_suffix(".png")
-        if path.exists() and path.resolve() == file.resolve():
-            raise UserError(f"{path} would be overwritten; give another folder with -o")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn, found[name.as_posix()] = session.draw(file, arguments)
+        path = png_below(target, file, source)
+        drawn, found[_name(file, source).as_posix()] = session.draw(file, arguments)
         write_png(path, drawn)
     results.write_json(target / "found.json", found)
     sys.stdout.write(f"{len(files)} pictures drawn into {target}, figures in {target / 'found.json'}\n")

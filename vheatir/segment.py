@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.cli import run as run_command
-from vheatir.dense import DenseSession, parser_for, run, write_png
+from vheatir.dense import DenseSession, parser_for, png_below, run, write_png
 from vheatir.training import told_to_the_user
 
 
@@ -73,8 +73,7 @@ class SegmentSession(DenseSession):
             classes = predict(self.model, image.to(self.accelerator.device) / 255, self.recipe.val, arguments.tta)
         classes = classes.argmax(0).cpu().to(torch.uint8)
         if arguments.label_maps:
-            arguments.label_maps.mkdir(parents=True, exist_ok=True)
-            write_png(arguments.label_maps / f"{file.stem}.png", classes[None])
+            write_png(png_below(arguments.label_maps, file, arguments.predict), classes[None])
         counts = torch.bincount(classes.flatten().long(), minlength=len(self.classes)) / classes.numel()
         shares = dict(zip(self.classes, counts.tolist(), strict=True))
         return draw_classes(image, classes, len(self.classes)), {"shares": shares}

@@ -1,5 +1,6 @@
 """Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ from vheatir.backbone.detection.recipe import Detector
 from vheatir.backbone.feature_maps import build_features, load_features
 from vheatir.backbone.loop import Loop
 from vheatir.backbone.models import create_model
+from vheatir.dense import predict
 from vheatir.detect import main as detect
 from vheatir.errors import UserError
 from vheatir.segment import main as segment
@@ -154,6 +156,27 @@ def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
         assert sum(found["a.jpg"]["shares"].values()) == pytest.approx(1)
         with Image.open(tmp_path / "maps" / "a.png") as numbers:
             assert numbers.mode == "L" and max(numbers.get_flattened_data()) < 3
+
+
+@pytest.mark.parametrize(
+    "names, out, maps, expected",
+    [
+        (["a.jpg", "a.png"], "out", None, "a.jpg and of .*a.png would both be"),
+        (["a.jpg", "a.png"], "in", None, "a.png would be overwritten"),
+        (["a.png"], "out", "in", "a.png would be overwritten"),
+        (["a.png"], "out", "out", "would both be"),
+    ],
+)
+def test_drawing_overwrites_neither_pictures_nor_what_it_has_drawn(names, out, maps, expected, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    maps = None if maps is None else tmp_path / maps
+    arguments = argparse.Namespace(predict=folder, output=tmp_path / out, label_maps=maps)
+    with pytest.raises(UserError, match=expected):
+        predict(None, arguments)  # before a network is needed
+    assert all((folder / name).read_bytes() == b"" for name in names)
 
 
 @pytest.mark.parametrize("command", MAINS)
