@@ -246,8 +246,9 @@ def test_by_default_gray_images_go_through_the_gray_weights(monkeypatch, tmp_pat
     monkeypatch.setitem(weights.DEFAULTS, "denoise", {"color": color, "gray": gray})
     image = np.random.default_rng(0).random((20, 24), dtype=np.float32)
     restored = Restorer("denoise", device="cpu").restore(image)
-    np.testing.assert_array_equal(restored, Restorer("denoise", gray, device="cpu").restore(image))
-    assert (restored != Restorer("denoise", color, device="cpu").restore(image)).any()
+    expected = Restorer("denoise", gray, device="cpu").restore(image)
+    np.testing.assert_allclose(restored, expected, atol=1e-6)  # packed weights may lie elsewhere in memory
+    assert np.abs(restored - Restorer("denoise", color, device="cpu").restore(image)).max() > 1e-3
     wide = np.repeat(image[..., None], 3, axis=2)
     expected = Restorer("denoise", color, device="cpu").restore(wide)
-    np.testing.assert_array_equal(Restorer("denoise", device="cpu").restore(wide), expected)
+    np.testing.assert_allclose(Restorer("denoise", device="cpu").restore(wide), expected, atol=1e-6)
