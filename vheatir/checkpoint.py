@@ -1,5 +1,6 @@
 """Training checkpoints: one file each, written atomically, the newest few and the best kept, cut files passed over."""
 
+import io
 import logging
 import re
 import zipfile
@@ -35,12 +36,14 @@ def _list(folder: Path) -> list[int]:
     return [int(match.group(1)) for match in matches if match]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch reads damaged tensors without complaint; the archive has checksums
+def _parse(data: bytes) -> dict[str, Any]:
+    file = io.BytesIO(data)
+    with zipfile.ZipFile(file) as archive:  # torch reads damaged tensors without complaint; the archive has checksums
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"checksum of {damaged}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -51,14 +54,18 @@ def has_checkpoint(folder: Path) -> bool:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a warning. None where there is none.
 
+    One that cannot be read at all may be whole: to go on before it would in the end delete it.
+
     Raises:
-        UserError: there are checkpoints, but none is whole.
+        UserError: there are checkpoints, but none is whole; or the newest cannot be read, or not be held in memory.
     """
     iterations = sorted(_list(folder), reverse=True)
     for iteration in iterations:
         path = folder / f"iter_{iteration:08d}.pt"
         try:
-            return _read(path)
+            return _parse(path.read_bytes())
+        except (OSError, MemoryError) as error:
+            raise UserError(f"{path} cannot be read ({error or 'not enough memory'}); nothing was changed") from error
         except Exception as error:  # readers raise whatever they like on damaged bytes
             _logger.warning("%s is damaged (%s): using the one before it", path, error)
     if iterations:

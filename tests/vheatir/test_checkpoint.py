@@ -112,3 +112,20 @@ def test_a_file_that_wants_to_run_code_is_not_loaded(tmp_path):
     with pytest.raises(UserError, match="none of 1 checkpoints is whole; start again without --resume"):
         load_latest(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), PermissionError(13, "Permission denied"), MemoryError()]
+)
+def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path, error, monkeypatch):
+    for iteration in (1, 2):
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=2)
+
+    def refuse(path):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", refuse)
+        with pytest.raises(UserError, match=r"iter_00000002.pt cannot be read .*nothing was changed"):
+            load_latest(tmp_path)
+    assert same(load_latest(tmp_path), content(2))
