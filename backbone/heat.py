@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.embedding import EmbeddingAt, init_diffusivity_reach
@@ -166,6 +167,14 @@ class HeatLayer(nn.Module):
         return {**self.__dict__, "_cache": OrderedDict()}
 
 
+def _own(y: Tensor, *branch: nn.Module) -> Tensor:
+    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it."""
+    if torch.is_grad_enabled():  # then nothing is overwritten
+        return y
+    hooked = _global_forward_hooks or any(part._forward_hooks for module in branch for part in module.modules())
+    return y.clone() if hooked else y
+
+
 def _sum(x: Tensor, fresh: Tensor) -> Tensor:
     """x + fresh; without gradients it overwrites `fresh`, a branch's result that nobody else holds."""
     if torch.is_grad_enabled() or fresh.dtype != x.dtype:
@@ -225,13 +234,13 @@ class HeatBlock(nn.Module):
 
     def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.post_norm:
-            x = self._post_norm(x, self.op(x, embedding), self.norm1, self.gamma1)
-            return x if self.mlp is None else self._post_norm(x, self.mlp(x), self.norm2, self.gamma2)
-        y = self._scaled(self.op(self.norm1(x), embedding), self.gamma1)
+            x = self._post_norm(x, _own(self.op(x, embedding), self.op), self.norm1, self.gamma1)
+            return x if self.mlp is None else self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
+        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), self.op, self.drop_path)
         if self.mlp is None:
             return _sum(x, y)
         x, y = add_norm(x, y, self.norm2)
-        return _sum(x, self._scaled(self.mlp(y), self.gamma2))
+        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), self.mlp, self.drop_path))
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
         """Transform (B, H, W, C) maps; `embedding` as in `HeatLayer.forward`."""

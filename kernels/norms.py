@@ -42,6 +42,7 @@ class _GradientJob(ctypes.Structure):
 def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
         runs_plainly()
+        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         and x.shape == other.shape
         and x.numel() > 0
         and all(t is not None and t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))

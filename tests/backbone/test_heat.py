@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from vheatir.backbone.embedding import EmbeddingAt, init_diffusivity_reach, resize_embedding
@@ -253,3 +254,25 @@ def test_resize_is_differentiable_and_leaves_the_right_size_alone(mode):
 def test_unknown_resize_mode_is_refused_even_where_nothing_is_resized():
     with pytest.raises(ValueError, match=r"bilinear.*known: exact, published"):
         resize_embedding(torch.zeros(2, 2, 1), (2, 2), "bilinear")
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("mlp_ratio", [0.0, 2.0])
+@pytest.mark.parametrize("norms", [False, True], ids=["branches", "norms"])
+def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
+    """Without gradients a block writes into its branches' results, but not where someone holds them."""
+    torch.manual_seed(0)
+    block = HeatBlock(16, mlp_ratio=mlp_ratio, post_norm=post_norm).eval()
+    embedding, maps = torch.randn(6, 5, 16), torch.randn(1, 6, 5, 16)
+    kept = {}
+    for name, module in block.named_modules():
+        if isinstance(module, nn.LayerNorm) == norms:
+            module.register_forward_hook(lambda module, given, result, name=name: kept.update({name: result}))
+    expected = block(maps, embedding).detach()
+    with_gradients = {name: result.detach().clone() for name, result in kept.items()}
+    kept.clear()
+    with torch.no_grad():
+        assert_close(block(maps, embedding), expected)
+    assert kept.keys() == with_gradients.keys() and ("op.out_norm" if norms else "op") in kept
+    for name, result in kept.items():
+        assert_close(result, with_gradients[name], msg=name)
