@@ -307,7 +307,8 @@ class Loop:
             value, name = scores[self.settings.best], "best" if prefix == "val" else "best_ema"
             former = self.best.get(name)
             sign = -1 if self.settings.lower_is_better else 1
-            if former is None or sign * value > sign * former["value"]:
+            better = former is None or sign * value > sign * former["value"]
+            if better and math.isfinite(value):  # against NaN, no later score would be the better one
                 self.best[name] = {"metric": self.settings.best, "value": value, "epoch": epoch, "iteration": self.step}
                 if self.journal is not None:
                     self.journal.save_weights(name, network.state_dict())
