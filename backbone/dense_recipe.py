@@ -1,7 +1,7 @@
 """What recipes of detection and segmentation have in common, and what the loop needs of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from vheatir.backbone.batches import Plan
 from vheatir.backbone.loop import Settings
 from vheatir.backbone.schedules import poly_factor, warmup_factor
+from vheatir.backbone.sections import Run
 
 
 @dataclass
@@ -55,6 +56,15 @@ class Paths:
     pretrained: str | None = None
     pretrained_weights: str = "model"
     pretrained_embeddings: str = "relative"
+
+
+@dataclass(kw_only=True)
+class DenseRun(Run):
+    """What recipes of both tasks have. `backbone` holds `name` and the arguments of `dense_backbone`."""
+
+    backbone: dict
+    train: Train = field(default_factory=Train)
+    path: Paths = field(default_factory=Paths)
 
 
 CHOICES = {

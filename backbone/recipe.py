@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vheatir.backbone.sections import check, fill
+from vheatir.backbone.sections import Run, check, fill
 
 READERS = ("folder", "list", "zip", "tar")
 STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
@@ -108,16 +108,6 @@ class Val:
 
 
 @dataclass
-class Logger:
-    """What is written when; `save_freq` in steps, beside the checkpoint after each epoch."""
-
-    print_freq: int = 50
-    save_freq: int | None = None
-    keep_checkpoints: int = 2
-    use_tb_logger: bool = True
-
-
-@dataclass
 class Paths:
     """Where runs are kept, and weights to start from."""
 
@@ -127,20 +117,16 @@ class Paths:
     finetune_embeddings: str = "relative"
 
 
-@dataclass
-class Recipe:
+@dataclass(kw_only=True)
+class Recipe(Run):
     """A classification run. `model` holds `name` and the arguments of `create_model`."""
 
-    name: str
     model: dict
     data: Data
     augment: Augment = field(default_factory=Augment)
     train: Train = field(default_factory=Train)
     val: Val = field(default_factory=Val)
     path: Paths = field(default_factory=Paths)
-    logger: Logger = field(default_factory=Logger)
-    manual_seed: int = 0
-    device: str = "auto"
 
 
 _CHOICES = {

@@ -4,8 +4,28 @@ import difflib
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass
+class Logger:
+    """What is written when; `save_freq` in steps, beside the checkpoint after each epoch or evaluation."""
+
+    print_freq: int = 50
+    save_freq: int | None = None
+    keep_checkpoints: int = 2
+    use_tb_logger: bool = True
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What every recipe has."""
+
+    name: str
+    logger: Logger = field(default_factory=Logger)
+    manual_seed: int = 0
+    device: str = "auto"
 
 
 def _one_of(key: str, known: Sequence[str]) -> str:

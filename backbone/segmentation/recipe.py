@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vheatir.backbone import dense_recipe
-from vheatir.backbone.dense_recipe import Paths, Train
-from vheatir.backbone.recipe import Logger
+from vheatir.backbone.dense_recipe import DenseRun
 from vheatir.backbone.sections import check, fill
 
 LAYOUTS = ("ade20k", "cityscapes", "folders")
@@ -101,21 +100,14 @@ class Val:
     flip: bool = True
 
 
-@dataclass
-class Recipe:
-    """A segmentation run. `backbone` holds `name` and the arguments of `dense_backbone`."""
+@dataclass(kw_only=True)
+class Recipe(DenseRun):
+    """A segmentation run."""
 
-    name: str
-    backbone: dict
     data: Data
     head: Head = field(default_factory=Head)
     augment: Augment = field(default_factory=Augment)
-    train: Train = field(default_factory=Train)
     val: Val = field(default_factory=Val)
-    path: Paths = field(default_factory=Paths)
-    logger: Logger = field(default_factory=Logger)
-    manual_seed: int = 0
-    device: str = "auto"
 
 
 _CHOICES = {**dense_recipe.CHOICES, "data.layout": LAYOUTS, "val.mode": ("slide", "whole")}
