@@ -14,6 +14,7 @@ import yaml
 
 from vheatir.errors import UserError
 from vheatir.folders import recipes
+from vheatir.mixed_precision import AMP_TYPES
 
 _TOP = {
     "name": str,
@@ -63,7 +64,6 @@ _REQUIRED = {
     "train": ("total_iter", "optim_g", "scheduler", "pixel_opt"),
 }
 DEFAULT_METRICS = ("psnr", "ssim", "psnrb")
-AMP_TYPES = ("none", "bf16", "fp16")
 _AT_LEAST = {
     "": {"threads": 0},
     "train": {"total_iter": 1, "warmup_iter": -1, "ema_decay": 0, "grad_clip": 0, "accumulate": 1},

@@ -305,7 +305,9 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
         count = sum(parameter.numel() for parameter in trainer.model.net_g.parameters())
         together = f"{processes.world} processes, " if processes.world > 1 else ""
         images = f"{together}{len(trainer.train_set)} images"
-        logger.info("%s on %s, %s", f"{count:,} parameters", trainer.model.device, images)
+        narrow = trainer.model.amp_dtype
+        device = f"{trainer.model.device}" + (f" in {narrow}".replace("torch.", "") if narrow else "")
+        logger.info("%s on %s, %s", f"{count:,} parameters", device, images)
         if resumed is not None:
             logger.info("resumed at iteration %d", trainer.iteration)
         with processes.watched():

@@ -86,7 +86,7 @@ def test_null_means_the_default(recipe):
         ("train.grad_clip=.nan", "train.grad_clip must be at least 0, got nan"),
         ("train.ema_decay=1.5", "train.ema_decay must be below 1"),
         ("train.ema_decay=fast", "train.ema_decay must be int or float"),
-        ("train.amp=fp8", "train.amp must be one of none, bf16, fp16, got 'fp8'"),
+        ("train.amp=fp8", "train.amp must be one of auto, none, bf16, fp16, got 'fp8'"),
         ("train.optim_g={lr: 0.1}", "train.optim_g needs a type"),
         ("train.optim_g=Adam", "train.optim_g must be dict"),
         ("train.scheduler=~", "missing train.scheduler"),

@@ -8,6 +8,7 @@ import torch
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.errors import UserError
+from vheatir.mixed_precision import autocast_dtype
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,24 @@ def test_mixed_precision_trains_close_to_full(train, amp):
     a, b = (train.losses(folder) for folder in (full, mixed))
     assert a == pytest.approx(b, rel=0.02) and a != b
     assert all(value.dtype == torch.float32 for value in train.state(mixed)["network"].values())
+
+
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", None])
+def test_auto_takes_bf16_where_the_processor_multiplies_it(feature, monkeypatch, caplog):
+    present = {"avx2": True, "avx512_bf16": False, "amx_bf16": False} | ({feature: True} if feature else {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: present, raising=False)
+    cpu = torch.device("cpu")
+    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if feature else None)
+    assert autocast_dtype("none", cpu) is None
+    assert autocast_dtype("fp16", cpu) is torch.float16
+    assert not caplog.records
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16  # as asked
+    assert ("many times slower" in caplog.text) is (feature is None)
+
+
+def test_the_log_names_the_type_of_autocast(train):
+    log = (train("train.amp=bf16", "train.total_iter=1", name="narrow") / "train.log").read_text(encoding="utf-8")
+    assert "on cpu in bfloat16, " in log
 
 
 def test_compiled_training_keeps_the_names_of_the_weights_and_trains_alike(train, monkeypatch):

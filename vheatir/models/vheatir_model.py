@@ -22,6 +22,7 @@ from vheatir.data.device import finish_batch, mixup
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
+from vheatir.mixed_precision import autocast_dtype
 from vheatir.processes import Processes
 from vheatir.tiling import check_tile
 from vheatir.validation import validate
@@ -29,16 +30,15 @@ from vheatir.validation import validate
 _MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
 _MOVING |= {"T_cur", "T_i", "_schedulers"}  # what schedules change as they go; the rest comes from the options
 _OUR_METRICS, _METRIC_ARGUMENTS = ("psnr", "ssim", "psnrb"), ("border", "luma")
-_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class VHeatIRModel(SRModel):
     """Training and validation of a restoration network under BasicSR's options.
 
-    Beyond SRModel: `train.amp` none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a batch),
-    `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers too, a
-    `level` input, fine-tuning from safetensors, `train.mixup`, `train.consistency_opt` (JPEG consistency loss), steps
-    that the training set leaves to the device, and a loss that is not finite ends the run.
+    Beyond SRModel: `train.amp` auto | none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a
+    batch), `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers
+    too, a `level` input, fine-tuning from safetensors, `train.mixup`, `train.consistency_opt` (JPEG consistency loss),
+    steps that the training set leaves to the device, and a loss that is not finite ends the run.
     """
 
     def __init__(self, opt: dict[str, Any]):
@@ -87,7 +87,7 @@ class VHeatIRModel(SRModel):
 
     def init_training_settings(self) -> None:
         options = self.opt["train"]
-        self.amp_dtype = _AMP_DTYPES.get(options.get("amp") or "none")
+        self.amp_dtype = autocast_dtype(options.get("amp") or "none", self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
         self.grad_clip, self.accumulate = options.get("grad_clip") or 0.0, options.get("accumulate") or 1
         if options["pixel_opt"].get("reduction", "mean") not in ("mean", "sum"):
