@@ -23,8 +23,10 @@ from vheatir.building import build_datasets, build_model, complete_options, try_
 from vheatir.checkpoint import load_latest, save_checkpoint
 from vheatir.compat import require_matplotlib
 from vheatir.data.sampler import IterationSampler
+from vheatir.equal_time_report import plot, table
 from vheatir.errors import UserError
 from vheatir.files import atomic_open
+from vheatir.lock import Lock
 from vheatir.measure import interleave, peak_mib
 from vheatir.options import find_options, read_options
 from vheatir.registry import load_plugins, register_all
@@ -221,47 +223,6 @@ def _common(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return table | {f"val.{key}": options["val"].get(key) for key in ("metrics", "max_images", "tile", "best")}
 
 
-def plot(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw PSNR over training time as psnr_over_time.png and .svg, one panel for each validation set."""
-    figure_class = require_matplotlib()
-    trained = {name: run["points"] for name, run in result["recipes"].items() if run["points"]}
-    phases = [key for key, value in next(iter(trained.values()))[0].items() if isinstance(value, dict)]
-    figure = figure_class(figsize=(6 * len(phases), 4), layout="constrained")
-    for axes, phase in zip(figure.subplots(1, len(phases), squeeze=False)[0], phases, strict=True):
-        for name, points in trained.items():
-            minutes, scores = zip(*((p["minutes"], p[phase]["restored"]["psnr"]) for p in points), strict=True)
-            axes.plot(minutes, scores, marker=".", label=f"{name}, {points[-1]['iteration']} iterations")
-        axes.set(xlabel=f"minutes of training ({result['clock']})", ylabel=f"PSNR in dB, {phase}")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    written = [folder / f"psnr_over_time.{kind}" for kind in ("png", "svg")]
-    for path in written:
-        with atomic_open(path) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=150)
-    return written
-
-
-def table(result: dict[str, Any]) -> str:
-    """The finished recipes as a Markdown table; PSNR is the mean over the validation sets."""
-    head = ["recipe", "parameters", "iterations", "it/s", "PSNR at half the time", "PSNR at the end"]
-    head += ["training peak MiB", "inference peak MiB", "s for 481x321"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, run in result["recipes"].items():
-        cost, points = run.get("cost"), run["points"]
-        if cost is None:
-            continue
-        half = min(points, key=lambda point: abs(point["minutes"] - result["budget_minutes"] / 2))
-        scores = [
-            statistics.mean(value["restored"]["psnr"] for value in point.values() if isinstance(value, dict))
-            for point in (half, points[-1])
-        ]
-        cells = [name, f"{cost['parameters']:,}", str(points[-1]["iteration"]), f"{cost['iterations_per_s']:.2f}"]
-        cells += [f"{score:.2f}" for score in scores]
-        cells += [f"{cost['training_peak_mib']:.0f}", f"{cost['inference_peak_mib']:.0f}", f"{cost['inference_s']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir train --compare",
@@ -281,9 +242,6 @@ def _parser() -> argparse.ArgumentParser:
 def _start(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], argv: list[str]) -> dict[str, Any]:
     """The result to fill: a new one, or with --resume the one in --out, which must be of the same comparison."""
     file, every = arguments.out / _RESULT, arguments.validate_every or arguments.minutes / 10
-    for name, value in (("--minutes", arguments.minutes), ("--validate-every", every)):
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} must be a positive number, got {value}")
     gpu = next(iter(recipes.values()))["num_gpu"]
     settings = {
         "budget_minutes": arguments.minutes,
@@ -319,6 +277,19 @@ def main(argv: list[str]) -> int:
     register_all()
     load_plugins(arguments.plugin)
     recipes = read_recipes(arguments.compare, arguments.set)
+    for name, value in (("--minutes", arguments.minutes), ("--validate-every", arguments.validate_every)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} must be a positive number, got {value}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    what, advice = f"the comparison in {arguments.out}", "wait for it, stop that process, or choose another --out"
+    lock = Lock(arguments.out / ".comparison.lock", what, advice)
+    try:
+        return _compare(arguments, recipes, argv)
+    finally:
+        lock.release()
+
+
+def _compare(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], argv: list[str]) -> int:
     result = _start(arguments, recipes, argv)
     seconds, every = result["budget_minutes"] * 60, result["validate_every_minutes"] * 60
     for path, options in recipes.items():

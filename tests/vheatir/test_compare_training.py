@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from vheatir.archs.dncnn_arch import DnCNN
 from vheatir.errors import UserError
+from vheatir.lock import Lock
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 pytest.importorskip("matplotlib", reason="the comparison draws a figure")
@@ -87,6 +88,10 @@ def test_a_comparison_is_not_overwritten_nor_resumed_with_other_settings(recipes
     assert main([*argv, *MINUTES]) == 0
     with pytest.raises(UserError, match="exists; go on with --resume"):
         main(argv)
+    lock = Lock(tmp_path / "out" / ".comparison.lock", "it", "wait")
+    with pytest.raises(UserError, match=r"comparison in .* is in use by process \d+ .*choose another --out"):
+        main([*argv, *MINUTES, "--resume"])
+    lock.release()
     with pytest.raises(UserError, match=r"other settings \(budget_minutes, validate_every_minutes\)"):
         main([*argv, "--resume"])
     with pytest.raises(UserError, match=r"other settings \(plain, tiny\)"):
