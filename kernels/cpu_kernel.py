@@ -96,7 +96,8 @@ def _run(
     workspace = None if result.dtype == torch.float32 else x.new_empty(x.shape[1:], dtype=torch.float32)
     threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
     # Held until the call returns: the job has only addresses, and another thread may push a plan out of the cache.
-    plans = [_plan(side, native.instructions()) for side in (height, width)]
+    instructions = native.instructions()
+    plans = [_plan(side, instructions) for side in (height, width)]
     job = _Job(
         *(batch, height, width, channels, plans[0][0], plans[1][0]),
         *(x.data_ptr(), *x.stride()[:3], _pointer(y)),

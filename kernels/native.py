@@ -90,7 +90,7 @@ def library() -> Library:
 
 def instructions() -> str:
     """The vector instructions that the library, which must be there, uses on this processor."""
-    return INSTRUCTIONS[library().functions.vheatir_instructions()]
+    return library().instructions
 
 
 def refusal() -> str | None:

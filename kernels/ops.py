@@ -51,8 +51,7 @@ def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tens
     return y.to(x.dtype), transform.to_natural_order(spectrum)
 
 
-@torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
-def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
+def _prepared_now(x: Tensor, folded: Tensor, path: str) -> Tensor:
     if native := _NATIVE.get(path):
         refuse = paths.cpu_kernel_refusal if path == paths.CPU_KERNEL else paths.cuda_refusal
         if refuse(x.shape[1], x.shape[2], x.device, x.dtype) is None:
@@ -61,6 +60,11 @@ def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
         return _conduct(x, native.unprepare(folded), "torch")
     y, _ = _transform(x, _choose(x, path)).conduct(x.to(folded.dtype), folded)
     return y.to(x.dtype)
+
+
+@torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
+def _conduct_prepared(x: Tensor, folded: Tensor, path: str) -> Tensor:
+    return _prepared_now(x, folded, path)
 
 
 @torch.library.custom_op("vheatir::cosine_transform", mutates_args=())
@@ -235,6 +239,8 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     checks.check_maps(x)
     if isinstance(decay, PreparedDecay):
         checks.check_pair(x, decay)
+        if type(x) is Tensor and not (x.requires_grad and torch.is_grad_enabled()) and checks.runs_plainly():
+            return _prepared_now(x, decay.folded, decay.path)  # small maps would wait longer for the dispatcher
         return _conduct_prepared(x, decay.folded, decay.path)
     checks.check_decay(decay)
     checks.check_pair(x, decay)

@@ -117,20 +117,26 @@ void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, Pl
   }
 }
 
+constexpr int64_t kRowsAhead = 4;  // rows of a block that are asked for before they are copied
+
 // Neighbouring columns of an (H, W * C) image, in place.
 void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int64_t image, float *middle,
               int64_t tile) {
   const int64_t tiles = least(cut.block_tiles, cut.row_tiles - tile), size = cut.height * kTile;
   const Weighing weigh(job, cut, image);
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t start = (tile + i) * kTile, lanes = least(kTile, cut.row - start);
-    load_tiles(middle + start, VHEATIR_FLOAT32, cut.row, cut.height, lanes, scratch.block + i * size);
+  // Row by row: one after the other, the columns of a width that is a power of two would crowd a few sets of the cache.
+  const int64_t whole = least(tiles, cut.row / kTile - tile);
+  for (int64_t h = 0; h < cut.height; ++h) {
+    foresee<true>(middle + least(h + kRowsAhead, cut.height - 1) * cut.row + tile * kTile, kTile * 4, whole);
+    for (int64_t i = 0; i < whole; ++i) {
+      copy_tile(middle + h * cut.row + (tile + i) * kTile, scratch.block + i * size + h * kTile);
+    }
+  }
+  const int64_t rest = (tile + whole) * kTile;
+  if (whole < tiles) {
+    load_tiles(middle + rest, VHEATIR_FLOAT32, cut.row, cut.height, cut.row - rest, scratch.block + whole * size);
   }
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
-    const int64_t next = tile + tiles + i;
-    for (int64_t j = next; j < least(next + cut.height_lines, cut.row_tiles); ++j) {
-      foresee<true>(middle + j * kTile, cut.row * 4, cut.height);
-    }
     const Rows lines = {scratch.block + i * size, kTile, size};
     weigh.foresee_all(0, cut.height, tile + i, 1, least(cut.height_lines, tiles - i));
     transform<false>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
@@ -141,9 +147,14 @@ void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
     const Rows lines = {scratch.block + i * size, kTile, size};
     transform<true>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
   }
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t start = (tile + i) * kTile, lanes = least(kTile, cut.row - start);
-    store_tiles(scratch.block + i * size, cut.height, lanes, middle + start, VHEATIR_FLOAT32, cut.row);
+  for (int64_t h = 0; h < cut.height; ++h) {
+    foresee<true>(middle + least(h + kRowsAhead, cut.height - 1) * cut.row + tile * kTile, kTile * 4, whole);
+    for (int64_t i = 0; i < whole; ++i) {
+      copy_tile(scratch.block + i * size + h * kTile, middle + h * cut.row + (tile + i) * kTile);
+    }
+  }
+  if (whole < tiles) {
+    store_tiles(scratch.block + whole * size, cut.height, cut.row - rest, middle + rest, VHEATIR_FLOAT32, cut.row);
   }
 }
 

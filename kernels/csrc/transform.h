@@ -155,14 +155,17 @@ INLINE void for_groups(const Work &work, const Body &body) {
   const int32_t *in = work.in, *out = work.out;
   const float *table = work.table;
   for (int32_t group = 0; group < work.step->count; ++group) {
+    // Once for all lines: as much arithmetic as in the transform itself would go into addresses otherwise.
+    int64_t from_at[n], to_at[n];
+    for (int i = 0; i < n; ++i) from_at[i] = in[i] * work.from.row, to_at[i] = out[i] * work.to.row;
     for (int64_t line = 0; line < work.lines; ++line) {
       const float *from = work.from.first + line * work.from.line;
       float *to = work.to.first + line * work.to.line;
       for (int v = 0; v < kVectors; ++v, from += kWidth, to += kWidth) {
         Vec x[n];
-        repeat<n>([&](auto i) INLINE_LAMBDA { x[i] = load(from + in[i] * work.from.row); });
+        repeat<n>([&](auto i) INLINE_LAMBDA { x[i] = load(from + from_at[i]); });
         body(x, table);
-        repeat<n>([&](auto i) INLINE_LAMBDA { store(to + out[i] * work.to.row, x[i]); });
+        repeat<n>([&](auto i) INLINE_LAMBDA { store(to + to_at[i], x[i]); });
       }
     }
     in += n, out += n, table += work.step->table_pitch;
