@@ -66,13 +66,14 @@ def candidates(batch: int, height: int, width: int, channels: int, heads: int) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, help="turns of each kind; default: what 4 seconds hold, 5 to 201")
     arguments = parser.parse_args()
     prepare_output(arguments.json)
     device, results = torch.device("cpu"), []
     for shape in SHAPES:
         torch.manual_seed(0)
         acts = candidates(*shape)
-        for name, timing in interleave(acts, device, seconds=4, clock="cpu").items():
+        for name, timing in interleave(acts, device, rounds=arguments.rounds, seconds=4, clock="cpu").items():
             row = {"case": "x".join(map(str, shape)), "candidate": name, "median_us": timing.median_us}
             results.append({**row, "iqr_us": timing.iqr_us, "peak_mib": peak_mib(acts[name], device)})
             print("{case:18} {candidate:22} {median_us:10.0f} us {peak_mib:8.1f} MiB".format(**results[-1]))

@@ -2,8 +2,6 @@
 
 import argparse
 import re
-import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import shown
+from tests.shown import PAGES, ROOT
+from tests.shown_tables import EXCUSED, MENTION
 from vheatir.cli import main as vheatir_main
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("vheatir/**/*.md")])
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|^(?: {4}|\t).*$", re.DOTALL | re.MULTILINE)
 
 
@@ -65,26 +64,28 @@ class _Parsed(Exception):
 
 
 def _commands() -> list:
+    """The whole commands that tests/test_shown.py does not run: their arguments, from `vheatir` on."""
     found = []
     for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^(?: {4,}|\$ |)((?:vheatir|torchrun|srun|python3?) .*)$", text, re.MULTILINE):
-            words = shlex.split(line, comments=True)
-            if "vheatir" in words:
+        for command in shown.commands(page):
+            reasons = [reason for start, reason in EXCUSED.items() if command.text.startswith(start)]
+            words = command.words
+            if not reasons or MENTION in reasons:
+                continue
+            if "vheatir.train" in words:
+                words[words.index("vheatir.train")] = "train"
+                arguments = words[words.index("train") :]
+            elif "vheatir" in words:
                 arguments = words[words.index("vheatir") + 1 :]
-            elif "vheatir.train" in words:
-                arguments = ["train", *words[words.index("vheatir.train") + 1 :]]
-            elif words[0].startswith("python") and words[1].startswith(("scripts/", "benchmarks/")):
-                arguments = words[1:]
             else:
                 continue
-            name = f"{page.relative_to(ROOT)}: {' '.join(words)}"
-            found.append(pytest.param([text for text in arguments if text not in ("[...]", "...")], id=name[:120]))
+            if arguments:
+                found.append(pytest.param(arguments, id=f"{command.page}: {command.text}"[:120]))
     return found
 
 
 @pytest.mark.parametrize("arguments", _commands())
-def test_shown_commands_take_these_arguments(arguments, monkeypatch):
+def test_commands_that_are_not_run_take_these_arguments(arguments, monkeypatch):
     real = argparse.ArgumentParser.parse_known_args
 
     def parse(parser, args=None, namespace=None):
@@ -97,9 +98,4 @@ def test_shown_commands_take_these_arguments(arguments, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
     with pytest.raises(_Parsed):
-        if arguments[0].endswith(".py"):
-            monkeypatch.setattr(sys, "argv", arguments)
-            monkeypatch.setattr(sys, "path", [str((ROOT / arguments[0]).parent), *sys.path])
-            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-        else:
-            vheatir_main(arguments)
+        vheatir_main(arguments)

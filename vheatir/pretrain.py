@@ -15,6 +15,7 @@ from vheatir import results
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.options import find_options, load_table
+from vheatir.plugins import import_plugin
 from vheatir.training import best_weights, make_accelerator, told_to_the_user, train
 
 _NEEDED = ("timm", "accelerate", "torchvision")
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own networks")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     mode.add_argument("--eval", action="store_true", help="evaluate --weights, or the best of the run")
@@ -157,6 +159,8 @@ def main(argv: list[str]) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install -e '.[backbone]'")
+    for plugin in arguments.plugin:
+        import_plugin(plugin)
     path = find_options(arguments.opt)
     options = load_table(path, arguments.set, SECTIONS)
     if arguments.finetune:

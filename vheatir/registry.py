@@ -1,14 +1,13 @@
 """Puts our network, datasets, model and metrics into BasicSR's registries, where a YAML file finds them by name."""
 
-import importlib
 import inspect
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from vheatir.compat import require_basicsr
 from vheatir.errors import UserError
+from vheatir.plugins import import_plugin
 
 
 @cache
@@ -48,25 +47,15 @@ def register_all() -> None:
 def load_plugins(files: Iterable[str | Path]) -> None:
     """Run Python files of the user's own, and register the datasets in them; the rest they may register themselves.
 
-    Their folders go into `sys.path`, so that processes that are started anew find them too.
-
     Raises:
-        UserError: no such file, a name that another module has, or an error in it.
+        UserError: a file that `import_plugin` refuses, or a dataset whose name is taken.
     """
     from basicsr.utils.registry import DATASET_REGISTRY
 
     from vheatir.data.base import RestorationDataset
 
     for path in map(Path, files):
-        if path.suffix != ".py" or not path.is_file():
-            raise UserError(f"--plugin: expected a Python file, got {path}")
-        sys.path.insert(0, str(path.resolve().parent))
-        try:
-            module = importlib.import_module(path.stem)
-        except Exception as error:
-            raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-        if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
-            raise UserError(f"--plugin {path}: another module is named {path.stem!r}; rename the file")
+        module = import_plugin(path)
         for name, kind in inspect.getmembers(module, inspect.isclass):
             if not issubclass(kind, RestorationDataset) or kind.__module__ != path.stem:
                 continue

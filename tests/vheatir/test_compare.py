@@ -1,16 +1,11 @@
 """`vheatir compare`: right scores under right panels, the crop where methods differ, a figure that can be printed."""
 
 import json
-import re
-import shlex
-import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from vheatir import cli
 from vheatir.compare import find_crop, main
 from vheatir.errors import UserError
 from vheatir.evaluate import evaluate
@@ -189,19 +184,3 @@ def test_a_degraded_picture_of_another_size_is_refused(photo, tmp_path):
     ]
     with pytest.raises(UserError, match=r"40x20 pixels, but the clean .* has 120x96"):
         main(argv)
-
-
-def test_commands_of_the_page_run(photo, tiny, tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parent.parent.parent / "docs" / "figures.md"
-    commands = re.findall(r"^vheatir (.+)$", page.read_text(encoding="utf-8"), re.M)
-    assert len(commands) == 5
-    monkeypatch.chdir(tmp_path)
-    for name in ("photo.png", "other.png"):
-        shutil.copy(photo, name)
-    assert cv2.imwrite("degraded.png", cv2.GaussianBlur(cv2.imread(str(photo)), (0, 0), 1))
-    tiny.write_weights("mine.safetensors")
-    for command in commands:
-        argv = shlex.split(command)
-        assert cli.main(argv) == 0, command
-        written = [Path(name) for name in argv if Path(name).suffix in (".png", ".pdf", ".json")]
-        assert len(written) > 1 and all(path.is_file() for path in written)

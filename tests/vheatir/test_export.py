@@ -1,8 +1,6 @@
 """Exported networks give PyTorch's results at any size, without vheatir; folders for the Hub load by its mixin."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +13,6 @@ from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 SIZES = [(1, 37, 53), (3, 64, 48), (1, 121, 96), (1, 3, 3)]
 KINDS = {
     "color": {},
@@ -129,19 +126,3 @@ def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"vheatir\[export\]"):
         export.export(network, Path("net.onnx"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
-
-
-def test_the_guide_works_as_shown(tmp_path, monkeypatch):
-    for name in ("onnxruntime", "onnxscript", "huggingface_hub"):
-        pytest.importorskip(name)
-    monkeypatch.chdir(tmp_path)
-    saved("denoise_color_blind.safetensors", "color")
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    commands = re.findall(r"^\$ vheatir (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 3
-    for command in commands:
-        assert vheatir_main(shlex.split(command)) == 0, command
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        names = {}
-        exec(compile(code, "export.md", "exec"), names)
-        assert "restored" not in names or names["restored"].shape == (1, 3, 120, 161)
