@@ -68,6 +68,8 @@ MORE = (
     (r"(^vheatir train|^torchrun) .*options/denoise\.yml", sets("network_g.dim=8", "network_g.depths=[1]")),
     ("train --compare", ["--minutes", "0.01", "--validate-every", "0.005", *sets("datasets.train.gt_size=16")]),
     ("train --compare", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
+    ("designs.py", ["--minutes", "0.005", "--only", "light", "no_heat", *sets("datasets.train.gt_size=16")]),
+    ("designs.py", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
     ("vheatir pretrain", sets(*SMALL_IMAGES, "train.epochs=1", "train.warmup_epochs=0", "val.every=1")),
     ("pretrain .*--throughput", sets("model.dims=8", "model.depths=[1, 1, 1, 1]", "model.img_size=32")),
     ("pretrain .*--throughput", sets("data.val_batch_size=1")),
@@ -154,6 +156,7 @@ NEEDS = {
     "datasets/README.md": (("basicsr",), (shown_place.make_lmdb,)),
     "benchmarks/README.md": (("lmdb",), ()),
     "docs/analysis.md": (("accelerate",), (shown_place.make_classes, shown_place.make_classifiers)),
+    "docs/architecture.md": (("basicsr", "matplotlib"), ()),
     "docs/backbone.md": (("timm",), (shown_place.make_full_classifier,)),
     "docs/classification.md": CLASSES,
     "docs/dense.md": (
@@ -177,7 +180,7 @@ SMALLER = {
         ("skimage.data.chelsea", lambda photo=skimage.data.chelsea: photo()[:96, :96]),
         ("skimage.data.coffee", lambda photo=skimage.data.coffee: photo()[:96, :96]),
     ],
-    "docs/training.md": [("vheatir.compare_training._PICTURE", (33, 49))],
+    **{key: [("vheatir.compare_training._PICTURE", (33, 49))] for key in ("docs/architecture.md", "docs/training.md")},
 }
 
 
