@@ -102,9 +102,9 @@ def _shares(case: "Case", candidate: str, microseconds: float, roof: dict[str, f
     if flops := case.flops.get(candidate):
         shares["gflop_s"] = round(flops / microseconds / 1e3, 1)
         if "gemm_gflop_s" in roof:
-            shares["share_of_gemm"] = round(flops / microseconds / 1e3 / roof["gemm_gflop_s"], 3)
+            shares["share_of_gemm"] = float(f"{flops / microseconds / 1e3 / roof['gemm_gflop_s']:.3g}")
     if case.traffic and "copy_gb_s" in roof:
-        shares["share_of_copy"] = round(case.traffic / microseconds / 1e3 / roof["copy_gb_s"], 3)
+        shares["share_of_copy"] = float(f"{case.traffic / microseconds / 1e3 / roof['copy_gb_s']:.3g}")
     return shares
 
 
