@@ -15,15 +15,21 @@ def is_fast_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch has it since 2.11; before, nothing is known
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell: then it is not fast
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM64's
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The type that `train.amp` means on `device`; None for none.
 
     "auto" is bfloat16 where the device multiplies it, and none elsewhere. bf16 that the device would have to emulate is
-    taken at its word, with a warning.
+    taken at its word, with a warning; so is fp16, whatever the device.
+
+    Args:
+        amp: one of `AMP_TYPES`.
+
+    Raises:
+        KeyError: it is none of them (options are checked before).
     """
     if amp == "auto":
         return torch.bfloat16 if is_fast_in_bf16(device) else None
