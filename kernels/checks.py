@@ -1,8 +1,11 @@
 """What the operator accepts, and the wording when it does not."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from vheatir.kernels.paths import compute_dtype
 from vheatir.kernels.prepared import PreparedDecay
@@ -10,45 +13,78 @@ from vheatir.kernels.prepared import PreparedDecay
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _check_float(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def _check_float(name: str, dtype: torch.dtype) -> None:
+    if dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {dtype}")
 
 
 def check_decay(decay: Tensor) -> None:
     """Raise unless decay is a floating (H, W, C) or (H, W, 1) tensor with no empty side."""
-    _check_float("decay", decay)
-    if decay.ndim != 3 or 0 in decay.shape:
-        raise ValueError(f"decay must be (H, W, C) or (H, W, 1) with no empty side, got {tuple(decay.shape)}")
+    _check_tensor("decay", decay)
+    _check_decay(decay.shape, decay.dtype)
+
+
+def _check_decay(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _check_float("decay", dtype)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"decay must be (H, W, C) or (H, W, 1) with no empty side, got {tuple(shape)}")
 
 
 def check_maps(x: Tensor) -> None:
     """Raise unless x is a floating (B, H, W, C) tensor with H, W, C >= 1."""
-    _check_float("x", x)
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be channels-last (B, H, W, C) with H, W, C >= 1, got {tuple(x.shape)}")
+    _check_tensor("x", x)
+    _check_maps(x.shape, x.dtype)
+
+
+def _check_maps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _check_float("x", dtype)
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise ValueError(f"x must be channels-last (B, H, W, C) with H, W, C >= 1, got {tuple(shape)}")
 
 
 def check_pair(x: Tensor, decay: Tensor | PreparedDecay) -> None:
     """Raise unless the decay fits the maps in size, device and type."""
-    height, width, channels = x.shape[1:]
-    fits = tuple(decay.shape[:2]) == (height, width) and decay.shape[2] in (1, channels)
-    if not fits:
+    _check_fit(*_kind(x), *_kind(decay), isinstance(decay, PreparedDecay))
+
+
+def check_plain(x: Tensor, decay: Tensor | PreparedDecay) -> None:
+    """All of the above for tensors that `are_plain`; a pair of a kind that has passed is not looked at again."""
+    _check_plain(*_kind(x), *_kind(decay), isinstance(decay, PreparedDecay))
+
+
+def _kind(tensor: Tensor | PreparedDecay) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+@lru_cache(maxsize=512)  # small maps would wait longer for the checks than for the kernel
+def _check_plain(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared) -> None:
+    _check_maps(shape, dtype)
+    if not prepared:
+        _check_decay(decay_shape, decay_dtype)
+    _check_fit(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared)
+
+
+def _check_fit(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared) -> None:
+    height, width, channels = shape[1:]
+    if tuple(decay_shape[:2]) != (height, width) or decay_shape[2] not in (1, channels):
         raise ValueError(
             f"decay must be ({height}, {width}, {channels}) or ({height}, {width}, 1) for x of shape "
-            f"{tuple(x.shape)}, got {tuple(decay.shape)}; resize the frequency embedding to the map first"
+            f"{tuple(shape)}, got {tuple(decay_shape)}; resize the frequency embedding to the map first"
         )
-    if decay.device != x.device:
-        raise ValueError(f"x is on {x.device}, decay on {decay.device}; move one of them")
-    wanted = compute_dtype(x.dtype)
-    if isinstance(decay, PreparedDecay):
-        if decay.dtype != wanted:
-            raise TypeError(f"decay was prepared in {decay.dtype}, maps of {x.dtype} need {wanted}: prepare it again")
-    elif decay.dtype != x.dtype and not (decay.dtype == torch.float32 and x.dtype in _FLOATS[2:]):
+    if decay_device != device:
+        raise ValueError(f"x is on {device}, decay on {decay_device}; move one of them")
+    wanted = compute_dtype(dtype)
+    if prepared:
+        if decay_dtype != wanted:
+            raise TypeError(f"decay was prepared in {decay_dtype}, maps of {dtype} need {wanted}: prepare it again")
+    elif decay_dtype != dtype and not (decay_dtype == torch.float32 and dtype in _FLOATS[2:]):
         raise TypeError(
-            f"decay must be {x.dtype} like x{' or float32' if x.dtype in _FLOATS[2:] else ''}, got {decay.dtype}"
+            f"decay must be {dtype} like x{' or float32' if dtype in _FLOATS[2:] else ''}, got {decay_dtype}"
         )
 
 
@@ -65,3 +101,8 @@ def runs_plainly() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors or parameters, no subclass of others, and `runs_plainly`."""
+    return all(type(tensor) in (Tensor, Parameter) for tensor in tensors) and runs_plainly()

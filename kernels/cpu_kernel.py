@@ -70,8 +70,22 @@ def unprepare(prepared: Tensor) -> Tensor:
     return torch.cat((tiles, flat[height * whole :].view(height, -1)), 1).view(prepared.shape)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+@lru_cache(maxsize=512)
+def _unbound(
+    sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
+) -> tuple[_Job, tuple[Plan, Plan]]:
+    """A job without addresses and threads, and the plans that it points into. Kept: it takes longer than a small map."""
+    batch, height, width, channels = sizes
+    (along_height, plan_h), (along_width, plan_w) = (_plan(side, instructions) for side in (height, width))
+    job = _Job(batch, height, width, channels, along_height, along_width)
+    job.source_image, job.source_row, job.source_pixel = strides[:3]
+    job.source_type, job.target_type = types
+    job.decay_order = decay_order
+    return job, (plan_h, plan_w)
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _run(
@@ -84,53 +98,61 @@ def _run(
     other_spectrum: Tensor | None = None,
     decay_gradient: Tensor | None = None,
 ) -> None:
-    batch, height, width, channels = x.shape
-    if x.numel() == 0:
+    count = x.numel()
+    if count == 0:
         return
-    if x.stride(3) != 1 and channels > 1:
+    sizes = x.shape
+    if x.stride(3) != 1 and sizes[3] > 1:
         x = x.contiguous()
+    order = 0
     if decay is not None:
-        decay = decay.to(torch.float32).contiguous()
-    order = 0 if decay is None else _TILES if in_tiles else _MAPS if decay.shape[2] == channels else _SHARED
+        decay = (decay if decay.dtype == torch.float32 else decay.float()).contiguous()
+        order = _TILES if in_tiles else _MAPS if decay.shape[2] == sizes[3] else _SHARED
     result = y if y is not None else spectrum
-    workspace = None if result.dtype == torch.float32 else x.new_empty(x.shape[1:], dtype=torch.float32)
-    threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
-    # Held until the call returns: the job has only addresses, and another thread may push a plan out of the cache.
-    instructions = native.instructions()
-    plans = [_plan(side, instructions) for side in (height, width)]
-    job = _Job(
-        *(batch, height, width, channels, plans[0][0], plans[1][0]),
-        *(x.data_ptr(), *x.stride()[:3], _pointer(y)),
-        *(_TYPES[x.dtype], _TYPES[result.dtype], order, threads),
-        *map(_pointer, (decay, spectrum, other_spectrum, decay_gradient, workspace)),
-    )
+    types = _TYPES[x.dtype], _TYPES[result.dtype]
+    # `plans` is held until the call returns: the job has only addresses, and another thread may push it out of the cache.
+    unbound, plans = _unbound(sizes, x.stride(), types, order, native.instructions())
+    job = _Job.from_buffer_copy(unbound)
+    job.threads = max(1, min(torch.get_num_threads(), count // _LEAST_ELEMENTS_PER_THREAD))
+    job.source = x.data_ptr()
+    if y is not None:
+        job.target = y.data_ptr()
+    if decay is not None:
+        job.decay = decay.data_ptr()
+    if spectrum is not None:
+        job.keep_spectrum = spectrum.data_ptr()
+    if decay_gradient is not None:
+        job.other_spectrum, job.decay_gradient = other_spectrum.data_ptr(), decay_gradient.data_ptr()
+    if types[1] != _TYPES[torch.float32]:
+        workspace = x.new_empty(sizes[1:], dtype=torch.float32)
+        job.workspace = workspace.data_ptr()
     native.run(job)
 
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
     """The operator; `prepared`: the decay is what `prepare` made of it."""
-    y = x.new_empty(x.shape)
+    y = _like(x)
     _run(x, y=y, decay=decay, in_tiles=prepared and decay.shape[2] > 1)
     return y
 
 
 def conduct_with_spectrum(x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The operator's output, and the spectrum of x in float32."""
-    y, spectrum = x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.float32)
+    y, spectrum = _like(x), _like(x, torch.float32)
     _run(x, y=y, decay=decay, spectrum=spectrum)
     return y, spectrum
 
 
 def transform(x: Tensor) -> Tensor:
     """The spectrum of x in float32."""
-    spectrum = x.new_empty(x.shape, dtype=torch.float32)
+    spectrum = _like(x, torch.float32)
     _run(x, spectrum=spectrum)
     return spectrum
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of an (H, W, C) decay, from the output's gradient and the spectrum of x."""
-    grad_x = grad.new_empty(grad.shape)
+    grad_x = _like(grad)
     make = grad.new_empty if len(grad) else grad.new_zeros
     grad_decay = make(grad.shape[1:], dtype=torch.float32)
     _run(grad, y=grad_x, decay=decay, other_spectrum=spectrum.contiguous(), decay_gradient=grad_decay)

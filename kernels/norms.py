@@ -108,13 +108,6 @@ def _norm(
     return result
 
 
-@torch.library.custom_op("vheatir::norm_", mutates_args=("x",))
-def _norm_in_place(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, gate: Tensor | None, residual: Tensor | None
-) -> None:
-    _run(x, weight, bias, epsilon, x, gate=gate, residual=residual)
-
-
 @torch.library.custom_op("vheatir::add_norm", mutates_args=())
 def _add_norm(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     total, result = x.new_empty(x.shape), x.new_empty(x.shape)
@@ -122,31 +115,14 @@ def _add_norm(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: 
     return total, result
 
 
-@torch.library.custom_op("vheatir::add_norm_", mutates_args=("addend",))
-def _add_norm_in_place(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    result = x.new_empty(x.shape)
-    _run(x, weight, bias, epsilon, result, addend=addend, total=addend)
-    return result
-
-
 @_norm.register_fake
 def _(x, weight, bias, epsilon, gate, residual):
     return x.new_empty(x.shape)
 
 
-@_norm_in_place.register_fake
-def _(x, weight, bias, epsilon, gate, residual):
-    return None
-
-
 @_add_norm.register_fake
 def _(x, addend, weight, bias, epsilon):
     return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-@_add_norm_in_place.register_fake
-def _(x, addend, weight, bias, epsilon):
-    return x.new_empty(x.shape)
 
 
 def _differentiable(grad: Tensor, epsilon: float, *inputs: Tensor | None) -> list[Tensor | None]:
@@ -200,10 +176,12 @@ _add_norm.register_autograd(_backward_add_norm, setup_context=_save_add_norm)
 def _norm_fused(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, gate: Tensor | None, residual: Tensor | None
 ) -> Tensor:
-    if torch.is_grad_enabled() or not x.is_contiguous():
+    if torch.is_grad_enabled():
         return _norm(x, weight, bias, epsilon, gate, residual)
-    _norm_in_place(x, weight, bias, epsilon, gate, residual)
-    return x
+    # Past the dispatcher, for which small maps would wait longer than for the kernel.
+    result = x if x.is_contiguous() else x.new_empty(x.shape)
+    _run(x, weight, bias, epsilon, result, gate=gate, residual=residual)
+    return result
 
 
 def norm_gate(x: Tensor, gate: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -229,7 +207,8 @@ def add_norm(x: Tensor, addend: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Ten
     if not _kernel_takes(x, addend, norm):
         total = x + addend
         return total, norm(total)
-    arguments = norm.weight, norm.bias, norm.eps
-    if torch.is_grad_enabled() or not addend.is_contiguous():
-        return _add_norm(x, addend, *arguments)
-    return addend, _add_norm_in_place(x, addend, *arguments)
+    if torch.is_grad_enabled():
+        return _add_norm(x, addend, norm.weight, norm.bias, norm.eps)
+    total, result = addend if addend.is_contiguous() else x.new_empty(x.shape), x.new_empty(x.shape)
+    _run(x, norm.weight, norm.bias, norm.eps, result, addend=addend, total=total)
+    return total, result

@@ -81,11 +81,15 @@ def _cosine_transform(x: Tensor, inverse: bool, backend: str = "auto") -> Tensor
     return transform.to_natural_order(transform.forward(wide))
 
 
+def _native_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    grad_x, grad_decay = _NATIVE[kernel].gradients(grad, spectrum, decay)
+    return grad_x, _sum_to(grad_decay, decay)
+
+
 @torch.library.custom_op("vheatir::conduct_gradients", mutates_args=())
 def _conduct_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if kernel := _choose(grad, backend).kernel:
-        grad_x, grad_decay = _NATIVE[kernel].gradients(grad, spectrum, decay)
-        return grad_x, _sum_to(grad_decay, decay)
+        return _native_gradients(grad, spectrum, decay, kernel)
     grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, backend)
     total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
     for one, other in zip(spectrum[1:], grad_spectrum[1:], strict=True):
@@ -132,7 +136,8 @@ def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tens
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # made of what can be differentiated again
         grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
         return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
-    return _conduct_gradients(grad, spectrum, decay, ctx.backend)
+    at_once = ctx.backend in _NATIVE and checks.are_plain(grad, spectrum, decay)
+    return (_native_gradients if at_once else _conduct_gradients)(grad, spectrum, decay, ctx.backend)
 
 
 def _save_conduct(ctx, inputs, output):
@@ -176,7 +181,8 @@ def _save_conduct_prepared(ctx, inputs, output):
 def _backward_conduct_prepared(ctx, grad):
     if ctx.needs_input_grad[1]:
         raise RuntimeError("a prepared decay has no gradient: pass the decay itself to heat_conduction")
-    return _conduct_prepared(grad, ctx.saved_tensors[0], ctx.path), None, None
+    at_once = ctx.path in _NATIVE and not torch.is_grad_enabled() and checks.are_plain(grad)
+    return (_prepared_now if at_once else _conduct_prepared)(grad, ctx.saved_tensors[0], ctx.path), None, None
 
 
 def _save_cosine_transform(ctx, inputs, output):
@@ -215,6 +221,50 @@ for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_tr
     _register_autocast_rule(_name)
 
 
+class _WithSpectrumAtOnce(torch.autograd.Function):
+    """conduct_with_spectrum past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, decay: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+        outputs = _NATIVE[kernel].conduct_with_spectrum(x, decay)
+        _save_conduct_with_spectrum(ctx, (x, decay, kernel), outputs)
+        return outputs
+
+    backward = staticmethod(_backward_conduct_with_spectrum)
+
+
+class _PreparedAtOnce(torch.autograd.Function):
+    """conduct_prepared past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, folded: Tensor, kernel: str) -> Tensor:
+        _save_conduct_prepared(ctx, (x, folded, kernel), None)
+        return _prepared_now(x, folded, kernel)
+
+    backward = staticmethod(_backward_conduct_prepared)
+
+
+def _at_once(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor | None:
+    """The native kernels' result for plain tensors; None where these do not run, or where the operators do as well.
+
+    Small maps would wait longer for the dispatcher of custom operators than for the kernel.
+    """
+    checks.check_plain(x, decay)
+    if isinstance(decay, PreparedDecay):
+        if decay.path not in _NATIVE:
+            return None
+        run = _PreparedAtOnce.apply if x.requires_grad and torch.is_grad_enabled() else _prepared_now
+        return run(x, decay.folded, decay.path)
+    kernel = _choose(x, backend).kernel
+    if not kernel:
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or decay.requires_grad):
+        if not decay.requires_grad or x.dtype != torch.float32:
+            return None
+        return _WithSpectrumAtOnce.apply(x, decay, kernel)[0]
+    return _NATIVE[kernel].conduct(x, decay)
+
+
 def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = "auto") -> Tensor:
     """Conduct heat through feature maps: DCT-II over H and W, product with `decay`, inverse DCT.
 
@@ -236,16 +286,19 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Source: vHeat, arXiv 2405.16555.
     """
+    prepared = isinstance(decay, PreparedDecay)
+    if not prepared and backend not in paths.BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
+    if checks.are_plain(x, decay.folded if prepared else decay):
+        y = _at_once(x, decay, backend)
+        if y is not None:
+            return y
     checks.check_maps(x)
-    if isinstance(decay, PreparedDecay):
+    if prepared:
         checks.check_pair(x, decay)
-        if type(x) is Tensor and not (x.requires_grad and torch.is_grad_enabled()) and checks.runs_plainly():
-            return _prepared_now(x, decay.folded, decay.path)  # small maps would wait longer for the dispatcher
         return _conduct_prepared(x, decay.folded, decay.path)
     checks.check_decay(decay)
     checks.check_pair(x, decay)
-    if backend not in paths.BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
     if backend in _NATIVE and not torch.compiler.is_compiling():
         _choose(x, backend)  # raises before anything runs; a traced graph raises in the operator
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.

@@ -1,6 +1,7 @@
 """Which arithmetic runs for which map: decided here and nowhere else."""
 
 import os
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,11 @@ def split_levels(n: int) -> int:
 
 def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
     """Why the CPU kernel cannot take maps of this kind; None when it can."""
+    return _cpu_kernel_refusal_of(height, width, device, dtype) or native.refusal()
+
+
+@lru_cache(maxsize=512)  # small maps would wait for it
+def _cpu_kernel_refusal_of(height: int, width: int, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the maps are on {device}, the CPU kernel needs them on the CPU"
     if dtype == torch.float64:
@@ -57,7 +63,7 @@ def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: tor
     for side in (height, width):
         if longest_product(side) > _LONGEST_PRODUCT:
             return f"the side {side} has a prime power above {_LONGEST_PRODUCT}, whose tables would be too large"
-    return native.refusal()
+    return None
 
 
 def cuda_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -71,14 +77,18 @@ def cuda_refusal(height: int, width: int, device: torch.device, dtype: torch.dty
     return cuda_driver.refusal(device)
 
 
+@lru_cache
+def _native_path(name: str, instructions: str) -> Path:
+    return Path(0, 0, f"native kernel, {instructions} instructions" if instructions else "CUDA kernels", kernel=name)
+
+
 def _kernel(height: int, width: int, device: torch.device, backend: str, dtype: torch.dtype) -> Path | None:
     """The native kernels that run for a backend; None where they decline and PyTorch may take over."""
     wants_cuda = backend == CUDA or (device.type == "cuda" and os.environ.get(cuda_build.SWITCH) == "1")
     name, refuse = (CUDA, cuda_refusal) if wants_cuda and backend != CPU_KERNEL else (CPU_KERNEL, cpu_kernel_refusal)
     refusal = refuse(height, width, device, dtype)
     if refusal is None:
-        reason = "CUDA kernels" if name == CUDA else f"native kernel, {native.library().instructions} instructions"
-        return Path(0, 0, reason, kernel=name)
+        return _native_path(name, "" if name == CUDA else native.instructions())
     if backend == name:
         raise ValueError(f"backend '{name}' cannot run: {refusal}; backend='auto' falls back to PyTorch")
     return None

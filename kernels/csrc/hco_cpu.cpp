@@ -31,9 +31,9 @@ void rows_in(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int
              int64_t channel, Rows to) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
-  for (int64_t next = h + lines; !cut.small && next < least(h + 2 * lines, cut.height); ++next) {
+  for (int64_t next = h + lines; !cut.in_planes && next < least(h + 2 * lines, cut.height); ++next) {
     foresee<false>(source_at(job, image, next, channel), job.source_pixel * bytes_of(job.source_type), cut.width);
-    if (!cut.in_planes) foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut.width);
+    foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut.width);
   }
   if (job.source_type == VHEATIR_FLOAT32 && lanes == kTile) {
     float *first = reinterpret_cast<float *>(const_cast<char *>(source_at(job, image, h, channel)));
@@ -53,7 +53,7 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
               int64_t channel, Rows from) {
   const int64_t lanes = least(kTile, cut.channels - channel);
   const Rows staged = {scratch.staged, kTile, 0};
-  for (int64_t next = h + lines; !cut.small && next < least(h + 2 * lines, cut.height); ++next) {
+  for (int64_t next = h + lines; !cut.in_planes && next < least(h + 2 * lines, cut.height); ++next) {
     foresee<true>(target_at(job, cut, image, next, channel), cut.channels * bytes_of(job.target_type), cut.width);
   }
   if (job.target_type == VHEATIR_FLOAT32 && lanes == kTile) {
@@ -69,51 +69,73 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   }
 }
 
-// One tile of channels of one image.
+// Neighbouring tiles of channels of one image.
 struct Plane {
-  int64_t image, channel_tile;
+  int64_t image, first, tiles;
 };
 
-// Asks for what rows h .. h + lines of a small plane will need later: everything but its source, and the source of the
-// plane that follows. Nothing of it lies in an order that the hardware could foresee.
-void foresee_rows(const vheatir_job &job, const Cut &cut, const Weighing &weigh, Plane plane, Plane next, int64_t h,
-                  int64_t lines) {
-  weigh.foresee_all(h, lines, plane.channel_tile, cut.channel_tiles, cut.width);
-  for (int64_t line = h; line < h + lines; ++line) {
-    if (next.channel_tile < cut.channel_tiles) {
-      const char *source = source_at(job, next.image, line, next.channel_tile * kTile);
-      foresee<false>(source, job.source_pixel * bytes_of(job.source_type), cut.width);
+// A part of the rows h .. h + lines: the `part`th of `tiles` equal ones. Asked for so, memory is run through in its own
+// order, while one tile after another would come back to every page for each of them.
+template <bool to_write>
+void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t tile_bytes, const Cut &cut,
+                  int64_t lines, int64_t tiles, int64_t part) {
+  const int64_t begin = part * lines * cut.width / tiles, end = (part + 1) * lines * cut.width / tiles;
+  const char *row = rows + begin / cut.width * row_bytes;
+  for (int64_t i = begin, w = begin % cut.width; i < end; ++i) {
+    for (int64_t byte = 0; byte < tiles * tile_bytes; byte += 64) {
+      __builtin_prefetch(row + w * pixel_bytes + byte, to_write, 2);
     }
-    if (job.target) {
-      char *target = target_at(job, cut, plane.image, line, plane.channel_tile * kTile);
-      foresee<true>(target, cut.channels * bytes_of(job.target_type), cut.width);
-    }
+    if (++w == cut.width) w = 0, row += row_bytes;
   }
 }
 
-// One plane; `next` is the one after it.
+void foresee_source(const vheatir_job &job, const Cut &cut, Plane plane, int64_t h, int64_t part) {
+  const int64_t size = bytes_of(job.source_type), lines = least(cut.width_lines, cut.height - h);
+  foresee_part<false>(source_at(job, plane.image, h, plane.first * kTile), job.source_row * size,
+                      job.source_pixel * size, kTile * size, cut, lines, plane.tiles, part);
+}
+
+void foresee_target(const vheatir_job &job, const Cut &cut, Plane plane, int64_t h, int64_t part) {
+  const int64_t size = bytes_of(job.target_type), lines = least(cut.width_lines, cut.height - h);
+  foresee_part<true>(target_at(job, cut, plane.image, h, plane.first * kTile), cut.row * size, cut.channels * size,
+                     kTile * size, cut, lines, plane.tiles, part);
+}
+
+// One plane of (H, W, tiles, 16); `next` is the one after it, without tiles where there is none.
 void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, Plane plane, Plane next) {
-  const int64_t image = plane.image, channel_tile = plane.channel_tile;
+  const int64_t image = plane.image, pixel = plane.tiles * kTile;
   const Weighing weigh(job, cut, image);
   for (int64_t h = 0; h < cut.height; h += cut.width_lines) {
     const int64_t lines = least(cut.width_lines, cut.height - h);
-    const Rows to = {scratch.plane + h * cut.plane_row, kTile, cut.plane_row};
-    if (cut.small) foresee_rows(job, cut, weigh, plane, next, h, lines);
-    rows_in(job, cut, scratch, image, h, lines, channel_tile * kTile, to);
+    for (int64_t i = 0; i < plane.tiles; ++i) {
+      const Rows to = {scratch.plane + h * cut.plane_row + i * kTile, pixel, cut.plane_row};
+      if (h + lines < cut.height) foresee_source(job, cut, plane, h + lines, i);
+      rows_in(job, cut, scratch, image, h, lines, (plane.first + i) * kTile, to);
+    }
   }
   const Rows block = {scratch.block, kTile, cut.height * kTile};
-  for (int64_t w = 0; w < cut.width; w += cut.block_tiles) {
-    const int64_t lines = least(cut.block_tiles, cut.width - w);
-    const int64_t tile = w * cut.channel_tiles + channel_tile;
-    const Rows columns = {scratch.plane + w * kTile, cut.plane_row, kTile};
-    if (!cut.small) weigh.foresee_all(0, cut.height, tile, cut.channel_tiles, lines);
-    transform<false>(job.along_height, columns, block, lines, scratch.space);
-    weigh(scratch.block, tile, cut.channel_tiles, lines);
-    if (job.target) transform<true>(job.along_height, block, columns, lines, scratch.space);
+  int64_t starts[kMostPlaneTiles], next_tile = 0, next_start = plane.first * kTile;
+  for (int64_t done = 0; done < cut.width * plane.tiles; done += cut.block_tiles) {
+    const int64_t tiles = least(cut.block_tiles, cut.width * plane.tiles - done);
+    for (int64_t i = 0; i < tiles; ++i) {
+      starts[i] = next_start, next_start += kTile;
+      if (++next_tile == plane.tiles) next_tile = 0, next_start += cut.channels - pixel;
+    }
+    const Rows columns = {scratch.plane + done * kTile, cut.plane_row, kTile};
+    weigh.foresee_all(starts, tiles);
+    transform<false>(job.along_height, columns, block, tiles, scratch.space);
+    weigh(scratch.block, starts, tiles);
+    if (job.target) transform<true>(job.along_height, block, columns, tiles, scratch.space);
   }
-  for (int64_t h = 0; job.target && h < cut.height; h += cut.width_lines) {
-    const Rows from = {scratch.plane + h * cut.plane_row, kTile, cut.plane_row};
-    rows_out(job, cut, scratch, image, h, least(cut.width_lines, cut.height - h), channel_tile * kTile, from);
+  for (int64_t h = 0; h < cut.height; h += cut.width_lines) {
+    const int64_t lines = least(cut.width_lines, cut.height - h);
+    for (int64_t i = 0; i < plane.tiles; ++i) {
+      const Rows from = {scratch.plane + h * cut.plane_row + i * kTile, pixel, cut.plane_row};
+      if (h + lines >= cut.height && i < next.tiles) foresee_source(job, cut, next, 0, i);
+      if (!job.target) continue;
+      if (h + lines < cut.height) foresee_target(job, cut, plane, h + lines, i);
+      rows_out(job, cut, scratch, image, h, lines, (plane.first + i) * kTile, from);
+    }
   }
 }
 
@@ -124,6 +146,8 @@ void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
               int64_t tile) {
   const int64_t tiles = least(cut.block_tiles, cut.row_tiles - tile), size = cut.height * kTile;
   const Weighing weigh(job, cut, image);
+  int64_t starts[kMostBlockTiles];
+  for (int64_t i = 0; i < tiles; ++i) starts[i] = (tile + i) * kTile;
   // Row by row: one after the other, the columns of a width that is a power of two would crowd a few sets of the cache.
   const int64_t whole = least(tiles, cut.row / kTile - tile);
   for (int64_t h = 0; h < cut.height; ++h) {
@@ -138,10 +162,10 @@ void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   }
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
     const Rows lines = {scratch.block + i * size, kTile, size};
-    weigh.foresee_all(0, cut.height, tile + i, 1, least(cut.height_lines, tiles - i));
+    weigh.foresee_all(starts + i, least(cut.height_lines, tiles - i));
     transform<false>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
   }
-  weigh(scratch.block, tile, 1, tiles);
+  weigh(scratch.block, starts, tiles);
   if (!job.target) return;
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
     const Rows lines = {scratch.block + i * size, kTile, size};
@@ -190,20 +214,17 @@ void ask_for_large_pages(void *memory, int64_t bytes) {
 }
 
 void do_all_planes(const vheatir_job &job, const Cut &cut, const Scratch &scratch) {
-  if (job.decay_gradient) {  // one thread adds up all images of a tile, so that the order of the sum is fixed
+  const int64_t groups = ratio_up(cut.channel_tiles, cut.group), count = groups * job.batch;
+  // Images of one group follow each other: its decay stays in the cache.
+  const auto plane_of = [&](int64_t i) -> Plane {
+    const int64_t first = i / job.batch * cut.group;
+    return {i % job.batch, first, i < count ? least(cut.group, cut.channel_tiles - first) : 0};
+  };
+  // With a gradient one thread adds up all images of a tile, so that the order of the sum is fixed.
+  const int64_t together = job.decay_gradient ? job.batch : 1;
 #pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < cut.channel_tiles; ++tile) {
-      for (int64_t image = 0; image < job.batch; ++image) {
-        const bool last = image + 1 == job.batch;
-        do_plane(job, cut, scratch, {image, tile}, {last ? 0 : image + 1, tile + last});
-      }
-    }
-  } else {  // images of one tile follow each other: its decay stays in the cache
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < cut.channel_tiles * job.batch; ++i) {
-      const int64_t next = i + 1;
-      do_plane(job, cut, scratch, {i % job.batch, i / job.batch}, {next % job.batch, next / job.batch});
-    }
+  for (int64_t start = 0; start < count; start += together) {
+    for (int64_t i = start; i < start + together; ++i) do_plane(job, cut, scratch, plane_of(i), plane_of(i + 1));
   }
 }
 

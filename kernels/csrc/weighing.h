@@ -6,9 +6,11 @@ namespace {
 
 constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
 constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
-constexpr int64_t kSmallBytes = 256 << 10;   // planes up to here leave room for the source, target and spectra of one
+constexpr int64_t kPlaneBytesOfTwo = 128 << 10;  // up to here where another spectrum is read or written beside it
+constexpr int64_t kGroupBytes = 320 << 10;   // planes of neighbouring tiles are done together up to here,
+constexpr int64_t kLeastGroup = 8;           // and from here on: shorter runs of memory gain nothing
 constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
-constexpr int64_t kMostBlockTiles = 16;
+constexpr int64_t kMostBlockTiles = 16, kMostPlaneTiles = 64;
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -25,21 +27,37 @@ struct Cut {
     width_lines = lines_at_once(job.along_width), height_lines = lines_at_once(job.along_height);
     // An odd number of cache lines between rows, or the columns of a plane would crowd a few sets of the cache.
     plane_row = (width | 1) * kTile;
-    const int64_t planes = channel_tiles * (job.decay_gradient ? 1 : job.batch);  // that threads can share out
-    in_planes = channels % kTile == 0 && height * plane_row * 4 <= kPlaneBytes && planes >= job.threads;
-    small = in_planes && height * plane_row * 4 <= kSmallBytes;
-    block_tiles = in_planes ? least(height_lines, width) : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
-    block_tiles = most(1, least(block_tiles, row_tiles));
+    const int64_t shares = job.decay_gradient ? 1 : job.batch;  // of one tile, for the threads
+    const int64_t plane_bytes = height * plane_row * 4;
+    const bool two = job.keep_spectrum || job.decay_gradient;
+    in_planes = channels % kTile == 0 && channel_tiles * shares >= job.threads &&
+                plane_bytes <= (two ? kPlaneBytesOfTwo : kPlaneBytes);
+    const int64_t largest = least(kGroupBytes / plane_bytes, channel_tiles);
+    group = in_planes && two && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest) : 1;
+    plane_row = (width * group | 1) * kTile;
+    block_tiles = in_planes ? least(height_lines, kMostPlaneTiles)
+                            : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
+    block_tiles = most(1, least(block_tiles, in_planes ? width * group : row_tiles));
     space = most(width_lines * job.along_width.slots, height_lines * job.along_height.slots) * kTile;
     staged = width * kTile;
     block = block_tiles * height * kTile;
+  }
+  // Tiles of channels to a group, at most `largest`, such that no thread has much more to do than another.
+  int64_t group_of(int64_t shares, int64_t threads, int64_t largest) const {
+    int64_t best = 1, least_work = INT64_MAX;
+    for (int64_t tiles = 1; tiles <= largest; ++tiles) {
+      const int64_t work = ratio_up(ratio_up(channel_tiles, tiles) * shares, threads) * tiles;  // of one thread
+      if (work <= least_work) best = tiles, least_work = work;
+    }
+    return best;
   }
   int64_t per_thread() const { return space + staged + block + (in_planes ? height * plane_row : 0); }
 
   int64_t height, width, channels, row, image, channel_tiles, row_tiles;
   int64_t width_lines, height_lines, plane_row, block_tiles;
   int64_t space, staged, block;  // floats of each part of a thread's memory
-  bool in_planes, small;
+  int64_t group;                 // tiles of channels that are done together in a plane
+  bool in_planes;
 };
 
 // One thread's memory.
@@ -63,12 +81,12 @@ class Weighing {
   Weighing(const vheatir_job &job, const Cut &cut, int64_t image)
       : job_(job), cut_(cut), sum_started_(image > 0), offset_(image * cut.image) {}
 
-  // The block's tile i is tile `tile` + i * pitch of a row.
-  void operator()(float *block, int64_t tile, int64_t pitch, int64_t tiles) const {
+  // Tile i of the block belongs to place starts[i] of a row.
+  void operator()(float *block, const int64_t *starts, int64_t tiles) const {
     const int64_t size = cut_.height * kTile;
     for (int64_t h = 0; h < cut_.height; ++h) {  // row by row: neighbours in the block are neighbours in memory
       for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t start = (tile + i * pitch) * kTile;
+        const int64_t start = starts[i];
         if (start + kTile <= cut_.row) {
           weigh(block + i * size + h * kTile, h, start, kTile);
         } else {
@@ -78,14 +96,13 @@ class Weighing {
     }
   }
 
-  // Asks for what the call on these tiles will touch in rows h .. h + lines.
-  void foresee_all(int64_t h, int64_t lines, int64_t tile, int64_t pitch, int64_t tiles) const {
+  // Asks for what the call on these tiles will touch.
+  void foresee_all(const int64_t *starts, int64_t tiles) const {
+    const int64_t row = cut_.row * 4, lines = cut_.height;
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t start = (tile + i * pitch) * kTile, at = h * cut_.row + start, row = cut_.row * 4;
+      const int64_t at = starts[i];
       if (job_.decay_order == VHEATIR_DECAY_MAPS) foresee<false>(job_.decay + at, row, lines);
-      if (job_.decay_order == VHEATIR_DECAY_TILES) {
-        foresee<false>(job_.decay + start * cut_.height + h * kTile, kTile * 4, lines);
-      }
+      if (job_.decay_order == VHEATIR_DECAY_TILES) foresee<false>(job_.decay + at * lines, kTile * 4, lines);
       if (job_.keep_spectrum) foresee<true>(job_.keep_spectrum + offset_ + at, row, lines);
       if (job_.decay_gradient) {
         foresee<false>(job_.other_spectrum + offset_ + at, row, lines);

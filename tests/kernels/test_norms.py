@@ -119,8 +119,6 @@ def test_the_operators_keep_the_rules_of_torch():
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(norms._norm, (*leaves[:3], 1e-5, leaves[3], None), test_utils=tests)
     torch.library.opcheck(norms._add_norm, (leaves[0], leaves[3], *leaves[1:3], 1e-5), test_utils=tests)
-    torch.library.opcheck(norms._norm_in_place, (x, weight, bias, 1e-5, other, None), test_utils=tests[::2])
-    torch.library.opcheck(norms._add_norm_in_place, (x, other, weight, bias, 1e-5), test_utils=tests[::2])
 
 
 @needs_kernel
