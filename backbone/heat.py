@@ -147,7 +147,7 @@ class HeatLayer(nn.Module):
     def drop_cache(self) -> None:
         """Forget prepared decays; needed after writing to weights in a way that torch does not see (`.data`).
 
-        `eval()` of the whole network forgets them and all weights in oneDNN's order.
+        `eval()` of the whole network forgets them and all weights that are kept in another order.
         """
         self._cache.clear()
 

@@ -56,14 +56,14 @@ class _Product(nn.Module):
     """Products and convolutions with one weight, then GELU if asked for.
 
     Without gradients, in float32 on a processor with AVX-512, oneDNN does both at once, up to a third faster than what
-    torch calls for `F.linear`; elsewhere it is not faster (docs/performance.md). A weight for few rows is kept in
-    oneDNN's order as well, and dropped like the decays of a heat layer: after writing to values of `weight.data`, which
-    torch does not see, call `eval()`.
+    torch calls for `F.linear`; elsewhere it is not faster (docs/performance.md). A weight for few rows, and that of a
+    convolution anywhere, is kept in the order of the product as well, and dropped like the decays of a heat layer:
+    after writing to values of `weight.data`, which torch does not see, call `eval()`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # The weight, its version and address, and the same in oneDNN's order.
+        # The weight, its version and address, and the same in another order.
         self._packed: tuple[Tensor, tuple[int, int], Tensor] | None = None
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
@@ -82,7 +82,7 @@ class _Product(nn.Module):
         return self._kept(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows))
 
     def _kept(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight in oneDNN's order, made anew where the weight has changed."""
+        """What `pack` made of the weight, made anew where the weight has changed."""
         weight, packed = self.weight, self._packed
         state = weight._version, weight.data_ptr()
         if packed is None or packed[0] is not weight or packed[1] != state:
@@ -101,7 +101,8 @@ class _Product(nn.Module):
         return {**self.__dict__, "_packed": None}
 
 
-def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+def _may_keep(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight may be kept in another order for this call and later ones."""
     return (
         not torch.is_grad_enabled()
         and runs_plainly()
@@ -109,9 +110,12 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and _has_fast_onednn()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    return _has_fast_onednn() and _may_keep(x, weight)
 
 
 @cache
@@ -138,8 +142,12 @@ class ChannelsLastConv2d(_Product, nn.Conv2d):
         return F.gelu(y) if gelu else y
 
     def _convolve(self, image: Tensor) -> Tensor:
-        if not _is_for_onednn(image, self.weight) or self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if not _may_keep(image, self.weight):
             return super().forward(image)
+        if not _has_fast_onednn() or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            # In channels-last order, as the image is: torch would make such a copy in each call.
+            weight = self._kept(lambda weight: weight.contiguous(memory_format=torch.channels_last))
+            return self._conv_forward(image, weight, self.bias)
         shape = self.padding, self.stride, self.dilation, self.groups
         size = image.shape
         weight = self._kept(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, size))

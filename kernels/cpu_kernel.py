@@ -74,7 +74,7 @@ def unprepare(prepared: Tensor) -> Tensor:
 def _unbound(
     sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
 ) -> tuple[_Job, tuple[Plan, Plan]]:
-    """A job without addresses and threads, and the plans that it points into. Kept: it takes longer than a small map."""
+    """A job without addresses and threads, and the plans that it points into. Kept: small maps would wait for it."""
     batch, height, width, channels = sizes
     (along_height, plan_h), (along_width, plan_w) = (_plan(side, instructions) for side in (height, width))
     job = _Job(batch, height, width, channels, along_height, along_width)
@@ -110,9 +110,9 @@ def _run(
         order = _TILES if in_tiles else _MAPS if decay.shape[2] == sizes[3] else _SHARED
     result = y if y is not None else spectrum
     types = _TYPES[x.dtype], _TYPES[result.dtype]
-    # `plans` is held until the call returns: the job has only addresses, and another thread may push it out of the cache.
-    unbound, plans = _unbound(sizes, x.stride(), types, order, native.instructions())
-    job = _Job.from_buffer_copy(unbound)
+    # With its plans it is held until the call returns: another thread may push it out of the cache.
+    unbound = _unbound(sizes, x.stride(), types, order, native.instructions())
+    job = _Job.from_buffer_copy(unbound[0])
     job.threads = max(1, min(torch.get_num_threads(), count // _LEAST_ELEMENTS_PER_THREAD))
     job.source = x.data_ptr()
     if y is not None:

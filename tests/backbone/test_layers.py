@@ -1,4 +1,4 @@
-"""Products by oneDNN in inference: the values of F.linear, and the weights of now."""
+"""Products and convolutions in inference: the values of plain torch, and the weights of now."""
 
 import copy
 import pickle
@@ -42,7 +42,6 @@ def test_a_part_of_wider_maps_and_gelu_far_from_zero():
         torch.testing.assert_close(conv(part, gelu=True).double(), want, rtol=1e-5, atol=1e-5)
 
 
-@needs_onednn
 @pytest.mark.parametrize("stride, groups, bias", [(1, 1, True), (2, 1, False), (1, 24, True)])
 def test_convolutions_without_gradients(stride, groups, bias):
     conv = ChannelsLastConv2d(24, 24, 3, stride=stride, padding=1, groups=groups, bias=bias)
@@ -51,6 +50,19 @@ def test_convolutions_without_gradients(stride, groups, bias):
         for one in (maps, torch.cat((maps, maps), -1)[..., 24:]):
             torch.testing.assert_close(value(conv, one), conv(one), rtol=1e-5, atol=1e-5)
     assert value(conv, maps).is_contiguous()
+
+
+def test_a_convolution_keeps_its_weight_in_another_order_until_it_changes():
+    conv, maps = ChannelsLastConv2d(24, 16, 3, stride=2, padding=1).eval(), torch.randn(1, 9, 8, 24)
+    value(conv, maps)
+    kept = conv._packed[2]
+    value(conv, maps)
+    assert conv._packed[2] is kept and conv.weight.is_contiguous()
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
+    assert conv._packed[2] is not kept
+    assert conv.train()._packed is None
 
 
 @pytest.mark.parametrize(
