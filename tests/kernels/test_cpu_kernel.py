@@ -92,13 +92,16 @@ def test_maps_beyond_the_cache(shape, dtype, threads, maps, value_and_gradients,
     check(shape, dtype, False, maps, value_and_gradients, assert_near)
 
 
-@pytest.mark.parametrize("shape", [(3, 14, 14, 64), (1, 56, 20, 16), (2, 40, 40, 24)], ids=str)
+GROUPED = [(3, 7, 7, 144), (2, 14, 14, 256), (2, 16, 16, 304)]  # tiles of channels that a plane holds together
+
+
+@pytest.mark.parametrize("shape", [(3, 14, 14, 64), (1, 56, 20, 16), (2, 40, 40, 24), *GROUPED], ids=str)
 def test_threads_share_the_work(shape, threads, maps, value_and_gradients, assert_near, nan_filled):
     for shared in (False, True):
         check(shape, F32, shared, maps, value_and_gradients, assert_near)
 
 
-@pytest.mark.parametrize("shape", [(3, 14, 14, 64), (1, 129, 144, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 14, 14, 64), (1, 129, 144, 33), *GROUPED], ids=str)
 def test_result_does_not_depend_on_run_or_number_of_threads(shape, maps, value_and_gradients, monkeypatch):
     monkeypatch.setattr(cpu_kernel, "_LEAST_ELEMENTS_PER_THREAD", 1)
     x, decay = maps(shape, F32)
@@ -110,6 +113,20 @@ def test_result_does_not_depend_on_run_or_number_of_threads(shape, maps, value_a
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1,)], ids=["both", "maps frozen", "decay frozen"])
+def test_second_derivatives(frozen, maps, assert_near):
+    found = []
+    for dtype in (F32, torch.float64):
+        torch.manual_seed(0)
+        leaves = [t.to(dtype).requires_grad_(i not in frozen) for i, t in enumerate(maps((2, 6, 5, 4), torch.float64))]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        y = (conduct if dtype == F32 else hco_reference)(*leaves)
+        first = torch.autograd.grad(y.pow(3).sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(one.square().sum() for one in first), wanted)])
+    for got, want in zip(*found):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
