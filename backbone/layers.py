@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.kernels.checks import runs_plainly
+from vheatir.kernels.checks import are_plain
 
 
 def full_precision(like: Tensor) -> AbstractContextManager:
@@ -64,7 +64,7 @@ class _Product(nn.Module):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # The weight, its version and address, and the same in another order.
-        self._packed: tuple[Tensor, tuple[int, int], Tensor] | None = None
+        self._packed: tuple[Tensor, tuple, Tensor] | None = None
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., C) to (..., C')."""
@@ -81,10 +81,10 @@ class _Product(nn.Module):
             return self.weight.flatten(1)
         return self._kept(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows))
 
-    def _kept(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `pack` made of the weight, made anew where the weight has changed."""
+    def _kept(self, pack: Callable[[Tensor], Tensor], *order: object) -> Tensor:
+        """What `pack` made of the weight, made anew where the weight or the `order` has changed."""
         weight, packed = self.weight, self._packed
-        state = weight._version, weight.data_ptr()
+        state = weight._version, weight.data_ptr(), *order
         if packed is None or packed[0] is not weight or packed[1] != state:
             packed = self._packed = weight, state, pack(weight.detach())
         return packed[2]
@@ -105,7 +105,7 @@ def _may_keep(x: Tensor, weight: Tensor) -> bool:
     """Whether the weight may be kept in another order for this call and later ones."""
     return (
         not torch.is_grad_enabled()
-        and runs_plainly()
+        and are_plain(x, weight)
         and not weight.is_inference()  # it counts no changes, after which what is kept would be stale
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
@@ -115,7 +115,7 @@ def _may_keep(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return _has_fast_onednn() and _may_keep(x, weight)
+    return _may_keep(x, weight) and _has_fast_onednn()
 
 
 @cache
@@ -145,12 +145,12 @@ class ChannelsLastConv2d(_Product, nn.Conv2d):
         if not _may_keep(image, self.weight):
             return super().forward(image)
         if not _has_fast_onednn() or self.padding_mode != "zeros" or isinstance(self.padding, str):
-            # In channels-last order, as the image is: torch would make such a copy in each call.
-            weight = self._kept(lambda weight: weight.contiguous(memory_format=torch.channels_last))
+            # For a channels-last image torch would make such a copy in each call.
+            weight = self._kept(lambda weight: weight.contiguous(memory_format=torch.channels_last), "channels-last")
             return self._conv_forward(image, weight, self.bias)
         shape = self.padding, self.stride, self.dilation, self.groups
         size = image.shape
-        weight = self._kept(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, size))
+        weight = self._kept(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, size), *shape)
         return torch.ops.mkldnn._convolution_pointwise(image, weight, self.bias, *shape, "none", [], "")
 
 

@@ -1,6 +1,7 @@
 """What the operator accepts, and the wording when it does not."""
 
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch.nn import Parameter
 from vheatir.kernels.paths import compute_dtype
 from vheatir.kernels.prepared import PreparedDecay
 
+_KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
+_PLAIN_KEYS = reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in _KEYS))
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -62,14 +65,30 @@ def _kind(tensor: Tensor | PreparedDecay) -> tuple[tuple[int, ...], torch.dtype,
 
 
 @lru_cache(maxsize=512)  # small maps would wait longer for the checks than for the kernel
-def _check_plain(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared) -> None:
+def _check_plain(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    decay_shape: tuple[int, ...],
+    decay_dtype: torch.dtype,
+    decay_device: torch.device,
+    prepared: bool,
+) -> None:
     _check_maps(shape, dtype)
     if not prepared:
         _check_decay(decay_shape, decay_dtype)
     _check_fit(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared)
 
 
-def _check_fit(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared) -> None:
+def _check_fit(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    decay_shape: tuple[int, ...],
+    decay_dtype: torch.dtype,
+    decay_device: torch.device,
+    prepared: bool,
+) -> None:
     height, width, channels = shape[1:]
     if tuple(decay_shape[:2]) != (height, width) or decay_shape[2] not in (1, channels):
         raise ValueError(
@@ -103,6 +122,14 @@ def runs_plainly() -> bool:
     )
 
 
-def are_plain(*tensors: Tensor) -> bool:
-    """Whether these are tensors or parameters, no subclass of others, and `runs_plainly`."""
-    return all(type(tensor) in (Tensor, Parameter) for tensor in tensors) and runs_plainly()
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors or parameters with values of their own in memory, and `runs_plainly`.
+
+    False for subclasses and fakes, batches of `vmap` of both kinds, and views with a pending sign or conjugation.
+    """
+    if not runs_plainly():  # first: what traces a graph cannot look at keys
+        return False
+    return all(
+        type(tensor) in (Tensor, Parameter) and not torch._C._dispatch_keys(tensor).raw_repr() & ~_PLAIN_KEYS
+        for tensor in tensors
+    )

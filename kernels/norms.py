@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vheatir.kernels import native
-from vheatir.kernels.checks import runs_plainly
+from vheatir.kernels.checks import are_plain
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
@@ -41,11 +41,11 @@ class _GradientJob(ctypes.Structure):
 
 def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
-        runs_plainly()
+        are_plain(x, other, norm.weight, norm.bias)
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         and x.shape == other.shape
         and x.numel() > 0
-        and all(t is not None and t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
+        and all(t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
         and native.refusal() is None
     )
 
@@ -173,13 +173,22 @@ _norm.register_autograd(_backward_norm, setup_context=_save_norm)
 _add_norm.register_autograd(_backward_add_norm, setup_context=_save_add_norm)
 
 
+def _overwritten(x: Tensor) -> Tensor:
+    """Where a result of the shape of x goes: x itself, whose change torch is told, or something new."""
+    if not x.is_contiguous():
+        return x.new_empty(x.shape)
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x
+
+
 def _norm_fused(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, gate: Tensor | None, residual: Tensor | None
 ) -> Tensor:
     if torch.is_grad_enabled():
         return _norm(x, weight, bias, epsilon, gate, residual)
     # Past the dispatcher, for which small maps would wait longer than for the kernel.
-    result = x if x.is_contiguous() else x.new_empty(x.shape)
+    result = _overwritten(x)
     _run(x, weight, bias, epsilon, result, gate=gate, residual=residual)
     return result
 
@@ -209,6 +218,6 @@ def add_norm(x: Tensor, addend: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Ten
         return total, norm(total)
     if torch.is_grad_enabled():
         return _add_norm(x, addend, norm.weight, norm.bias, norm.eps)
-    total, result = addend if addend.is_contiguous() else x.new_empty(x.shape), x.new_empty(x.shape)
+    total, result = _overwritten(addend), x.new_empty(x.shape)
     _run(x, norm.weight, norm.bias, norm.eps, result, addend=addend, total=total)
     return total, result

@@ -1,5 +1,7 @@
 """The heat conduction operator as torch.library operators, and the two public functions around them.
 
+Plain tensors reach the native kernels past these operators; traced graphs, transforms and all else need them.
+
 Five operators: conduct (y), conduct_with_spectrum (y and the spectrum of x, both differentiable), conduct_prepared
 (decay folded beforehand, no gradient to it), cosine_transform, and conduct_gradients, which does a whole backward in
 one call where nobody differentiates it again. In x the operator is its own adjoint, so each
@@ -136,8 +138,10 @@ def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tens
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # made of what can be differentiated again
         grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
         return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
-    at_once = ctx.backend in _NATIVE and checks.are_plain(grad, spectrum, decay)
-    return (_native_gradients if at_once else _conduct_gradients)(grad, spectrum, decay, ctx.backend)
+    kernel = getattr(ctx, "kernel", "")
+    if kernel and checks.are_plain(grad, spectrum, decay):
+        return _native_gradients(grad, spectrum, decay, kernel)
+    return _conduct_gradients(grad, spectrum, decay, ctx.backend)
 
 
 def _save_conduct(ctx, inputs, output):
@@ -181,8 +185,9 @@ def _save_conduct_prepared(ctx, inputs, output):
 def _backward_conduct_prepared(ctx, grad):
     if ctx.needs_input_grad[1]:
         raise RuntimeError("a prepared decay has no gradient: pass the decay itself to heat_conduction")
-    at_once = ctx.path in _NATIVE and not torch.is_grad_enabled() and checks.are_plain(grad)
-    return (_prepared_now if at_once else _conduct_prepared)(grad, ctx.saved_tensors[0], ctx.path), None, None
+    (folded,) = ctx.saved_tensors
+    at_once = ctx.path in _NATIVE and not torch.is_grad_enabled() and checks.are_plain(grad, folded)
+    return (_prepared_now if at_once else _conduct_prepared)(grad, folded, ctx.path), None, None
 
 
 def _save_cosine_transform(ctx, inputs, output):
@@ -225,12 +230,15 @@ class _WithSpectrumAtOnce(torch.autograd.Function):
     """conduct_with_spectrum past the dispatcher."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, decay: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, decay: Tensor, backend: str, kernel: str) -> tuple[Tensor, Tensor]:
         outputs = _NATIVE[kernel].conduct_with_spectrum(x, decay)
-        _save_conduct_with_spectrum(ctx, (x, decay, kernel), outputs)
+        _save_conduct_with_spectrum(ctx, (x, decay, backend), outputs)
+        ctx.kernel = kernel
         return outputs
 
-    backward = staticmethod(_backward_conduct_with_spectrum)
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, grad_of_spectrum: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum), None
 
 
 class _PreparedAtOnce(torch.autograd.Function):
@@ -261,7 +269,7 @@ def _at_once(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor |
     if torch.is_grad_enabled() and (x.requires_grad or decay.requires_grad):
         if not decay.requires_grad or x.dtype != torch.float32:
             return None
-        return _WithSpectrumAtOnce.apply(x, decay, kernel)[0]
+        return _WithSpectrumAtOnce.apply(x, decay, backend, kernel)[0]
     return _NATIVE[kernel].conduct(x, decay)
 
 

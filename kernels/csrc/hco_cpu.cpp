@@ -1,7 +1,8 @@
 // The heat operator on channels-last maps: transform along W, transform along H, decay, and both back.
 //
-// Small planes with whole tiles of channels are done tile by tile in a plane that stays in the level 2 cache. All
-// others take three passes over memory, in place in the target: rows, columns in blocks of neighbouring tiles with the
+// Small planes with whole tiles of channels are done in work space that stays in the level 2 cache, tile by tile, or
+// some neighbouring tiles together where spectra are kept or read as well; what is small differs for these. All others
+// take three passes over memory, in place in the target: rows, columns in blocks of neighbouring tiles with the
 // decay and the way back, rows. The columns do not care where a pixel ends: their tiles are cut from the W * C values
 // of a row, so that only the last tile of all can be narrow.
 //
@@ -74,7 +75,7 @@ struct Plane {
   int64_t image, first, tiles;
 };
 
-// A part of the rows h .. h + lines: the `part`th of `tiles` equal ones. Asked for so, memory is run through in its own
+// A part of some lines: the `part`th of `tiles` equal ones. Asked for so, memory is run through in its own
 // order, while one tile after another would come back to every page for each of them.
 template <bool to_write>
 void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t tile_bytes, const Cut &cut,

@@ -6,9 +6,9 @@ namespace {
 
 constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
 constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
-constexpr int64_t kPlaneBytesOfTwo = 128 << 10;  // up to here where another spectrum is read or written beside it
-constexpr int64_t kGroupBytes = 320 << 10;   // planes of neighbouring tiles are done together up to here,
-constexpr int64_t kLeastGroup = 8;           // and from here on: shorter runs of memory gain nothing
+constexpr int64_t kPlaneBytesWithSpectra = 128 << 10;  // likewise where spectra are kept or read beside the maps
+constexpr int64_t kGroupBytes = 320 << 10;   // planes of neighbouring tiles are done together up to here
+constexpr int64_t kLeastGroup = 8;           // tiles of a group: shorter runs of memory gain nothing
 constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
 constexpr int64_t kMostBlockTiles = 16, kMostPlaneTiles = 64;
 
@@ -29,11 +29,11 @@ struct Cut {
     plane_row = (width | 1) * kTile;
     const int64_t shares = job.decay_gradient ? 1 : job.batch;  // of one tile, for the threads
     const int64_t plane_bytes = height * plane_row * 4;
-    const bool two = job.keep_spectrum || job.decay_gradient;
+    const bool spectra = job.keep_spectrum || job.decay_gradient;
     in_planes = channels % kTile == 0 && channel_tiles * shares >= job.threads &&
-                plane_bytes <= (two ? kPlaneBytesOfTwo : kPlaneBytes);
+                plane_bytes <= (spectra ? kPlaneBytesWithSpectra : kPlaneBytes);
     const int64_t largest = least(kGroupBytes / plane_bytes, channel_tiles);
-    group = in_planes && two && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest) : 1;
+    group = in_planes && spectra && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest) : 1;
     plane_row = (width * group | 1) * kTile;
     block_tiles = in_planes ? least(height_lines, kMostPlaneTiles)
                             : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
@@ -42,14 +42,15 @@ struct Cut {
     staged = width * kTile;
     block = block_tiles * height * kTile;
   }
-  // Tiles of channels to a group, at most `largest`, such that no thread has much more to do than another.
+  // Tiles of channels to a group, at most `largest`; `shares` pieces of work for each. No thread gets more than an eighth
+  // above its part; 1 where that leaves groups too small to gain anything.
   int64_t group_of(int64_t shares, int64_t threads, int64_t largest) const {
-    int64_t best = 1, least_work = INT64_MAX;
-    for (int64_t tiles = 1; tiles <= largest; ++tiles) {
-      const int64_t work = ratio_up(ratio_up(channel_tiles, tiles) * shares, threads) * tiles;  // of one thread
-      if (work <= least_work) best = tiles, least_work = work;
+    for (int64_t groups = ratio_up(channel_tiles, largest);; ++groups) {
+      const int64_t tiles = ratio_up(channel_tiles, groups);
+      if (tiles < kLeastGroup) return 1;
+      const int64_t most_work = ratio_up(groups * shares, threads) * tiles;
+      if (most_work * threads * 8 <= channel_tiles * shares * 9) return tiles;
     }
-    return best;
   }
   int64_t per_thread() const { return space + staged + block + (in_planes ? height * plane_row : 0); }
 
@@ -74,7 +75,7 @@ INLINE void foresee(const void *first, int64_t pitch_bytes, int64_t count) {
   for (int64_t i = 0; i < count; ++i, at += pitch_bytes) __builtin_prefetch(at, to_write, 2);
 }
 
-// The decay of `tiles` tiles from `tile` on, applied to a block of (tiles, H, 16) spectra; before that the spectrum is
+// The decay of some tiles, applied to a block of (tiles, H, 16) spectra; before that the spectrum is
 // kept, or multiplied with the other spectrum and summed.
 class Weighing {
  public:

@@ -42,8 +42,29 @@ def test_a_part_of_wider_maps_and_gelu_far_from_zero():
         torch.testing.assert_close(conv(part, gelu=True).double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(params=[False, True], ids=["channels-last weight", "oneDNN"])
+def onednn(request, monkeypatch):
+    """Convolutions with the weight kept in either order; both are right, and one of them fast, on any processor."""
+    monkeypatch.setattr(layers, "_has_fast_onednn", lambda: request.param)
+
+
+@pytest.mark.parametrize("how", [{"padding_mode": "reflect"}, {"padding": "same"}, {"dilation": 2}], ids=str)
+def test_other_convolutions_without_gradients(how, onednn):
+    conv, maps = ChannelsLastConv2d(8, 6, 3, **{"padding": 1, **how}), torch.randn(2, 9, 7, 8)
+    for _ in range(2):
+        torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
+    conv.stride, conv.padding = (2, 2), (0, 0)
+    torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_compile_in_one_graph():
+    for layer in (Linear(8, 3), ChannelsLastConv2d(8, 3, 3)):
+        x = torch.randn(2, 5, 5, 8)
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
+
+
 @pytest.mark.parametrize("stride, groups, bias", [(1, 1, True), (2, 1, False), (1, 24, True)])
-def test_convolutions_without_gradients(stride, groups, bias):
+def test_convolutions_without_gradients(stride, groups, bias, onednn):
     conv = ChannelsLastConv2d(24, 24, 3, stride=stride, padding=1, groups=groups, bias=bias)
     for size in ((7, 9), (1, 1), (16, 12)):  # the weight is packed for the first one
         maps = torch.randn(2, *size, 24)

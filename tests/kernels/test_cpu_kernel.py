@@ -92,7 +92,13 @@ def test_maps_beyond_the_cache(shape, dtype, threads, maps, value_and_gradients,
     check(shape, dtype, False, maps, value_and_gradients, assert_near)
 
 
-GROUPED = [(3, 7, 7, 144), (2, 14, 14, 256), (2, 16, 16, 304)]  # tiles of channels that a plane holds together
+GROUPED = [(3, 7, 7, 144), (4, 7, 7, 256), (2, 16, 16, 304)]  # with one thread, or two, a plane holds several tiles
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=str)
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_16_bit_maps_in_grouped_tiles(shape, dtype, maps, value_and_gradients, assert_near, nan_filled):
+    check(shape, dtype, False, maps, value_and_gradients, assert_near)
 
 
 @pytest.mark.parametrize("shape", [(3, 14, 14, 64), (1, 56, 20, 16), (2, 40, 40, 24), *GROUPED], ids=str)
@@ -115,18 +121,41 @@ def test_result_does_not_depend_on_run_or_number_of_threads(shape, maps, value_a
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("frozen", [(), (0,), (1,)], ids=["both", "maps frozen", "decay frozen"])
-def test_second_derivatives(frozen, maps, assert_near):
-    found = []
+@pytest.mark.parametrize("constant", [None, "maps", "decay", "prepared"])
+def test_second_derivatives(constant, maps):
+    inputs, found = maps((2, 6, 5, 4), torch.float64), []
     for dtype in (F32, torch.float64):
-        torch.manual_seed(0)
-        leaves = [t.to(dtype).requires_grad_(i not in frozen) for i, t in enumerate(maps((2, 6, 5, 4), torch.float64))]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        y = (conduct if dtype == F32 else hco_reference)(*leaves)
+        x, decay = (t.to(dtype, copy=True) for t in inputs)
+        wanted = [t.requires_grad_() for t in ([x] if constant else [x, decay])]
+        if constant == "maps":
+            wanted = [decay.requires_grad_()]
+            x.requires_grad_(False)
+        if dtype == F32:
+            y = conduct(x, prepare_decay(decay) if constant == "prepared" else decay)
+        else:
+            y = hco_reference(x, decay)
         first = torch.autograd.grad(y.pow(3).sum(), wanted, create_graph=True)
         found.append([*first, *torch.autograd.grad(sum(one.square().sum() for one in first), wanted)])
     for got, want in zip(*found):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["raw", "prepared"])
+def test_many_gradients_at_once(prepared, maps):
+    x, decay = maps((2, 6, 5, 4), F32)
+    wanted = [x.requires_grad_()] if prepared else [x.requires_grad_(), decay.requires_grad_()]
+    y, cotangents = conduct(x, prepare_decay(decay) if prepared else decay), torch.randn(3, *x.shape)
+    together = torch.autograd.grad(y, wanted, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, cotangent in enumerate(cotangents):
+        for got, want in zip(together, torch.autograd.grad(y, wanted, cotangent, retain_graph=True)):
+            torch.testing.assert_close(got[i], want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_view_with_a_pending_sign(assert_near):
+    negative = torch.randn(1, 3, 4, 1, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()
+    decay = torch.rand(3, 4, 1)
+    assert_near(conduct(negative, decay), hco_reference(negative.double(), decay.double()))
 
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)

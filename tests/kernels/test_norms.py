@@ -122,6 +122,17 @@ def test_the_operators_keep_the_rules_of_torch():
 
 
 @needs_kernel
+def test_overwriting_what_a_backward_needs_is_an_error():
+    norm, other = norm_of(16), torch.randn(3, 16)
+    for overwrite in (lambda one: norm_gate(one, other, norm), lambda one: add_norm(other, one, norm)):
+        kept = torch.randn(3, 16, requires_grad=True).sigmoid()  # its backward reads its result
+        with torch.no_grad():
+            overwrite(kept)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            kept.sum().backward()
+
+
+@needs_kernel
 def test_frozen_weights_and_unused_results():
     norm, x = norm_of(16).requires_grad_(False), torch.randn(3, 16, requires_grad=True)
     other = torch.randn(3, 16)
