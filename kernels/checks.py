@@ -2,6 +2,7 @@
 
 from functools import lru_cache, reduce
 from operator import or_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,60 +51,53 @@ def _check_maps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         raise ValueError(f"x must be channels-last (B, H, W, C) with H, W, C >= 1, got {tuple(shape)}")
 
 
+class _Kind(NamedTuple):
+    """All that the checks want to know of a tensor or a prepared decay."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    prepared: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor | PreparedDecay) -> "_Kind":
+        return cls(tensor.shape, tensor.dtype, tensor.device, isinstance(tensor, PreparedDecay))
+
+
 def check_pair(x: Tensor, decay: Tensor | PreparedDecay) -> None:
     """Raise unless the decay fits the maps in size, device and type."""
-    _check_fit(*_kind(x), *_kind(decay), isinstance(decay, PreparedDecay))
+    _check_fit(_Kind.of(x), _Kind.of(decay))
 
 
 def check_plain(x: Tensor, decay: Tensor | PreparedDecay) -> None:
     """All of the above for tensors that `are_plain`; a pair of a kind that has passed is not looked at again."""
-    _check_plain(*_kind(x), *_kind(decay), isinstance(decay, PreparedDecay))
-
-
-def _kind(tensor: Tensor | PreparedDecay) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-    return tensor.shape, tensor.dtype, tensor.device
+    _check_plain(_Kind.of(x), _Kind.of(decay))
 
 
 @lru_cache(maxsize=512)  # small maps would wait longer for the checks than for the kernel
-def _check_plain(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    decay_shape: tuple[int, ...],
-    decay_dtype: torch.dtype,
-    decay_device: torch.device,
-    prepared: bool,
-) -> None:
-    _check_maps(shape, dtype)
-    if not prepared:
-        _check_decay(decay_shape, decay_dtype)
-    _check_fit(shape, dtype, device, decay_shape, decay_dtype, decay_device, prepared)
+def _check_plain(x: _Kind, decay: _Kind) -> None:
+    _check_maps(x.shape, x.dtype)
+    if not decay.prepared:
+        _check_decay(decay.shape, decay.dtype)
+    _check_fit(x, decay)
 
 
-def _check_fit(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    decay_shape: tuple[int, ...],
-    decay_dtype: torch.dtype,
-    decay_device: torch.device,
-    prepared: bool,
-) -> None:
-    height, width, channels = shape[1:]
-    if tuple(decay_shape[:2]) != (height, width) or decay_shape[2] not in (1, channels):
+def _check_fit(x: _Kind, decay: _Kind) -> None:
+    height, width, channels = x.shape[1:]
+    if tuple(decay.shape[:2]) != (height, width) or decay.shape[2] not in (1, channels):
         raise ValueError(
             f"decay must be ({height}, {width}, {channels}) or ({height}, {width}, 1) for x of shape "
-            f"{tuple(shape)}, got {tuple(decay_shape)}; resize the frequency embedding to the map first"
+            f"{tuple(x.shape)}, got {tuple(decay.shape)}; resize the frequency embedding to the map first"
         )
-    if decay_device != device:
-        raise ValueError(f"x is on {device}, decay on {decay_device}; move one of them")
-    wanted = compute_dtype(dtype)
-    if prepared:
-        if decay_dtype != wanted:
-            raise TypeError(f"decay was prepared in {decay_dtype}, maps of {dtype} need {wanted}: prepare it again")
-    elif decay_dtype != dtype and not (decay_dtype == torch.float32 and dtype in _FLOATS[2:]):
+    if decay.device != x.device:
+        raise ValueError(f"x is on {x.device}, decay on {decay.device}; move one of them")
+    wanted = compute_dtype(x.dtype)
+    if decay.prepared:
+        if decay.dtype != wanted:
+            raise TypeError(f"decay was prepared in {decay.dtype}, maps of {x.dtype} need {wanted}: prepare it again")
+    elif decay.dtype != x.dtype and not (decay.dtype == torch.float32 and x.dtype in _FLOATS[2:]):
         raise TypeError(
-            f"decay must be {dtype} like x{' or float32' if dtype in _FLOATS[2:] else ''}, got {decay_dtype}"
+            f"decay must be {x.dtype} like x{' or float32' if x.dtype in _FLOATS[2:] else ''}, got {decay.dtype}"
         )
 
 
