@@ -19,6 +19,7 @@ _LEAST_ELEMENTS_PER_THREAD = 1 << 15  # less work than this is not worth waking 
 class _Plan(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("length", "slots", "step_count")),
+        ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("steps", "rows", "table")),
     )
 
@@ -44,7 +45,7 @@ def _plan(length: int, instructions: str) -> tuple[_Plan, Plan]:
     """The plan's addresses, and the plan, which owns the memory."""
     plan = axis_plan(length, LONGEST_LEAF_AVX512 if instructions == "avx512" else LONGEST_LEAF)
     addresses = (array.ctypes.data for array in (plan.steps, plan.rows, plan.table))
-    return _Plan(plan.length, plan.slots, len(plan.steps), *addresses), plan
+    return _Plan(plan.length, plan.slots, len(plan.steps), plan.scale, *addresses), plan
 
 
 def prepare(decay: Tensor) -> Tensor:

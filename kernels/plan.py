@@ -8,8 +8,8 @@ A plan turns the DCT-II of one line into steps, each of them orthogonal up to a 
     dense   a product with a small matrix
     copy    what a step leaves aside
 
-Half of the split is free of multiplications and the other half rotates, so errors do not grow. The scales live in the
-leaf and dense tables: all steps together are the orthonormal transform, the transposed steps in reverse its inverse.
+Half of the split is free of multiplications and the other half rotates, so errors do not grow. All steps together and
+the plan's scale are the orthonormal transform, the transposed steps in reverse and the scale its inverse.
 Long odd lengths are in plan_odd.py.
 
 Source: Plonka and Tasche, Fast and numerically stable algorithms for discrete cosine transforms (2005).
@@ -43,7 +43,7 @@ _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit
 
 class _Builder:
     def __init__(self, length: int, longest_leaf: int):
-        self._length, self._scale = length, math.sqrt(2 / length)
+        self._length = length
         levels, leaf = 0, length
         while not _in_registers(leaf, longest_leaf) and leaf % 2 == 0:
             levels, leaf = levels + 1, leaf // 2
@@ -63,7 +63,7 @@ class _Builder:
         for step in steps:
             if step.final:
                 step.rows_out = frequency[step.rows_out]
-        return encode(self._length, steps)
+        return encode(self._length, math.sqrt(2 / self._length), steps)
 
     def _split_all(self) -> list[tuple[int, np.ndarray]]:
         """Emit the splits; returns type and slots of every leaf, in depth-first order."""
@@ -104,10 +104,11 @@ class _Builder:
         kind, slots = next(self._nodes)
         first, holds_zero = self._levels == 0, not self._leaves
         if self._leaf > LONGEST_LEAF and self._leaf % 2:
-            odd = OddTransform(kind, slots.tolist(), self._length, self._scale, first=first, holds_zero=holds_zero)
+            odd = OddTransform(kind, slots.tolist(), self._length, first=first, holds_zero=holds_zero)
             self._leaves += odd.steps(final)
             return odd.order
-        table = leaf_table(kind, self._leaf, self._scale, holds_zero)
+        zero = [math.sqrt(0.5) if holds_zero else 1.0] if kind == II else []
+        table = np.concatenate([leaf_table(kind, self._leaf), zero])
         self._leaves.append(Step(LEAF, kind, slots[None], slots[None], table[None], first, final))
         return slots.tolist()
 

@@ -50,12 +50,11 @@ class OddTransform:
     Args:
         length: of the whole line. A dense product does not work in place: its results go to the twins of its slots,
             slot + length and back.
-        scale: factor of the transform.
         first: the samples are still outside.
         holds_zero: frequency zero is the whole line's, whose orthonormal row is smaller by sqrt(1/2).
     """
 
-    def __init__(self, kind: int, slots: list[int], length: int, scale: float, *, first: bool, holds_zero: bool):
+    def __init__(self, kind: int, slots: list[int], length: int, *, first: bool, holds_zero: bool):
         self._length, self._first = length, first
         self._steps: list[Step] = []
         m, modulus = len(slots), 4 if kind == II else 8
@@ -66,7 +65,7 @@ class OddTransform:
         (parts,) = self._fourier(m, [samples])
         results = self._cosine2(m, parts) if kind == II else self._cosine4(m, parts)
         self.order = [one.slot for one in results]
-        factor = scale if kind == II else scale * math.sqrt(0.5)
+        factor = 1.0 if kind == II else math.sqrt(0.5)
         weights = {one.slot: one.sign * factor for one in results}
         if holds_zero:
             weights[self.order[0]] *= math.sqrt(0.5)

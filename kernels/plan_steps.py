@@ -39,16 +39,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as the native kernel reads it; a row of `steps` is one vheatir_step of csrc/api.h."""
+    """A plan as the native kernel reads it; a row of `steps` is one vheatir_step of csrc/api.h.
+
+    Attributes:
+        scale: factor that makes the results of all steps the orthonormal transform.
+    """
 
     length: int
+    scale: float
     slots: int
     steps: np.ndarray
     rows: np.ndarray
     table: np.ndarray
 
 
-def encode(length: int, steps: list[Step]) -> Plan:
+def encode(length: int, scale: float, steps: list[Step]) -> Plan:
     """Lay the steps out in three arrays."""
     rows, tables, records = [], [], []
     rows_at = table_at = 0
@@ -63,15 +68,7 @@ def encode(length: int, steps: list[Step]) -> Plan:
         rows_at, table_at = rows_at + 2 * cells, table_at + numbers.size
     slots = 1 + max((int(s.rows_out.max()) for s in steps if not s.final), default=0)
     flat = np.concatenate(rows).astype(np.int32), np.concatenate([*tables, [0.0]]).astype(np.float32)
-    return Plan(length, slots, np.array(records, dtype=np.int32), *flat)
-
-
-def cosines(kind: int, n: int) -> np.ndarray:
-    """(n, n) DCT-II or DCT-IV without scale, row = frequency, exact angles."""
-    k, x = np.arange(n)[:, None], np.arange(n)[None]
-    if kind == II:
-        return np.cos(k * (2 * x + 1) % (4 * n) * (math.pi / (2 * n)))
-    return np.cos((2 * k + 1) * (2 * x + 1) % (8 * n) * (math.pi / (4 * n)))
+    return Plan(length, scale, slots, np.array(records, dtype=np.int32), *flat)
 
 
 def turn(n: int, j: np.ndarray | int) -> np.ndarray:
@@ -81,20 +78,14 @@ def turn(n: int, j: np.ndarray | int) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle), sign * np.sin(angle), -sign * np.cos(angle)], -1)
 
 
-def leaf_table(kind: int, n: int, scale: float, first: bool) -> np.ndarray:
-    """Numbers of a leaf in the order in which the kernel's recursion uses them; `first` holds frequency zero."""
+def leaf_table(kind: int, n: int) -> np.ndarray:
+    """Numbers of a leaf in the order in which the kernel's recursion uses them."""
     if n % 2 == 0:
-        turns = turn(n, np.arange(n // 2)).ravel() if kind == IV else np.empty(0)
+        turns = turn(n, np.arange(n // 2))[:, :2].ravel() if kind == IV else np.empty(0)
         children = (II, IV) if kind == II else (II, II)
-        parts = [leaf_table(child, n // 2, scale, first and i == 0) for i, child in enumerate(children)]
-        return np.concatenate([turns, *parts])
-    table = scale * cosines(kind, n)
-    if first:
-        table[0] *= math.sqrt(0.5)
-    if kind == IV:
-        return table.ravel()
-    half = n // 2  # an odd DCT-II needs only what stands left of its centre
-    return np.concatenate([table[0::2, : half + 1].ravel(), table[1::2, :half].ravel()])
+        return np.concatenate([turns, *(leaf_table(child, n // 2) for child in children)])
+    angle = np.arange(1, n // 2 + 1) * (2 * math.pi / n)
+    return np.concatenate([np.cos(angle), np.sin(angle)]) * (1 if kind == II else math.sqrt(0.5))
 
 
 def split_groups(n: int, depth: int) -> np.ndarray:

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 2 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 3 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
@@ -24,6 +24,7 @@ typedef struct {
 // The transform of one axis.
 typedef struct {
   int64_t length, slots, step_count;  // slots: rows of work space
+  double scale;                       // factor that makes the results of all steps orthonormal
   const vheatir_step *steps;
   const int32_t *rows;
   const float *table;

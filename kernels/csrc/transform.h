@@ -1,21 +1,22 @@
 // One-dimensional transforms of many lines at once, by the steps of a plan (kernels/plan.py). Every step can run
 // forward or transposed; the steps are orthogonal, so the transposed ones in reverse order are the inverse.
 #pragma once
-#include "lanes.h"
+#include "odd_leaf.h"
 
 namespace {
 
 constexpr int kII = VHEATIR_DCT_II, kIV = VHEATIR_DCT_IV;
 
-// Numbers that one level of a split takes, and a whole transform of n samples in registers.
-constexpr int turns(int type, int n) { return type == kIV ? 2 * n : 0; }
 constexpr int below(int type) { return type == kII ? kIV : kII; }  // type of the second half; the first is DCT-II
-constexpr int numbers(int type, int n) {
-  if (n % 2) return type == kIV ? n * n : (n + 1) / 2 * ((n + 1) / 2) + n / 2 * (n / 2);
-  return turns(type, n) + numbers(kII, n / 2) + numbers(below(type), n / 2);
-}
+
+// Numbers that the levels of a split step take, and a transform of n samples in registers.
+constexpr int split_turns(int type, int n) { return type == kIV ? 2 * n : 0; }
 constexpr int split_numbers(int type, int n) {
-  return n == 1 ? 0 : turns(type, n) + split_numbers(kII, n / 2) + split_numbers(below(type), n / 2);
+  return n == 1 ? 0 : split_turns(type, n) + split_numbers(kII, n / 2) + split_numbers(below(type), n / 2);
+}
+constexpr int leaf_turns(int type, int n) { return type == kIV ? n : 0; }
+constexpr int numbers(int type, int n) {
+  return n % 2 ? n - 1 : leaf_turns(type, n) + numbers(kII, n / 2) + numbers(below(type), n / 2);
 }
 
 // One level: x becomes its sums and differences (DCT-II) or rotated pairs (DCT-IV) of samples i and n-1-i.
@@ -41,7 +42,7 @@ INLINE void split_level(Vec *x, const float *turn) {
 template <int type, int n, bool transposed>
 INLINE void split(Vec *x, const float *table) {
   if constexpr (n > 1) {
-    constexpr int own = turns(type, n);
+    constexpr int own = split_turns(type, n);
     if constexpr (!transposed) split_level<type, n, false>(x, table);
     split<kII, n / 2, transposed>(x, table + own);
     split<below(type), n / 2, transposed>(x + n / 2, table + own + split_numbers(kII, n / 2));
@@ -49,59 +50,39 @@ INLINE void split(Vec *x, const float *table) {
   }
 }
 
-// y = matrix x for a (rows, columns) matrix, or its transpose.
-template <int rows, int columns, bool transposed>
-INLINE void multiply(const float *matrix, const Vec *x, Vec *y) {
-  constexpr int outputs = transposed ? columns : rows, inputs = transposed ? rows : columns;
-  repeat<inputs>([&](auto j) INLINE_LAMBDA {
-    repeat<outputs>([&](auto i) INLINE_LAMBDA {
-      const float m = matrix[transposed ? j * columns + i : i * columns + j];
-      if constexpr (j == 0) {
-        y[i] = m * x[j];
+// The same level at the start of a leaf, where the pairs are known: two numbers each.
+template <int type, int n, bool transposed>
+INLINE void leaf_level(Vec *x, const float *turn) {
+  Vec y[n];
+  repeat<n / 2>([&](auto i) INLINE_LAMBDA {
+    constexpr int first = i, mirror = n - 1 - i, second = n / 2 + i;
+    const Vec a = x[first], b = x[transposed ? second : mirror];
+    if constexpr (type == kII) {
+      y[first] = a + b;
+      y[transposed ? mirror : second] = a - b;
+    } else {
+      const float cosine = turn[2 * i], sine = turn[2 * i + 1];
+      if constexpr (!transposed) {
+        y[first] = cosine * a + sine * b;
+        y[second] = i % 2 ? cosine * b - sine * a : sine * a - cosine * b;
       } else {
-        y[i] += m * x[j];
+        y[first] = i % 2 ? cosine * a - sine * b : cosine * a + sine * b;
+        y[mirror] = i % 2 ? sine * a + cosine * b : sine * a - cosine * b;
       }
-    });
+    }
   });
-}
-
-// DCT-II of odd length: even frequencies see only sums of mirrored samples, odd ones only differences.
-template <int n, bool transposed>
-INLINE void odd_dct2(Vec *x, const float *table) {
-  constexpr int half = n / 2;
-  Vec even[half + 1], odd[half + 1], even_out[half + 1], odd_out[half + 1];
-  if constexpr (!transposed) {
-    repeat<half>([&](auto i) INLINE_LAMBDA {
-      even[i] = x[i] + x[n - 1 - i];
-      odd[i] = x[i] - x[n - 1 - i];
-    });
-    even[half] = x[half];
-    multiply<half + 1, half + 1, false>(table, even, even_out);
-    multiply<half, half, false>(table + (half + 1) * (half + 1), odd, odd_out);
-    repeat<half + 1>([&](auto k) INLINE_LAMBDA { x[2 * k] = even_out[k]; });
-    repeat<half>([&](auto k) INLINE_LAMBDA { x[2 * k + 1] = odd_out[k]; });
-  } else {
-    repeat<half + 1>([&](auto k) INLINE_LAMBDA { even[k] = x[2 * k]; });
-    repeat<half>([&](auto k) INLINE_LAMBDA { odd[k] = x[2 * k + 1]; });
-    multiply<half + 1, half + 1, true>(table, even, even_out);
-    multiply<half, half, true>(table + (half + 1) * (half + 1), odd, odd_out);
-    repeat<half>([&](auto i) INLINE_LAMBDA {
-      x[i] = even_out[i] + odd_out[i];
-      x[n - 1 - i] = even_out[i] - odd_out[i];
-    });
-    x[half] = even_out[half];
-  }
+  repeat<n>([&](auto i) INLINE_LAMBDA { x[i] = y[i]; });
 }
 
 // A whole transform in registers, samples and frequencies in natural order.
 template <int type, int n, bool transposed>
 INLINE void leaf(Vec *x, const float *table) {
   if constexpr (n % 2 == 0) {
-    constexpr int half = n / 2, own = turns(type, n);
+    constexpr int half = n / 2, own = leaf_turns(type, n);
     const float *first = table + own, *second = first + numbers(kII, half);
     Vec y[n];
     if constexpr (!transposed) {
-      split_level<type, n, false>(x, table);
+      leaf_level<type, n, false>(x, table);
       leaf<kII, half, false>(x, first);
       leaf<below(type), half, false>(x + half, second);
       repeat<n>([&](auto i) INLINE_LAMBDA { y[i] = x[i]; });
@@ -127,16 +108,14 @@ INLINE void leaf(Vec *x, const float *table) {
       }
       leaf<kII, half, true>(x, first);
       leaf<below(type), half, true>(x + half, second);
-      split_level<type, n, true>(x, table);
+      leaf_level<type, n, true>(x, table);
     }
   } else if constexpr (n == 1) {
-    x[0] = table[0] * x[0];
-  } else if constexpr (type == kII) {
-    odd_dct2<n, transposed>(x, table);
+    if constexpr (type == kIV) x[0] = kHalfRoot * x[0];
+  } else if constexpr (transposed) {
+    OddLeaf<type == kIV, n>::backward(x, table);
   } else {
-    Vec y[n];
-    multiply<n, n, transposed>(table, x, y);
-    repeat<n>([&](auto i) INLINE_LAMBDA { x[i] = y[i]; });
+    OddLeaf<type == kIV, n>::forward(x, table);
   }
 }
 
@@ -199,7 +178,12 @@ void run_leaves(const Work &work) {
     if constexpr (n > 1) run_leaves<type, shorter, transposed>(work);
     return;
   }
-  for_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA { leaf<type, n, transposed>(x, table); });
+  for_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA {
+    constexpr int zero = numbers(type, n);  // after the others: the factor of frequency zero
+    if (type == kII && transposed) x[0] = table[zero] * x[0];
+    leaf<type, n, transposed>(x, table);
+    if (type == kII && !transposed) x[0] = table[zero] * x[0];
+  });
 }
 
 void run_merges(const Work &work) {

@@ -80,7 +80,11 @@ INLINE void foresee(const void *first, int64_t pitch_bytes, int64_t count) {
 class Weighing {
  public:
   Weighing(const vheatir_job &job, const Cut &cut, int64_t image)
-      : job_(job), cut_(cut), sum_started_(image > 0), offset_(image * cut.image) {}
+      : job_(job),
+        cut_(cut),
+        sum_started_(image > 0),
+        offset_(image * cut.image),
+        scale_(float(job.along_height.scale * job.along_width.scale)) {}
 
   // Tile i of the block belongs to place starts[i] of a row.
   void operator()(float *block, const int64_t *starts, int64_t tiles) const {
@@ -139,6 +143,7 @@ class Weighing {
   INLINE void weigh(float *x, int64_t h, int64_t start, int64_t lanes) const {
     const int64_t at = h * cut_.row + start;
     Tile spectrum = get(x, kTile);
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= scale_; });
     if (job_.keep_spectrum) put(job_.keep_spectrum + offset_ + at, spectrum, lanes);
     if (job_.decay_gradient) {
       Tile sum = sum_started_ ? get(job_.decay_gradient + at, lanes) : Tile();
@@ -147,7 +152,7 @@ class Weighing {
       put(job_.decay_gradient + at, sum, lanes);
     }
     const Tile decay = decay_of(h, start, at, lanes);
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= decay.part[v]; });
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= decay.part[v] * scale_; });
     put(x, spectrum, kTile);
   }
 
@@ -173,6 +178,7 @@ class Weighing {
   const Cut &cut_;
   bool sum_started_;
   int64_t offset_;
+  float scale_;  // of both transforms, there and back
 };
 
 }  // namespace
