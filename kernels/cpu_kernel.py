@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vheatir.kernels import native
-from vheatir.kernels.plan import LONGEST_LEAF, LONGEST_LEAF_AVX512, axis_plan
+from vheatir.kernels.plan import LONG_LEAF, SHORT_LEAF, axis_plan
 from vheatir.kernels.plan_steps import Plan
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -43,7 +43,7 @@ class _Job(ctypes.Structure):
 @lru_cache(maxsize=64)
 def _plan(length: int, instructions: str) -> tuple[_Plan, Plan]:
     """The plan's addresses, and the plan, which owns the memory."""
-    plan = axis_plan(length, LONGEST_LEAF_AVX512 if instructions == "avx512" else LONGEST_LEAF)
+    plan = axis_plan(length, LONG_LEAF if instructions == "avx512" else SHORT_LEAF)
     addresses = (array.ctypes.data for array in (plan.steps, plan.rows, plan.table))
     return _Plan(plan.length, plan.slots, len(plan.steps), plan.scale, *addresses), plan
 

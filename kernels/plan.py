@@ -36,18 +36,21 @@ from vheatir.kernels.plan_steps import (
     split_turns,
 )
 
-LONGEST_LEAF = 16  # samples of a transform that is done in registers
-LONGEST_LEAF_AVX512 = 32  # with twice the registers; beyond 16 only multiples of 4
+# Samples of a transform that is done in registers; between the two only multiples of 4. The longer ones spill with 16
+# registers, which is worth it where it saves a pass of splits.
+SHORT_LEAF, LONG_LEAF = 16, 32
 _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit in the registers
 
 
 class _Builder:
     def __init__(self, length: int, longest_leaf: int):
         self._length = length
-        levels, leaf = 0, length
-        while not _in_registers(leaf, longest_leaf) and leaf % 2 == 0:
-            levels, leaf = levels + 1, leaf // 2
-        self._levels, self._leaf = levels, leaf
+        # One sample is its own transform, exactly.
+        self._scale, self._of_zero = (math.sqrt(2 / length), math.sqrt(0.5)) if length > 1 else (1.0, 1.0)
+        self._levels, self._leaf = _levels(length, longest_leaf)
+        levels, leaf = _levels(length, LONG_LEAF)
+        if _passes(levels) < _passes(self._levels):
+            self._levels, self._leaf = levels, leaf
         self._splits: list[Step] = []
         self._leaves: list[Step] = []
         self._merges: list[tuple[int, Step]] = []  # with the length of the transform that each one ends
@@ -63,15 +66,14 @@ class _Builder:
         for step in steps:
             if step.final:
                 step.rows_out = frequency[step.rows_out]
-        return encode(self._length, math.sqrt(2 / self._length), steps)
+        return encode(self._length, self._scale, steps)
 
     def _split_all(self) -> list[tuple[int, np.ndarray]]:
         """Emit the splits; returns type and slots of every leaf, in depth-first order."""
         nodes = [(II, np.arange(self._length))]
         done = 0
         while done < self._levels:
-            passes_left = -(-(self._levels - done) // _DEEPEST_SPLIT)
-            depth = -(-(self._levels - done) // passes_left)
+            depth = -(-(self._levels - done) // _passes(self._levels - done))
             children = []
             for kind, slots in nodes:
                 rows = slots[split_groups(len(slots), depth)]
@@ -103,18 +105,27 @@ class _Builder:
     def _emit_leaf(self, final: bool) -> list[int]:
         kind, slots = next(self._nodes)
         first, holds_zero = self._levels == 0, not self._leaves
-        if self._leaf > LONGEST_LEAF and self._leaf % 2:
+        if self._leaf > SHORT_LEAF and self._leaf % 2:
             odd = OddTransform(kind, slots.tolist(), self._length, first=first, holds_zero=holds_zero)
             self._leaves += odd.steps(final)
             return odd.order
-        zero = [math.sqrt(0.5) if holds_zero else 1.0] if kind == II else []
+        zero = [self._of_zero if holds_zero else 1.0] if kind == II else []
         table = np.concatenate([leaf_table(kind, self._leaf), zero])
         self._leaves.append(Step(LEAF, kind, slots[None], slots[None], table[None], first, final))
         return slots.tolist()
 
 
-def _in_registers(length: int, longest: int) -> bool:
-    return length <= LONGEST_LEAF or (length <= longest and length % 4 == 0)
+def _levels(length: int, longest_leaf: int) -> tuple[int, int]:
+    """How often a line is halved until leaves of at most that length, or an odd number of samples, are left; which."""
+    levels, leaf = 0, length
+    while leaf % 2 == 0 and leaf > SHORT_LEAF and not (leaf <= longest_leaf and leaf % 4 == 0):
+        levels, leaf = levels + 1, leaf // 2
+    return levels, leaf
+
+
+def _passes(levels: int) -> int:
+    """Split steps, each over the whole line, that so many levels take."""
+    return -(-levels // _DEEPEST_SPLIT)
 
 
 def _types_below(kind: int, depth: int) -> list[int]:
@@ -148,16 +159,16 @@ def _joined(steps: list[Step]) -> list[Step]:
 def longest_product(length: int) -> int:
     """Length of the longest dense product in the plan of `length` samples; 1 where all of it is done in leaves."""
     odd = length
-    while odd > LONGEST_LEAF and odd % 2 == 0:
+    while odd > SHORT_LEAF and odd % 2 == 0:
         odd //= 2
     longest = 1
-    while odd > LONGEST_LEAF and odd > 1:
+    while odd > SHORT_LEAF and odd > 1:
         factor = prime_power(odd)
         longest, odd = max(longest, factor), odd // factor
     return longest
 
 
 @lru_cache(maxsize=64)
-def axis_plan(length: int, longest_leaf: int = LONGEST_LEAF) -> Plan:
+def axis_plan(length: int, longest_leaf: int = SHORT_LEAF) -> Plan:
     """The plan of the orthonormal DCT-II of `length` samples. Numbers are computed in float64 and rounded once."""
     return _Builder(length, longest_leaf).build()

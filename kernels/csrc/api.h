@@ -12,7 +12,7 @@ enum { VHEATIR_ABI = 3 };  // raised whenever a structure or the meaning of a fi
 // Kinds of step and types of transform; kernels/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
 enum { VHEATIR_DCT_II, VHEATIR_DCT_IV };
-enum { VHEATIR_LONGEST_LEAF = 16, VHEATIR_LONGEST_LEAF_AVX512 = 32 };  // samples; beyond 16 only multiples of 4
+enum { VHEATIR_SHORT_LEAF = 16, VHEATIR_LONG_LEAF = 32 };  // samples; beyond the first only multiples of 4, none beyond the second
 enum { VHEATIR_READS_OUTSIDE = 1, VHEATIR_WRITES_OUTSIDE = 2 };
 
 // `count` groups of `size` rows. The rows of group g are rows[rows + g * size + i] where they are read, and those plus

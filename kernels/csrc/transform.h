@@ -168,17 +168,47 @@ void run_splits(const Work &work) {
   }
 }
 
-// The longest leaf; beyond 16 only multiples of 4. With AVX-512 there are 32 registers.
-constexpr int kLongestLeaf = kWidth == 16 ? VHEATIR_LONGEST_LEAF_AVX512 : VHEATIR_LONGEST_LEAF;
+// Keeps the compiler from making products of a step and its number out of sums: it would store them all, and a leaf would
+// spend as many loads on addresses as on samples.
+#define ADD_ONE_BY_ONE(pointer) asm("" : "+r"(pointer))
+
+// Like for_groups, for evenly spaced rows: a leaf's are.
+template <int n, class Body>
+INLINE void for_even_groups(const Work &work, const Body &body) {
+  const int32_t *in = work.in, *out = work.out;
+  const float *table = work.table;
+  for (int32_t group = 0; group < work.step->count; ++group) {
+    const int64_t from_step = (in[n > 1] - in[0]) * work.from.row, to_step = (out[n > 1] - out[0]) * work.to.row;
+    for (int64_t line = 0; line < work.lines; ++line) {
+      const float *from = work.from.first + line * work.from.line + in[0] * work.from.row;
+      float *to = work.to.first + line * work.to.line + out[0] * work.to.row;
+      for (int v = 0; v < kVectors; ++v, from += kWidth, to += kWidth) {
+        Vec x[n];
+        const float *read = from;
+        repeat<n>([&](auto i) INLINE_LAMBDA {
+          x[i] = load(read), read += from_step;
+          ADD_ONE_BY_ONE(read);
+        });
+        body(x, table);
+        float *write = to;
+        repeat<n>([&](auto i) INLINE_LAMBDA {
+          store(write, x[i]), write += to_step;
+          ADD_ONE_BY_ONE(write);
+        });
+      }
+    }
+    in += n, out += n, table += work.step->table_pitch;
+  }
+}
 
 template <int type, int n, bool transposed>
 void run_leaves(const Work &work) {
   if (work.step->size != n) {
-    constexpr int shorter = n > VHEATIR_LONGEST_LEAF ? n - 4 : n - 1;
+    constexpr int shorter = n > VHEATIR_SHORT_LEAF ? n - 4 : n - 1;
     if constexpr (n > 1) run_leaves<type, shorter, transposed>(work);
     return;
   }
-  for_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA {
+  for_even_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA {
     constexpr int zero = numbers(type, n);  // after the others: the factor of frequency zero
     if (type == kII && transposed) x[0] = table[zero] * x[0];
     leaf<type, n, transposed>(x, table);
@@ -245,8 +275,8 @@ void run_step(const Work &work) {
   switch (work.step->kind) {
     case VHEATIR_SPLIT: return run_splits<transposed>(work);
     case VHEATIR_LEAF:
-      return work.step->type == kII ? run_leaves<kII, kLongestLeaf, transposed>(work)
-                                    : run_leaves<kIV, kLongestLeaf, transposed>(work);
+      return work.step->type == kII ? run_leaves<kII, VHEATIR_LONG_LEAF, transposed>(work)
+                                    : run_leaves<kIV, VHEATIR_LONG_LEAF, transposed>(work);
     case VHEATIR_DENSE: return run_dense(work, transposed);
     case VHEATIR_MERGE: return run_merges(work);
     case VHEATIR_COPY: return run_copies(work);

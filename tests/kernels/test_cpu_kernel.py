@@ -14,7 +14,7 @@ import torch
 
 from vheatir.kernels import cpu_build, cpu_kernel, native, paths
 from vheatir.kernels.ops import heat_conduction, prepare_decay
-from vheatir.kernels.plan import LONGEST_LEAF, LONGEST_LEAF_AVX512, axis_plan, longest_product
+from vheatir.kernels.plan import LONG_LEAF, SHORT_LEAF, axis_plan, longest_product
 from vheatir.kernels.published import PublishedConduction
 from vheatir.kernels.reference import hco_reference
 
@@ -294,7 +294,7 @@ def test_the_longest_dense_product_of_a_side(n, product):
     assert longest_product(n) == product
 
 
-@pytest.mark.parametrize("longest_leaf", [LONGEST_LEAF, LONGEST_LEAF_AVX512])
+@pytest.mark.parametrize("longest_leaf", [SHORT_LEAF, LONG_LEAF])
 @pytest.mark.parametrize("n", [1, 2, 16, 28, 32, 56, 105, 481, 720])
 def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n, longest_leaf):
     plan = axis_plan(n, longest_leaf)
