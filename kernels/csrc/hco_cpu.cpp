@@ -75,70 +75,128 @@ struct Plane {
   int64_t image, first, tiles;
 };
 
-// A part of some lines: the `part`th of `tiles` equal ones. Asked for so, memory is run through in its own
-// order, while one tile after another would come back to every page for each of them.
+// One of some equal parts of some lines of a plane. Asked for so, memory is run through in its own order, while one tile
+// after another would come back to every page for each of them.
+struct Part {
+  int64_t number, of, first_line, lines;
+};
+
 template <bool to_write>
-void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t tile_bytes, const Cut &cut,
-                  int64_t lines, int64_t tiles, int64_t part) {
-  const int64_t begin = part * lines * cut.width / tiles, end = (part + 1) * lines * cut.width / tiles;
-  const char *row = rows + begin / cut.width * row_bytes;
-  for (int64_t i = begin, w = begin % cut.width; i < end; ++i) {
-    for (int64_t byte = 0; byte < tiles * tile_bytes; byte += 64) {
+INLINE void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t run_bytes, int64_t width, Part part) {
+  const int64_t pixels = part.lines * width;
+  const int64_t begin = part.number * pixels / part.of, end = (part.number + 1) * pixels / part.of;
+  const char *row = rows + begin / width * row_bytes;
+  for (int64_t i = begin, w = begin % width; i < end; ++i) {
+    for (int64_t byte = 0; byte < run_bytes; byte += 64) {
       __builtin_prefetch(row + w * pixel_bytes + byte, to_write, 2);
     }
-    if (++w == cut.width) w = 0, row += row_bytes;
+    if (++w == width) w = 0, row += row_bytes;
   }
 }
 
-void foresee_source(const vheatir_job &job, const Cut &cut, Plane plane, int64_t h, int64_t part) {
-  const int64_t size = bytes_of(job.source_type), lines = least(cut.width_lines, cut.height - h);
-  foresee_part<false>(source_at(job, plane.image, h, plane.first * kTile), job.source_row * size,
-                      job.source_pixel * size, kTile * size, cut, lines, plane.tiles, part);
+INLINE void foresee_source(const vheatir_job &job, const Cut &cut, Plane plane, Part part) {
+  const int64_t size = bytes_of(job.source_type);
+  foresee_part<false>(source_at(job, plane.image, part.first_line, plane.first * kTile), job.source_row * size,
+                      job.source_pixel * size, plane.tiles * kTile * size, cut.width, part);
 }
 
-void foresee_target(const vheatir_job &job, const Cut &cut, Plane plane, int64_t h, int64_t part) {
-  const int64_t size = bytes_of(job.target_type), lines = least(cut.width_lines, cut.height - h);
-  foresee_part<true>(target_at(job, cut, plane.image, h, plane.first * kTile), cut.row * size, cut.channels * size,
-                     kTile * size, cut, lines, plane.tiles, part);
+INLINE void foresee_target(const vheatir_job &job, const Cut &cut, Plane plane, Part part) {
+  const int64_t size = bytes_of(job.target_type);
+  if (!job.target) return;
+  foresee_part<true>(target_at(job, cut, plane.image, part.first_line, plane.first * kTile), cut.row * size,
+                     cut.channels * size, plane.tiles * kTile * size, cut.width, part);
 }
 
-// One plane of (H, W, tiles, 16); `next` is the one after it, without tiles where there is none.
-void do_plane(const vheatir_job &job, const Cut &cut, const Scratch &scratch, Plane plane, Plane next) {
-  const int64_t image = plane.image, pixel = plane.tiles * kTile;
-  const Weighing weigh(job, cut, image);
-  for (int64_t h = 0; h < cut.height; h += cut.width_lines) {
-    const int64_t lines = least(cut.width_lines, cut.height - h);
-    for (int64_t i = 0; i < plane.tiles; ++i) {
-      const Rows to = {scratch.plane + h * cut.plane_row + i * kTile, pixel, cut.plane_row};
-      if (h + lines < cut.height) foresee_source(job, cut, plane, h + lines, i);
-      rows_in(job, cut, scratch, image, h, lines, (plane.first + i) * kTile, to);
+// One plane of (H, W, tiles, 16); `next` is the one after it, without tiles where there is none. Memory is asked for bit
+// by bit between the transforms: the processor can wait for a few lines only at a time. Of a small plane all is
+// asked for one plane in advance, of grouped tiles the next chunk of rows; for large planes of one tile it does not pay.
+class PlaneWork {
+ public:
+  PlaneWork(const vheatir_job &job, const Cut &cut, const Scratch &scratch, Plane plane, Plane next)
+      : job_(job),
+        cut_(cut),
+        scratch_(scratch),
+        plane_(plane),
+        next_(next),
+        chunks_(ratio_up(cut.height, cut.width_lines)),
+        blocks_(ratio_up(cut.width * plane.tiles, cut.block_tiles)) {}
+
+  void operator()() const {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      for (int64_t i = 0; i < plane_.tiles; ++i) rows_forward(chunk, i);
+    }
+    columns();
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      for (int64_t i = 0; i < plane_.tiles; ++i) rows_back(chunk, i);
     }
   }
-  const Rows block = {scratch.block, kTile, cut.height * kTile};
-  int64_t starts[kMostPlaneTiles], next_tile = 0, next_start = plane.first * kTile;
-  for (int64_t done = 0; done < cut.width * plane.tiles; done += cut.block_tiles) {
-    const int64_t tiles = least(cut.block_tiles, cut.width * plane.tiles - done);
-    for (int64_t i = 0; i < tiles; ++i) {
-      starts[i] = next_start, next_start += kTile;
-      if (++next_tile == plane.tiles) next_tile = 0, next_start += cut.channels - pixel;
-    }
-    const Rows columns = {scratch.plane + done * kTile, cut.plane_row, kTile};
-    weigh.foresee_all(starts, tiles);
-    transform<false>(job.along_height, columns, block, tiles, scratch.space);
-    weigh(scratch.block, starts, tiles);
-    if (job.target) transform<true>(job.along_height, block, columns, tiles, scratch.space);
+
+ private:
+  bool grouped() const { return plane_.tiles > 1; }
+  int64_t lines_of(int64_t chunk) const { return least(cut_.width_lines, cut_.height - chunk * cut_.width_lines); }
+
+  Part of_chunk(int64_t chunk, int64_t tile) const {
+    return {tile, plane_.tiles, chunk * cut_.width_lines, lines_of(chunk)};
   }
-  for (int64_t h = 0; h < cut.height; h += cut.width_lines) {
-    const int64_t lines = least(cut.width_lines, cut.height - h);
-    for (int64_t i = 0; i < plane.tiles; ++i) {
-      const Rows from = {scratch.plane + h * cut.plane_row + i * kTile, pixel, cut.plane_row};
-      if (h + lines >= cut.height && i < next.tiles) foresee_source(job, cut, next, 0, i);
-      if (!job.target) continue;
-      if (h + lines < cut.height) foresee_target(job, cut, plane, h + lines, i);
-      rows_out(job, cut, scratch, image, h, lines, (plane.first + i) * kTile, from);
+
+  // A small plane: target lines are asked for in the first two of the three phases, the next source in the last two.
+  Part of_plane(int64_t number) const { return {number, chunks_ + blocks_, 0, cut_.height}; }
+
+  Rows in_plane(int64_t chunk, int64_t tile) const {
+    float *first = scratch_.plane + chunk * cut_.width_lines * cut_.plane_row + tile * kTile;
+    return {first, plane_.tiles * kTile, cut_.plane_row};
+  }
+
+  void rows_forward(int64_t chunk, int64_t i) const {
+    if (cut_.small_planes) {
+      foresee_target(job_, cut_, plane_, of_plane(chunk));
+    } else if (grouped() && chunk + 1 < chunks_) {
+      foresee_source(job_, cut_, plane_, of_chunk(chunk + 1, i));
+    }
+    rows_in(job_, cut_, scratch_, plane_.image, chunk * cut_.width_lines, lines_of(chunk), (plane_.first + i) * kTile,
+            in_plane(chunk, i));
+  }
+
+  void columns() const {
+    const Weighing weigh(job_, cut_, plane_.image);
+    const Rows block = {scratch_.block, kTile, cut_.height * kTile};
+    int64_t starts[kMostPlaneTiles], next_tile = 0, next_start = plane_.first * kTile;
+    for (int64_t number = 0; number < blocks_; ++number) {
+      const int64_t done = number * cut_.block_tiles;
+      const int64_t tiles = least(cut_.block_tiles, cut_.width * plane_.tiles - done);
+      for (int64_t i = 0; i < tiles; ++i) {
+        starts[i] = next_start, next_start += kTile;
+        if (++next_tile == plane_.tiles) next_tile = 0, next_start += cut_.channels - plane_.tiles * kTile;
+      }
+      const Rows columns = {scratch_.plane + done * kTile, cut_.plane_row, kTile};
+      transform<false>(job_.along_height, columns, block, tiles, scratch_.space);
+      if (cut_.small_planes) foresee_target(job_, cut_, plane_, of_plane(chunks_ + number));
+      weigh(scratch_.block, starts, tiles);
+      if (cut_.small_planes && next_.tiles) foresee_source(job_, cut_, next_, of_plane(number));
+      if (job_.target) transform<true>(job_.along_height, block, columns, tiles, scratch_.space);
     }
   }
-}
+
+  void rows_back(int64_t chunk, int64_t i) const {
+    const bool last = chunk + 1 == chunks_;
+    if (cut_.small_planes) {
+      if (next_.tiles) foresee_source(job_, cut_, next_, of_plane(blocks_ + chunk));
+    } else if (grouped() && last) {
+      if (i < next_.tiles) foresee_source(job_, cut_, next_, {i, plane_.tiles, 0, lines_of(0)});
+    } else if (grouped()) {
+      foresee_target(job_, cut_, plane_, of_chunk(chunk + 1, i));
+    }
+    if (!job_.target) return;
+    rows_out(job_, cut_, scratch_, plane_.image, chunk * cut_.width_lines, lines_of(chunk), (plane_.first + i) * kTile,
+             in_plane(chunk, i));
+  }
+
+  const vheatir_job &job_;
+  const Cut &cut_;
+  const Scratch &scratch_;
+  const Plane plane_, next_;
+  const int64_t chunks_, blocks_;
+};
 
 constexpr int64_t kRowsAhead = 4;  // rows of a block that are asked for before they are copied
 
@@ -163,7 +221,6 @@ void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   }
   for (int64_t i = 0; i < tiles; i += cut.height_lines) {
     const Rows lines = {scratch.block + i * size, kTile, size};
-    weigh.foresee_all(starts + i, least(cut.height_lines, tiles - i));
     transform<false>(job.along_height, lines, lines, least(cut.height_lines, tiles - i), scratch.space);
   }
   weigh(scratch.block, starts, tiles);
@@ -225,7 +282,7 @@ void do_all_planes(const vheatir_job &job, const Cut &cut, const Scratch &scratc
   const int64_t together = job.decay_gradient ? job.batch : 1;
 #pragma omp for schedule(static)
   for (int64_t start = 0; start < count; start += together) {
-    for (int64_t i = start; i < start + together; ++i) do_plane(job, cut, scratch, plane_of(i), plane_of(i + 1));
+    for (int64_t i = start; i < start + together; ++i) PlaneWork(job, cut, scratch, plane_of(i), plane_of(i + 1))();
   }
 }
 

@@ -1,6 +1,8 @@
 // One-dimensional transforms of many lines at once, by the steps of a plan (kernels/plan.py). Every step can run
 // forward or transposed; the steps are orthogonal, so the transposed ones in reverse order are the inverse.
 #pragma once
+#include <utility>
+
 #include "odd_leaf.h"
 
 namespace {
@@ -201,19 +203,33 @@ INLINE void for_even_groups(const Work &work, const Body &body) {
   }
 }
 
-template <int type, int n, bool transposed>
-void run_leaves(const Work &work) {
-  if (work.step->size != n) {
-    constexpr int shorter = n > VHEATIR_SHORT_LEAF ? n - 4 : n - 1;
-    if constexpr (n > 1) run_leaves<type, shorter, transposed>(work);
-    return;
-  }
+template <int type, bool transposed, int n>
+void run_leaf(const Work &work) {
   for_even_groups<n>(work, [](Vec *x, const float *table) INLINE_LAMBDA {
     constexpr int zero = numbers(type, n);  // after the others: the factor of frequency zero
     if (type == kII && transposed) x[0] = table[zero] * x[0];
     leaf<type, n, transposed>(x, table);
     if (type == kII && !transposed) x[0] = table[zero] * x[0];
   });
+}
+
+typedef void (*RunLeaf)(const Work &);
+
+template <int type, bool transposed, int n>
+constexpr RunLeaf leaf_of_size() {
+  if constexpr (n > 0 && (n <= VHEATIR_SHORT_LEAF || n % 4 == 0)) return run_leaf<type, transposed, n>;
+  return nullptr;
+}
+
+template <int type, bool transposed, int... n>
+INLINE void run_leaves(const Work &work, std::integer_sequence<int, n...>) {
+  static constexpr RunLeaf of_size[] = {leaf_of_size<type, transposed, n>()...};
+  of_size[work.step->size](work);
+}
+
+template <int type, bool transposed>
+INLINE void run_leaves(const Work &work) {
+  run_leaves<type, transposed>(work, std::make_integer_sequence<int, VHEATIR_LONG_LEAF + 1>());
 }
 
 void run_merges(const Work &work) {
@@ -275,8 +291,7 @@ void run_step(const Work &work) {
   switch (work.step->kind) {
     case VHEATIR_SPLIT: return run_splits<transposed>(work);
     case VHEATIR_LEAF:
-      return work.step->type == kII ? run_leaves<kII, VHEATIR_LONG_LEAF, transposed>(work)
-                                    : run_leaves<kIV, VHEATIR_LONG_LEAF, transposed>(work);
+      return work.step->type == kII ? run_leaves<kII, transposed>(work) : run_leaves<kIV, transposed>(work);
     case VHEATIR_DENSE: return run_dense(work, transposed);
     case VHEATIR_MERGE: return run_merges(work);
     case VHEATIR_COPY: return run_copies(work);

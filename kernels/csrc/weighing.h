@@ -7,7 +7,10 @@ namespace {
 constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
 constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
 constexpr int64_t kPlaneBytesWithSpectra = 128 << 10;  // likewise where spectra are kept or read beside the maps
-constexpr int64_t kGroupBytes = 320 << 10;   // planes of neighbouring tiles are done together up to here
+constexpr int64_t kSmallPlaneBytes = 32 << 10;  // up to here the level 1 cache has room for the next one
+constexpr int64_t kStrewnBytes = 1 << 20;    // and above here memory is slow enough to be worth it
+constexpr int64_t kTilesAtOnce = 56;         // in such planes tiles are transformed in lots of about so many
+constexpr int64_t kGroupBytes = 640 << 10;   // planes of neighbouring tiles are done together up to here
 constexpr int64_t kLeastGroup = 8;           // tiles of a group: shorter runs of memory gain nothing
 constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
 constexpr int64_t kMostBlockTiles = 16, kMostPlaneTiles = 64;
@@ -35,6 +38,11 @@ struct Cut {
     const int64_t largest = least(kGroupBytes / plane_bytes, channel_tiles);
     group = in_planes && spectra && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest) : 1;
     plane_row = (width * group | 1) * kTile;
+    small_planes = in_planes && group == 1 && plane_bytes <= kSmallPlaneBytes && job.batch * image * 4 >= kStrewnBytes;
+    if (small_planes) {
+      width_lines = least(width_lines, ratio_up(kTilesAtOnce, width));
+      height_lines = least(height_lines, ratio_up(kTilesAtOnce, height));
+    }
     block_tiles = in_planes ? least(height_lines, kMostPlaneTiles)
                             : least(kMostBlockTiles, kBlockBytes / (height * kTile * 4));
     block_tiles = most(1, least(block_tiles, in_planes ? width * group : row_tiles));
@@ -58,7 +66,7 @@ struct Cut {
   int64_t width_lines, height_lines, plane_row, block_tiles;
   int64_t space, staged, block;  // floats of each part of a thread's memory
   int64_t group;                 // tiles of channels that are done together in a plane
-  bool in_planes;
+  bool in_planes, small_planes;
 };
 
 // One thread's memory.
@@ -68,7 +76,9 @@ struct Scratch {
   float *space, *staged, *block, *plane;
 };
 
-// Asks for `count` cache lines in advance. One tile of a row lies strewn over pages: the hardware does not foresee it.
+// Asks for `count` cache lines in advance. All functions that do so must be inlined: to GCC (12) a function that only asks
+// for memory does nothing, and it drops the calls.
+// One tile of a row lies strewn over pages: the hardware does not foresee it.
 template <bool to_write>
 INLINE void foresee(const void *first, int64_t pitch_bytes, int64_t count) {
   const char *at = static_cast<const char *>(first);
@@ -97,21 +107,6 @@ class Weighing {
         } else {
           weigh(block + i * size + h * kTile, h, start, cut_.row - start);
         }
-      }
-    }
-  }
-
-  // Asks for what the call on these tiles will touch.
-  void foresee_all(const int64_t *starts, int64_t tiles) const {
-    const int64_t row = cut_.row * 4, lines = cut_.height;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t at = starts[i];
-      if (job_.decay_order == VHEATIR_DECAY_MAPS) foresee<false>(job_.decay + at, row, lines);
-      if (job_.decay_order == VHEATIR_DECAY_TILES) foresee<false>(job_.decay + at * lines, kTile * 4, lines);
-      if (job_.keep_spectrum) foresee<true>(job_.keep_spectrum + offset_ + at, row, lines);
-      if (job_.decay_gradient) {
-        foresee<false>(job_.other_spectrum + offset_ + at, row, lines);
-        foresee<true>(job_.decay_gradient + at, row, lines);
       }
     }
   }
