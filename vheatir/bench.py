@@ -7,6 +7,7 @@ are timed in turn within one process.
 
 import argparse
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -66,16 +67,24 @@ def errors(case: "Case") -> dict[str, float]:
 
 
 def measure_case(
-    case: "Case", threads: int, rounds: int | None, clock: str = "wall", roof: dict[str, float] | None = None
+    case: "Case",
+    threads: int,
+    rounds: int | None,
+    clock: str = "wall",
+    turn: float = 0.0,
+    roof: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One result for each candidate of the case; `roof` is what `measure.roofline` found for these threads."""
+    """One result for each candidate of the case.
+
+    `turn` is in seconds; `roof` is what `measure.roofline` found for these threads.
+    """
     import torch
 
     from vheatir import measure
 
     torch.set_num_threads(threads)
     found = errors(case)
-    timings = measure.interleave(case.candidates, case.device, rounds=rounds, clock=clock)
+    timings = measure.interleave(case.candidates, case.device, rounds=rounds, clock=clock, turn=turn)
     baseline = timings.get(case.baseline)
     return [
         {
@@ -87,6 +96,7 @@ def measure_case(
             "median_us": round(timing.median_us, 1),
             "iqr_us": round(timing.iqr_us, 1),
             "rounds": len(timing.microseconds),
+            "calls": timing.calls,
             "speedup": round(timing.speedup_over(baseline), 3) if baseline else None,
             "peak_mib": round(measure.peak_mib(case.candidates[name], case.device), 2),
             "error": float(f"{found[name]:.2e}"),
@@ -119,6 +129,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text)
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e4:
+        raise argparse.ArgumentTypeError(f"expected milliseconds from 0 to 10000, got {text!r}")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -170,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--dtype", nargs="+", choices=types, default=["float32"], help="default: float32; networks by autocast")
         add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
         add("--rounds", type=_positive, metavar="N", help="of each case; default: what 2 seconds hold, 5 to 201")
+        text = "how long a candidate's turn is at least: shorter calls are repeated; 0: one call (default: 5)"
+        add("--turn", type=_milliseconds, default=5.0, metavar="MS", help=text)
         add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for one thread")
         add("--json", type=Path, metavar="FILE", help="write figures and conditions to this file")
     return parser
@@ -219,7 +241,8 @@ def run(
     try:
         for case in _cases(options):
             for threads in options.threads or [before]:
-                for result in measure_case(case, threads, options.rounds, options.clock, (roofs or {}).get(threads)):
+                how = options.rounds, options.clock, options.turn / 1e3
+                for result in measure_case(case, threads, *how, (roofs or {}).get(threads)):
                     results.append(result)
                     report(result)
     finally:

@@ -14,9 +14,14 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 5, 201
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one candidate, one for each round."""
+    """Times of one candidate's call, one for each round.
+
+    Attributes:
+        calls: in each round, one after another; a time is their mean.
+    """
 
     microseconds: tuple[float, ...]
+    calls: int = 1
 
     @property
     def median_us(self) -> float:
@@ -48,36 +53,43 @@ def interleave(
     seconds: float = 2.0,
     warmup: int = 2,
     clock: str = "wall",
+    turn: float = 0.0,
 ) -> dict[str, Timing]:
     """Time all candidates in turn, round after round; every second round in reverse order.
+
+    A short call would otherwise be measured with caches that hold nothing but what the candidate before it needed.
 
     Args:
         rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
         warmup: untimed rounds before, or one where that takes longer than `seconds`.
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
+        turn: seconds; a candidate whose call is shorter is called as often as fits into them, at least once.
     """
     synchronize, now = _synchronizer(device), CLOCKS[clock]
 
-    def once(function: Callable[[], object]) -> float:
+    def mean(function: Callable[[], object], calls: int) -> float:
         synchronize()
         start = now()
-        result = function()
+        for _ in range(calls):
+            result = function()
         synchronize()
         elapsed = now() - start
-        del result  # freed outside the measured time, for every candidate alike
-        return elapsed
+        del result  # the last one is freed outside the measured time, for every candidate alike
+        return elapsed / calls
 
     for _ in range(warmup):
-        took = sum(once(function) for function in candidates.values())
-        if took > seconds:  # long calls are warm after the first
+        took = {name: mean(function, 1) for name, function in candidates.items()}
+        if sum(took.values()) > seconds:  # long calls are warm after the first
             break
+    calls = {name: max(1, int(turn / max(one, 1e-6))) for name, one in took.items()}
     if rounds is None:
-        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(took, 1e-6))))
+        round_takes = sum(one * calls[name] for name, one in took.items())
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(seconds / max(round_takes, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
         for name in list(candidates) if number % 2 == 0 else reversed(list(candidates)):
-            times[name].append(once(candidates[name]) * 1e6)
-    return {name: Timing(tuple(values)) for name, values in times.items()}
+            times[name].append(mean(candidates[name], calls[name]) * 1e6)
+    return {name: Timing(tuple(values), calls[name]) for name, values in times.items()}
 
 
 def peak_mib(function: Callable[[], object], device: torch.device) -> float:

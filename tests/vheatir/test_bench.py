@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -11,7 +12,19 @@ from vheatir.errors import UserError
 from vheatir.kernels import native
 
 CPU = torch.device("cpu")
-RESULT_KEYS = {"case", "backend", "threads", "median_us", "iqr_us", "rounds", "speedup", "peak_mib", "error", "shape"}
+RESULT_KEYS = {
+    "case",
+    "backend",
+    "threads",
+    "median_us",
+    "iqr_us",
+    "rounds",
+    "calls",
+    "speedup",
+    "peak_mib",
+    "error",
+    "shape",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +203,29 @@ def test_the_operator_needs_no_more_memory_than_the_published_one():
         if result["backend"] == "published":
             limit = result["peak_mib"]
         assert result["peak_mib"] <= limit
+
+
+def test_a_short_call_is_repeated_for_a_turn_and_its_time_is_the_mean():
+    calls, delays = [], {"short": 0.001, "long": 0.02}
+
+    def act(name):
+        calls.append(name)
+        time.sleep(delays[name])
+
+    acts = {name: lambda name=name: act(name) for name in delays}
+    timings = measure.interleave(acts, CPU, rounds=2, warmup=1, turn=0.01)
+    short = timings["short"].calls
+    assert 2 <= short <= 10 and timings["long"].calls == 1
+    assert calls == ["short", "long"] + ["short"] * short + ["long"] * 2 + ["short"] * short
+    assert all(1000 <= one < 15000 for one in timings["short"].microseconds)
+    assert all(one >= 20000 for one in timings["long"].microseconds)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "5ms"])
+def test_a_turn_is_a_number_of_milliseconds(text, capsys):
+    with pytest.raises(SystemExit):
+        options("--turn", text)
+    assert "expected milliseconds from 0 to 10000" in capsys.readouterr().err
 
 
 def test_rounds_alternate_their_order_and_speedup_is_the_median_ratio():
