@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vheatir.backbone import layers
 from vheatir.backbone.layers import ChannelsLastConv2d, Linear, Mlp
 
-needs_onednn = pytest.mark.skipif(not layers._has_fast_onednn(), reason="needs a processor with AVX-512")
+needs_onednn = pytest.mark.skipif(not layers._has_fast_onednn(), reason="needs a processor with AVX2 or AVX-512")
 
 
 def value(module, x):
@@ -34,7 +34,9 @@ def test_values_without_gradients(rows):
 
 
 @needs_onednn
-def test_a_part_of_wider_maps_and_gelu_far_from_zero():
+@pytest.mark.parametrize("inside", [False, True], ids=["GELU after it", "GELU inside"])
+def test_a_part_of_wider_maps_and_gelu_far_from_zero(inside, monkeypatch):
+    monkeypatch.setattr(layers, "_has_fast_onednn_gelu", lambda: inside)
     wide, conv = torch.linspace(-60, 60, 5 * 7 * 48).view(1, 5, 7, 48), ChannelsLastConv2d(24, 24, 1)
     part = wide.chunk(2, -1)[1]
     with torch.no_grad():
