@@ -10,7 +10,7 @@ A plan turns the DCT-II of one line into steps, each of them orthogonal up to a 
 
 Half of the split is free of multiplications and the other half rotates, so errors do not grow. All steps together and
 the plan's scale are the orthonormal transform, the transposed steps in reverse and the scale its inverse.
-Long odd lengths are in plan_odd.py.
+Long odd lengths are in plan_odd.py, short ones in csrc/odd_leaf.h.
 
 Source: Plonka and Tasche, Fast and numerically stable algorithms for discrete cosine transforms (2005).
 """
