@@ -43,11 +43,11 @@ _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit
 
 
 class _Builder:
-    def __init__(self, length: int, longest_leaf: int):
+    def __init__(self, length: int, usual_leaf: int):
         self._length = length
         # One sample is its own transform, exactly.
         self._scale, self._of_zero = (math.sqrt(2 / length), math.sqrt(0.5)) if length > 1 else (1.0, 1.0)
-        self._levels, self._leaf = _levels(length, longest_leaf)
+        self._levels, self._leaf = _levels(length, usual_leaf)
         levels, leaf = _levels(length, LONG_LEAF)
         if _passes(levels) < _passes(self._levels):
             self._levels, self._leaf = levels, leaf
@@ -162,13 +162,16 @@ def longest_product(length: int) -> int:
     while odd > SHORT_LEAF and odd % 2 == 0:
         odd //= 2
     longest = 1
-    while odd > SHORT_LEAF and odd > 1:
+    while odd > SHORT_LEAF:
         factor = prime_power(odd)
         longest, odd = max(longest, factor), odd // factor
     return longest
 
 
 @lru_cache(maxsize=64)
-def axis_plan(length: int, longest_leaf: int = SHORT_LEAF) -> Plan:
-    """The plan of the orthonormal DCT-II of `length` samples. Numbers are computed in float64 and rounded once."""
-    return _Builder(length, longest_leaf).build()
+def axis_plan(length: int, usual_leaf: int = SHORT_LEAF) -> Plan:
+    """The plan of the orthonormal DCT-II of `length` samples. Numbers are computed in float64 and rounded once.
+
+    Leaves are no longer than `usual_leaf`, or than LONG_LEAF where that saves a pass.
+    """
+    return _Builder(length, usual_leaf).build()

@@ -61,7 +61,7 @@ def interleave(
 
     Args:
         rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
-        warmup: untimed rounds before, or one where that takes longer than `seconds`.
+        warmup: untimed rounds before, at least one; only one where that takes longer than `seconds`.
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
         turn: seconds; a candidate whose call is shorter is called as often as fits into them, at least once.
     """
@@ -77,7 +77,7 @@ def interleave(
         del result  # the last one is freed outside the measured time, for every candidate alike
         return elapsed / calls
 
-    for _ in range(warmup):
+    for _ in range(max(1, warmup)):
         took = {name: mean(function, 1) for name, function in candidates.items()}
         if sum(took.values()) > seconds:  # long calls are warm after the first
             break

@@ -182,7 +182,7 @@ class PlaneWork {
     if (cut_.small_planes) {
       if (next_.tiles) foresee_source(job_, cut_, next_, of_plane(blocks_ + chunk));
     } else if (grouped() && last) {
-      if (i < next_.tiles) foresee_source(job_, cut_, next_, {i, plane_.tiles, 0, lines_of(0)});
+      if (next_.tiles) foresee_source(job_, cut_, next_, {i, plane_.tiles, 0, lines_of(0)});
     } else if (grouped()) {
       foresee_target(job_, cut_, plane_, of_chunk(chunk + 1, i));
     }

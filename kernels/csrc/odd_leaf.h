@@ -81,8 +81,8 @@ struct OddLeaf {
   static constexpr bool same(int r) { return order.sample[r].sign == order.sample[n - r].sign; }
 
   // Weighted sums over i of x[i] by the symmetric matrix cos or sin of 2 pi k i / n, 1 <= i, k <= half, with the signs of
-  // samples and results; `numbers` holds those cosines or sines of 2 pi j / n from j = 1 on. y[k] starts as given, or empty.
-  template <bool sines, bool transposed, bool started>
+  // samples and results; `numbers` holds those cosines or sines of 2 pi j / n from j = 1 on. Cosine sums start as given.
+  template <bool sines, bool transposed>
   static INLINE void multiply(const float *numbers, const Vec *x, Vec *y) {
     repeat<half>([&](auto i) INLINE_LAMBDA {
       repeat<half>([&](auto k) INLINE_LAMBDA {
@@ -91,11 +91,9 @@ struct OddLeaf {
         constexpr int of_sample = order.sample[r].sign, of_result = sines ? order.sine[f].sign : order.cosine[f].sign;
         constexpr int sign = of_sample * of_result * (sines && 2 * residue > n ? -1 : 1);
         if constexpr (j > 0) {
-          add_product<sign>(y[b], !started && a == 1, numbers[j - 1], x[a]);
+          add_product<sign>(y[b], sines && a == 1, numbers[j - 1], x[a]);
         } else if constexpr (!sines) {
           add_product<sign>(y[b], false, four ? kHalfRoot : 1, x[a]);
-        } else if constexpr (!started && a == 1) {
-          y[b] = Vec{};
         }
       });
     });
@@ -114,8 +112,8 @@ struct OddLeaf {
       add_product<sign>(sum, false, four ? kHalfRoot : 1, even[r]);
     });
     cosines[0] = sum;
-    multiply<false, false, true>(numbers, even, cosines);
-    multiply<true, false, false>(numbers + half, odd, sines);
+    multiply<false, false>(numbers, even, cosines);
+    multiply<true, false>(numbers + half, odd, sines);
     x[order.cosine[0].at] = cosines[0];
     repeat<half>([&](auto i) INLINE_LAMBDA {
       constexpr int k = i + 1;
@@ -137,8 +135,8 @@ struct OddLeaf {
       even[k] = order.sample[k].sign * order.cosine[0].sign > 0 ? zero : -zero;
       add_product<sign>(sum, false, four ? kHalfRoot : 1, cosines[k]);
     });
-    multiply<false, true, true>(numbers, cosines, even);
-    multiply<true, true, false>(numbers + half, sines, odd);
+    multiply<false, true>(numbers, cosines, even);
+    multiply<true, true>(numbers + half, sines, odd);
     x[order.sample[0].at] = sum;
     repeat<half>([&](auto i) INLINE_LAMBDA {
       constexpr int r = i + 1;

@@ -1,6 +1,7 @@
 """The native CPU kernel: values and gradients at the edges of its tiles, in every version of it, and its refusals."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -285,6 +286,16 @@ def test_processes_that_start_together_build_once(tmp_path):
         assert process.returncode == 0, errors
     assert (tmp_path / "builds").read_text() == "build\n"
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
+
+
+def test_every_file_that_is_compiled_changes_the_librarys_name():
+    waiting, seen = [name for name in cpu_build._FILES if name.endswith(".cpp")], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += re.findall(r'#include "(.+)"', (cpu_build.SOURCES / name).read_text())
+    assert seen == set(cpu_build._FILES)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 
 import pytest
 import torch
@@ -205,20 +204,20 @@ def test_the_operator_needs_no_more_memory_than_the_published_one():
         assert result["peak_mib"] <= limit
 
 
-def test_a_short_call_is_repeated_for_a_turn_and_its_time_is_the_mean():
-    calls, delays = [], {"short": 0.001, "long": 0.02}
+def test_a_short_call_is_repeated_for_a_turn_and_its_time_is_the_mean(monkeypatch):
+    calls, takes, clock = [], {"short": 0.002, "long": 0.02}, [0.0]
+    monkeypatch.setitem(measure.CLOCKS, "wall", lambda: clock[0])
 
     def act(name):
         calls.append(name)
-        time.sleep(delays[name])
+        clock[0] += takes[name]
 
-    acts = {name: lambda name=name: act(name) for name in delays}
-    timings = measure.interleave(acts, CPU, rounds=2, warmup=1, turn=0.01)
-    short = timings["short"].calls
-    assert 2 <= short <= 10 and timings["long"].calls == 1
-    assert calls == ["short", "long"] + ["short"] * short + ["long"] * 2 + ["short"] * short
-    assert all(1000 <= one < 15000 for one in timings["short"].microseconds)
-    assert all(one >= 20000 for one in timings["long"].microseconds)
+    acts = {name: lambda name=name: act(name) for name in takes}
+    timings = measure.interleave(acts, CPU, rounds=2, warmup=0, turn=0.011)
+    assert (timings["short"].calls, timings["long"].calls) == (5, 1)
+    assert calls == ["short", "long"] + ["short"] * 5 + ["long"] * 2 + ["short"] * 5
+    assert timings["short"].microseconds == pytest.approx([2000, 2000])
+    assert timings["long"].microseconds == pytest.approx([20000, 20000])
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "5ms"])
