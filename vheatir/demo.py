@@ -49,11 +49,19 @@ def restore_photographs(out: Path) -> None:
         )
 
 
-def train_smoke(out: Path) -> None:
-    """Train `smoke.yml` and check that the loss fell and the validation PSNR rose above the noisy input's."""
+def train_smoke(out: Path) -> int:
+    """Train `smoke.yml` and check that the loss fell and the validation PSNR rose above the noisy input's.
+
+    Returns:
+        The status of `vheatir train`: 0, or 130 where it was stopped, and then nothing is checked.
+
+    Raises:
+        UserError: the training did not learn.
+    """
     from vheatir.train import main as train
 
-    train(["-opt", "smoke", "--set", f"path.experiments_root={json.dumps(str(out))}"])
+    if status := train(["-opt", "smoke", "--set", f"path.experiments_root={json.dumps(str(out))}"]):
+        return status
     curves = [json.loads(line) for line in (out / "smoke" / "curves.jsonl").read_text().splitlines()]
     losses = [point["train/l_pix"] for point in curves if "train/l_pix" in point]
     last = next(point for point in reversed(curves) if "val/psnr" in point)
@@ -63,6 +71,7 @@ def train_smoke(out: Path) -> None:
     )
     if losses[-1] >= losses[0] or after <= before:
         raise UserError("the training did not learn: please report this with the output above and `vheatir info`")
+    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -77,9 +86,7 @@ def main(argv: list[str]) -> int:
             f"{arguments.out}: cannot be made ({error.strerror}); choose another place with --out"
         ) from error
     restore_photographs(arguments.out)
-    if not arguments.no_train:
-        train_smoke(arguments.out)
-    return 0
+    return 0 if arguments.no_train else train_smoke(arguments.out)
 
 
 if __name__ == "__main__":
