@@ -10,9 +10,13 @@ import sys
 _PUBLIC = {
     "create_model": "vheatir.backbone.models",
     "dense_backbone": "vheatir.backbone.dense",
+    "freeze": "vheatir.backbone.freezing",
+    "frozen": "vheatir.backbone.freezing",
+    "kept_info": "vheatir.backbone.freezing",
     "load_checkpoint": "vheatir.backbone.checkpoint",
     "list_models": "vheatir.backbone.models",
     "MetaArch": "vheatir.backbone.meta",
+    "unfreeze": "vheatir.backbone.freezing",
     "VHeat": "vheatir.backbone.vheat",
 }
 __all__ = list(_PUBLIC)

@@ -20,6 +20,7 @@ from vheatir.backbone.analysis.cost import count_macs, count_parameters
 from vheatir.backbone.batches import Plan, Samples, checked, train_transform, val_loader, val_transform
 from vheatir.backbone.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
 from vheatir.backbone.folding import HeatPyramid
+from vheatir.backbone.freezing import freeze, frozen
 from vheatir.backbone.loop import Settings, to_device
 from vheatir.backbone.models import create_model
 from vheatir.backbone.pyramid import Pyramid, image_size
@@ -240,19 +241,17 @@ class Classification:
 
         Sets of a subset of the classes are scored through `val.subset`; see `Subset`.
         """
-        device, was_training = self.accelerator.device, model.training
+        device = self.accelerator.device
         subset = None
         if self.recipe.val.subset:
             subset = Subset.read(self.recipe.val.subset, self.samples.reader).to(
                 device, model.num_classes, self.recipe.val.subset_only
             )
         sums = torch.zeros(4, dtype=torch.float64, device=device)
-        model.eval()
-        with torch.no_grad():
+        with frozen(model), torch.no_grad():
             for batch in checked(self.loader()):
                 images, targets = to_device(batch, device)
                 sums += scored(model(images).float(), targets, subset)
-        model.train(was_training)
         top1, top5, loss, count = self.accelerator.reduce(sums, "sum").tolist()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": count}
 
@@ -295,7 +294,7 @@ def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int =
     The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
     """
     device = images.device
-    network = (merged(model) or model).to(device).eval()
+    network = freeze((merged(model) or model).to(device))
     cuda = device.type == "cuda"
     with torch.no_grad():
         for _ in range(warmup):

@@ -13,9 +13,10 @@ RESIZE_MODES = ("exact", "published")
 
 def _exact_weights(source: int, target: int, like: Tensor) -> Tensor:
     """(target, source) matrix of linear interpolation at index n * source / target, held at the last entry."""
-    position = torch.arange(target, dtype=torch.float64) * source / target
+    device = like.device if like.is_cuda else None  # a graph that is captured cannot wait for a copy from the CPU
+    position = torch.arange(target, dtype=torch.float64, device=device) * source / target
     position = position.clamp(max=source - 1)
-    index = torch.arange(source, dtype=torch.float64)
+    index = torch.arange(source, dtype=torch.float64, device=device)
     return (1 - (position[:, None] - index[None]).abs()).clamp(min=0).to(like)
 
 

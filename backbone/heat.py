@@ -1,28 +1,27 @@
 """The heat layer and block on channels-last maps, shared by the restoration network and the backbones."""
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.embedding import EmbeddingAt, init_diffusivity_reach
+from vheatir.backbone.freezing import KeptForms
 from vheatir.backbone.layers import ChannelsLastConv2d, DropPath, Linear, Mlp, full_precision
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
 _NARROW = (torch.bfloat16, torch.float16)
-_CACHE_SIZES = 2  # resolutions kept per layer: a whole picture and the tiles at its rim
-_CACHE_BYTES = 64 << 20  # a decay above this is made again for each call: at that size memory is scarcer than time
+_MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
 
 
-class HeatLayer(nn.Module):
+class HeatLayer(KeptForms):
     """Depthwise conv, linear, heat conduction, norm, SiLU gate, linear.
 
-    Maps (B, H, W, C) to the same shape. In eval without gradients the prepared decay is kept per resolution, and
-    dropped by `train()`, `eval()`, `load_state_dict()` and moves to another device or type.
+    Maps (B, H, W, C) to the same shape. Passes in eval mode without gradients keep the prepared decay of each
+    resolution: in a frozen network (`vheatir.backbone.freeze`), and on the CPU as long as the weights have the same
+    values.
 
     Args:
         dim: channels C.
@@ -35,6 +34,8 @@ class HeatLayer(nn.Module):
 
     Source: HCO of vHeat, arXiv 2405.16555.
     """
+
+    _most_kept = 2  # resolutions: a whole picture and the tiles at its rim
 
     def __init__(
         self,
@@ -55,7 +56,6 @@ class HeatLayer(nn.Module):
         self.out_linear = Linear(dim, dim)
         self.k_exp: nn.Parameter | None = None
         self._unfolded: nn.Module | None = None
-        self._cache: OrderedDict[tuple, tuple[list, PreparedDecay]] = OrderedDict()
 
     def init_reach(self) -> None:
         """Apply `reach` to the starting diffusivities; networks call it after their own initialisation."""
@@ -80,23 +80,13 @@ class HeatLayer(nn.Module):
             )
         if self.k_exp is None and embedding is None:
             raise ValueError("an unfolded heat layer needs a frequency embedding")
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._fresh_decay(embedding)
         sources = [self.k_exp if self.k_exp is not None else getattr(embedding, "source", embedding)]
         sources += self.to_k.parameters() if self.to_k is not None else []
-        # Held, not only compared: the identity of a tensor that is gone may belong to another one now.
-        state = [(source, 0 if source.is_inference() else source._version) for source in sources]
-        key = (height, width, getattr(embedding, "mode", None))
-        kept = self._cache.pop(key, None)  # and back to the end; a look-up of its own would race other threads
-        if kept is not None and all(a is b and v == w for (a, v), (b, w) in zip(kept[0], state, strict=True)):
-            self._cache[key] = kept
-            return kept[1]
-        prepared = prepare_decay(self._fresh_decay(embedding))
-        if prepared.nbytes() <= _CACHE_BYTES:
-            self._cache[key] = (state, prepared)
-            while len(self._cache) > _CACHE_SIZES:
-                self._cache.popitem(last=False)
-        return prepared
+        # A folded decay is as large as what is made of it: comparing would take as long.
+        if not self.may_keep(*sources, compared=self.k_exp is None):
+            return self._fresh_decay(embedding)
+        key = height, width, getattr(embedding, "mode", None)
+        return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
 
     def _fresh_decay(self, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.k_exp is not None:
@@ -130,7 +120,7 @@ class HeatLayer(nn.Module):
         self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)
         object.__setattr__(self, "_unfolded", self.to_k)  # not a submodule: its weights leave the state dict
         self.to_k = None
-        self.drop_cache()
+        self.drop_kept()
 
     def unfold(self) -> None:
         """Undo `fold`."""
@@ -142,29 +132,10 @@ class HeatLayer(nn.Module):
         self.to_k = restored.to(self.k_exp) if restored is not None else None
         object.__setattr__(self, "_unfolded", None)
         self.k_exp = None
-        self.drop_cache()
+        self.drop_kept()
 
-    def drop_cache(self) -> None:
-        """Forget prepared decays; needed after writing to weights in a way that torch does not see (`.data`).
-
-        `eval()` of the whole network forgets them and all weights that are kept in another order.
-        """
-        self._cache.clear()
-
-    def train(self, mode: bool = True) -> "HeatLayer":
-        self.drop_cache()
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True) -> "HeatLayer":
-        self.drop_cache()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self.drop_cache()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": OrderedDict()}
+    def _fits(self, form: PreparedDecay) -> bool:
+        return form.nbytes() <= _MOST_KEPT_BYTES
 
 
 def _own(y: Tensor, *branch: nn.Module) -> Tensor:

@@ -1,6 +1,5 @@
 """Small layers on channels-last maps (B, H, W, C), shared by the restoration network and the backbones."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vheatir.backbone.freezing import KeptForms
 from vheatir.kernels.checks import are_plain
 
 
@@ -52,63 +52,40 @@ class DropPath(nn.Module):
 _MOST_ROWS_PACKED = 4096  # with more of them, bringing the weight into oneDNN's order costs nothing beside the product
 
 
-class _Product(nn.Module):
+class _Product(KeptForms):
     """Products and convolutions with one weight, then GELU if asked for.
 
-    Without gradients, in float32 on a processor with AVX2 or AVX-512, oneDNN does the product, up to a third faster
-    than what torch calls for `F.linear`, and with AVX-512 the GELU too (docs/performance.md). A weight for few rows,
-    and that of a convolution anywhere, is kept in the order of the product as well, and dropped like the decays of a
-    heat layer: after writing to values of `weight.data`, which torch does not see, call `eval()`.
+    Without gradients, in float32 on a processor with AVX2 or AVX-512, oneDNN does the product, faster than what torch
+    calls for `F.linear`, and with AVX-512 the GELU too (docs/performance.md). In a frozen network a weight for few
+    rows, and that of a convolution anywhere, is kept in the order of the product as well.
     """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # The weight, its version and address, and the same in another order.
-        self._packed: tuple[Tensor, tuple, Tensor] | None = None
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., C) to (..., C')."""
+        kept = self.may_keep(self.weight)
         if _is_for_onednn(x, self.weight):
             inside = gelu and _has_fast_onednn_gelu()
             act = "gelu" if inside else "none"
-            y = torch.ops.mkldnn._linear_pointwise(x, self._onednn_weight(x), self.bias, act, [], "none")
+            weight = self._reordered(x.numel() // x.shape[-1]) if kept else self.weight.flatten(1)
+            y = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, act, [], "none")
         else:
             inside = False
             y = F.linear(x, self.weight.flatten(1), self.bias)
         return F.gelu(y) if gelu and not inside else y
 
-    def _onednn_weight(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
+    def _reordered(self, rows: int) -> Tensor:
+        weight = self.weight.detach().flatten(1)
         if rows > _MOST_ROWS_PACKED:
-            return self.weight.flatten(1)
-        return self._kept(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows))
-
-    def _kept(self, pack: Callable[[Tensor], Tensor], *order: object) -> Tensor:
-        """What `pack` made of the weight, made anew where the weight or the `order` has changed."""
-        weight, packed = self.weight, self._packed
-        state = weight._version, weight.data_ptr(), *order
-        if packed is None or packed[0] is not weight or packed[1] != state:
-            packed = self._packed = weight, state, pack(weight.detach())
-        return packed[2]
-
-    def train(self, mode: bool = True) -> "_Product":
-        self._packed = None
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True) -> "_Product":
-        self._packed = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None}
+            return weight
+        reorder = torch.ops.mkldnn._reorder_linear_weight
+        return self.keep("linear", [self.weight], lambda: reorder(weight, rows))
 
 
-def _may_keep(x: Tensor, weight: Tensor) -> bool:
-    """Whether the weight may be kept in another order for this call and later ones."""
+def _is_plain_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a product of values in float32 on the CPU that nothing else will be asked of."""
     return (
         not torch.is_grad_enabled()
         and are_plain(x, weight)
-        and not weight.is_inference()  # it counts no changes, after which what is kept would be stale
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
@@ -117,7 +94,7 @@ def _may_keep(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return _may_keep(x, weight) and _has_fast_onednn()
+    return _is_plain_float32(x, weight) and _has_fast_onednn()
 
 
 @cache
@@ -149,15 +126,17 @@ class ChannelsLastConv2d(_Product, nn.Conv2d):
         return F.gelu(y) if gelu else y
 
     def _convolve(self, image: Tensor) -> Tensor:
-        if not _may_keep(image, self.weight):
+        if not (self.may_keep(self.weight) and _is_plain_float32(image, self.weight)):
             return super().forward(image)
+        weight = self.weight.detach()
         if not _has_fast_onednn() or self.padding_mode != "zeros" or isinstance(self.padding, str):
             # For a channels-last image torch would make such a copy in each call.
-            weight = self._kept(lambda weight: weight.contiguous(memory_format=torch.channels_last), "channels-last")
+            last = torch.channels_last
+            weight = self.keep(last, [self.weight], lambda: weight.contiguous(memory_format=last))
             return self._conv_forward(image, weight, self.bias)
         shape = self.padding, self.stride, self.dilation, self.groups
-        size = image.shape
-        weight = self._kept(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, size), *shape)
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        weight = self.keep(shape, [self.weight], lambda: reorder(weight, *shape, image.shape))
         return torch.ops.mkldnn._convolution_pointwise(image, weight, self.bias, *shape, "none", [], "")
 
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vheatir import weights
+from vheatir.backbone.freezing import freeze
 from vheatir.data.degradations import to_uint8
 from vheatir.data.sources import ImageSource
 from vheatir.evaluate import degrade, read_clean
@@ -48,7 +49,7 @@ def measure(network, images: list[np.ndarray], task: str, level: float, crop: in
         inputs = [degrade(cut, task, level) for cut in cuts]
         for resize in ("exact", "published"):
             network.resize = resize
-            network.eval()
+            freeze(network)
             for way, tile in ways:
                 if tile >= side:
                     continue

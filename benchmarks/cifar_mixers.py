@@ -100,6 +100,7 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     import torch.nn.functional as F
 
     from vheatir.backbone import classify
+    from vheatir.backbone.freezing import freeze
     from vheatir.backbone.recipe import read_recipe
     from vheatir.measure import interleave, peak_mib
     from vheatir.options import load_table
@@ -112,7 +113,7 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
         torch.manual_seed(0)
         recipe = read_recipe(load_table(recipe_for(network, args), changes(network, args), SECTIONS))
         model = classify.build_model(recipe).train()
-        merged = (classify.merged(model) or classify.build_model(recipe)).eval()
+        merged = freeze(classify.merged(model) or classify.build_model(recipe))
 
         def step(model=model):
             model.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vheatir.backbone.freezing import freeze
 from vheatir.bench_operator import BASELINE, Case
 
 OURS = "vheatir"
@@ -24,7 +25,7 @@ def _flops(network: nn.Module, image: Tensor) -> float:
 
 
 def _forward(network: nn.Module, image: Tensor, key: str, narrow: torch.dtype | None) -> Callable:
-    network.eval()
+    freeze(network)
 
     def call() -> dict[str, Tensor]:
         with torch.inference_mode(), torch.autocast(image.device.type, narrow, enabled=narrow is not None):

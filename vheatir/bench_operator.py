@@ -109,6 +109,7 @@ def hco(options: argparse.Namespace) -> Iterator[Case]:
 
 def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.device, backward: bool) -> Case:
     """A heat block with its norms before the branches: inference, or the gradients of maps and embedding too."""
+    from vheatir.backbone.freezing import freeze
     from vheatir.backbone.heat import HeatBlock
     from vheatir.published_vheat import PublishedHeatBlock
 
@@ -123,7 +124,8 @@ def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.devic
 
     def caller(block: torch.nn.Module, first: bool, kind: torch.dtype = torch.float32) -> Callable:
         # Each in its own layout: no candidate pays for a change at its border.
-        block = block.to(device, kind).train(backward)
+        block = block.to(device, kind)
+        block = block.train() if backward else freeze(block)
         x, e = (t.detach().to(device, kind).requires_grad_(backward) for t in (maps, embedding))
         x = x.permute(0, 3, 1, 2).contiguous().detach().requires_grad_(backward) if first else x
         upper = cotangent.to(kind).permute(0, 3, 1, 2) if first else cotangent.to(kind)

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vheatir.backbone.freezing import frozen
 from vheatir.building import build_datasets, build_model, complete_options, try_samples
 from vheatir.checkpoint import load_latest, save_checkpoint
 from vheatir.compat import require_matplotlib
@@ -161,14 +162,13 @@ class Contestant:
     def cost(self) -> dict[str, Any]:
         """Parameters, pace, peak memory in MiB and seconds for a picture of 481x321, measured after the training."""
         batch = next(iter(self._loader()))
-        network, device = self.model.network_for_test().eval(), self.model.device
+        network, device = self.model.network_for_test(), self.model.device
         picture = torch.rand(1, self.train_set.in_chans, *_PICTURE, device=device)
         inputs = (picture,) if "level" not in batch else (picture, torch.full((1,), 0.1, device=device))
-        with torch.no_grad():
+        with frozen(network), torch.no_grad():
             clock = "wall" if device.type == "cuda" else "cpu"
             timing = interleave({"": lambda: network(*inputs)}, device, rounds=3, warmup=1, clock=clock)[""]
             inference_mib = peak_mib(lambda: network(*inputs), device)
-        self.model.net_g.train()
         self.model.optimizer_g.zero_grad(set_to_none=True)  # or freeing the old gradients would hide the new ones
         return {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),

@@ -144,9 +144,10 @@ def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, 
     import torch
 
     from vheatir.backbone.dense_cost import cost_at
+    from vheatir.backbone.freezing import freeze
 
     device, table = session.accelerator.device, {}
-    model = session.model.to(device).eval()
+    model = freeze(session.model.to(device))
     for size in map(_size, sizes):
         entry = table[f"{size[0]}x{size[1]}"] = cost_at(model, size)
         if rounds:
@@ -197,6 +198,7 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
 
 def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     """Draw what is found in the pictures of a folder."""
+    from vheatir.backbone.freezing import freeze
     from vheatir.backbone.image_files import SUFFIXES
 
     source, target = arguments.predict, arguments.output
@@ -204,7 +206,7 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     if not files:
         raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")
     _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
-    session.model.to(session.accelerator.device).eval()
+    freeze(session.model.to(session.accelerator.device))
     found = {}
     for file in files:
         path = png_below(target, file, source)

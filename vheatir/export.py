@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vheatir import weights as files
+from vheatir.backbone.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.files import TEMPORARY_PREFIX, atomic_open
 
@@ -139,7 +140,7 @@ def compare(run: Runner, network: nn.Module) -> dict[str, float]:
 
 def seconds(run: Runner, network: nn.Module, side: int, rounds: int = 5) -> tuple[float, float]:
     """Median seconds of `run` and of the network for one square picture, in turns on as many threads."""
-    inputs = _inputs(network, 1, side, side)
+    inputs = _inputs(freeze(network), 1, side, side)
     taken: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for number in range(rounds + 1):

@@ -32,7 +32,8 @@ class Restorer:
     of the noise's amplitude, and of the detail that restoring would cost. ensemble: the mean over the eight flips and
     rotations, for eight times the time.
 
-    May be used from several threads; the network computes for one at a time.
+    May be used from several threads; the network computes for one at a time. It is frozen (`vheatir.backbone.freeze`):
+    after writing to values of its weights' `.data`, call `network.eval()`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Restorer:
     ):
         from vheatir import tiling
         from vheatir import weights as store
+        from vheatir.backbone.freezing import freeze
 
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
@@ -62,7 +64,8 @@ class Restorer:
             raise UserError(str(error)) from error
         self.task, self.device = task, _device(device)
         default = store.DEFAULTS[task]
-        self.network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
+        network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
+        self.network = freeze(network)
         self._gray, self._gray_weights = None, default["gray"] if weights is None else None
         if self.metadata["task"] != task:
             raise UserError(
@@ -208,8 +211,9 @@ class Restorer:
     def _gray_network(self) -> "torch.nn.Module":
         if self._gray is None:  # most users never restore a gray image
             from vheatir import weights as store
+            from vheatir.backbone.freezing import freeze
 
-            self._gray, _ = store.load(self._gray_weights, self.device)
+            self._gray = freeze(store.load(self._gray_weights, self.device)[0])
         return self._gray
 
     def _forward(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":

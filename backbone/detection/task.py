@@ -11,6 +11,7 @@ from vheatir.backbone.batches import checked, val_loader
 from vheatir.backbone.detection.pictures import Pictures
 from vheatir.backbone.detection.records import Catalogue
 from vheatir.backbone.detection.scores import as_results, average_precision
+from vheatir.backbone.freezing import frozen
 from vheatir.backbone.loop import to_device
 
 
@@ -42,14 +43,12 @@ class Detection:
 
     def detect(self, model: nn.Module) -> list[dict]:
         """COCO's result entries of this process's part."""
-        was_training, device, results = model.training, self.accelerator.device, []
-        model.eval()
+        device, results = self.accelerator.device, []
         hidden = None if self.accelerator.is_main_process else True
-        with torch.no_grad():
+        with frozen(model), torch.no_grad():
             for images, targets in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 for output, target in zip(model(to_device(images, device)), targets, strict=True):
                     results += as_results(output, int(target["number"]))
-        model.train(was_training)
         return results
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.batches import checked, val_loader
+from vheatir.backbone.freezing import frozen
 from vheatir.backbone.loop import to_device
 from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
@@ -117,16 +118,14 @@ class Segmentation:
 
     def count(self, model: nn.Module) -> Tensor:
         """Confusion matrix over the evaluation set."""
-        device, was_training, classes = self.accelerator.device, model.training, self.recipe.data.num_classes
+        device, classes = self.accelerator.device, self.recipe.data.num_classes
         counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-        model.eval()
         hidden = None if self.accelerator.is_main_process else True
-        with torch.no_grad():
+        with frozen(model), torch.no_grad():
             for batch in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 images, labels = to_device(batch, device)
                 found = predict(model, images[0], self.recipe.val, self.tta).argmax(0)
                 counts += confusion(found, labels[0], classes)
-        model.train(was_training)
         return self.accelerator.reduce(counts, "sum")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

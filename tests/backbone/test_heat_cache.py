@@ -1,4 +1,4 @@
-"""The decays that a heat layer keeps in eval: used, bounded, never stale, and gone from copies."""
+"""The decays that a heat layer keeps in eval, frozen and not: used, bounded, never stale, and gone from copies."""
 
 import copy
 import io
@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from vheatir.backbone import heat
 from vheatir.backbone.embedding import EmbeddingAt
+from vheatir.backbone.freezing import freeze, kept_info
 from vheatir.backbone.heat import HeatLayer
 
 
@@ -26,9 +27,14 @@ class Net(nn.Module):
         return self.layer(x, EmbeddingAt(self.embedding, x.shape[1:3], self.resize))
 
 
-@pytest.fixture
-def net():
-    return Net().eval()
+@pytest.fixture(params=[False, True], ids=["compared", "frozen"])
+def net(request):
+    return freeze(Net()) if request.param else Net().eval()
+
+
+def kept(layer):
+    """The decays that a heat layer keeps, without the weights in another order that the layers in it keep."""
+    return kept_info(layer).forms - sum(kept_info(inner).forms for inner in layer.children())
 
 
 @pytest.fixture
@@ -51,8 +57,9 @@ def no_grad():
 
 
 def fresh(net, x):
-    """What a network without a cache gives."""
-    return copy.deepcopy(net)(x)
+    """What a network gives that keeps nothing yet."""
+    twin = copy.deepcopy(net)
+    return (freeze(twin) if kept_info(net).frozen else twin)(x)
 
 
 def test_second_call_reads_the_cache(net, x, computed, no_grad):
@@ -71,7 +78,7 @@ def test_nothing_is_cached_where_gradients_may_be_wanted(net, x, computed, mode)
     net.train(mode == "train")
     for _ in range(2):
         net(x).sum().backward()
-    assert len(computed) == 2 and not net.layer._cache and net.embedding.grad.abs().sum() > 0
+    assert len(computed) == 2 and not kept(net.layer) and net.embedding.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -83,15 +90,15 @@ def test_nothing_is_cached_where_gradients_may_be_wanted(net, x, computed, mode)
         lambda net: net.load_state_dict(net.state_dict(), assign=True),
         lambda net: net.to("cpu", torch.float32),
         lambda net: net.double().float(),
-        lambda net: net.layer.drop_cache(),
+        lambda net: net.layer.drop_kept(),
     ],
-    ids=["train", "eval", "load", "assign", "to", "double", "drop_cache"],
+    ids=["train", "eval", "load", "assign", "to", "double", "drop_kept"],
 )
 def test_cache_is_dropped_by(net, x, drop, no_grad):
     net(x)
-    assert len(net.layer._cache) == 1
+    assert kept(net.layer) == 1
     drop(net)
-    assert len(net.layer._cache) == 0
+    assert kept(net.layer) == 0
 
 
 def test_float64_after_float32_is_computed_in_float64(net, x, no_grad):
@@ -174,21 +181,21 @@ def test_validating_twice_around_stock_ema_updates_sees_them(x):
 def test_cache_holds_few_resolutions_and_keeps_the_latest(net, computed, no_grad):
     for side in (3, 4, 5, 6, 4, 4):
         net(torch.randn(1, side, side, 4))
-    assert len(net.layer._cache) == heat._CACHE_SIZES
+    assert kept(net.layer) == HeatLayer._most_kept
     assert [shape[0] for shape in computed] == [3, 4, 5, 6, 4]
 
 
 def test_decays_too_large_are_not_kept(net, x, monkeypatch, no_grad):
-    monkeypatch.setattr(heat, "_CACHE_BYTES", 5 * 7 * 4 * 4 - 1)
+    monkeypatch.setattr(heat, "_MOST_KEPT_BYTES", 5 * 7 * 4 * 4 - 1)
     net(x)
-    assert len(net.layer._cache) == 0
+    assert kept(net.layer) == 0
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_start_without_the_cache(net, x, clone, no_grad):
     want = net(x)
     twin = clone(net.layer)
-    assert not twin._cache and len(net.layer._cache) == 1
+    assert not kept(twin) and kept(net.layer) == 1
     assert torch.equal(twin(x, EmbeddingAt(net.embedding, (5, 7), "exact")), want)
 
 

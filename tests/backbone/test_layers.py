@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from vheatir.backbone import layers
+from vheatir.backbone.freezing import freeze, kept_info
 from vheatir.backbone.layers import ChannelsLastConv2d, Linear, Mlp
 
 needs_onednn = pytest.mark.skipif(not layers._has_fast_onednn(), reason="needs a processor with AVX2 or AVX-512")
@@ -21,16 +22,31 @@ def value(module, x):
         return module(x)
 
 
+@pytest.fixture(params=[False, True], ids=["weight as it is", "frozen"])
+def ready(request):
+    """Brings a layer into eval mode, frozen or not."""
+    return freeze if request.param else lambda layer: layer.eval()
+
+
 @needs_onednn
 @pytest.mark.parametrize("rows", [1, 49, layers._MOST_ROWS_PACKED + 1])
-def test_values_without_gradients(rows):
+def test_values_without_gradients(rows, ready):
     torch.manual_seed(0)
-    x, linear, mlp = torch.randn(1, 1, rows, 24), Linear(24, 40), Mlp(24, 48)
+    x, linear, mlp = torch.randn(1, 1, rows, 24), ready(Linear(24, 40)), Mlp(24, 48)
     want = F.linear(x.double(), linear.weight.double(), linear.bias.double())
     torch.testing.assert_close(value(linear, x).double(), want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(value(mlp, x), mlp(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value(ready(mlp), x), mlp(x), rtol=1e-5, atol=1e-5)
     without_bias = Linear(24, 40, bias=False)
-    torch.testing.assert_close(value(without_bias, x), without_bias(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value(ready(without_bias), x), without_bias(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_a_weight_in_any_order_of_memory(ready):
+    conv, linear, x = ChannelsLastConv2d(24, 40, 1), Linear(24, 40), torch.randn(1, 3, 5, 24)
+    conv.to(memory_format=torch.channels_last)
+    linear.weight = torch.nn.Parameter(torch.randn(24, 80)[:, ::2].T)
+    for layer in (conv, linear):
+        torch.testing.assert_close(value(ready(layer), x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn
@@ -51,10 +67,12 @@ def onednn(request, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [{"padding_mode": "reflect"}, {"padding": "same"}, {"dilation": 2}], ids=str)
-def test_other_convolutions_without_gradients(how, onednn):
+def test_other_convolutions_without_gradients(how, onednn, ready):
     conv, maps = ChannelsLastConv2d(8, 6, 3, **{"padding": 1, **how}), torch.randn(2, 9, 7, 8)
+    want = conv(maps).detach()
+    ready(conv)
     for _ in range(2):
-        torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value(conv, maps), want, rtol=1e-5, atol=1e-5)
     conv.stride, conv.padding = (2, 2), (0, 0)
     torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
 
@@ -66,26 +84,31 @@ def test_layers_compile_in_one_graph():
 
 
 @pytest.mark.parametrize("stride, groups, bias", [(1, 1, True), (2, 1, False), (1, 24, True)])
-def test_convolutions_without_gradients(stride, groups, bias, onednn):
+def test_convolutions_without_gradients(stride, groups, bias, onednn, ready):
     conv = ChannelsLastConv2d(24, 24, 3, stride=stride, padding=1, groups=groups, bias=bias)
+    conv.requires_grad_(False)  # or the passes with gradients would leave the frozen state
+    ready(conv)
     for size in ((7, 9), (1, 1), (16, 12)):  # the weight is packed for the first one
         maps = torch.randn(2, *size, 24)
         for one in (maps, torch.cat((maps, maps), -1)[..., 24:]):
-            torch.testing.assert_close(value(conv, one), conv(one), rtol=1e-5, atol=1e-5)
+            want = conv(one).detach()
+            torch.testing.assert_close(value(conv, one), want, rtol=1e-5, atol=1e-5)
     assert value(conv, maps).is_contiguous()
 
 
-def test_a_convolution_keeps_its_weight_in_another_order_until_it_changes():
-    conv, maps = ChannelsLastConv2d(24, 16, 3, stride=2, padding=1).eval(), torch.randn(1, 9, 8, 24)
+def test_a_frozen_convolution_keeps_its_weight_in_another_order_until_it_changes(onednn, monkeypatch):
+    made, keep = [], ChannelsLastConv2d.keep
+    monkeypatch.setattr(ChannelsLastConv2d, "keep", lambda self, *given: made.append(keep(self, *given)) or made[-1])
+    conv, maps = freeze(ChannelsLastConv2d(24, 16, 3, stride=2, padding=1)), torch.randn(1, 9, 8, 24)
     value(conv, maps)
-    kept = conv._packed[2]
     value(conv, maps)
-    assert conv._packed[2] is kept and conv.weight.is_contiguous()
+    assert made[1] is made[0] and conv.weight.is_contiguous() and kept_info(conv).forms == 1
     with torch.no_grad():
         conv.weight.mul_(2)
-    torch.testing.assert_close(value(conv, maps), conv(maps), rtol=1e-5, atol=1e-5)
-    assert conv._packed[2] is not kept
-    assert conv.train()._packed is None
+    y = value(conv, maps)
+    assert made[2] is not made[0] and kept_info(conv).forms == 1
+    torch.testing.assert_close(y, conv(maps), rtol=1e-5, atol=1e-5)
+    assert kept_info(conv)[1:] == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +117,21 @@ def test_a_convolution_keeps_its_weight_in_another_order_until_it_changes():
         lambda one: one.weight.add_(1),
         lambda one: one.load_state_dict({"weight": torch.ones(3, 8), "bias": torch.ones(3)}),
         lambda one: setattr(one, "weight", torch.nn.Parameter(torch.ones(3, 8))),
+        lambda one: setattr(one.weight, "data", torch.ones(3, 8)),
         lambda one: (one.weight.data.add_(1), one.eval()),
     ],
-    ids=["in place", "loaded", "replaced", "data, then eval"],
+    ids=["in place", "loaded", "replaced", "new data", "data, then eval"],
 )
-def test_a_changed_weight_is_used(change):
-    linear, x = Linear(8, 3).eval(), torch.randn(5, 8)
+def test_a_changed_weight_is_used(change, ready):
+    linear, x = ready(Linear(8, 3)), torch.randn(5, 8)
     value(linear, x)
     with torch.no_grad():
         change(linear)
     torch.testing.assert_close(value(linear, x), F.linear(x, linear.weight, linear.bias))
 
 
-def test_used_modules_can_be_copied_and_pickled():
-    linear, x = Linear(8, 3).eval(), torch.randn(5, 8)
+def test_used_modules_can_be_copied_and_pickled(ready):
+    linear, x = ready(Linear(8, 3)), torch.randn(5, 8)
     want = value(linear, x)
     for other in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
         torch.testing.assert_close(value(other, x), want)
@@ -115,25 +139,17 @@ def test_used_modules_can_be_copied_and_pickled():
 
 
 @needs_onednn
-def test_a_weight_made_in_inference_mode_is_not_kept():
+def test_a_weight_made_in_inference_mode_is_not_kept(ready):
     with torch.inference_mode():
-        linear, x = Linear(8, 3), torch.randn(2, 8)
+        linear, x = ready(Linear(8, 3)), torch.randn(2, 8)
         linear(x)
         linear.load_state_dict({"weight": torch.ones(3, 8), "bias": torch.ones(3)})
         torch.testing.assert_close(linear(x), F.linear(x, torch.ones(3, 8), torch.ones(3)))
 
 
 @torch.no_grad()
-def test_new_data_of_a_weight():
-    linear, x = Linear(8, 3), torch.randn(2, 8)
-    linear(x)
-    linear.weight.data = torch.ones(3, 8)
-    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
-
-
-@torch.no_grad()
-def test_without_gradients_but_with_tangents_batches_of_weights_and_counters():
-    linear, x = Linear(8, 3), torch.randn(2, 8)
+def test_without_gradients_but_with_tangents_batches_of_weights_and_counters(ready):
+    linear, x = ready(Linear(8, 3)), torch.randn(2, 8)
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
     torch.testing.assert_close(tangent, F.linear(torch.ones_like(x), linear.weight))

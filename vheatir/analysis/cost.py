@@ -8,6 +8,7 @@ import torch
 from vheatir.analysis.networks import Network, device_of
 from vheatir.backbone.analysis.cost import count_macs, count_parameters
 from vheatir.backbone.folding import HeatPyramid
+from vheatir.backbone.freezing import freeze
 from vheatir.measure import interleave, peak_mib
 
 
@@ -38,7 +39,7 @@ def measured(network: Network, arguments: argparse.Namespace) -> dict[str, Any]:
         model.fold()
         row["merged"] = {"parameters": count_parameters(model), "macs": count_macs(model, size)}
     if arguments.rounds:
-        row["inference"] = _speed(infer, model, arguments)
+        row["inference"] = _speed(infer, freeze(model), arguments)
     return row
 
 

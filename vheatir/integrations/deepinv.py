@@ -7,6 +7,7 @@ from deepinv.models.base import Denoiser
 from torch import Tensor
 
 from vheatir import weights as store
+from vheatir.backbone.freezing import freeze
 from vheatir.errors import UserError
 
 
@@ -36,7 +37,8 @@ class HeatDenoiser(Denoiser):
         generator: torch.Generator | None = None,
     ):
         super().__init__(device)
-        self.network, metadata = store.load(weights, device)
+        network, metadata = store.load(weights, device)
+        self.network = freeze(network)
         if metadata["task"] != "denoise":
             raise UserError(f"the weights {weights} are for the task {metadata['task']!r}; give those of a denoiser")
         self.takes_level = bool(self.network.config["level_map"])

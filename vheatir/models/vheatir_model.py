@@ -18,6 +18,7 @@ from torch import nn
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
+from vheatir.backbone.freezing import frozen
 from vheatir.data.device import finish_batch, mixup
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
@@ -235,8 +236,7 @@ class VHeatIRModel(SRModel):
     def validate(self, dataset, save_dir: Path | None = None, on_image=None) -> dict[str, Any]:
         """Scores of the network on a dataset, as `vheatir.validation.validate` returns them."""
         options = self.opt["val"]
-        network = self.network_for_test().eval()
-        try:
+        with frozen(self.network_for_test()) as network:
             return validate(
                 network,
                 dataset,
@@ -249,9 +249,6 @@ class VHeatIRModel(SRModel):
                 on_image=on_image,
                 processes=self.processes,
             )
-        finally:
-            if self.is_train:
-                self.net_g.train()
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs of the model."""
