@@ -108,19 +108,8 @@ def _broadcast(network, x):
         dist.broadcast(parameter.data, 0)
 
 
-CHANGES = [
-    _adamw,
-    _sgd_fused,
-    _sgd_foreach,
-    _momentum_encoder,
-    _foreach_data,
-    _foreach_lerp,
-    _new_data,
-    _vector,
-    _numpy,
-    _one_entry,
-    _broadcast,
-]
+CHANGES = [_adamw, _sgd_fused, _sgd_foreach, _momentum_encoder, _foreach_data, _foreach_lerp, _new_data]
+CHANGES += [_vector, _numpy, _one_entry, _broadcast]
 
 
 @pytest.fixture(scope="module")
