@@ -57,11 +57,11 @@ def inference(function: Callable, *inputs: Any) -> dict[str, Tensor]:
         return {"y": function(*inputs)}
 
 
-def network_decay(height: int, width: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, str]:
-    """A decay of a restoration network, (H, W, C) of float32 or float64, and what it is.
+def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tensor, str]:
+    """Diffusivities of a restoration network, (H, W, C) in squared pixels, and what they are.
 
-    For maps of as many channels as the shipped network `NETWORK` has, the decay that its first heat layer has at this
-    size; otherwise that of diffusivities log-spaced over the channels between the blur lengths `REACH`.
+    For maps of as many channels as the shipped network `NETWORK` has, those of its first heat layer at this size;
+    otherwise log-spaced over the channels between the blur lengths `REACH`, the same at all frequencies.
     """
     from vheatir import weights
     from vheatir.backbone.embedding import EmbeddingAt, diffusivities_of_reach
@@ -69,11 +69,11 @@ def network_decay(height: int, width: int, channels: int, dtype: torch.dtype) ->
     network, _ = weights.load(NETWORK)
     layer = network.get_submodule(LAYER)
     if layer.dim != channels:
-        k = diffusivities_of_reach(REACH, channels).to(dtype).expand(height, width, channels)
-        return decay_map(k), f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
+        k = diffusivities_of_reach(REACH, channels).expand(height, width, channels)
+        return k, f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
     with torch.no_grad():
         k = layer.diffusivity(EmbeddingAt(network.freq_embed, (height, width), network.resize).tensor())
-        return decay_map(k.to(dtype)), f"network: {NETWORK} {LAYER}"
+    return k, f"network: {NETWORK} {LAYER}"
 
 
 def hco_case(
@@ -87,13 +87,14 @@ def hco_case(
     """The operator on contiguous channels-last maps, the decay at hand: forward, or forward and backward.
 
     With the form "prepared" alone a backward makes the gradient of the maps only, in every candidate. `decays` is
-    "network", as `network_decay` makes them, or "uniform": random numbers from 0 to 1.
+    "network", of `network_diffusivities`, or "uniform": random numbers from 0 to 1.
     """
     generator = torch.Generator().manual_seed(0)
     wide_x = torch.randn(shape, generator=generator, dtype=torch.float64)
     what_decay, wide_decay = "uniform", torch.rand(shape[1:], generator=generator, dtype=torch.float64)
     if decays == "network":
-        wide_decay, what_decay = network_decay(*shape[1:], compute_dtype(getattr(torch, dtype)))
+        k, what_decay = network_diffusivities(*shape[1:])
+        wide_decay = decay_map(k.to(compute_dtype(getattr(torch, dtype))))
     x, decay = (t.to(device, getattr(torch, dtype)) for t in (wide_x, wide_decay))
     cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
     run = (lambda f, *inputs: gradients(f, *inputs, cotangent)) if backward else inference
