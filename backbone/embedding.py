@@ -67,6 +67,12 @@ class EmbeddingAt:
         return self._resized
 
 
+def diffusivities_of_reach(reach: tuple[float, float], channels: int) -> Tensor:
+    """Diffusivities in squared pixels, log-spaced between blurs of reach[0] and of reach[1] pixels; (C,), float64."""
+    pixels = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), channels, dtype=torch.float64)
+    return pixels.square() / 2
+
+
 def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
     """Start diffusivities log-spaced over the channels, from a blur of reach[0] to one of reach[1] pixels.
 
@@ -75,6 +81,5 @@ def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
     shortest, longest = reach
     if not 0 < shortest <= longest:
         raise ValueError(f"reach must be two rising positive lengths in pixels, got {reach}")
-    pixels = torch.logspace(math.log10(shortest), math.log10(longest), to_k.out_features, dtype=torch.float64)
     with torch.no_grad():
-        to_k.bias.copy_(pixels.square() / 2)
+        to_k.bias.copy_(diffusivities_of_reach(reach, to_k.out_features))

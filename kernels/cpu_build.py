@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 _PARTS = ("hco_cpu", "norm_cpu")  # compiled once for each version
-_HEADERS = ("api.h", "lanes.h", "odd_leaf.h", "transform.h", "weighing.h")
+_HEADERS = ("api.h", "lanes.h", "odd_leaf.h", "subnormal.h", "transform.h", "weighing.h")
 _FILES = (*_HEADERS, "dispatch.cpp", *(f"{part}.cpp" for part in _PARTS))
 _FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),

@@ -4,7 +4,10 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_VANISHED = -1e4  # its exponential is 0 in every type
 
 
 def _build_table64(n: int) -> Tensor:
@@ -61,7 +64,8 @@ def decay_map(diffusivity: Tensor) -> Tensor:
             conducts heat, k < 0 would amplify. Differentiable.
 
     Returns:
-        Decay of the same shape, dtype and device; at frequency (0, 0) exactly 1.
+        Decay of the same shape, dtype and device; at frequency (0, 0) exactly 1. Below the smallest normal number
+        (1.2e-38; of float64 2.2e-308) exactly 0, with gradient 0: whatever handles smaller numbers is slow.
 
     Raises:
         ValueError: not three-dimensional.
@@ -72,4 +76,7 @@ def decay_map(diffusivity: Tensor) -> Tensor:
         raise ValueError(f"decay_map needs k of shape (H, W, C), got {tuple(diffusivity.shape)}")
     height, width, _ = diffusivity.shape
     omega2 = squared_frequencies(height, width, dtype=diffusivity.dtype, device=diffusivity.device)
-    return torch.exp(-diffusivity * omega2[..., None])
+    exponent = -diffusivity * omega2[..., None]
+    arithmetic = torch.float64 if diffusivity.dtype == torch.float64 else torch.float32
+    # Before the exponential, which is as slow where it makes such numbers.
+    return F.threshold(exponent, math.log(torch.finfo(arithmetic).tiny), _VANISHED).exp()

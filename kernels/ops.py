@@ -38,7 +38,7 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
         return _NATIVE[path.kernel].conduct(x, decay)
     transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
-    y, _ = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)))
+    y, _ = transform.conduct(wide, transform.fold(decay))
     return y.to(x.dtype)
 
 
@@ -49,7 +49,7 @@ def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tens
         return _NATIVE[path.kernel].conduct_with_spectrum(x, decay)
     transform = _transform(x, path)
     wide = x.to(paths.compute_dtype(x.dtype))
-    y, spectrum = transform.conduct(wide, transform.to_path_order(decay.to(wide.dtype)), keep_spectrum=True)
+    y, spectrum = transform.conduct(wide, transform.fold(decay), keep_spectrum=True)
     return y.to(x.dtype), transform.to_natural_order(spectrum)
 
 
@@ -281,7 +281,8 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     Args:
         x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
         decay: (H, W, C) or (H, W, 1), any real values, dtype of x or float32 beside 16-bit x; or what
-            `prepare_decay` made of it, where the decay needs no gradient.
+            `prepare_decay` made of it, where the decay needs no gradient. On a CPU, subnormal numbers of the arithmetic
+            (below 1.2e-38; of float64, 2.2e-308) are zero; gradients of the decay are the same there as elsewhere.
         backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" or "cuda" for native ones, which then may not
             be replaced. Ignored for a prepared decay, which holds its own path.
 
@@ -335,5 +336,5 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
         if path.kernel:
             return PreparedDecay(_NATIVE[path.kernel].prepare(decay), path.name, tuple(decay.shape))
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
-        folded = transform.to_path_order(decay.to(dtype, copy=True))
+        folded = transform.fold(decay)
     return PreparedDecay(folded, path.name, tuple(decay.shape))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vheatir.kernels.cpu_kernel import unprepare
 from vheatir.kernels.paths import CPU_KERNEL, choose
-from vheatir.kernels.split import Transform
+from vheatir.kernels.split import Transform, without_subnormals
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,11 @@ class PreparedDecay:
 
     def to_dtype(self, dtype: torch.dtype) -> "PreparedDecay":
         """The same decay for float64 or float32 maps."""
-        if self.path != CPU_KERNEL or dtype == self.dtype:
-            return replace(self, folded=self.folded.to(dtype))
+        if dtype == self.dtype:
+            return self
+        if self.path != CPU_KERNEL:
+            return replace(self, folded=without_subnormals(self.folded.to(dtype)))
         height, width, _ = self.shape
         path = choose(height, width, self.device, "torch")
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, self.device)
-        return replace(self, folded=transform.to_path_order(unprepare(self.folded).to(dtype)), path=path.name)
+        return replace(self, folded=transform.fold(unprepare(self.folded)), path=path.name)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vheatir.kernels.dct import dct_matrix
@@ -129,12 +130,19 @@ def _lines(maps: Tensor) -> Tensor:
     return maps.view(*maps.shape[:2], maps.shape[2] * maps.shape[3])
 
 
+def without_subnormals(decay: Tensor) -> Tensor:
+    """A copy with 0 for every number below the smallest normal one of its type."""
+    about = torch.finfo(decay.dtype)
+    return F.hardshrink(decay, about.tiny * (1 - about.eps))  # up to there inclusive; NaN stays
+
+
 class Transform:
     """The two-dimensional transform of (B, H, W, C) maps along one path, for one dtype and device."""
 
     def __init__(self, height: int, width: int, levels: tuple[int, int], dtype: torch.dtype, device: torch.device):
         self.rows = axis_plan(height, levels[0], dtype, device)  # the transform along H
         self.columns = axis_plan(width, levels[1], dtype, device)
+        self.dtype = dtype
         self.natural = not (self.rows.splits or self.columns.splits)
         # Launches, not cache misses, set the pace of small maps and of other devices.
         self.chunked = not self.natural and device.type == "cpu"
@@ -144,6 +152,13 @@ class Transform:
         if self.natural:
             return decay
         return decay.index_select(-3, self.rows.order).index_select(-2, self.columns.order)
+
+    def fold(self, decay: Tensor) -> Tensor:
+        """A decay in natural order as `conduct` reads it: in the path's order and type, subnormal numbers as zeros.
+
+        Always a copy. The native kernels do the same to the numbers that they read.
+        """
+        return without_subnormals(self.to_path_order(decay.to(self.dtype)))
 
     def to_natural_order(self, spectrum: Tensor) -> Tensor:
         """(..., H, W, C) in the path's order to natural order."""
@@ -197,7 +212,7 @@ class Transform:
         return spectrum
 
     def conduct(self, x: Tensor, decay: Tensor, keep_spectrum: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Operator output and, if asked, the spectrum of x; `decay` and the spectrum in the path's order."""
+        """Operator output and, if asked, the spectrum of x in the path's order; the decay as `fold` makes it."""
         if keep_spectrum:
             spectrum = self.forward(x)
             return self.inverse(spectrum * decay), spectrum

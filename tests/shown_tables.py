@@ -94,6 +94,7 @@ MORE = (
     ("beyond_crop.py", ["--crop", "16"]),
     ("large_pictures.py", ["--megapixels", "0.01", "--format", "tif"]),
     ("seams.py", ["--size", "72", "160", "--tile", "64", "--overlap", "16"]),
+    ("decays.py", ["--shape", "1x16x16x4", "--rounds", "1"]),
     ("reading.py", ["--rounds", "1", "--seconds", "0.05", "--crop", "16", "--workers", "0"]),
     ("deformable.py", ["--rounds", "1"]),
 )

@@ -164,6 +164,8 @@ def _add_own_options(name: str, command: argparse.ArgumentParser) -> None:
         form = command.add_mutually_exclusive_group()
         for kind, text in (("raw", "only with the decay itself"), ("prepared", "only with a prepared decay")):
             form.add_argument(f"--{kind}", action="store_const", const=(kind,), dest="forms", help=text)
+        text = "those of a restoration network (default), or random numbers from 0 to 1; docs/performance.md has more"
+        add("--decay", choices=("network", "uniform"), default="network", help=text)
     if name == "model":
         add("--size", choices=("tiny", "small", "base"), default="tiny", help="default: tiny")
         add("--side", type=_stage_side, nargs="+", default=[224, 512, 1024], help="pixels; default: 224 512 1024")

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.paths import compute_dtype
 from vheatir.kernels.published import PublishedConduction
 from vheatir.kernels.reference import hco_reference
 
 BASELINE = "published"
+DECAYS = ("network", "uniform")
+NETWORK, LAYER = "denoise_color_blind", "groups.0.blocks.0.op"  # whose decays maps of its channels get
+REACH = (0.5, 28.0)  # blur lengths in pixels, for all other maps: those between which such networks conduct
 
 
 @dataclass
@@ -53,16 +57,44 @@ def inference(function: Callable, *inputs: Any) -> dict[str, Tensor]:
         return {"y": function(*inputs)}
 
 
+def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tensor, str]:
+    """Diffusivities of a restoration network, (H, W, C) in squared pixels, and what they are.
+
+    For maps of as many channels as the shipped network `NETWORK` has, those of its first heat layer at this size;
+    otherwise log-spaced over the channels between the blur lengths `REACH`, the same at all frequencies.
+    """
+    from vheatir import weights
+    from vheatir.backbone.embedding import EmbeddingAt, diffusivities_of_reach
+
+    network, _ = weights.load(NETWORK)
+    layer = network.get_submodule(LAYER)
+    if layer.dim != channels:
+        k = diffusivities_of_reach(REACH, channels).expand(height, width, channels)
+        return k, f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
+    with torch.no_grad():
+        k = layer.diffusivity(EmbeddingAt(network.freq_embed, (height, width), network.resize).tensor())
+    return k, f"network: {NETWORK} {LAYER}"
+
+
 def hco_case(
-    shape: tuple[int, int, int, int], dtype: str, device: torch.device, backward: bool, forms: tuple[str, ...]
+    shape: tuple[int, int, int, int],
+    dtype: str,
+    device: torch.device,
+    backward: bool,
+    forms: tuple[str, ...],
+    decays: str = "network",
 ) -> Case:
     """The operator on contiguous channels-last maps, the decay at hand: forward, or forward and backward.
 
-    With the form "prepared" alone a backward makes the gradient of the maps only, in every candidate.
+    With the form "prepared" alone a backward makes the gradient of the maps only, in every candidate. `decays` is
+    "network", of `network_diffusivities`, or "uniform": random numbers from 0 to 1.
     """
     generator = torch.Generator().manual_seed(0)
     wide_x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    wide_decay = torch.rand(shape[1:], generator=generator, dtype=torch.float64)
+    what_decay, wide_decay = "uniform", torch.rand(shape[1:], generator=generator, dtype=torch.float64)
+    if decays == "network":
+        k, what_decay = network_diffusivities(*shape[1:])
+        wide_decay = decay_map(k.to(compute_dtype(getattr(torch, dtype))))
     x, decay = (t.to(device, getattr(torch, dtype)) for t in (wide_x, wide_decay))
     cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
     run = (lambda f, *inputs: gradients(f, *inputs, cotangent)) if backward else inference
@@ -89,7 +121,7 @@ def hco_case(
         device,
         candidates,
         expected,
-        {"shape": list(shape), "dtype": dtype, "path": prepared.path},
+        {"shape": list(shape), "dtype": dtype, "path": prepared.path, "decay": what_decay},
         flops=dict.fromkeys(candidates, flops),
         traffic=traffic,
     )
@@ -104,7 +136,7 @@ def hco(options: argparse.Namespace) -> Iterator[Case]:
     for dtype in options.dtype:
         for shape in options.shape:
             for backward, chosen in rounds:
-                yield hco_case(shape, dtype, device, backward, chosen)
+                yield hco_case(shape, dtype, device, backward, chosen, options.decay)
 
 
 def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.device, backward: bool) -> Case:

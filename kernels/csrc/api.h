@@ -36,6 +36,8 @@ enum { VHEATIR_FLOAT32, VHEATIR_BFLOAT16, VHEATIR_FLOAT16 };
 enum { VHEATIR_DECAY_NONE, VHEATIR_DECAY_MAPS, VHEATIR_DECAY_SHARED, VHEATIR_DECAY_TILES };
 
 // target = inverse transform(decay * transform(source)) on channels-last maps; without a target only the spectrum.
+// In all functions subnormal numbers are zero, as operands and as results, on every thread that computes; each thread's
+// own setting is put back at the end.
 typedef struct {
   int64_t batch, height, width, channels;
   vheatir_plan along_height, along_width;

@@ -13,6 +13,7 @@
 #include <omp.h>
 #endif
 
+#include "subnormal.h"
 #include "weighing.h"
 
 namespace {
@@ -330,6 +331,7 @@ extern "C" int VHEATIR_OF_VERSION(vheatir_conduct)(const vheatir_job *job) {
   if (!memory) return -1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const SubnormalsAreZero on_this_thread;
 #ifdef _OPENMP
     const Scratch scratch(cut, memory + omp_get_thread_num() * per_thread);
 #else

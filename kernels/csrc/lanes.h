@@ -67,12 +67,11 @@ INLINE float widened(uint16_t bits, int32_t type) {
 #ifdef __F16C__
   return _cvtsh_ss(bits);
 #else
-  // Exponent and mantissa moved into place; the factor 2^112 corrects the bias and also serves subnormal numbers.
-  const uint32_t sign = uint32_t(bits & 0x8000) << 16, rest = uint32_t(bits & 0x7fff) << 13;
-  memcpy(&value, &rest, 4);
-  value *= 0x1p112f;
+  const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits & 0x7c00;
+  value = float(bits & 0x3ff) * 0x1p-24f;  // a subnormal number, which is a normal float32
   memcpy(&wide, &value, 4);
-  if ((bits & 0x7c00) == 0x7c00) wide |= 0x7f800000;  // infinity and NaN
+  if (exponent) wide = (uint32_t(bits & 0x7fff) << 13) + (112 << 23);  // moved into place, the bias corrected
+  if (exponent == 0x7c00) wide |= 0x7f800000;  // infinity and NaN
   wide |= sign;
   memcpy(&value, &wide, 4);
   return value;

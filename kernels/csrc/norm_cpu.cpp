@@ -1,6 +1,7 @@
 // Layer norm over the channels of each row with the sum before it and the gate after it, and its backward: one pass
 // over memory, because a row stays in the level 1 cache. Compiled once for each instruction set.
 #include "lanes.h"
+#include "subnormal.h"
 
 namespace {
 
@@ -130,23 +131,34 @@ void norm_row_backward(const vheatir_norm_gradient_job &job, int64_t row, float 
   });
 }
 
+// Chunks, not threads, have sums of their own: their order is fixed.
+void norm_chunk_backward(const vheatir_norm_gradient_job &job, int64_t chunk) {
+  float *grad_weight = job.grad_weight + chunk * job.channels, *grad_bias = job.grad_bias + chunk * job.channels;
+  memset(grad_weight, 0, size_t(job.channels) * 4);
+  memset(grad_bias, 0, size_t(job.channels) * 4);
+  const int64_t end = (chunk + 1) * VHEATIR_NORM_CHUNK;
+  for (int64_t row = chunk * VHEATIR_NORM_CHUNK; row < job.rows && row < end; ++row) {
+    norm_row_backward(job, row, grad_weight, grad_bias);
+  }
+}
+
 }  // namespace
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_norm)(const vheatir_norm_job *job) {
-#pragma omp parallel for schedule(static) num_threads(int(job->threads)) if (job->threads > 1)
-  for (int64_t row = 0; row < job->rows; ++row) norm_row(*job, row);
+#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  {
+    const SubnormalsAreZero on_this_thread;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < job->rows; ++row) norm_row(*job, row);
+  }
 }
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_norm_gradient)(const vheatir_norm_gradient_job *job) {
   const int64_t chunks = (job->rows + VHEATIR_NORM_CHUNK - 1) / VHEATIR_NORM_CHUNK;
-#pragma omp parallel for schedule(static) num_threads(int(job->threads)) if (job->threads > 1)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // chunks, not threads: the order of the sum is fixed
-    float *grad_weight = job->grad_weight + chunk * job->channels, *grad_bias = job->grad_bias + chunk * job->channels;
-    memset(grad_weight, 0, size_t(job->channels) * 4);
-    memset(grad_bias, 0, size_t(job->channels) * 4);
-    const int64_t end = (chunk + 1) * VHEATIR_NORM_CHUNK;
-    for (int64_t row = chunk * VHEATIR_NORM_CHUNK; row < job->rows && row < end; ++row) {
-      norm_row_backward(*job, row, grad_weight, grad_bias);
-    }
+#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  {
+    const SubnormalsAreZero on_this_thread;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) norm_chunk_backward(*job, chunk);
   }
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vheatir.kernels import cuda_driver, cuda_kernel, paths
+from vheatir.kernels import cuda_driver, cuda_kernel, native, paths
 
 # Largest error allowed, as a share of the largest value expected. 16-bit types are rounded once, at the end.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -59,6 +59,21 @@ def value_and_gradients() -> Callable[..., dict[str, Tensor]]:
         return {"y": y.detach(), "dx": dx, "ddecay": ddecay}
 
     return run
+
+
+@pytest.fixture(params=native.INSTRUCTIONS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with each version of the CPU kernel that this processor can run."""
+    functions, level = native.library().functions, native.INSTRUCTIONS.index(request.param)
+    if functions is None:
+        pytest.skip(native.library().reason)
+    functions.vheatir_limit_instructions(level)
+    runs = functions.vheatir_instructions() == level
+    if runs:
+        yield request.param
+    functions.vheatir_limit_instructions(len(native.INSTRUCTIONS))
+    if not runs:
+        pytest.skip(f"this processor has no {request.param}")
 
 
 @pytest.fixture

@@ -38,20 +38,6 @@ def values_and_gradients(function, x, other, norm):
     return dict(zip(["y", "normed"], found)) | dict(zip(["dx", "dother", "dweight", "dbias"], grads))
 
 
-@pytest.fixture(params=native.INSTRUCTIONS)
-def instructions(request):
-    library = native.library()
-    if library.functions is None:
-        pytest.skip(library.reason)
-    library.functions.vheatir_limit_instructions(native.INSTRUCTIONS.index(request.param))
-    runs = native.instructions() == request.param
-    if not runs:
-        library.functions.vheatir_limit_instructions(len(native.INSTRUCTIONS))
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    library.functions.vheatir_limit_instructions(len(native.INSTRUCTIONS))
-
-
 @every
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients(name, shape, instructions):

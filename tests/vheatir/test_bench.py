@@ -9,8 +9,10 @@ import torch
 from vheatir import bench, bench_operator, cli, measure
 from vheatir.errors import UserError
 from vheatir.kernels import native
+from vheatir.kernels.dct import decay_map
 
 CPU = torch.device("cpu")
+UNIFORM = ("--decay", "uniform")
 RESULT_KEYS = {
     "case",
     "backend",
@@ -75,6 +77,24 @@ def test_every_type_passes_the_gate(dtype):
     for result in run("--dtype", dtype, "--backward", "--shape", "1x6x9x2", "2x130x5x3"):
         limits = bench.BASELINE_TOLERANCE if result["backend"] == "published" else bench.TOLERANCE
         assert result["error"] <= limits[dtype]
+
+
+@pytest.mark.parametrize("channels", [2, 80])
+def test_decays_are_those_of_a_network_unless_asked_otherwise(channels):
+    shape = f"1x40x60x{channels}"
+    found = [
+        run("--shape", shape, *more, "--raw", "--against", "none") for more in ((), ("--decay", "network"), UNIFORM)
+    ]
+    networks = {2: "network: log-spaced, 0.5 to 28 pixels", 80: "network: denoise_color_blind groups.0.blocks.0.op"}
+    assert [one["decay"] for results in found for one in results] == [networks[channels]] * 2 + ["uniform"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 80])
+def test_a_networks_decay_conducts_as_far_as_networks_do(channels):
+    decay = decay_map(bench_operator.network_diffusivities(100, 150, channels)[0].float())
+    assert decay.shape == (100, 150, channels)
+    assert decay[:, :, 0].min() > 0.01  # the first channel hardly blurs
+    assert channels == 1 or (decay[:, :, -1] == 0).float().mean() > 0.5  # in the last one most of a spectrum vanishes
 
 
 def test_nothing_wrong_is_timed(monkeypatch):
