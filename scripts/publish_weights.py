@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
 
 from vheatir import weights
-from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict
+from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.cli import run
 from vheatir.errors import UserError
 from vheatir.files import atomic_open, sha256
@@ -47,17 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_config(state: dict, options: Path | None) -> dict:
-    """The network's constructor arguments, proven by building it and loading the state."""
-    config = config_from_state_dict(state)
+def build_config(state: dict, options: Path | None) -> tuple[str, dict]:
+    """The network's name and constructor arguments, proven by building it and loading the state."""
+    arch, config = config_from_state_dict(state)
     if options is not None:
         import yaml
 
         network_g = yaml.safe_load(options.read_text(encoding="utf-8"))["network_g"]
         config |= {key: value for key, value in network_g.items() if key != "type"}
-    network = VHeatIR(**config)
+    network = build(arch, config)
     network.load_state_dict(state)
-    return network.config
+    return arch, network.config
 
 
 def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
@@ -80,13 +80,15 @@ def main(argv: list[str]) -> int:
     try:
         if options.checkpoint.suffix == weights.SUFFIX:
             network, _ = weights.load(options.checkpoint)
-            state, key, config = network.state_dict(), "a run's weights", network.config
+            state, key = network.state_dict(), "a run's weights"
+            arch, config = name_of(network), network.config
         else:
             state, key = weights.load_checkpoint(options.checkpoint)
-            config = build_config(state, options.options)
+            arch, config = build_config(state, options.options)
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
-        raise UserError(f"{options.checkpoint}: no VHeatIR of these options: {error}") from error
+        raise UserError(f"{options.checkpoint}: no network of these options: {error}") from error
     metadata = {
+        "arch": arch,
         "config": json.dumps(config),
         "task": options.task,
         "color": "color" if config["in_chans"] == 3 else "gray",

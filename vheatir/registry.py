@@ -27,14 +27,14 @@ def register_all() -> None:
     )
 
     from vheatir.archs.dncnn_arch import DnCNN
-    from vheatir.archs.vheatir_arch import VHeatIR
+    from vheatir.archs.networks import NETWORKS
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
     from vheatir.losses import JPEGConsistencyLoss
     from vheatir.metrics import fidelity
     from vheatir.models.swinir import AnySizeSwinIR
     from vheatir.models.vheatir_model import VHeatIRModel
 
-    for network in (VHeatIR, DnCNN, AnySizeSwinIR):
+    for network in (*NETWORKS.values(), DnCNN, AnySizeSwinIR):
         ARCH_REGISTRY.register(network)
     LOSS_REGISTRY.register(JPEGConsistencyLoss)
     MODEL_REGISTRY.register(VHeatIRModel)

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vheatir import weights
+from vheatir.archs.networks import NETWORKS
 from vheatir.building import build_datasets, build_model, complete_options
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
@@ -21,7 +22,7 @@ def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:
     source, network = options["path"].get("pretrain_network_g"), options["network_g"]
     if source is None:
         raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
-    if set(network) == {"type"} and network["type"] == "VHeatIR" and Path(source).suffix not in (".pth", ".pt"):
+    if set(network) == {"type"} and network["type"] in NETWORKS and Path(source).suffix not in (".pth", ".pt"):
         model, _ = weights.load(source)
         options["network_g"] = {**network, **model.config}
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir import compare_training, weights
+from vheatir.archs.networks import name_of
 from vheatir.building import TASKS, build_datasets, build_model, complete_options, try_samples
 from vheatir.checkpoint import has_checkpoint, save_checkpoint
 from vheatir.cli import run as run_command
@@ -112,16 +113,17 @@ class Trainer:
         save_checkpoint(self.run.checkpoints, self.iteration, state, keep, best)
 
     def save_weights(self, name: str) -> None:
-        """Write the validated network: safetensors for VHeatIR, BasicSR's .pth for other networks."""
+        """Write the validated network: safetensors for networks of ours, BasicSR's .pth for others."""
         self.run.models.mkdir(exist_ok=True)
         network = self.model.network_for_test()
-        if self.options["network_g"]["type"] != "VHeatIR":
+        if (arch := name_of(network)) is None:
             with atomic_open(self.run.models / f"{name}.pth") as file:
                 torch.save({"params": network.state_dict()}, file)
             return
         table = self.options["datasets"]["train"]
         level = table.get("sigma", table.get("quality", "as in the pairs"))
         metadata = {
+            "arch": arch,
             "config": json.dumps(network.config),
             "task": TASKS.get(table["type"], "paired"),
             "color": "gray" if network.config["in_chans"] == 1 else "color",

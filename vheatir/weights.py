@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vheatir.archs.networks import NETWORKS, build
 from vheatir.errors import UserError
 from vheatir.files import atomic_open, sha256
 
@@ -24,7 +25,7 @@ DEFAULTS = {  # task -> colours -> name of the shipped weights
     "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind"},
     "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
 }
-FORMAT, ARCH = "1", "VHeatIR"
+FORMAT = "1"
 REQUIRED = ("config", "task", "color", "levels", "license")
 
 _MAX_NUMBER = 4096  # in a stranger's configuration; more would only exhaust the memory
@@ -71,10 +72,11 @@ def read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    if metadata.get("vheatir_format") != FORMAT or metadata.get("arch") != ARCH:
+    if metadata.get("vheatir_format") != FORMAT or metadata.get("arch") not in NETWORKS:
         raise UserError(
-            f"{path}: expected weights of {ARCH} in format {FORMAT}, got arch {metadata.get('arch')!r}, format "
-            f"{metadata.get('vheatir_format')!r}; weights of other networks or newer versions cannot be used"
+            f"{path}: expected weights of {' or '.join(NETWORKS)} in format {FORMAT}, got arch "
+            f"{metadata.get('arch')!r}, format {metadata.get('vheatir_format')!r}; "
+            "weights of other networks or newer versions cannot be used"
         )
     missing = [key for key in REQUIRED if key not in metadata]
     if missing:
@@ -88,18 +90,12 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[
     config = _config(path, metadata["config"])
     try:
         with torch.device("meta"):  # a configuration that does not fit the file costs no memory
-            _network(config).load_state_dict({key: value.to("meta") for key, value in state.items()})
-        network = _network(config)
+            build(metadata["arch"], config).load_state_dict({key: value.to("meta") for key, value in state.items()})
+        network = build(metadata["arch"], config)
         network.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its tensors and its configuration do not fit together: {error}") from error
     return network.eval().to(device), metadata
-
-
-def _network(config: Mapping[str, Any]) -> nn.Module:
-    from vheatir.archs.vheatir_arch import VHeatIR
-
-    return VHeatIR(**config)
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:
@@ -119,10 +115,11 @@ def _config(path: Path, text: str) -> dict[str, Any]:
 def save(path: str | Path, net_state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write weights atomically, floats as float16; the same content always gives the same bytes.
 
-    metadata: text under the keys of `REQUIRED` (config as JSON) and any others; format and arch are added.
+    metadata: text under the keys of `REQUIRED` (config as JSON) and any others; the format is added, and "arch", the
+    network's name in `vheatir.archs.networks`, is VHeatIR where it is left out.
     """
     path = Path(path)
-    metadata = {**metadata, "vheatir_format": FORMAT, "arch": ARCH}
+    metadata = {"arch": "VHeatIR", **metadata, "vheatir_format": FORMAT}
     wrong = [key for key in REQUIRED if key not in metadata] + [
         key for key, value in metadata.items() if not isinstance(value, str)
     ]

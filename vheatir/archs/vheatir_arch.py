@@ -126,17 +126,12 @@ class VHeatIR(nn.Module):
             ValueError: wrong shape, or a level where none (or none where one) is expected.
             TypeError: the image is not of a floating type.
         """
-        if image.ndim != 4 or image.shape[1] != self.config["in_chans"] or 0 in image.shape[2:]:
-            raise ValueError(f"expected images (B, {self.config['in_chans']}, H, W), got {tuple(image.shape)}")
-        if (level is not None) != self.level_map:
-            raise ValueError("this network needs a level" if self.level_map else "this network takes no level")
-        if not image.is_floating_point():
-            raise TypeError(f"expected floating point in [0, 1], got {image.dtype}; divide 8-bit images by 255")
+        check_image(image, level, self.config)
         height, width = image.shape[2:]
         padded = self._pad(image)
         planes = F.pixel_unshuffle(padded, self.downscale)
         if level is not None:
-            planes = torch.cat([planes, self._level_plane(level, padded, image.shape[2:])], 1)
+            planes = torch.cat([planes, F.avg_pool2d(self._pad(level_plane(level, image)), self.downscale)], 1)
         shallow = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
         embedding = EmbeddingAt(self.freq_embed, tuple(shallow.shape[1:3]), self.resize)
         deep = shallow
@@ -147,7 +142,7 @@ class VHeatIR(nn.Module):
         residual = to_channels_first(self.conv_last(shallow + self.conv_after_body(deep)))
         residual = F.pixel_shuffle(residual, self.downscale)
         exporting = torch.compiler.is_exporting()
-        return image + (_resized(residual, height, width) if exporting else residual[:, :, :height, :width])
+        return image + (resized(residual, height, width) if exporting else residual[:, :, :height, :width])
 
     def _pad(self, planes: Tensor) -> Tensor:
         if self.downscale == 1:
@@ -155,17 +150,9 @@ class VHeatIR(nn.Module):
         most = self.downscale - 1  # not -(-side // n): formats that exporters write divide towards zero
         height, width = ((side + most) // self.downscale * self.downscale for side in planes.shape[2:])
         if torch.compiler.is_exporting():
-            return _resized(planes, height, width)
+            return resized(planes, height, width)
         below, right = height - planes.shape[2], width - planes.shape[3]
         return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
-
-    def _level_plane(self, level: Tensor, padded: Tensor, size: tuple[int, int]) -> Tensor:
-        batch, height, width = padded.shape[0], padded.shape[2] // self.downscale, padded.shape[3] // self.downscale
-        if level.shape != (batch,) and level.shape != (batch, 1, *size):
-            raise ValueError(f"level must be ({batch},) or {(batch, 1, *size)}, got {tuple(level.shape)}")
-        if level.ndim == 1:
-            return level.to(padded).view(-1, 1, 1, 1).expand(-1, 1, height, width)
-        return F.avg_pool2d(self._pad(level.to(padded)), self.downscale)
 
     def fold(self, height: int, width: int) -> None:
         """Freeze the decays for images of one size (the published merged form); `unfold` goes back."""
@@ -181,7 +168,26 @@ class VHeatIR(nn.Module):
             layer.unfold()
 
 
-def _resized(planes: Tensor, height: int, width: int) -> Tensor:
+def check_image(image: Tensor, level: Tensor | None, config: Mapping) -> None:
+    """Refuse what a network of this configuration cannot restore; see `VHeatIR.forward`."""
+    if image.ndim != 4 or image.shape[1] != config["in_chans"] or 0 in image.shape[2:]:
+        raise ValueError(f"expected images (B, {config['in_chans']}, H, W), got {tuple(image.shape)}")
+    if (level is not None) != config["level_map"]:
+        raise ValueError("this network needs a level" if config["level_map"] else "this network takes no level")
+    if not image.is_floating_point():
+        raise TypeError(f"expected floating point in [0, 1], got {image.dtype}; divide 8-bit images by 255")
+
+
+def level_plane(level: Tensor, image: Tensor) -> Tensor:
+    """A level of shape (B,) or (B, 1, H, W) as a plane (B, 1, H, W) of the image's size and dtype."""
+    batch, _, height, width = image.shape
+    if level.shape != (batch,) and level.shape != (batch, 1, height, width):
+        raise ValueError(f"level must be ({batch},) or {(batch, 1, height, width)}, got {tuple(level.shape)}")
+    level = level.to(image)
+    return level.view(-1, 1, 1, 1).expand(-1, 1, height, width) if level.ndim == 1 else level
+
+
+def resized(planes: Tensor, height: int, width: int) -> Tensor:
     """Cut off, or padded with the border pixels, below and right; in a form that says nothing about unknown sides.
 
     Slices and padding make an exporter ask whether they change anything, and so fix whether sides are even.

@@ -17,7 +17,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import nn
 
 from vheatir import weights
-from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
+from vheatir.archs.networks import config_from_state_dict, gray_from_color, name_of
 from vheatir.backbone.freezing import frozen
 from vheatir.data.device import finish_batch, mixup
 from vheatir.errors import UserError
@@ -71,7 +71,7 @@ class VHeatIRModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it.
 
-        A gray VHeatIR also starts from the weights of a colour one (`gray_from_color`).
+        A gray network of ours also starts from the weights of a colour one (`gray_from_color`).
         """
         if Path(load_path).suffix in (".pth", ".pt"):
             state, _ = weights.load_checkpoint(load_path, self.opt["path"].get("param_key_g"))
@@ -79,8 +79,8 @@ class VHeatIRModel(SRModel):
             state, _ = weights.read(load_path)
         net = self.get_bare_model(net)
         try:
-            gray = isinstance(net, VHeatIR) and net.config["in_chans"] == 1
-            if gray and config_from_state_dict(state)["in_chans"] == 3:
+            gray = name_of(net) is not None and net.config["in_chans"] == 1
+            if gray and config_from_state_dict(state)[1]["in_chans"] == 3:
                 state = gray_from_color(state)
             net.load_state_dict(state, strict=strict)
         except (RuntimeError, ValueError) as error:

@@ -1,0 +1,62 @@
+"""The project's restoration networks by name: building one, and telling whose weights a state dict holds."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from vheatir.archs import vheatir_arch, vheatunet_arch
+
+NETWORKS: dict[str, type[nn.Module]] = {"VHeatIR": vheatir_arch.VHeatIR, "VHeatUNet": vheatunet_arch.VHeatUNet}
+_MODULES: dict[str, ModuleType] = {"VHeatIR": vheatir_arch, "VHeatUNet": vheatunet_arch}
+
+
+def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of that name with these constructor arguments.
+
+    Raises:
+        ValueError: no such network, or an argument out of its range.
+        TypeError: an argument that the network does not have.
+    """
+    if arch not in NETWORKS:
+        raise ValueError(f"unknown network {arch!r}; known: {', '.join(NETWORKS)}")
+    return NETWORKS[arch](**config)
+
+
+def name_of(network: nn.Module) -> str | None:
+    """The name under which a network is listed here; None for any other network."""
+    return next((name for name, kind in NETWORKS.items() if isinstance(network, kind)), None)
+
+
+def arch_of_state_dict(state: Mapping[str, Tensor]) -> str:
+    """The name of the network that a state dict belongs to, by its keys.
+
+    Raises:
+        ValueError: the keys are those of none of them.
+    """
+    if "freq_embed" in state and "groups.0.conv.weight" in state:
+        return "VHeatIR"
+    if "conv_first.weight" in state and "down.0.weight" in state and "up.0.weight" in state:
+        return "VHeatUNet"
+    first = ", ".join(list(state)[:3])
+    raise ValueError(f"these are the weights of none of {', '.join(NETWORKS)}; the first keys are {first}")
+
+
+def config_from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Name and constructor arguments of the network that a state dict belongs to, read from its keys and shapes.
+
+    Raises:
+        ValueError: the keys are those of none of the networks here.
+    """
+    arch = arch_of_state_dict(state)
+    return arch, _MODULES[arch].config_from_state_dict(state)
+
+
+def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the gray network that does what the color network of `state` does to R = G = B, averaged to gray.
+
+    Raises:
+        ValueError: `state` is that of no color network here.
+    """
+    return _MODULES[arch_of_state_dict(state)].gray_from_color(state)

@@ -1,0 +1,309 @@
+"""The U-shaped restoration network: gated convolutions with heat attention at every resolution."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vheatir.archs.vheatir_arch import check_image, level_plane, resized
+from vheatir.backbone.layers import ChannelsLastConv2d, Linear, full_precision, to_channels_first, to_channels_last
+from vheatir.kernels.dct import squared_frequencies
+from vheatir.kernels.ops import heat_conduction
+
+ATTENTION = ("heat", "mean", "none")
+
+
+class HeatAttention(nn.Module):
+    """Channel attention whose average is a heat kernel of learned reach: x * linear(heat(x)).
+
+    Maps (B, H, W, C) to the same shape. Each channel has one diffusivity k > 0 in squared pixels of this feature map,
+    so it averages over about sqrt(2 k) pixels; the starting values are log-spaced over the channels. With an infinite
+    reach this is the average over the whole map; with a finite one a training crop and a whole image have the same
+    statistics.
+
+    Args:
+        dim: channels C.
+        reach: blur lengths in pixels between which the channels start; None takes the average over the whole map.
+
+    Source: simplified channel attention (NAFNet, arXiv 2204.04676) with the operator of vHeat (arXiv 2405.16555).
+    """
+
+    def __init__(self, dim: int, reach: tuple[float, float] | None):
+        super().__init__()
+        self.linear = Linear(dim, dim)
+        self.log_k: nn.Parameter | None = None
+        if reach is not None:
+            lengths = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), dim)
+            self.log_k = nn.Parameter(torch.log(lengths.square() / 2))
+
+    def decay(self, height: int, width: int) -> Tensor:
+        """exp(-k (w_h^2 + w_w^2)) of shape (H, W, C), in float32 or float64."""
+        log_k = self.log_k
+        with full_precision(log_k):  # errors of k are amplified by the exponential
+            dtype = torch.promote_types(log_k.dtype, torch.float32)
+            frequencies = squared_frequencies(height, width, dtype=dtype, device=log_k.device)
+            return torch.exp(-log_k.to(dtype).exp() * frequencies[..., None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape and dtype."""
+        if self.log_k is None:
+            return x * self.linear(x.mean((1, 2), keepdim=True))
+        return x * self.linear(heat_conduction(x, self.decay(x.shape[1], x.shape[2])))
+
+
+class GatedBlock(nn.Module):
+    """Two residual branches on (B, H, W, C) maps, each scaled per channel from zero.
+
+    The first: norm, linear, depthwise 3x3, product of both halves, attention, linear. The second: norm, linear, product
+    of both halves, linear.
+
+    Args:
+        dim: channels C.
+        attention: "heat", "mean" (over the whole map) or "none".
+        reach: see `HeatAttention`.
+
+    Source: NAFNet (arXiv 2204.04676), with heat in its attention.
+    """
+
+    def __init__(self, dim: int, attention: str, reach: tuple[float, float]):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.expand = Linear(dim, 2 * dim)
+        self.dwconv = ChannelsLastConv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
+        self.attention = None if attention == "none" else HeatAttention(dim, reach if attention == "heat" else None)
+        self.project = Linear(dim, dim)
+        self.scale1 = nn.Parameter(torch.zeros(dim))
+        self.norm2 = nn.LayerNorm(dim)
+        self.fc1 = Linear(dim, 2 * dim)
+        self.fc2 = Linear(dim, dim)
+        self.scale2 = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, gate = self.dwconv(self.expand(self.norm1(x))).chunk(2, dim=-1)
+        y = y * gate
+        if self.attention is not None:
+            y = self.attention(y)
+        x = x + self.project(y) * self.scale1
+        y, gate = self.fc1(self.norm2(x)).chunk(2, dim=-1)
+        return x + self.fc2(y * gate) * self.scale2
+
+
+class Stage(nn.Sequential):
+    """Gated blocks of one resolution; with `checkpointing` their activations are recomputed in the backward."""
+
+    def __init__(self, dim: int, depth: int, attention: str, reach: tuple[float, float], checkpointing: bool):
+        super().__init__(*(GatedBlock(dim, attention, reach) for _ in range(depth)))
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class VHeatUNet(nn.Module):
+    """Image restoration by a U-shaped network with heat attention; predicts the residual to the input.
+
+    Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded
+    with its border pixels to a multiple of 2^levels, cropped back. Features are channels-last throughout; their number
+    doubles and their resolution halves from level to level.
+
+    Args:
+        in_chans: 1 for gray, 3 for RGB.
+        dim: channels at full resolution.
+        encoder: blocks of each level on the way down, from full resolution.
+        middle: blocks at the coarsest level.
+        decoder: blocks of each level on the way up, in the order of `encoder`.
+        attention: "heat", "mean" or "none" for each level and the middle.
+        reach: blur lengths, in pixels of each level's own map, between which the diffusivities start.
+        level_map: take the noise level or JPEG quality as a further input plane.
+        checkpointing: recompute block activations in the backward (less memory, a third more time).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: the shape of U-Net (arXiv 1505.04597) and the blocks of NAFNet (arXiv 2204.04676), with the operator of
+        vHeat (arXiv 2405.16555) in their attention; compared in docs/architecture.md.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        dim: int = 32,
+        encoder: Sequence[int] = (1, 1, 2),
+        middle: int = 2,
+        decoder: Sequence[int] = (1, 1, 1),
+        attention: Sequence[str] = ("heat", "heat", "heat", "heat"),
+        reach: tuple[float, float] = (0.7, 12.0),
+        level_map: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.config = {
+            "in_chans": in_chans,
+            "dim": dim,
+            "encoder": encoder,
+            "middle": middle,
+            "decoder": decoder,
+            "attention": attention,
+            "reach": reach,
+            "level_map": level_map,
+            "checkpointing": checkpointing,
+        }
+        _check_config(self.config)
+        self.config.update({key: list(self.config[key]) for key in ("encoder", "decoder", "attention", "reach")})
+        self.levels, self.level_map = len(encoder), level_map
+        dims = [dim << level for level in range(self.levels + 1)]
+        rest = {"reach": tuple(reach), "checkpointing": checkpointing}
+        self.conv_first = ChannelsLastConv2d(in_chans + level_map, dim, 3, padding=1)
+        self.encoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, encoder, attention))
+        self.down = nn.ModuleList(ChannelsLastConv2d(width, 2 * width, 2, stride=2) for width in dims[:-1])
+        self.middle = Stage(dims[-1], middle, attention[-1], **rest)
+        self.up = nn.ModuleList(Linear(2 * width, 4 * width, bias=False) for width in dims[:-1])
+        self.decoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, decoder, attention))
+        self.conv_last = ChannelsLastConv2d(dim, in_chans, 3, padding=1)
+        # The untrained network returns its input.
+        nn.init.zeros_(self.conv_last.weight)
+        nn.init.zeros_(self.conv_last.bias)
+
+    def forward(self, image: Tensor, level: Tensor | None = None) -> Tensor:
+        """Restore images.
+
+        Args:
+            image: (B, in_chans, H, W).
+            level: noise level / 255 or JPEG quality / 100, as (B,) or (B, 1, H, W); needed where the network was
+                built with `level_map`, refused otherwise.
+
+        Raises:
+            ValueError: wrong shape, or a level where none (or none where one) is expected.
+            TypeError: the image is not of a floating type.
+        """
+        check_image(image, level, self.config)
+        height, width = image.shape[2:]
+        planes = self._pad(image)
+        if level is not None:
+            planes = torch.cat([planes, self._pad(level_plane(level, image))], 1)
+        x = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        skips = []
+        for stage, down in zip(self.encoder, self.down, strict=True):
+            x = stage(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle(x)
+        for up, stage in zip(reversed(self.up), reversed(self.decoder), strict=True):
+            x = stage(_spread(up(x)) + skips.pop())
+        residual = to_channels_first(self.conv_last(x))
+        if torch.compiler.is_exporting():
+            return image + resized(residual, height, width)
+        return image + residual[:, :, :height, :width]
+
+    def _pad(self, planes: Tensor) -> Tensor:
+        step = 1 << self.levels
+        # Not -(-side // n): formats that exporters write divide towards zero.
+        height, width = ((side + step - 1) // step * step for side in planes.shape[2:])
+        if torch.compiler.is_exporting():
+            return resized(planes, height, width)
+        below, right = height - planes.shape[2], width - planes.shape[3]
+        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
+
+
+def _spread(x: Tensor) -> Tensor:
+    """(B, H, W, 4 C) to (B, 2 H, 2 W, C): each position becomes 2 x 2, row by row."""
+    batch, height, width, channels = x.shape
+    parts = x.reshape(batch, height, width, 2, 2, channels // 4)
+    return parts.transpose(2, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def _check_config(config: Mapping) -> None:
+    """Refuse constructor arguments that no network has, naming the argument."""
+    for key in ("in_chans", "dim"):
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
+            raise ValueError(f"{key} must be a whole number of at least 1, got {config[key]!r}")
+    if config["in_chans"] not in (1, 3):
+        raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {config['in_chans']}")
+    if not isinstance(config["middle"], int) or isinstance(config["middle"], bool) or config["middle"] < 0:
+        raise ValueError(f"middle must be a number of blocks, 0 or more, got {config['middle']!r}")
+    for key in ("encoder", "decoder"):
+        depths = config[key]
+        if not isinstance(depths, list | tuple) or not depths or not all(isinstance(d, int) and d >= 0 for d in depths):
+            raise ValueError(f"{key} must be the blocks of each level, such as [1, 1, 2], got {depths!r}")
+    levels = len(config["encoder"])
+    if len(config["decoder"]) != levels:
+        raise ValueError(f"decoder must have as many levels as encoder ({levels}), got {config['decoder']!r}")
+    attention, reach = config["attention"], config["reach"]
+    if not isinstance(attention, list | tuple) or len(attention) != levels + 1 or not set(attention) <= {*ATTENTION}:
+        raise ValueError(
+            f"attention must be one of {', '.join(ATTENTION)} for each of the {levels} levels and the middle, "
+            f"got {attention!r}"
+        )
+    if not isinstance(reach, list | tuple) or len(reach) != 2 or not all(0 < length < math.inf for length in reach):
+        raise ValueError(f"reach must be two lengths above 0 in pixels, such as [0.7, 12.0], got {reach!r}")
+
+
+def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
+    """Constructor arguments of the VHeatUNet that a state dict belongs to, read from its keys and shapes.
+
+    What leaves no trace in the weights (`reach`, `checkpointing`, the attention of a level without blocks) keeps its
+    default.
+
+    Raises:
+        ValueError: the keys are not those of a VHeatUNet.
+    """
+    try:
+        in_chans, dim = state["conv_last.weight"].shape[:2]
+        planes = state["conv_first.weight"].shape[1]
+        levels = len({key.split(".")[1] for key in state if key.startswith("down.")})
+        if not levels:
+            raise ValueError("these are no VHeatUNet weights: expected keys down.*")
+        encoder = [_depth(state, f"encoder.{level}.") for level in range(levels)]
+        decoder = [_depth(state, f"decoder.{level}.") for level in range(levels)]
+        prefixes = [(f"encoder.{level}.0.", f"decoder.{level}.0.") for level in range(levels)] + [("middle.0.",)]
+    except KeyError as missing:
+        raise ValueError(f"these are no VHeatUNet weights: key {missing} is missing") from None
+    return {
+        "in_chans": in_chans,
+        "dim": dim,
+        "encoder": encoder,
+        "middle": _depth(state, "middle."),
+        "decoder": decoder,
+        "attention": [_attention(state, places) for places in prefixes],
+        "level_map": planes > in_chans,
+    }
+
+
+def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _attention(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> str:
+    if any(f"{prefix}attention.log_k" in state for prefix in prefixes):
+        return "heat"
+    if any(f"{prefix}attention.linear.weight" in state for prefix in prefixes):
+        return "mean"
+    return "none" if any(f"{prefix}project.weight" in state for prefix in prefixes) else "heat"
+
+
+def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a gray network that does what the color network of `state` does to R = G = B, averaged to gray.
+
+    The first convolution is summed over the three channels, the last one averaged; all else stays. A start for
+    training a gray network, which converges sooner than one from scratch.
+
+    Raises:
+        ValueError: `state` is not that of a color VHeatUNet.
+    """
+    first, last, bias = (state.get(key) for key in ("conv_first.weight", "conv_last.weight", "conv_last.bias"))
+    if first is None or last is None or bias is None or len(last) != 3:
+        raise ValueError("expected the weights of a color VHeatUNet (conv_last of 3 planes)")
+    return {
+        **state,
+        "conv_first.weight": torch.cat([first[:, :3].sum(1, keepdim=True), first[:, 3:]], 1),
+        "conv_last.weight": last.mean(0, keepdim=True),
+        "conv_last.bias": bias.mean(0, keepdim=True),
+    }
