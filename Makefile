@@ -44,13 +44,13 @@ test: lint
 # The CUDA kernels first, by themselves: compiled, against float64, under the sanitizer; then all else, as it runs without
 # VHEATIR_CUDA; then the benchmark, with the kernels as the default.
 gpu:
-	$(CHECKOUT) -m pytest tests/kernels/test_cuda_values.py tests/kernels/test_cuda_dispatch.py tests/kernels/test_cuda_build.py
+	$(CHECKOUT) -m pytest tests/kernels/cuda/test_cuda_values.py tests/kernels/cuda/test_cuda_dispatch.py tests/kernels/cuda/test_cuda_build.py
 ifneq ($(SANITIZER),)
 	for tool in memcheck racecheck synccheck; do \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(CHECKOUT:$(PYTHON)=) $(SANITIZER) --tool $$tool --error-exitcode 1 \
-			$(PYTHON) -m pytest -q tests/kernels/test_cuda_values.py -k "gpu and (value_and_gradients or pieces)" || exit 1; \
+			$(PYTHON) -m pytest -q tests/kernels/cuda/test_cuda_values.py -k "gpu and (value_and_gradients or pieces)" || exit 1; \
 	done
 endif
-	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/test_arch.py tests/vheatir/test_device.py --device cuda
+	$(CHECKOUT) -m pytest tests/kernels tests/backbone tests/vheatir/archs/test_arch.py tests/vheatir/data/test_batch_degradations.py --device cuda
 	mkdir -p $(dir $(GPU_JSON))
 	VHEATIR_CUDA=1 $(CHECKOUT) -m vheatir bench hco --device cuda --dtype bfloat16 --shape $(GPU_SHAPES) --backward --json $(GPU_JSON)

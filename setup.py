@@ -22,7 +22,8 @@ FOLDERS = {
 }
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package can be imported from here before it is installed
-from vheatir.kernels import cpu_build, cuda_build  # noqa: E402
+from vheatir.kernels.cpu import build as cpu_build  # noqa: E402
+from vheatir.kernels.cuda import build as cuda_build  # noqa: E402
 
 
 def builds_kernel() -> bool:
@@ -41,14 +42,16 @@ class BuildWithKernels(build_py):
     def build_for_cuda(self):
         try:
             if architectures := cuda_build.planned_architectures():
-                cuda_build.build(Path(self.build_lib, "vheatir", "kernels", cuda_build.library_name()), architectures)
+                cuda_build.build(
+                    Path(self.build_lib, "vheatir", "kernels", "cuda", cuda_build.library_name()), architectures
+                )
         except cuda_build.BuildError as error:
             sys.stderr.write(f"warning: the CUDA kernels were not built: {error}\n")
 
     def build_for_cpu(self):
         if not builds_kernel():
             return
-        target = Path(self.build_lib, "vheatir", "kernels", cpu_build.library_name())
+        target = Path(self.build_lib, "vheatir", "kernels", "cpu", cpu_build.library_name())
         try:
             kept = cpu_build.cached_file(cpu_build.compiler())
             if kept.exists():
@@ -74,10 +77,11 @@ setup(
         *FOLDERS,
         *(f"vheatir.{name}" for name in find_packages("vheatir")),
         *(f"vheatir.backbone.{name}" for name in find_packages("backbone")),
+        *(f"vheatir.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_data={
         "vheatir": ["weights/*.safetensors", "weights/*.md", "weights/LICENSE-WEIGHTS"],
-        "vheatir.data": ["sets.yml"],
+        "vheatir.prepare": ["sets.yml"],
         "vheatir.kernels": ["csrc/*"],
         "vheatir.recipes": ["*.yml", "*/*.yml"],
     },

@@ -8,16 +8,16 @@ import importlib
 import sys
 
 _PUBLIC = {
-    "create_model": "vheatir.backbone.models",
-    "dense_backbone": "vheatir.backbone.dense",
-    "freeze": "vheatir.backbone.freezing",
-    "frozen": "vheatir.backbone.freezing",
-    "kept_info": "vheatir.backbone.freezing",
-    "load_checkpoint": "vheatir.backbone.checkpoint",
-    "list_models": "vheatir.backbone.models",
-    "MetaArch": "vheatir.backbone.meta",
-    "unfreeze": "vheatir.backbone.freezing",
-    "VHeat": "vheatir.backbone.vheat",
+    "create_model": "vheatir.backbone.models.create",
+    "dense_backbone": "vheatir.backbone.models.dense_backbones",
+    "freeze": "vheatir.backbone.layers.freezing",
+    "frozen": "vheatir.backbone.layers.freezing",
+    "kept_info": "vheatir.backbone.layers.freezing",
+    "load_checkpoint": "vheatir.backbone.models.checkpoint",
+    "list_models": "vheatir.backbone.models.create",
+    "MetaArch": "vheatir.backbone.models.meta_arch",
+    "unfreeze": "vheatir.backbone.layers.freezing",
+    "VHeat": "vheatir.backbone.models.vheat",
 }
 __all__ = list(_PUBLIC)
 
@@ -35,4 +35,4 @@ def __dir__() -> list[str]:
 
 
 if "timm.models" in sys.modules:
-    importlib.import_module("vheatir.backbone.models")
+    importlib.import_module("vheatir.backbone.models.create")

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from vheatir import weights
-from vheatir.backbone.freezing import freeze
+from vheatir.backbone.layers.freezing import freeze
 from vheatir.data.degradations import to_uint8
 from vheatir.data.sources import ImageSource
-from vheatir.evaluate import degrade, read_clean
+from vheatir.evaluate.command import degrade, read_clean
 from vheatir.metrics.fidelity import psnr
-from vheatir.results import prepare_output, run_metadata, write_json
-from vheatir.tiling import apply_tiled
+from vheatir.restore.tiling import apply_tiled
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 FACTORS = (1, 2, 4)
 

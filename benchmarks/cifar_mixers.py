@@ -53,7 +53,7 @@ def recipe_for(network: str, args: argparse.Namespace) -> Path:
     """The recipe with a network's model, as a file of its own."""
     import yaml
 
-    from vheatir.options import find_options, load_table
+    from vheatir.train.options import find_options, load_table
 
     table = load_table(find_options("classification/cifar10_subset"))
     if network != "vheat":
@@ -99,12 +99,12 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     import torch
     import torch.nn.functional as F
 
-    from vheatir.backbone import classify
-    from vheatir.backbone.freezing import freeze
-    from vheatir.backbone.recipe import read_recipe
-    from vheatir.measure import interleave, peak_mib
-    from vheatir.options import load_table
+    from vheatir.backbone.classification import task as classify
+    from vheatir.backbone.classification.recipe import read_recipe
+    from vheatir.backbone.layers.freezing import freeze
     from vheatir.pretrain import SECTIONS
+    from vheatir.train.options import load_table
+    from vheatir.utils.timing import interleave, peak_mib
 
     device = torch.device("cpu")
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
@@ -147,7 +147,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    from vheatir.results import run_metadata, write_json
+    from vheatir.utils.run_metadata import run_metadata, write_json
 
     args = parse()
     args.runs = args.runs.resolve()

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from vheatir import measure
-from vheatir.bench import SHAPES, _positive, _shape
-from vheatir.bench_operator import gradients, inference, network_diffusivities
-from vheatir.kernels import native
+from vheatir.bench.command import SHAPES, _positive, _shape
+from vheatir.bench.operator import gradients, inference, network_diffusivities
+from vheatir.kernels.cpu import library as native
 from vheatir.kernels.dct import squared_frequencies
 from vheatir.kernels.ops import heat_conduction, prepare_decay
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.utils import timing
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -71,7 +71,7 @@ def measure_shape(shape: tuple[int, ...], kernels: dict[str, native.Library], ro
     for form in ("fwd", "fwd prepared", "fwd+bwd"):
         calls = calls_of(shape, form, decays)
         acts = {(k, d): with_library(library, call) for k, library in kernels.items() for d, call in calls.items()}
-        timings = measure.interleave(acts, torch.device("cpu"), rounds=rounds, clock="cpu", seconds=6, turn=5e-3)
+        timings = timing.interleave(acts, torch.device("cpu"), rounds=rounds, clock="cpu", seconds=6, turn=5e-3)
         for kernel in kernels:
             pair = timings[kernel, "network"], timings[kernel, "uniform"]
             ratios = [ours / other for ours, other in zip(*(one.microseconds for one in pair), strict=True)]

@@ -16,8 +16,8 @@ from torchvision.ops import deform_conv2d
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from vheatir.backbone.mixers.deformable import DeformableSampling, sample_weighted
-from vheatir.measure import interleave, peak_mib
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+from vheatir.utils.timing import interleave, peak_mib
 
 SHAPES = ((2, 56, 56, 64, 4), (2, 14, 14, 256, 16))  # batch, height, width, channels, heads
 

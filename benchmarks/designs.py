@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vheatir.cli import run
-from vheatir.compare_training import main as compare
+from vheatir.train.equal_time import main as compare
 
 BASE = Path(__file__).resolve().parent.parent / "options" / "denoise_light.yml"
 DESIGNS: dict[str, dict[str, Any]] = {

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
-from vheatir.image_tiff import TiffInfo
-from vheatir.image_write import write_blocks
-from vheatir.restorer import TASKS
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.image_io.tiff import TiffInfo
+from vheatir.image_io.write import write_blocks
+from vheatir.restore.restorer import TASKS
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 SIGMA = 25.0
 _ROWS = 256

@@ -20,9 +20,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from vheatir.data.datasets import GaussianNoiseDataset
-from vheatir.data.prepare import make_lmdb
-from vheatir.data.sampler import IterationSampler
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.data.sampling import IterationSampler
+from vheatir.prepare.patches import make_lmdb
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 ENDLESS = 10**9  # iterations
 

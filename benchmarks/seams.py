@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import skimage.data
 
-from vheatir import tiling
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, to_float, to_uint8
 from vheatir.data.sources import decode_image, list_images
 from vheatir.errors import UserError
-from vheatir.restorer import TASKS, Restorer
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.restore import tiling
+from vheatir.restore.restorer import TASKS, Restorer
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 _GRID = 16  # pixels; a JPEG's blocks of 8, where its colours have half the resolution
 _VIEW, _ENLARGED, _CONTRAST = 160, 4, 4.0  # pixels shown around the corner, how much larger, differences stretched

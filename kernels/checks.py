@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from vheatir.kernels.paths import compute_dtype
+from vheatir.kernels.dispatch import compute_dtype
 from vheatir.kernels.prepared import PreparedDecay
 
 _KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")

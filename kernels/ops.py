@@ -12,9 +12,12 @@ derivatives follow because the backward consists of the same operators.
 import torch
 from torch import Tensor
 
-from vheatir.kernels import checks, cpu_kernel, cuda_kernel, paths
+from vheatir.kernels import checks
+from vheatir.kernels import dispatch as paths
+from vheatir.kernels.cpu import kernel as cpu_kernel
+from vheatir.kernels.cuda import kernel as cuda_kernel
 from vheatir.kernels.prepared import PreparedDecay
-from vheatir.kernels.split import Transform
+from vheatir.kernels.torch_path import Transform
 
 _NATIVE = {paths.CPU_KERNEL: cpu_kernel, paths.CUDA: cuda_kernel}
 

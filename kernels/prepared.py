@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vheatir.kernels.cpu_kernel import unprepare
-from vheatir.kernels.paths import CPU_KERNEL, choose
-from vheatir.kernels.split import Transform, without_subnormals
+from vheatir.kernels.cpu.kernel import unprepare
+from vheatir.kernels.dispatch import CPU_KERNEL, choose
+from vheatir.kernels.torch_path import Transform, without_subnormals
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ def convert(folder: Path, least_area: int) -> dict:
 
 
 def main() -> None:
-    from vheatir.files import atomic_open
+    from vheatir.utils.files import atomic_open
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("camvid", type=Path, help="folder with labels/train and labels/val")

@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
 
 from vheatir.cli import run
-from vheatir.metrics.folders import compare_folders
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.evaluate.folders import compare_folders
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
 
 from vheatir.cli import run
-from vheatir.evaluate import main
+from vheatir.evaluate.command import main
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -21,8 +21,8 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.cli import run
 from vheatir.errors import UserError
-from vheatir.files import atomic_open, sha256
-from vheatir.results import run_metadata
+from vheatir.utils.files import atomic_open, sha256
+from vheatir.utils.run_metadata import run_metadata
 
 LICENSE = "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is Apache-2.0"
 

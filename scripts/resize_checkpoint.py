@@ -36,8 +36,8 @@ def convert(args: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vheatir.backbone.checkpoint import fit_state, read_checkpoint, unwrap
-    from vheatir.backbone.models import create_model
+    from vheatir.backbone.models.checkpoint import fit_state, read_checkpoint, unwrap
+    from vheatir.backbone.models.create import create_model
 
     if len(args.img_size) > 2:
         raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")

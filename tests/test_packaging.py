@@ -19,27 +19,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("vheatir", "kernels", "backbone", "options", "setup.py", "pyproject.toml", "LICENSE", "README.md")
 NOT_SOURCE = shutil.ignore_patterns("*.egg-info", "__pycache__", "build")
-KERNELS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
-BACKBONE = sorted(path.stem for path in (ROOT / "backbone").glob("[!_]*.py"))
+LOWER = [path for folder in ("kernels", "backbone") for path in (ROOT / folder).rglob("[!_]*.py")]
+MODULES = sorted(".".join(["vheatir", *path.relative_to(ROOT).with_suffix("").parts]) for path in LOWER)
 
 PROBE = f"""
 import importlib, json, pathlib
 import vheatir
-from vheatir import folders
+from vheatir.utils import recipes
 
-for name in {[f"vheatir.kernels.{name}" for name in KERNELS] + [f"vheatir.backbone.{name}" for name in BACKBONE]}:
+for name in {MODULES}:
     importlib.import_module(name)
 package = pathlib.Path(vheatir.__file__).parent
 
 def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 print(json.dumps({{
     "package": str(package),
     "kernels": str(pathlib.Path(vheatir.kernels.dct.__file__).parent),
     "csrc": files(pathlib.Path(vheatir.kernels.dct.__file__).parent / "csrc"),
     "backbone": str(pathlib.Path(vheatir.backbone.__file__).parent),
-    "recipes": [name for name in files(folders.recipes()) if name.endswith(".yml")],
+    "recipes": [name for name in files(recipes.recipes()) if name.endswith(".yml")],
     "weights": files(package / "weights"),
     "conducts": vheatir.heat_conduction.__module__,
 }}))
@@ -127,7 +128,8 @@ def test_all_modules_come_from_the_same_place(layout, found):
 )
 def test_data_files_are_all_there(layout, found, data, folder, pattern):
     source = layout.root / folder
-    assert found[data] == sorted(path.relative_to(source).as_posix() for path in source.glob(pattern) if path.is_file())
+    files = [path for path in source.glob(pattern) if path.is_file() and path.suffix != ".pyc"]
+    assert found[data] == sorted(path.relative_to(source).as_posix() for path in files)
 
 
 def test_the_command_answers(layout, found):

@@ -27,12 +27,10 @@ BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
     "yaml",
 }
 KNOW_BASICSR = (
-    "vheatir/registry.py",
-    "vheatir/building.py",
-    "vheatir/train.py",
+    "vheatir/train/",
+    "vheatir/archs/swinir_arch.py",
     "vheatir/test.py",
     "vheatir/compat.py",
-    "vheatir/models/",
 )
 # Home folders and mount points of whoever wrote the file; /tmp/x or /data/x in an example belongs to nobody.
 PRIVATE_PATH = re.compile(r"(?<![\w.~}])/(?:home|root|Users|work|workspace|mnt|scratch)/[\w.-]+")

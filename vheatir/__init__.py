@@ -25,7 +25,7 @@ _PUBLIC = {
     "dct_matrix": "vheatir.kernels.dct",
     "hco_reference": "vheatir.kernels.reference",
     "VHeatIR": "vheatir.archs.vheatir_arch",
-    "Restorer": "vheatir.restore",
+    "Restorer": "vheatir.restore.restorer",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -9,8 +9,6 @@ import importlib.abc
 import importlib.util
 import sys
 
-from vheatir.errors import UserError
-
 _ALIASES = {
     # removed from torchvision in 0.17; the same functions live on under the private name
     "torchvision.transforms.functional_tensor": "torchvision.transforms._functional_tensor",
@@ -51,6 +49,8 @@ def require_basicsr() -> None:
     Raises:
         UserError: BasicSR is not installed or does not import; says what to do.
     """
+    from vheatir.errors import UserError  # this module is imported before the package finds backbone/
+
     if importlib.util.find_spec("basicsr") is None:
         how = (
             "run `make setup` in a clone, or `pip install --no-build-isolation basicsr==1.4.2` after torch, torchvision"
@@ -73,6 +73,8 @@ def require_matplotlib() -> type:
     Raises:
         UserError: matplotlib is not installed; says what to do.
     """
+    from vheatir.errors import UserError
+
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from vheatir.cli import run as run_command
 from vheatir.data.degradations import to_uint8
 from vheatir.errors import UserError
-from vheatir.evaluate import degrade, save_png
+from vheatir.evaluate.command import degrade, save_png
 from vheatir.metrics.fidelity import psnr, ssim
 
 _CASES = (  # task, photograph that scikit-image installs, level
@@ -32,7 +32,7 @@ def restore_photographs(out: Path) -> None:
     """Degrade and restore one photograph per task; print figures, write input | restored | original as PNG."""
     from skimage import data
 
-    from vheatir.restore import Restorer
+    from vheatir.restore.restorer import Restorer
 
     for task, name, level in _CASES:
         clean = getattr(data, name)()
@@ -58,7 +58,7 @@ def train_smoke(out: Path) -> int:
     Raises:
         UserError: the training did not learn.
     """
-    from vheatir.train import main as train
+    from vheatir.train.command import main as train
 
     if status := train(["-opt", "smoke", "--set", f"path.experiments_root={json.dumps(str(out))}"]):
         return status

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.cli import run as run_command
-from vheatir.dense import DenseSession, parser_for, run
+from vheatir.tasks.dense import DenseSession, parser_for, run
 
 
 def _stored_classes(weights: str) -> tuple[str, ...] | None:
@@ -51,8 +51,8 @@ class DetectSession(DenseSession):
         return build_detector(self.body, self.recipe.detector, count)
 
     def _catalogue(self, training: bool):
-        from vheatir.backbone.detection.readers import read_catalogue
-        from vheatir.backbone.image_files import settle
+        from vheatir.backbone.dense.image_files import settle
+        from vheatir.backbone.detection.annotations import read_catalogue
 
         recipe = self.recipe
         catalogue = read_catalogue(recipe.data, training, recipe.detector.masks, self.classes)
@@ -64,7 +64,7 @@ class DetectSession(DenseSession):
         return self._catalogue(True)
 
     def samples(self):
-        from vheatir.backbone.detection.pictures import Pictures, training_views
+        from vheatir.backbone.detection.dataset import Pictures, training_views
 
         return Pictures(self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment))
 
@@ -84,8 +84,8 @@ class DetectSession(DenseSession):
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
         import torch
 
-        from vheatir.backbone.detection.scores import as_results
-        from vheatir.backbone.drawing import draw_detections
+        from vheatir.backbone.dense.drawing import draw_detections
+        from vheatir.backbone.detection.average_precision import as_results
 
         image = self.read_picture(file)
         with torch.no_grad():

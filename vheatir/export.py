@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vheatir import weights as files
-from vheatir.backbone.freezing import freeze
+from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
-from vheatir.files import TEMPORARY_PREFIX, atomic_open
+from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
 
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export program"}
 CHECKED = ((1, 37, 53), (2, 64, 48), (1, 120, 96))  # batch, height, width

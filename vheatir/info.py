@@ -79,9 +79,9 @@ def operator_paths(device: str) -> list[dict[str, Any]]:
     """Which path `heat_conduction` would take on `device` for maps of several sizes, and why."""
     import torch
 
-    from vheatir.kernels import paths
+    from vheatir.kernels import dispatch
 
-    chosen = [(height, width, paths.choose(height, width, torch.device(device))) for height, width in _SIDES]
+    chosen = [(height, width, dispatch.choose(height, width, torch.device(device))) for height, width in _SIDES]
     return [
         {"height": height, "width": width, "path": path.name, "reason": path.reason} for height, width, path in chosen
     ]
@@ -89,7 +89,7 @@ def operator_paths(device: str) -> list[dict[str, Any]]:
 
 def cpu_kernel() -> dict[str, Any]:
     """Whether the native CPU kernel runs here, with which instructions, from which file; or why not."""
-    from vheatir.kernels import native
+    from vheatir.kernels.cpu import library as native
 
     reason = native.refusal()
     if reason is not None:
@@ -102,7 +102,8 @@ def cuda_kernels() -> dict[str, Any]:
     """Whether the CUDA kernels run on the first device, from which file, whether they are the default; or why not."""
     import torch
 
-    from vheatir.kernels import cuda_build, cuda_driver
+    from vheatir.kernels.cuda import build as cuda_build
+    from vheatir.kernels.cuda import driver as cuda_driver
 
     device = torch.device("cuda", 0)
     reason = cuda_driver.refusal(device)

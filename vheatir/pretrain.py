@@ -1,6 +1,7 @@
 """`vheatir pretrain`: training and evaluation of classifiers, from a YAML file.
 
-Reads the recipe, keeps the run's folder and prints; the work is done by `vheatir.backbone.loop` and `.classify`.
+Reads the recipe, keeps the run's folder and prints; the work is done by `vheatir.backbone.training.loop` and
+`vheatir.backbone.classification.task`.
 Several processes train together under torchrun; the first one writes.
 """
 
@@ -11,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vheatir import results
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
-from vheatir.options import find_options, load_table
-from vheatir.plugins import import_plugin
-from vheatir.training import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.train.options import find_options, load_table
+from vheatir.utils import run_metadata
+from vheatir.utils.plugins import import_plugin
 
 _NEEDED = ("timm", "accelerate", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
@@ -30,8 +31,8 @@ class Session:
     def __init__(self, path: Path, options: dict[str, Any]):
         import torch
 
-        from vheatir.backbone import classify
-        from vheatir.backbone.recipe import read_recipe
+        from vheatir.backbone.classification import task as classify
+        from vheatir.backbone.classification.recipe import read_recipe
 
         self.path, self.options, self.classify = path, options, classify
         with told_to_the_user(str(path)):
@@ -101,7 +102,7 @@ def evaluate(session: Session, weights: str | None) -> dict[str, Any]:
 
 def measure(session: Session) -> dict[str, Any]:
     """Images per second of the merged form on the first batch of the evaluation set."""
-    from vheatir.backbone.batches import checked
+    from vheatir.backbone.training.batches import checked
 
     val, task = session.recipe.val, session.task()
     with told_to_the_user(str(session.path)):
@@ -166,7 +167,7 @@ def main(argv: list[str]) -> int:
     if arguments.finetune:
         options["path"] = {**(options.get("path") or {}), "finetune": arguments.finetune}
     if arguments.json:
-        results.prepare_output(arguments.json)
+        run_metadata.prepare_output(arguments.json)
     session = Session(path, options)
     if not judging:
         status = train(session, argv, arguments.resume)
@@ -177,10 +178,10 @@ def main(argv: list[str]) -> int:
         sys.stdout.writelines(f"{line}\n" for line in _lines(session.recipe.model["name"], session.size, result))
         if arguments.json:
             described = {
-                "metadata": results.run_metadata(["vheatir", "pretrain", *argv]),
+                "metadata": run_metadata.run_metadata(["vheatir", "pretrain", *argv]),
                 "model": session.recipe.model,
             }
-            results.write_json(arguments.json, {**described, **result})
+            run_metadata.write_json(arguments.json, {**described, **result})
     session.accelerator.end_training()
     return 0
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from vheatir import weights as store
 from vheatir.cli import run as run_command
-from vheatir.compare import KINDS, read_picture
+from vheatir.compare.command import KINDS, read_picture
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.evaluate import LEVEL_NAMES, degrade
-from vheatir.files import atomic_open, sha256
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.evaluate.command import LEVEL_NAMES, degrade
+from vheatir.utils.files import atomic_open, sha256
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 SHARES = (0.5, 0.9, 0.99)
 _LEVELS = {"denoise": 25, "jpeg": 20}  # sigma, quality

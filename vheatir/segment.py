@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.cli import run as run_command
-from vheatir.dense import DenseSession, parser_for, png_below, run, write_png
-from vheatir.training import told_to_the_user
+from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_png
+from vheatir.tasks.session import told_to_the_user
 
 
 class SegmentSession(DenseSession):
@@ -30,9 +30,9 @@ class SegmentSession(DenseSession):
         return Segmenter(self.body, self.recipe.head, data.num_classes)
 
     def _labelled(self, training: bool):
-        from vheatir.backbone.image_files import settle
+        from vheatir.backbone.dense.image_files import settle
+        from vheatir.backbone.segmentation.dataset import LabelledPictures, TrainingViews
         from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
-        from vheatir.backbone.segmentation.views import LabelledPictures, TrainingViews
 
         data = self.recipe.data
         pairs, problems = find_pairs(data, training)
@@ -65,7 +65,7 @@ class SegmentSession(DenseSession):
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
         import torch
 
-        from vheatir.backbone.drawing import draw_classes
+        from vheatir.backbone.dense.drawing import draw_classes
         from vheatir.backbone.segmentation.task import predict
 
         image = self.read_picture(file)

@@ -14,8 +14,8 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import open_image, read_image
-from vheatir.restore_file import FileOptions, find_level, restore_file
-from vheatir.restorer import TASKS, Restorer
+from vheatir.restore.one_file import FileOptions, find_level, restore_file
+from vheatir.restore.restorer import TASKS, Restorer
 
 logger = logging.getLogger("vheatir.serve")
 

@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.archs.networks import NETWORKS
-from vheatir.building import build_datasets, build_model, complete_options
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
-from vheatir.options import find_options, read_options
-from vheatir.registry import load_plugins, register_all
-from vheatir.results import prepare_output, run_metadata, write_json
+from vheatir.train.build import build_datasets, build_model, complete_options
+from vheatir.train.options import find_options, read_options
+from vheatir.train.registry import load_plugins, register_all
+from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 
 def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:

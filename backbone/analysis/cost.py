@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vheatir.backbone.pyramid import image_size
+from vheatir.backbone.models.pyramid import image_size
 from vheatir.kernels import ops  # noqa: F401 (registers the operators counted below)
 
 _aten, _vheatir = torch.ops.aten, torch.ops.vheatir

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vheatir.backbone.folding import HeatPyramid
+from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.kernels.dct import decay_map, squared_frequencies
 from vheatir.kernels.ops import heat_conduction
 

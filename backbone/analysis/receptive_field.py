@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from vheatir.backbone.pyramid import Pyramid
+from vheatir.backbone.models.pyramid import Pyramid
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 

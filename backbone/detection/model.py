@@ -8,7 +8,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vheatir.backbone.detection.recipe import Detector
-from vheatir.backbone.feature_maps import MEAN, STD
+from vheatir.backbone.models.feature_maps import MEAN, STD
 
 _RATIOS = (0.5, 1.0, 2.0)
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vheatir.backbone import dense_recipe
-from vheatir.backbone.dense_recipe import DenseRun
-from vheatir.backbone.sections import check, fill
+from vheatir.backbone.dense import recipe as dense_recipe
+from vheatir.backbone.dense.recipe import DenseRun
+from vheatir.backbone.training.schema import check, fill
 
 FORMATS = ("coco", "voc")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
-from vheatir.backbone.image_files import Problem
+from vheatir.backbone.dense.image_files import Problem
 
 _SLACK = 1.0  # pixels by which a box may exceed its image: annotations are rounded
 

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vheatir.backbone.batches import checked, val_loader
-from vheatir.backbone.detection.pictures import Pictures
+from vheatir.backbone.detection.average_precision import as_results, average_precision
+from vheatir.backbone.detection.dataset import Pictures
 from vheatir.backbone.detection.records import Catalogue
-from vheatir.backbone.detection.scores import as_results, average_precision
-from vheatir.backbone.freezing import frozen
-from vheatir.backbone.loop import to_device
+from vheatir.backbone.layers.freezing import frozen
+from vheatir.backbone.training.batches import checked, val_loader
+from vheatir.backbone.training.loop import to_device
 
 
 class Detection:

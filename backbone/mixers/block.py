@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import DropPath, LinearMlp
+from vheatir.backbone.layers.common import DropPath, LinearMlp
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import ChannelsLastConv2d, DropPath
+from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath
 from vheatir.backbone.mixers.block import MixerBlock, Place, make_factor, scaled
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import ChannelsLastConv2d
+from vheatir.backbone.layers.common import ChannelsLastConv2d
 from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table, padding_to_multiple
 from vheatir.backbone.mixers.shifted_window import resize_bias_table
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vheatir.backbone.embedding import EmbeddingAt
-from vheatir.backbone.heat import HeatBlock
+from vheatir.backbone.layers.embedding import EmbeddingAt
+from vheatir.backbone.layers.heat import HeatBlock
 from vheatir.backbone.mixers.block import MixerBlock, Place
 
 

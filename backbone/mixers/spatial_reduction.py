@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers import ChannelsLastConv2d, full_precision
+from vheatir.backbone.layers.common import ChannelsLastConv2d, full_precision
 from vheatir.backbone.mixers.block import AttentionBlock, Place, padding_to_multiple
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vheatir.backbone.batches import DataError
-from vheatir.backbone.image_files import SUFFIXES, Problem, read_labels, size_problem
+from vheatir.backbone.dense.image_files import SUFFIXES, Problem, read_labels, size_problem
 from vheatir.backbone.segmentation.recipe import Data
+from vheatir.backbone.training.batches import DataError
 
 IGNORED, _UNKNOWN = 255, 254
 _SPLITS = {"ade20k": ("training", "validation"), "cityscapes": ("train", "val"), "folders": ("train", "val")}

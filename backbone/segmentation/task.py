@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vheatir.backbone.batches import checked, val_loader
-from vheatir.backbone.freezing import frozen
-from vheatir.backbone.loop import to_device
+from vheatir.backbone.layers.freezing import frozen
+from vheatir.backbone.segmentation.dataset import LabelledPictures, scaled_size
 from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
-from vheatir.backbone.segmentation.views import LabelledPictures, scaled_size
+from vheatir.backbone.training.batches import checked, val_loader
+from vheatir.backbone.training.loop import to_device
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:

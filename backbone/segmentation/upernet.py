@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from vheatir.backbone.feature_maps import MEAN, STD
+from vheatir.backbone.models.feature_maps import MEAN, STD
 from vheatir.backbone.segmentation.recipe import Head
 
 

@@ -1,4 +1,4 @@
-// C interface of the CPU kernel of the heat operator. Everything is checked in Python (kernels/cpu_kernel.py):
+// C interface of the CPU kernel of the heat operator. Everything is checked in Python (kernels/cpu/kernel.py):
 // the kernel trusts sizes, strides and pointers. The layouts of the structures are repeated there for ctypes.
 #pragma once
 #include <stdint.h>
@@ -9,7 +9,7 @@ extern "C" {
 
 enum { VHEATIR_ABI = 3 };  // raised whenever a structure or the meaning of a field changes
 
-// Kinds of step and types of transform; kernels/plan.py explains them and makes the plans.
+// Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
 enum { VHEATIR_DCT_II, VHEATIR_DCT_IV };
 enum { VHEATIR_SHORT_LEAF = 16, VHEATIR_LONG_LEAF = 32 };  // samples; beyond the first only multiples of 4, none beyond the second

@@ -1,11 +1,11 @@
 // C interface of the CUDA kernels of the heat operator: sizes, strides in elements, pointers to device memory; the stream
-// is the launch's. Everything is checked in Python (kernels/cuda_kernel.py), where the structures are repeated for ctypes.
+// is the launch's. Everything is checked in Python (kernels/cuda/kernel.py), where the structures are repeated for ctypes.
 #pragma once
 
 enum { VHEATIR_CUDA_ABI = 1 };  // raised whenever a structure or the meaning of a field changes
 
 // vheatir_plane_*: one block does the whole operator for one image and a tile of channels. Tables are fragments
-// (kernels/cuda_plan.py); spectrum and target may be null, and the decay is read where there is a target.
+// (kernels/cuda/launch_plan.py); spectrum and target may be null, and the decay is read where there is a target.
 typedef struct {
   int batch, height, width, channels;
   const void *source;                                       // channels are adjacent

@@ -14,7 +14,7 @@
 #endif
 
 #include "subnormal.h"
-#include "weighing.h"
+#include "frequency_weights.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // DCT-II and DCT-IV of a short odd length n in registers, as a real Fourier transform of the same length: samples and
-// frequencies change places and signs (the mapping of kernels/plan_odd.py, here at compile time), and what remains are
+// frequencies change places and signs (the mapping of kernels/cpu/plan_odd.py, here at compile time), and what remains are
 // products with only n - 1 different numbers, half of them cosines and half sines.
 #pragma once
 #include "lanes.h"

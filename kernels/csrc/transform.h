@@ -1,4 +1,4 @@
-// One-dimensional transforms of many lines at once, by the steps of a plan (kernels/plan.py). Every step can run
+// One-dimensional transforms of many lines at once, by the steps of a plan (kernels/cpu/plan.py). Every step can run
 // forward or transposed; the steps are orthogonal, so the transposed ones in reverse order are the inverse.
 #pragma once
 #include <utility>

@@ -89,7 +89,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def make_model() -> Callable[..., nn.Module]:
     """`make_model(name, **arguments)`: a registered model at a reduced size, with branches that count."""
-    from vheatir.backbone.models import create_model
+    from vheatir.backbone.models.create import create_model
 
     def make(name: str, **arguments) -> nn.Module:
         scale = {} if name == "vheat_tiny" else {"layer_scale": 0.5}

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from vheatir.backbone.unified import SIZES
+from vheatir.backbone.models.unified import SIZES
 
 COLOURS = ((210, 40, 40), (40, 70, 220))  # of the two classes; the ground is green and noisy
 WIDTH, HEIGHT = 72, 56

@@ -9,7 +9,7 @@ import json
 import torch
 
 from vheatir.backbone import create_model
-from vheatir.training import make_accelerator, with_shared_norms
+from vheatir.tasks.session import make_accelerator, with_shared_norms
 
 
 def running_mean(model: torch.nn.Module) -> torch.Tensor:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vheatir.kernels import cuda_driver, cuda_kernel, native, paths
+from vheatir.kernels import dispatch
+from vheatir.kernels.cpu import library as native
+from vheatir.kernels.cuda import driver as cuda_driver
+from vheatir.kernels.cuda import kernel as cuda_kernel
 
 # Largest error allowed, as a share of the largest value expected. 16-bit types are rounded once, at the end.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -88,8 +91,8 @@ def nan_filled() -> Iterator[None]:
 @pytest.fixture
 def split_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The even/odd split runs from side 2 on, so that small maps go through it."""
-    monkeypatch.setattr(paths, "_SPLIT_FROM", 2)
-    assert paths.split_levels(4) > 0
+    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2)
+    assert dispatch.split_levels(4) > 0
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def emulator(monkeypatch: pytest.MonkeyPatch):
         emulated = emulation.Emulator()
     except emulation.CannotEmulate as reason:
         pytest.skip(str(reason))
-    monkeypatch.setattr(paths, "cuda_refusal", lambda *size_device_and_type: None)
+    monkeypatch.setattr(dispatch, "cuda_refusal", lambda *size_device_and_type: None)
     monkeypatch.setattr(cuda_kernel, "machine_of", lambda device: emulated.machine)
     monkeypatch.setattr(cuda_kernel, "launch", emulated.launch)
     return emulated

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from vheatir.kernels.cuda_plan import Launch, Machine
+from vheatir.kernels.cuda.launch_plan import Launch, Machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES, OWN = ROOT / "kernels" / "csrc", Path(__file__).resolve().parent / "emulator"

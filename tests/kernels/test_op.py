@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from vheatir.kernels import paths, split
+from vheatir.kernels import dispatch, torch_path
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.reference import hco_reference
@@ -72,9 +72,9 @@ def test_prepared_decay_gives_the_same_value_and_gradient(shape, dtype, shared, 
 def test_every_depth_of_split_in_pieces_of_any_size(
     shape, levels, chunk, maps, value_and_gradients, assert_near, monkeypatch, nan_filled
 ):
-    monkeypatch.setattr(paths, "_SPLIT_FROM", 2 if levels else 1 << 30)
-    monkeypatch.setattr(paths, "_MAX_LEVELS", levels)
-    monkeypatch.setattr(split, "_CHUNK", chunk)
+    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2 if levels else 1 << 30)
+    monkeypatch.setattr(dispatch, "_MAX_LEVELS", levels)
+    monkeypatch.setattr(torch_path, "_CHUNK", chunk)
     x, decay = maps(shape)
     cotangent = torch.randn_like(x)
     got = value_and_gradients(heat_conduction, x, decay, cotangent)

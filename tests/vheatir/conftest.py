@@ -114,7 +114,7 @@ class Training:
 
     def __call__(self, *overrides: str, name: str = "tiny", resume: bool = False, status: int = 0) -> Path:
         """Train with `a.b=c` overrides; returns the run's folder."""
-        from vheatir.train import main
+        from vheatir.train.command import main
 
         assert main(self.argv(*overrides, name=name, resume=resume)) == status
         return self.root / name
@@ -122,8 +122,8 @@ class Training:
     def ranks(self, count: int, *overrides: str, name: str = "tiny", more: tuple[str, ...] = (), patch=None) -> list:
         """Train in so many processes, `patch(rank)` called before in each; how each ended (see ranks.py)."""
         from vheatir.cli import run
-        from vheatir.registry import register_all
-        from vheatir.train import main
+        from vheatir.train.command import main
+        from vheatir.train.registry import register_all
 
         register_all()
         cv2.setNumThreads(0)  # its threads do not survive a fork
@@ -146,7 +146,7 @@ class Training:
     @staticmethod
     def state(folder: Path) -> dict:
         """The model's part of the newest checkpoint."""
-        from vheatir.checkpoint import load_latest
+        from vheatir.runs.checkpoints import load_latest
 
         return load_latest(folder / "checkpoints")["model"]
 
@@ -171,7 +171,7 @@ def normed() -> str:
     from basicsr.utils.registry import ARCH_REGISTRY
     from torch import nn
 
-    from vheatir.registry import register_all
+    from vheatir.train.registry import register_all
 
     class Normed(nn.Module):
         def __init__(self, width: int = 8):

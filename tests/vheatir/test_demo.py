@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from vheatir import demo, train
+from vheatir import demo
 from vheatir.errors import UserError
+from vheatir.train import command as train
 
 
 def test_a_stopped_training_ends_the_demonstration_with_its_status(tmp_path, monkeypatch, capsys):

@@ -84,7 +84,7 @@ def test_a_program_agrees_with_pytorch_and_runs_without_vheatir(tmp_path, monkey
 
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
-    from vheatir.hub import HubVHeatIR
+    from vheatir.integrations.huggingface import HubVHeatIR
 
     monkeypatch.chdir(tmp_path)
     network = saved("net.safetensors", "level")

@@ -86,9 +86,9 @@ def test_what_is_missing_is_named(evaluate, capsys, overrides, message):
 
 
 def test_a_file_without_test_sets_is_refused(recipe, tmp_path):
-    from vheatir.building import complete_options
-    from vheatir.options import read_options
     from vheatir.test import evaluate_options
+    from vheatir.train.build import complete_options
+    from vheatir.train.options import read_options
 
     options = complete_options(recipe, read_options(recipe), is_train=False)
     del options["datasets"]["val"]

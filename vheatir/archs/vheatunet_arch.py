@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.vheatir_arch import check_image, level_plane, resized
-from vheatir.backbone.layers import ChannelsLastConv2d, Linear, full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import (
+    ChannelsLastConv2d,
+    Linear,
+    full_precision,
+    to_channels_first,
+    to_channels_last,
+)
 from vheatir.kernels.dct import squared_frequencies
 from vheatir.kernels.ops import heat_conduction
 

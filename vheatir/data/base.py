@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import Dataset
 
 from vheatir.data.degradations import to_float
-from vheatir.data.levels import is_number
 from vheatir.data.progressive import Place, parse_stages
 from vheatir.data.sources import ImageSource
+from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 
@@ -45,7 +45,7 @@ class RestorationDataset(Dataset):
     `io_backend` {type: disk | lmdb}, by default told from the name; `include`, `exclude`: lists of shell patterns that
     image names must or must not match (a split of one folder into training and validation). In training also
     `progressive`: later stages with crops and batches of their own (see vheatir.data.progressive), and `on_device`: a
-    list of steps that are left to the device for whole batches (see vheatir.data.device), here `augment`.
+    list of steps that are left to the device for whole batches (see vheatir.data.batch_degradations), here `augment`.
     """
 
     OPTIONS = frozenset(

@@ -1,12 +1,12 @@
 """Training and test samples for denoising, JPEG artefact removal and pairs of folders.
 
 In training, `dataset[n]` is sample n of an endless sequence (n = 0, 1, 2, …) and a pure function of (seed, n): pass n
-from `vheatir.data.sampler.IterationSampler`. Epoch n // len(dataset) visits every image once, in an order of its own.
+from `vheatir.data.sampling.IterationSampler`. Epoch n // len(dataset) visits every image once, in an order of its own.
 For validation and test, `dataset[i]` is the whole image i, degraded exactly as in the evaluation protocol.
 
 A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path": str} and, with `level_map: true`,
-"level": float32 scalar; what `on_device` leaves to the device is in further keys, which vheatir.data.device reads. The
-classes take BasicSR's option dict and do not import BasicSR.
+"level": float32 scalar; what `on_device` leaves to the device is in further keys, which
+vheatir.data.batch_degradations reads. The classes take BasicSR's option dict and do not import BasicSR.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from vheatir.data.degradations import (
     luma_bt601,
     to_float,
 )
-from vheatir.data.levels import Levels
 from vheatir.data.sources import map_threads, raise_problems
+from vheatir.data.strengths import Levels
 from vheatir.errors import UserError
 
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]

@@ -7,7 +7,7 @@ from deepinv.models.base import Denoiser
 from torch import Tensor
 
 from vheatir import weights as store
-from vheatir.backbone.freezing import freeze
+from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 
 

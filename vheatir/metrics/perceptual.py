@@ -108,7 +108,7 @@ def niqe_function() -> Figure:
 
     Agrees with the authors' MATLAB code on BasicSR's own test picture to four digits. Border 0, blocks of 96x96.
     """
-    from vheatir.registry import basicsr_niqe
+    from vheatir.train.registry import basicsr_niqe
 
     calculate = basicsr_niqe()
 

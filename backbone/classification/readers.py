@@ -1,0 +1,212 @@
+"""Readers of labelled images beside timm's own: lists of files, and ZIP archives with their bytes kept or not."""
+
+import importlib.util
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.readers import create_reader
+from timm.data.readers.reader import Reader
+
+from vheatir.backbone.classification.recipe import READERS, Data
+
+# What the prefixes of timm's readers need beside timm, and how to get it.
+_LIBRARIES = {
+    "wds": ("webdataset", "pip install -e '.[readers]'"),
+    "hfds": ("datasets", "pip install -e '.[readers]'"),
+    "hfids": ("datasets", "pip install -e '.[readers]'"),
+    "tfds": ("tensorflow_datasets", "pip install tensorflow tensorflow-datasets"),
+}
+
+
+def read_labels(path: Path) -> list[tuple[str, int]]:
+    """Names and classes from lines `name<tab or space>class`, or a JSON list of such pairs.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: a line that is none, or an empty list; named with its number.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list; expected a file of lines `relative/path class`")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            lines = [(str(entry[0]), str(entry[1])) for entry in json.loads(text)]
+        else:
+            lines = [
+                tuple(line.rsplit("\t" if "\t" in line else None, 1)) for line in text.splitlines() if line.strip()
+            ]
+    except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of names and classes ({error})") from error
+    for number, line in enumerate(lines, 1):
+        if len(line) != 2 or not line[1].strip().isdecimal():
+            raise ValueError(f"{path}: entry {number}: expected `relative/path class`, got {' '.join(line)!r}")
+    if not lines:
+        raise ValueError(f"{path}: the list is empty")
+    return [(name.strip(), int(label)) for name, label in lines]
+
+
+class ListReader(Reader):
+    """Images below `folder`, named and labelled by a list."""
+
+    def __init__(self, folder: Path, labels: Path):
+        super().__init__()
+        self.folder, self.samples = folder, read_labels(labels)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; {labels} names images below it")
+        self.targets = np.array([label for _, label in self.samples])
+
+    def __getitem__(self, index: int):
+        name, target = self.samples[index]
+        return open(self.folder / name, "rb"), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name = self.samples[index][0]
+        return os.path.basename(name) if basename else str(self.folder / name) if absolute else name
+
+
+class ZipReader(Reader):
+    """Images of an archive, labelled by a list of its members.
+
+    Args:
+        archive: the ZIP file.
+        labels: list of members and classes; names may carry the published prefix `train.zip@/`.
+        keep: entries whose bytes are read now and kept in memory, shared with loader processes; None for none.
+    """
+
+    def __init__(self, archive: Path, labels: Path, keep: slice | None = None):
+        super().__init__()
+        if not archive.is_file():
+            raise FileNotFoundError(f"{archive}: no such archive")
+        self.archive, self._opened, self._kept = archive, {}, {}
+        self.samples = [(name.rpartition("@/")[2], label) for name, label in read_labels(labels)]
+        self.targets = np.array([label for _, label in self.samples])
+        members = {info.filename: info.file_size for info in self._zip().infolist()}
+        missing = [name for name, _ in self.samples if name not in members]
+        if missing:
+            raise ValueError(f"{archive} lacks {len(missing)} files that {labels} names, the first is {missing[0]!r}")
+        self._keep(range(len(self.samples))[keep] if keep else (), members)
+
+    def _zip(self) -> zipfile.ZipFile:
+        """The archive, opened by each process for itself: forks would share one position in the file."""
+        if os.getpid() not in self._opened:
+            try:
+                self._opened = {os.getpid(): zipfile.ZipFile(self.archive)}
+            except (OSError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{self.archive}: not a whole ZIP archive ({error})") from error
+        return self._opened[os.getpid()]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_opened": {}}
+
+    def _keep(self, keep: Sequence[int], sizes: dict[str, int]) -> None:
+        # One array: forked processes share its pages, which they would copy from single bytes objects.
+        ends = np.cumsum([0, *(sizes[self.samples[index][0]] for index in keep)])
+        self._bytes = np.empty(ends[-1], np.uint8)
+        for index, start, end in zip(keep, ends[:-1], ends[1:], strict=True):
+            self._bytes[start:end] = np.frombuffer(self._read(index), np.uint8)
+            self._kept[index] = (int(start), int(end))
+
+    def _read(self, index: int) -> bytes:
+        try:
+            return self._zip().read(self.samples[index][0])
+        except zipfile.BadZipFile as error:
+            raise OSError(f"damaged in the archive: {error}") from error
+
+    def __getitem__(self, index: int):
+        start, end = self._kept.get(index, (0, 0))
+        content = self._bytes[start:end].tobytes() if end else self._read(index)
+        return io.BytesIO(content), self.samples[index][1]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name = self.samples[index][0]
+        return os.path.basename(name) if basename else f"{self.archive}@/{name}" if absolute else name
+
+
+class TorchvisionReader(Reader):
+    """A data set of torchvision that timm knows, such as torch/cifar10; gives images, not files."""
+
+    def __init__(self, dataset, name: str):
+        super().__init__()
+        self.dataset, self.name = dataset, name
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{self.name}, image {index}"
+
+
+def open_timm_reader(data: Data, split: str, **how) -> Reader:
+    """A reader of timm with a prefix, such as hfds/NAME, torch/NAME or wds/NAME.
+
+    Args:
+        data: names the reader, `root` and `class_map`.
+        split: as the reader names it.
+        **how: is_training, seed and batch_size, for readers that give images in a row.
+
+    Raises:
+        ValueError: an unknown prefix, a library that is not installed, or what the reader says.
+    """
+    prefix = data.reader.partition("/")[0].lower()
+    library, advice = _LIBRARIES.get(prefix, ("torchvision", ""))
+    if prefix not in (*_LIBRARIES, "torch"):
+        raise ValueError(f"data.reader {data.reader}: timm knows the prefixes {', '.join((*_LIBRARIES, 'torch'))}")
+    found = importlib.util.find_spec(library)
+    if found is None or found.origin is None:  # a folder of that name beside the run is no library
+        raise ValueError(f"data.reader {data.reader} needs {library}; run: {advice}")
+    try:
+        dataset = create_dataset(data.reader, data.root, split, class_map=data.class_map, **how)
+    except (OSError, RuntimeError, ValueError, LookupError, AssertionError, TypeError) as error:
+        raise ValueError(f"data.reader {data.reader}, split {split}, root {data.root}: {error}") from error
+    return TorchvisionReader(dataset, data.reader) if prefix == "torch" else dataset.reader
+
+
+def _list_for(root: Path, names: Sequence[str]) -> Path:
+    return next((root / name for name in names if (root / name).is_file()), root / names[0])
+
+
+def make_reader(data: Data, split: str, rank: int = 0, world: int = 1) -> Reader:
+    """The reader of a split, for data sets with access to any image; `streams` has the others.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing or wrong, named.
+    """
+    root = Path(data.root)
+    if data.reader not in READERS:
+        return open_timm_reader(data, split)
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root {root}: no such folder; set it to the data set's folder")
+    if data.reader == "list":
+        return ListReader(root / split, _list_for(root, (f"meta/{split}.txt", f"meta/{split}.json")))
+    if data.reader == "zip":
+        keep = {"none": None, "full": slice(None), "part": slice(rank, None, world)}[data.cache]
+        return ZipReader(root / f"{split}.zip", _list_for(root, (f"{split}_map.txt", f"{split}_map.json")), keep)
+    if data.reader == "tar":
+        if not (root / f"{split}.tar").is_file():
+            raise FileNotFoundError(f"{root / split}.tar: no such archive of folders of classes")
+        return create_reader("", root=str(root / f"{split}.tar"), class_map=data.class_map)
+    if not (root / split).is_dir():
+        held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+        raise FileNotFoundError(f"data.root {root} has no folder {split!r}; folders there: {held}")
+    try:
+        reader = create_reader("", root=str(root / split), class_map=data.class_map)
+    except RuntimeError as error:
+        raise ValueError(f"{root / split}: no images in folders of classes ({error})") from error
+    reader.targets = np.array([target for _, target in reader.samples])
+    return reader

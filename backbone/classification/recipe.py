@@ -1,0 +1,182 @@
+"""What a classification recipe may say: sections of typed keys with defaults; anything else is refused by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vheatir.backbone.training.schema import Run, check, fill
+
+READERS = ("folder", "list", "zip", "tar")
+STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
+
+
+@dataclass
+class Data:
+    """Where the images are and how they are read.
+
+    Attributes:
+        root: folder of the data set.
+        reader: "folder" (a folder for each class), "list" (meta/<split>.txt), "zip" (<split>.zip and <split>_map.txt),
+            "tar" (<split>.tar), or a reader of timm, such as "hfds/name", "torch/cifar10" or "wds/name".
+        train, val: names of the splits: folders, lists or archives below `root`.
+        cache: "none", or "full" and "part" to keep a ZIP's bytes in memory: all in each process, or each its share, of
+            which alone it then trains.
+        batch_size, val_batch_size: images of each process; the batch of a step is batch_size x processes x accumulate.
+        workers: loader processes of each process.
+        class_map: file of timm's for "folder": names of the classes in the order of their numbers.
+    """
+
+    root: str
+    reader: str = "folder"
+    train: str = "train"
+    val: str = "val"
+    cache: str = "none"
+    batch_size: int = 128
+    val_batch_size: int | None = None
+    workers: int = 8
+    class_map: str | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the reader gives images in a row only."""
+        return self.reader.partition("/")[0].lower() in STREAMS
+
+
+@dataclass
+class Augment:
+    """Training views by timm's transforms, mixing and smoothing; see the recipes for the meaning of each key."""
+
+    crop: str = "random_resized"  # or "padded": 4 pixels of zeros around the image, then a crop
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    interpolation: str = "bicubic"
+    erase: float = 0.25
+    erase_mode: str = "pixel"
+    erase_count: int = 1
+    repeats: int = 1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    cutmix_minmax: tuple[float, float] | None = None
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    mix_mode: str = "batch"
+    smoothing: float = 0.1
+
+
+@dataclass
+class Train:
+    """Length, optimiser, rates and averages.
+
+    `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
+    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.
+    """
+
+    epochs: int = 300
+    warmup_epochs: int = 20
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    warmup_lr: float = 5e-7
+    min_lr: float = 5e-6
+    lr_for_batch: int | None = None
+    weight_decay: float = 0.05
+    optimizer_args: dict = field(default_factory=dict)
+    layer_decay: float | None = None
+    scheduler: str = "unified"
+    scheduler_args: dict = field(default_factory=dict)
+    accumulate: int = 1
+    grad_clip: float | None = 5.0
+    amp: str = "auto"
+    ema_decay: float | None = 0.9999
+    ema_warmup: bool = False
+
+
+@dataclass
+class Val:
+    """Evaluation: every so many epochs, views, and a mapping for sets of a subset of the classes."""
+
+    every: int = 1
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    subset: str | None = None
+    subset_only: bool = True
+    throughput_warmup: int = 50
+    throughput_passes: int = 30
+
+
+@dataclass
+class Paths:
+    """Where runs are kept, and weights to start from."""
+
+    experiments_root: str = "experiments"
+    finetune: str | None = None
+    finetune_weights: str = "model"
+    finetune_embeddings: str = "relative"
+
+
+@dataclass(kw_only=True)
+class Recipe(Run):
+    """A classification run. `model` holds `name` and the arguments of `create_model`."""
+
+    model: dict
+    data: Data
+    augment: Augment = field(default_factory=Augment)
+    train: Train = field(default_factory=Train)
+    val: Val = field(default_factory=Val)
+    path: Paths = field(default_factory=Paths)
+
+
+_CHOICES = {
+    "data.cache": ("none", "full", "part"),
+    "augment.crop": ("random_resized", "padded"),
+    "augment.mix_mode": ("batch", "pair", "elem"),
+    "train.amp": ("auto", "none", "bf16", "fp16"),
+    "path.finetune_weights": ("model", "ema"),
+    "path.finetune_embeddings": ("relative", "index"),
+    "device": ("auto", "cpu"),
+}
+_POSITIVE = ("data.batch_size", "data.val_batch_size", "train.epochs", "train.accumulate", "val.every", "val.crop_pct")
+_POSITIVE += ("augment.repeats", "logger.print_freq", "logger.save_freq", "logger.keep_checkpoints", "train.lr")
+_POSITIVE += ("train.lr_for_batch", "val.throughput_passes", "train.grad_clip", "train.layer_decay")
+_NOT_NEGATIVE = ("data.workers", "train.warmup_epochs", "train.weight_decay", "val.throughput_warmup", "manual_seed")
+_NOT_NEGATIVE += ("train.warmup_lr", "train.min_lr", "augment.mixup", "augment.cutmix", "train.ema_decay")
+_SHARES = tuple(f"augment.{key}" for key in ("hflip", "vflip", "erase", "mix_prob", "mix_switch", "smoothing"))
+
+
+def read_recipe(options: Mapping) -> Recipe:
+    """The recipe that a table of options states.
+
+    Raises:
+        ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
+    """
+    recipe = fill(Recipe, options)
+    if not isinstance(recipe.model.get("name"), str):
+        raise ValueError("model.name is missing; for example `name: vheat_tiny`")
+    check(recipe, _CHOICES, _POSITIVE, _NOT_NEGATIVE, _SHARES)
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    data, augment, train = recipe.data, recipe.augment, recipe.train
+    if train.ema_decay is not None and train.ema_decay >= 1:
+        raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
+    if data.reader not in READERS and "/" not in data.reader:
+        raise ValueError(
+            f"data.reader must be one of {', '.join(READERS)}, or a reader of timm with a prefix such as hfds/NAME, "
+            f"got {data.reader!r}"
+        )
+    if data.cache != "none" and data.reader != "zip":
+        raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
+    if data.class_map and data.reader in ("list", "zip"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    if data.streamed and augment.repeats > 1:
+        raise ValueError(f"augment.repeats {augment.repeats}: data.reader {data.reader} gives each image once only")
+    mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None
+    if mixing and data.batch_size % 2:
+        raise ValueError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
+    if train.warmup_epochs > train.epochs:
+        raise ValueError(f"train.warmup_epochs is {train.warmup_epochs}, more than train.epochs, {train.epochs}")

@@ -1,0 +1,132 @@
+"""Data sets that give images in a row: WebDataset, TensorFlow Datasets and Hugging Face streams, by timm's readers.
+
+The order of an epoch is a function of seed, epoch and number of loader processes. A run that resumes amid an epoch
+reads that epoch from its beginning and leaves out what it has seen.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data.readers.reader import Reader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vheatir.backbone.classification.readers import open_timm_reader
+from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.training.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
+
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+
+class Stream(Streamed):
+    """A split of a streamed data set through a transform; `len` is the number of its images.
+
+    Raises:
+        ValueError: a missing library, a split that does not exist, or one whose size nothing states.
+    """
+
+    collate = staticmethod(Samples.collate)
+
+    def __init__(self, data: Data, split: str, transform: Callable[[Image.Image], Tensor], num_classes: int):
+        self.data, self.split, self.transform, self.num_classes = data, split, transform, num_classes
+        self.name = f"{data.reader} {split} in {data.root}"
+        self.size = self.open(False).num_samples
+        if not self.size:
+            raise ValueError(
+                f"{self.name}: nothing states how many images it holds; for wds write the split with their number, "
+                "as in part-{0000..0009}.tar|12345, or add an _info.json"
+            )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def open(self, training: bool, seed: int = 0, batch: int = 1) -> Reader:
+        """A reader at its beginning; in training it gives this process's share of the shards, shuffled."""
+        how: dict[str, Any] = {"is_training": training, "seed": seed % 2**31, "batch_size": batch}
+        reader = open_timm_reader(self.data, self.split, **how)
+        if not training:  # each process picks its images itself: shares of shards would be uneven
+            reader.dist_rank, reader.dist_num_replicas = 0, 1
+        return reader
+
+    def sample(self, image: Image.Image, target: int, seed: int | None = None) -> tuple[Tensor, int] | DataError:
+        """An image through the transform, which draws from `seed`, and its class."""
+        if not 0 <= target < self.num_classes:
+            return DataError(f"{self.name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
+        if seed is not None:
+            seed_all(seed)
+        return self.transform(image.convert("RGB")), int(target)
+
+    def train_batches(self, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
+        """Batches of this process for steps `start` to `stop`."""
+        batches = StreamedTraining(self, plan, start, stop)
+        how = {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
+        loader = DataLoader(batches, batch_size=None, worker_init_fn=ignore_signals, **how)
+        return islice(loader, batches.start - _aligned(batches.start, max(workers, 1)), None)
+
+    def val_batches(self, batch: int, rank: int, world: int, workers: int, pin: bool) -> DataLoader:
+        """Each image once: images rank, rank + world, ..., read by one process, so that none comes twice."""
+        how = {"num_workers": min(workers, 1), "pin_memory": pin, "generator": torch.Generator()}
+        how |= {"collate_fn": self.collate, "worker_init_fn": ignore_signals}
+        return DataLoader(StreamedEvaluation(self, rank, world), batch, **how)
+
+
+class StreamedTraining(IterableDataset):
+    """Whole batches of this process, numbered through all epochs; loader process w of W gives w, w + W, ...
+
+    The first ones may come before `start`, so that each loader process keeps its share of the shards in a resumed run.
+    """
+
+    def __init__(self, stream: Stream, plan: Plan, start: int, stop: int):
+        self.stream, self.plan, self.start, self.stop = stream, plan, start * plan.accumulate, stop * plan.accumulate
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | DataError]:
+        plan, info = self.plan, get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        length, epoch, source = plan.steps_per_epoch * plan.accumulate, -1, iter(())
+        for number in range(_aligned(self.start, workers) + worker, self.stop, workers):
+            if number // length != epoch:
+                epoch = number // length
+                first = epoch * length + (worker - epoch * length) % workers
+                seen = (number - first) // workers * plan.batch
+                source = islice(self._epoch(epoch), seen, None)
+            try:
+                drawn = list(islice(source, plan.batch))
+            except _BROKEN as error:
+                yield DataError(f"{self.stream.name}: {type(error).__name__}: {error}")
+                return
+            seeds = (mixed(plan.seed, number, place, plan.rank) for place in range(plan.batch))
+            samples = [self.stream.sample(*one, seed) for one, seed in zip(drawn, seeds, strict=True)]
+            yield self.stream.collate(samples)
+
+    def _epoch(self, epoch: int) -> Iterator[tuple[Image.Image, int]]:
+        """Images of an epoch without an end: shards may hold less than a process's share."""
+        seed = mixed(self.plan.seed, epoch)
+        reader = self.stream.open(True, seed, self.plan.batch)
+        while True:
+            count = 0
+            for count, one in enumerate(reader, 1):  # noqa: B007 (counted to see that there is one)
+                yield one
+            if not count:
+                raise ValueError("fewer shards than processes x data.workers, one of which gets no images")
+
+
+def _aligned(number: int, workers: int) -> int:
+    """The last number, not above this one, that the first loader process gives."""
+    return number - number % workers
+
+
+class StreamedEvaluation(IterableDataset):
+    """Each image once: this process gets images rank, rank + world, ... of the whole stream, which it reads."""
+
+    def __init__(self, stream: Stream, rank: int, world: int):
+        self.stream, self.rank, self.world = stream, rank, world
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int] | DataError]:
+        try:
+            for image, target in islice(self.stream.open(False), self.rank, None, self.world):
+                yield self.stream.sample(image, target)
+        except _BROKEN as error:
+            yield DataError(f"{self.stream.name}: {type(error).__name__}: {error}")

@@ -1,0 +1,318 @@
+"""Training and evaluation of classifiers: what a recipe becomes, and what a network scores."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from vheatir.backbone.analysis.cost import count_macs, count_parameters
+from vheatir.backbone.classification.readers import make_reader
+from vheatir.backbone.classification.recipe import Recipe, Train
+from vheatir.backbone.classification.streams import Stream
+from vheatir.backbone.classification.subset import PlacedSubset, Subset
+from vheatir.backbone.layers.freezing import freeze, frozen
+from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
+from vheatir.backbone.models.create import create_model
+from vheatir.backbone.models.heat_pyramid import HeatPyramid
+from vheatir.backbone.models.pyramid import Pyramid, image_size
+from vheatir.backbone.training.batches import Plan, Samples, checked, train_transform, val_loader, val_transform
+from vheatir.backbone.training.loop import Settings, to_device
+from vheatir.backbone.training.schedules import unified_schedule, vheat_schedule
+
+_PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    """The network of a recipe, with fresh weights.
+
+    Raises:
+        ValueError: an unknown name or argument.
+    """
+    arguments = dict(recipe.model)
+    name, checkpointing = arguments.pop("name"), arguments.pop("grad_checkpointing", False)
+    try:
+        model = create_model(name, **arguments)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"model: {name} cannot be built from {arguments}: {error}") from error
+    if not getattr(model, "num_classes", 0) > 0:
+        raise ValueError(f"model.num_classes must be above 0 for a classifier, got {model.num_classes}")
+    if checkpointing:
+        model.set_grad_checkpointing(True)
+    return model
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, weights: str = "model", embeddings: str = "relative"
+) -> LoadReport:
+    """Weights of a file for a backbone of this package, or, exactly as they are, for another network of timm.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it does not fit.
+    """
+    if isinstance(model, Pyramid):
+        return load_checkpoint(model, path, weights=weights, embeddings=embeddings)
+    state, report = unwrap(read_checkpoint(path), weights)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    report.loaded = len(state)
+    return report
+
+
+def model_data(recipe: Recipe, model: nn.Module) -> dict:
+    """Image size, mean and standard deviation that the network's default configuration or the recipe states."""
+    config = model.pretrained_cfg
+    size = image_size(recipe.model.get("img_size") or config["input_size"][1:])
+    return {"size": size, "mean": config["mean"], "std": config["std"]}
+
+
+def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples | Stream:
+    """The training or the evaluation set.
+
+    Raises:
+        FileNotFoundError, ValueError: data that are missing or have more classes than the model.
+    """
+    split = recipe.data.train if training else recipe.data.val
+    make = train_transform if training else val_transform
+    transform = make(recipe.augment if training else recipe.val, **model_data(recipe, model))
+    mapped = not training and recipe.val.subset
+    if recipe.data.streamed:
+        if mapped:
+            raise ValueError(
+                f"val.subset maps folders to classes; it needs data.reader folder, not {recipe.data.reader}"
+            )
+        return Stream(recipe.data, split, transform, model.num_classes)
+    reader = make_reader(recipe.data, split, rank, world)
+    targets = getattr(reader, "targets", None)
+    if targets is not None and not mapped and targets.max() >= model.num_classes:
+        first = reader.filename(int((targets >= model.num_classes).argmax()), absolute=True)
+        raise ValueError(
+            f"{split}: {targets.max() + 1} classes, but the model has {model.num_classes}; set model.num_classes "
+            f"(first image beyond: {first})"
+        )
+    return Samples(reader, transform, len(Subset.read(recipe.val.subset, reader)) if mapped else model.num_classes)
+
+
+def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> Plan:
+    """The order of the training images."""
+    data, train = recipe.data, recipe.train
+    parted = data.cache == "part"
+    how = {"seed": recipe.manual_seed, "repeats": recipe.augment.repeats, "parted": parted}
+    return Plan(size, data.batch_size, train.accumulate, rank, world, **how)
+
+
+def make_settings(recipe: Recipe, steps_per_epoch: int) -> Settings:
+    """What the loop needs of a recipe."""
+    train, logger = recipe.train, recipe.logger
+    return Settings(
+        train.epochs,
+        steps_per_epoch,
+        train.accumulate,
+        train.grad_clip,
+        train.amp,
+        train.ema_decay,
+        train.ema_warmup,
+        recipe.manual_seed,
+        recipe.val.every,
+        print_freq=logger.print_freq,
+        save_freq=logger.save_freq,
+    )
+
+
+def make_optimizer(train: Train, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
+    """timm's optimiser; no decay of biases, one-dimensional weights and what the model names.
+
+    Raises:
+        ValueError: an unknown name or argument.
+    """
+    lr = scaled_rates(train, images_per_step)["base"]
+    try:
+        return create_optimizer_v2(
+            model,
+            train.optimizer,
+            lr=lr,
+            weight_decay=train.weight_decay,
+            layer_decay=train.layer_decay,
+            **train.optimizer_args,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"train.optimizer {train.optimizer} with {train.optimizer_args}: {error}") from error
+
+
+def scaled_rates(train: Train, images_per_step: int) -> dict[str, float]:
+    """Highest, last and first learning rate for the batch of a step."""
+    factor = images_per_step / train.lr_for_batch if train.lr_for_batch else 1.0
+    return {"base": train.lr * factor, "final": train.min_lr * factor, "warmup_start": train.warmup_lr * factor}
+
+
+def make_rates(
+    train: Train, optimizer: torch.optim.Optimizer, steps_per_epoch: int, images_per_step: int
+) -> Callable[[int], None]:
+    """A function that sets the learning rates of a step.
+
+    Raises:
+        ValueError: an unknown scheduler or argument.
+    """
+    rates = scaled_rates(train, images_per_step)
+    if train.scheduler in _PUBLISHED:
+        table = _PUBLISHED[train.scheduler](train.epochs, train.warmup_epochs, steps_per_epoch, **rates)
+
+        def set_rates(step: int) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = float(table[step]) * group.get("lr_scale", 1.0)
+
+        return set_rates
+    try:
+        if train.scheduler in ("plateau", "none"):
+            raise ValueError("is no function of the step")
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            train.scheduler,
+            num_epochs=train.epochs,
+            warmup_epochs=train.warmup_epochs,
+            min_lr=rates["final"],
+            warmup_lr=rates["warmup_start"],
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+            **train.scheduler_args,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"train.scheduler {train.scheduler} with {train.scheduler_args}: {error}") from error
+    if scheduler is None:
+        raise ValueError(f"train.scheduler: unknown {train.scheduler!r}; take vheat, unified, cosine, step or poly")
+    return scheduler.step_update
+
+
+class Classification:
+    """The task for the loop: mixing and loss of a batch, scores on the evaluation set."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, samples: Samples | Stream, accelerator: Accelerator):
+        augment = recipe.augment
+        self.recipe, self.samples, self.accelerator = recipe, samples, accelerator
+        self.mix = None
+        if augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None:
+            self.mix = Mixup(
+                augment.mixup,
+                augment.cutmix,
+                augment.cutmix_minmax,
+                augment.mix_prob,
+                augment.mix_switch,
+                augment.mix_mode,
+                label_smoothing=augment.smoothing,
+                num_classes=num_classes,
+            )
+        smooth = LabelSmoothingCrossEntropy(augment.smoothing) if augment.smoothing else nn.CrossEntropyLoss()
+        self.criterion = SoftTargetCrossEntropy() if self.mix else smooth
+        self._loader: Iterable | None = None
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and the share in percent of images whose (heavier) class comes first."""
+        images, targets = batch
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)
+        scores = model(images)
+        heavier = targets.argmax(1) if targets.ndim == 2 else targets
+        return self.criterion(scores.float(), targets), {"top1": 100 * (scores.argmax(1) == heavier).float().mean()}
+
+    def loader(self) -> Iterable:
+        """This process's part of the evaluation set."""
+        if self._loader is None:
+            data, accelerator = self.recipe.data, self.accelerator
+            batch = data.val_batch_size or data.batch_size
+            where = (accelerator.process_index, accelerator.num_processes)
+            pin = accelerator.device.type == "cuda"
+            self._loader = val_loader(self.samples, batch, *where, data.workers, pin)
+        return self._loader
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Top-1 and top-5 in percent and mean loss over the evaluation set; no autocast.
+
+        Sets of a subset of the classes are scored through `val.subset`; see `Subset`.
+        """
+        device = self.accelerator.device
+        subset = None
+        if self.recipe.val.subset:
+            subset = Subset.read(self.recipe.val.subset, self.samples.reader).to(
+                device, model.num_classes, self.recipe.val.subset_only
+            )
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        with frozen(model), torch.no_grad():
+            for batch in checked(self.loader()):
+                images, targets = to_device(batch, device)
+                sums += scored(model(images).float(), targets, subset)
+        top1, top5, loss, count = self.accelerator.reduce(sums, "sum").tolist()
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": count}
+
+
+def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) -> Tensor:
+    """Sums over a batch: right at first place, among the first five, loss, images."""
+    if subset is None:
+        log_p, accepted = scores.log_softmax(1), F.one_hot(targets, scores.shape[1]).bool()
+    else:
+        log_p, accepted = subset.score(scores, targets)
+    ranked = log_p.topk(min(5, log_p.shape[1]), 1).indices
+    right = accepted.gather(1, ranked)
+    loss = -log_p.masked_fill(~accepted, float("-inf")).logsumexp(1)
+    count = torch.tensor(float(len(scores)), device=scores.device)
+    return torch.stack([right[:, 0].sum().double(), right.any(1).sum().double(), loss.sum().double(), count.double()])
+
+
+def merged(model: nn.Module) -> nn.Module | None:
+    """A copy in the merged form, on the CPU; None for networks that have none."""
+    if not isinstance(model, HeatPyramid) or not model.heat_layers():
+        return None
+    network = copy.deepcopy(model).cpu().eval()
+    return network if network.folded else network.fold()
+
+
+def describe(model: nn.Module, size: tuple[int, int]) -> dict:
+    """Parameters and multiply-accumulates, the transform's included, of the form for training and the merged one."""
+    forms = {"training": model, "merged": merged(model)}
+    report = {}
+    for form, network in forms.items():
+        if network is not None:
+            macs = count_macs(network, size) if isinstance(network, Pyramid) else None
+            report[form] = {"parameters": count_parameters(network), "macs": macs}
+    return report
+
+
+def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int = 30) -> dict[str, float]:
+    """Images per second and peak memory of the merged form on one batch, without autocast.
+
+    The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
+    """
+    device = images.device
+    network = freeze((merged(model) or model).to(device))
+    cuda = device.type == "cuda"
+    with torch.no_grad():
+        for _ in range(warmup):
+            network(images)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        marks = [time.perf_counter()]
+        for _ in range(passes):
+            network(images)
+            if not cuda:  # waiting for each pass would slow a GPU down
+                marks.append(time.perf_counter())
+        if cuda:
+            torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+    seconds = marks[-1] - marks[0]
+    result = {"images_per_s": passes * len(images) / seconds, "batch": len(images), "passes": passes}
+    if cuda:
+        return {**result, "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
+    laps = [after - before for before, after in pairwise(marks)]
+    return {**result, "median_pass_s": statistics.median(laps)}

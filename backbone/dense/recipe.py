@@ -1,0 +1,159 @@
+"""What recipes of detection and segmentation have in common, and what the loop needs of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vheatir.backbone.training.batches import Plan
+from vheatir.backbone.training.loop import Settings
+from vheatir.backbone.training.schedules import poly_factor, warmup_factor
+from vheatir.backbone.training.schema import Run
+
+
+@dataclass
+class Train:
+    """Length, AdamW and its rates.
+
+    Attributes:
+        epochs, steps: length; one of them.
+        lr, weight_decay, betas: of AdamW.
+        no_decay: parameters whose name contains one of these have no weight decay; all others have, biases too.
+        warmup_steps, warmup_factor: linear warm-up from that share of the rate.
+        schedule: "steps": the rate falls to a tenth after each epoch of `milestones`; "poly": to zero at the end, as
+            `power` of what is left.
+        accumulate: forward passes for a step.
+        grad_clip: largest norm of the gradient.
+        amp: "auto" (fp16 on CUDA), "none", "bf16" or "fp16".
+        ema_decay, ema_warmup: average of the weights.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    no_decay: tuple[str, ...] = ("norm", "absolute_pos_embed", "relative_position_bias_table")
+    warmup_steps: int = 1000
+    warmup_factor: float = 1e-3
+    schedule: str = "steps"
+    milestones: tuple[int, ...] = (8, 11)
+    power: float = 1.0
+    accumulate: int = 1
+    grad_clip: float | None = None
+    amp: str = "none"
+    ema_decay: float | None = None
+    ema_warmup: bool = False
+
+
+@dataclass
+class Paths:
+    """Where runs are kept, and the backbone's weights to start from; see `load_features`."""
+
+    experiments_root: str = "experiments"
+    pretrained: str | None = None
+    pretrained_weights: str = "model"
+    pretrained_embeddings: str = "relative"
+
+
+@dataclass(kw_only=True)
+class DenseRun(Run):
+    """What recipes of both tasks have. `backbone` holds `name` and the arguments of `dense_backbone`."""
+
+    backbone: dict
+    train: Train = field(default_factory=Train)
+    path: Paths = field(default_factory=Paths)
+
+
+CHOICES = {
+    "train.schedule": ("steps", "poly"),
+    "train.amp": ("auto", "none", "bf16", "fp16"),
+    "path.pretrained_weights": ("model", "ema"),
+    "path.pretrained_embeddings": ("relative", "index"),
+    "data.invalid": ("refuse", "skip"),
+    "device": ("auto", "cpu"),
+}
+POSITIVE = ("train.epochs", "train.steps", "train.lr", "train.accumulate", "train.grad_clip", "train.power")
+POSITIVE += ("val.every", "data.batch_size", "logger.print_freq", "logger.save_freq", "logger.keep_checkpoints")
+NOT_NEGATIVE = ("train.weight_decay", "train.warmup_steps", "data.workers", "manual_seed")
+SHARES = ("train.warmup_factor", "augment.hflip", "train.ema_decay")
+
+
+def check_together(recipe: Any) -> None:
+    """Rules between keys.
+
+    Raises:
+        ValueError: a rule is broken.
+    """
+    train = recipe.train
+    if not isinstance(recipe.backbone.get("name"), str):
+        raise ValueError("backbone.name is missing; for example `name: vheat_tiny`")
+    if (train.epochs is None) == (train.steps is None):
+        raise ValueError("train needs either epochs or steps")
+    if train.steps is not None and train.steps % recipe.val.every:
+        raise ValueError(f"train.steps, {train.steps}, must be a multiple of val.every, {recipe.val.every} steps")
+    if train.steps is not None and train.schedule == "steps":
+        raise ValueError("train.schedule steps counts epochs; give train.epochs, or take poly")
+    if train.ema_decay is not None and train.ema_decay >= 1:
+        raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
+
+
+def make_plan(recipe: Any, size: int, rank: int, world: int) -> Plan:
+    """The order of that many training images."""
+    return Plan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
+
+
+def make_settings(recipe: Any, plan: Plan, best: str) -> Settings:
+    """What the loop needs; a run counted in steps is one of so many evaluations."""
+    train, every, logger = recipe.train, recipe.val.every, recipe.logger
+    if train.epochs is not None:
+        length = {"epochs": train.epochs, "steps_per_epoch": plan.steps_per_epoch, "val_every": every}
+    else:
+        length = {"epochs": train.steps // every, "steps_per_epoch": every, "period": "evaluation"}
+    return Settings(
+        **length,
+        accumulate=train.accumulate,
+        grad_clip=train.grad_clip,
+        amp=train.amp,
+        ema_decay=train.ema_decay,
+        ema_warmup=train.ema_warmup,
+        seed=recipe.manual_seed,
+        best=best,
+        print_freq=logger.print_freq,
+        save_freq=logger.save_freq,
+    )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict]:
+    """Parameters with and without weight decay; those with one of `no_decay` in their name have none."""
+    groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[any(part in name for part in no_decay)]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(train: Train, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW with the published rules of decay."""
+    groups = parameter_groups(model, train.weight_decay, train.no_decay)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
+
+
+def make_rates(
+    train: Train, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
+) -> Callable[[int], None]:
+    """A function that sets the learning rate of a step of `steps`."""
+
+    def factor(step: int) -> float:
+        warm = warmup_factor(step, train.warmup_steps, train.warmup_factor)
+        if train.schedule == "poly":
+            return warm * poly_factor(step, train.warmup_steps, steps, train.power)
+        return warm * 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in train.milestones)
+
+    def set_rates(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * factor(step)
+
+    return set_rates

@@ -1,0 +1,85 @@
+"""Frequency embeddings: the learned (H, W, C) tables from which each block derives its diffusivities."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vheatir.backbone.layers.common import full_precision
+
+RESIZE_MODES = ("exact", "published")
+
+
+def _exact_weights(source: int, target: int, like: Tensor) -> Tensor:
+    """(target, source) matrix of linear interpolation at index n * source / target, held at the last entry."""
+    device = like.device if like.is_cuda else None  # a graph that is captured cannot wait for a copy from the CPU
+    position = torch.arange(target, dtype=torch.float64, device=device) * source / target
+    position = position.clamp(max=source - 1)
+    index = torch.arange(source, dtype=torch.float64, device=device)
+    return (1 - (position[:, None] - index[None]).abs()).clamp(min=0).to(like)
+
+
+def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Bring a frequency embedding to the size of a map.
+
+    Args:
+        embedding: (H, W, C), entry [n, m] for the frequencies pi n/H and pi m/W.
+        size: height and width of the map.
+        mode: "exact" reads each frequency where the embedding holds the same frequency per pixel (index n H_src/H_dst,
+            DC to DC), linear in between. "published" is the bicubic, half-pixel-centred resize of the vHeat detection
+            code, which shifts frequencies by up to half a bin and mixes DC with its neighbours.
+
+    Returns:
+        (*size, C); the embedding itself where it has that size. Differentiable.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
+    # An exporter with unknown sides must not ask; resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and tuple(embedding.shape[:2]) == tuple(size):
+        return embedding
+    # Under autocast the products would round the table to 8 bits.
+    with full_precision(embedding):
+        if mode == "published":
+            planes = embedding.permute(2, 0, 1)[None]
+            resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
+            return resized[0].permute(1, 2, 0)
+        rows = _exact_weights(embedding.shape[0], size[0], embedding)
+        columns = _exact_weights(embedding.shape[1], size[1], embedding)
+        return torch.einsum("nh,hwc,mw->nmc", rows, embedding, columns)
+
+
+class EmbeddingAt:
+    """A frequency embedding seen at one map size; resized on first use, once for all blocks that share it."""
+
+    def __init__(self, source: Tensor, size: tuple[int, int], mode: str):
+        self.source, self.size, self.mode = source, size, mode
+        # With gradients the resize must not happen inside a checkpointed block, whose recomputation would skip it.
+        self._resized = resize_embedding(source, size, mode) if torch.is_grad_enabled() else None
+
+    def tensor(self) -> Tensor:
+        """(H, W, C) of the map's size."""
+        if self._resized is None:
+            self._resized = resize_embedding(self.source, self.size, self.mode)
+        return self._resized
+
+
+def diffusivities_of_reach(reach: tuple[float, float], channels: int) -> Tensor:
+    """Diffusivities in squared pixels, log-spaced between blurs of reach[0] and of reach[1] pixels; (C,), float64."""
+    pixels = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), channels, dtype=torch.float64)
+    return pixels.square() / 2
+
+
+def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
+    """Start diffusivities log-spaced over the channels, from a blur of reach[0] to one of reach[1] pixels.
+
+    A channel with diffusivity k blurs over about sqrt(2k) pixels; the published start leaves every k near 0.
+    """
+    shortest, longest = reach
+    if not 0 < shortest <= longest:
+        raise ValueError(f"reach must be two rising positive lengths in pixels, got {reach}")
+    with torch.no_grad():
+        to_k.bias.copy_(diffusivities_of_reach(reach, to_k.out_features))

@@ -1,0 +1,220 @@
+"""The heat layer and block on channels-last maps, shared by the restoration network and the backbones."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
+from torch.utils.checkpoint import checkpoint
+
+from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath, Linear, Mlp, full_precision
+from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach
+from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.kernels.dct import decay_map
+from vheatir.kernels.fused_norms import add_norm, norm_add, norm_gate
+from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
+
+_NARROW = (torch.bfloat16, torch.float16)
+_MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
+
+
+class HeatLayer(KeptForms):
+    """Depthwise conv, linear, heat conduction, norm, SiLU gate, linear.
+
+    Maps (B, H, W, C) to the same shape. Passes in eval mode without gradients keep the prepared decay of each
+    resolution: in a frozen network (`vheatir.backbone.freeze`), and on the CPU as long as the weights have the same
+    values.
+
+    Args:
+        dim: channels C.
+        gate: multiply by SiLU of a second branch of the first linear.
+        dwconv: start with the depthwise 3x3 convolution.
+        learned_k: diffusivity k = ReLU(linear(embedding)) per frequency and channel; otherwise the constant `fixed_k`.
+        fixed_k: diffusivity in squared pixels where it is not learned.
+        reach: blur lengths in pixels between which the starting diffusivities are log-spaced over the channels;
+            None keeps the published start, which hardly conducts.
+
+    Source: HCO of vHeat, arXiv 2405.16555.
+    """
+
+    _most_kept = 2  # resolutions: a whole picture and the tiles at its rim
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        gate: bool = True,
+        dwconv: bool = True,
+        learned_k: bool = True,
+        fixed_k: float = 1.0,
+        reach: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        self.dim, self.gate, self.learned_k, self.fixed_k, self.reach = dim, gate, learned_k, fixed_k, reach
+        self.dwconv = ChannelsLastConv2d(dim, dim, 3, padding=1, groups=dim) if dwconv else None
+        self.linear = Linear(dim, 2 * dim if gate else dim)
+        self.to_k = nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) if learned_k else None
+        self.out_norm = nn.LayerNorm(dim)
+        self.out_linear = Linear(dim, dim)
+        self.k_exp: nn.Parameter | None = None
+        self._unfolded: nn.Module | None = None
+
+    def init_reach(self) -> None:
+        """Apply `reach` to the starting diffusivities; networks call it after their own initialisation."""
+        if self.reach is not None and self.to_k is not None:
+            init_diffusivity_reach(self.to_k[0], self.reach)
+
+    def diffusivity(self, embedding: Tensor) -> Tensor:
+        """k >= 0 of shape (H, W, C), in squared pixels, from a frequency embedding of that shape."""
+        if self.to_k is None:
+            return torch.full_like(embedding[..., :1], self.fixed_k)
+        # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential.
+        with full_precision(embedding):
+            return self.to_k(embedding)
+
+    def _folded_size(self) -> str:
+        return f"{self.k_exp.shape[0]}x{self.k_exp.shape[1]}"
+
+    def _decay(self, height: int, width: int, embedding: Tensor | EmbeddingAt | None) -> Tensor | PreparedDecay:
+        if self.k_exp is not None and self.k_exp.shape[:2] != (height, width):
+            raise ValueError(
+                f"this layer is folded for maps of {self._folded_size()}, got {height}x{width}; unfold it first"
+            )
+        if self.k_exp is None and embedding is None:
+            raise ValueError("an unfolded heat layer needs a frequency embedding")
+        sources = [self.k_exp if self.k_exp is not None else getattr(embedding, "source", embedding)]
+        sources += self.to_k.parameters() if self.to_k is not None else []
+        # A folded decay is as large as what is made of it: comparing would take as long.
+        if not self.may_keep(*sources, compared=self.k_exp is None):
+            return self._fresh_decay(embedding)
+        key = height, width, getattr(embedding, "mode", None)
+        return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
+
+    def _fresh_decay(self, embedding: Tensor | EmbeddingAt | None) -> Tensor:
+        if self.k_exp is not None:
+            return self.k_exp
+        k = self.diffusivity(embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding)
+        return decay_map(k.float() if k.dtype in _NARROW else k)
+
+    def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
+        """Conduct (B, H, W, C) maps; `embedding` is (H, W, C) or an `EmbeddingAt`, None where folded.
+
+        Raises:
+            ValueError: the layer is folded for another size, or has no embedding.
+        """
+        decay = self._decay(x.shape[1], x.shape[2], embedding)
+        if self.dwconv is not None:
+            x = self.dwconv(x)
+        x = self.linear(x)
+        x, gate = x.chunk(2, dim=-1) if self.gate else (x, None)
+        if isinstance(decay, Tensor) and decay.dtype != x.dtype and x.dtype not in _NARROW:
+            decay = decay.to(x.dtype)
+        x = heat_conduction(x, decay)
+        x = self.out_norm(x) if gate is None else norm_gate(x, gate, self.out_norm)
+        return self.out_linear(x)
+
+    def fold(self, embedding: Tensor | EmbeddingAt) -> None:
+        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published merged form."""
+        if self.k_exp is not None:
+            raise ValueError(f"this layer is folded already, for maps of {self._folded_size()}")
+        with torch.no_grad():
+            decay = self._fresh_decay(embedding)
+        self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)
+        object.__setattr__(self, "_unfolded", self.to_k)  # not a submodule: its weights leave the state dict
+        self.to_k = None
+        self.drop_kept()
+
+    def unfold(self) -> None:
+        """Undo `fold`."""
+        if self.k_exp is None:
+            raise ValueError("this layer is not folded")
+        if self.learned_k and self._unfolded is None:
+            raise ValueError("this layer was built in folded form: load unfolded weights to get its diffusivity back")
+        restored = self._unfolded
+        self.to_k = restored.to(self.k_exp) if restored is not None else None
+        object.__setattr__(self, "_unfolded", None)
+        self.k_exp = None
+        self.drop_kept()
+
+    def _fits(self, form: PreparedDecay) -> bool:
+        return form.nbytes() <= _MOST_KEPT_BYTES
+
+
+def _own(y: Tensor, *branch: nn.Module) -> Tensor:
+    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it."""
+    if torch.is_grad_enabled():  # then nothing is overwritten
+        return y
+    hooked = _global_forward_hooks or any(part._forward_hooks for module in branch for part in module.modules())
+    return y.clone() if hooked else y
+
+
+def _sum(x: Tensor, fresh: Tensor) -> Tensor:
+    """x + fresh; without gradients it overwrites `fresh`, a branch's result that nobody else holds."""
+    if torch.is_grad_enabled() or fresh.dtype != x.dtype:
+        return x + fresh
+    return fresh.add_(x)
+
+
+class HeatBlock(nn.Module):
+    """Residual block: heat layer, then MLP, each with norm, optional layer scale and stochastic depth.
+
+    Maps (B, H, W, C) to the same shape.
+
+    Args:
+        dim: channels C.
+        mlp_ratio: hidden over outer channels; 0 leaves the MLP out.
+        post_norm: normalise each branch's output instead of its input.
+        layer_scale: starting value of the learned per-channel factor of each branch; None for no factor.
+        drop_path: probability of dropping a branch in training.
+        mlp_dwconv: depthwise 3x3 inside the MLP.
+        checkpointing: recompute activations in the backward instead of storing them.
+        layer: further arguments of `HeatLayer` (gate, dwconv, learned_k, fixed_k, reach).
+
+    Source: vHeat, arXiv 2405.16555.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_ratio: float = 4.0,
+        post_norm: bool = True,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        mlp_dwconv: bool = False,
+        checkpointing: bool = False,
+        **layer,
+    ):
+        super().__init__()
+        self.post_norm, self.checkpointing = post_norm, checkpointing
+        self.norm1 = nn.LayerNorm(dim)
+        self.op = HeatLayer(dim, **layer)
+        self.drop_path = DropPath(drop_path)
+        # rounded: a ratio read back from weights is a quotient, whose product with dim may fall just short
+        self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), mlp_dwconv) if mlp_ratio > 0 else None
+        self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
+        self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale is not None else None
+        scaled_mlp = layer_scale is not None and mlp_ratio > 0
+        self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale))) if scaled_mlp else None
+
+    def _scaled(self, y: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(y if gamma is None else y * gamma)
+
+    def _post_norm(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, gamma: Tensor | None) -> Tensor:
+        if self.training and self.drop_path.rate:
+            return x + self._scaled(norm(y), gamma)
+        return norm_add(y, x, norm, gamma)
+
+    def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
+        if self.post_norm:
+            x = self._post_norm(x, _own(self.op(x, embedding), self.op), self.norm1, self.gamma1)
+            return x if self.mlp is None else self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
+        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), self.op, self.drop_path)
+        if self.mlp is None:
+            return _sum(x, y)
+        x, y = add_norm(x, y, self.norm2)
+        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), self.mlp, self.drop_path))
+
+    def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
+        """Transform (B, H, W, C) maps; `embedding` as in `HeatLayer.forward`."""
+        if self.checkpointing and torch.is_grad_enabled() and self.training:
+            return checkpoint(self._forward, x, embedding, use_reentrant=False)
+        return self._forward(x, embedding)

@@ -1,0 +1,23 @@
+"""All backbones by name. Importing this module registers them with timm."""
+
+from timm import create_model as _create_model
+
+from vheatir.backbone.models import unified, vheat
+from vheatir.backbone.models.pyramid import Pyramid
+
+
+def list_models() -> list[str]:
+    """Names of all backbones of this package."""
+    names = [f"unified_{mixer}_{size}" for mixer, sizes in unified.SIZES.items() for size in sizes]
+    return [f"vheat_{size}" for size in vheat.SIZES] + names
+
+
+def create_model(name: str, **arguments) -> Pyramid:
+    """`timm.create_model` with the backbones of this package registered.
+
+    Args:
+        name: such as "vheat_tiny" or "unified_swin_small".
+        **arguments: img_size, num_classes, in_chans, drop_path_rate, features_only, out_indices, pretrained and
+            further arguments of the network.
+    """
+    return _create_model(name, **arguments)

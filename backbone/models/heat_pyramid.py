@@ -1,0 +1,89 @@
+"""Frequency embeddings shared by the blocks of a stage, and the merged form for inference."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vheatir.backbone.layers.embedding import EmbeddingAt, resize_embedding
+from vheatir.backbone.layers.heat import HeatLayer
+from vheatir.backbone.models.pyramid import Pyramid, image_size, map_sizes
+
+
+class HeatPyramid(Pyramid):
+    """A pyramid whose stages may hold heat blocks: one embedding for each stage, in `freq_embed`.
+
+    Subclasses set `resize`, call `make_embeddings` and give `blocks_of`.
+    """
+
+    resize: str
+
+    def blocks_of(self, index: int) -> list[nn.Module]:
+        """The blocks of a stage, in order."""
+        raise NotImplementedError
+
+    def make_embeddings(self, img_size: int | Sequence[int]) -> None:
+        """One embedding (H, W, C) for each stage, of the size of its maps."""
+        sizes = map_sizes(img_size, len(self.dims))
+        self.freq_embed = nn.ParameterList(torch.empty(*size, dim) for size, dim in zip(sizes, self.dims, strict=True))
+        for embedding in self.freq_embed:
+            nn.init.trunc_normal_(embedding, std=0.02)
+
+    def embedding_at(self, index: int, maps: Tensor) -> EmbeddingAt | None:
+        """What the heat blocks of a stage take beside the maps; None where they are folded."""
+        if self.folded:
+            return None
+        return EmbeddingAt(self.freq_embed[index], (maps.shape[1], maps.shape[2]), self.resize)
+
+    def heat_layers(self) -> list[HeatLayer]:
+        """Every heat layer, in the order of the forward pass."""
+        return [module for module in self.modules() if isinstance(module, HeatLayer)]
+
+    def resize_embeddings(self, img_size: int | Sequence[int]) -> None:
+        """Bring the embeddings to the maps of another image size.
+
+        Raises:
+            ValueError: the network is folded.
+        """
+        if self.folded:
+            raise ValueError("a folded network is frozen to its image size; unfold it first")
+        self.img_size = image_size(img_size)
+        with torch.no_grad():
+            for index, size in enumerate(map_sizes(img_size, len(self.dims))):
+                resized = resize_embedding(self.freq_embed[index], size, self.resize)
+                self.freq_embed[index] = nn.Parameter(resized.clone())
+
+    @property
+    def folded(self) -> bool:
+        """Whether the network has the merged form."""
+        return self.freq_embed is None
+
+    def fold(self) -> "HeatPyramid":
+        """Merge in place, for inference at `img_size`: each block keeps its decay, embeddings and `to_k` go.
+
+        Raises:
+            ValueError: folded already.
+        """
+        if self.folded:
+            raise ValueError("this network is folded already")
+        for index, embedding in enumerate(self.freq_embed):
+            for block in self.blocks_of(index):
+                block.op.fold(embedding)
+        object.__setattr__(self, "_unfolded", self.freq_embed)  # not a submodule: it leaves the state dict
+        self.freq_embed = None
+        return self
+
+    def unfold(self) -> "HeatPyramid":
+        """Undo `fold`, with the weights from before it.
+
+        Raises:
+            ValueError: not folded.
+        """
+        if not self.folded:
+            raise ValueError("this network is not folded")
+        like = self.heat_layers()[0].k_exp
+        for layer in self.heat_layers():
+            layer.unfold()
+        self.freq_embed = self._unfolded.to(like)
+        object.__setattr__(self, "_unfolded", None)
+        return self

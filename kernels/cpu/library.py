@@ -1,0 +1,110 @@
+"""Loads the native CPU library: the one that was installed, or one compiled at first use and kept in a cache folder."""
+
+import ctypes
+import logging
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from vheatir.kernels.cpu import build as cpu_build
+
+SWITCH = "VHEATIR_CPU_KERNEL"  # 0 switches the kernel off
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their numbers in csrc/api.h
+_ABI = 3  # likewise
+_log = logging.getLogger("vheatir")
+_lock = threading.Lock()
+_loaded: "Library | None" = None
+
+
+class Library(NamedTuple):
+    """The loaded library, or why there is none.
+
+    Attributes:
+        functions: the library, None where it cannot be had.
+        reason: why not; None where it is there.
+        path: its file.
+        instructions: the vector instructions it uses on this processor.
+    """
+
+    functions: ctypes.CDLL | None
+    reason: str | None
+    path: Path | None = None
+    instructions: str | None = None
+
+
+def _say_that_it_compiles(folder: Path) -> None:
+    """One line before the wait, through the log where somebody listens to it, else on stderr."""
+    text = f"compiling the CPU kernel of heat conduction, once, for up to a minute; it is kept in {folder}"
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(text)
+    else:
+        sys.stderr.write(f"vheatir: {text}\n")
+
+
+def _file() -> Path:
+    """The library's file, compiled now if need be.
+
+    Raises:
+        BuildError, OSError: it cannot be had.
+    """
+    installed = Path(__file__).resolve().parent / cpu_build.library_name()
+    if installed.exists():
+        return installed
+    command = cpu_build.compiler()
+    if command is None:
+        raise cpu_build.BuildError(cpu_build.NO_COMPILER)
+    cached = cpu_build.cached_file(command)
+    if not cached.exists():
+        with cpu_build.one_process_at_a_time(cached.parent):
+            if not cached.exists():
+                _say_that_it_compiles(cached.parent)
+                cpu_build.build(cached)
+    return cached
+
+
+def _load() -> Library:
+    try:
+        path = _file()
+        functions = ctypes.CDLL(str(path))
+        if functions.vheatir_abi() != _ABI:
+            raise cpu_build.BuildError(f"{path} has another interface ({functions.vheatir_abi()}, expected {_ABI})")
+    except (cpu_build.BuildError, OSError, RuntimeError, AttributeError) as error:
+        reason = f"the CPU kernel could not be built or loaded: {error}"
+        warnings.warn(f"{reason}. The slower PyTorch path runs; {SWITCH}=0 silences this.", stacklevel=2)
+        return Library(None, reason)
+    return Library(functions, None, path, INSTRUCTIONS[functions.vheatir_instructions()])
+
+
+def library() -> Library:
+    """The library; the first call in a process loads it and may compile it."""
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def instructions() -> str:
+    """The vector instructions that the library, which must be there, uses on this processor."""
+    return library().instructions
+
+
+def refusal() -> str | None:
+    """Why there is no native CPU kernel; None when there is one."""
+    if os.environ.get(SWITCH) == "0":
+        return f"the CPU kernel is switched off by {SWITCH}=0"
+    return library().reason
+
+
+def run(job: ctypes.Structure) -> None:
+    """Do one job of csrc/api.h.
+
+    Raises:
+        MemoryError: there is no memory for the work space.
+    """
+    if library().functions.vheatir_conduct(ctypes.byref(job)) != 0:
+        raise MemoryError("the CPU kernel got no memory for its work space")

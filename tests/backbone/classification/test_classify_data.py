@@ -1,0 +1,232 @@
+"""Data of classification: readers agree, batches are a function of the step, what is wrong is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+
+from torchvision.transforms.functional import to_tensor
+
+from tests.backbone.classification import small
+from vheatir.backbone.classification.readers import make_reader, read_labels
+from vheatir.backbone.classification.recipe import Data, Train, read_recipe
+from vheatir.backbone.classification.subset import Subset
+from vheatir.backbone.classification.task import make_optimizer, scaled_rates, scored
+from vheatir.backbone.models.create import create_model
+from vheatir.backbone.training.batches import Plan, Samples, StepSampler
+from vheatir.errors import UserError
+from vheatir.pretrain import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = small.make_pictures(tmp_path_factory.mktemp("pictures"), train=5, val=2)
+    small.make_lists(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    "reader, cache", [("list", "none"), ("tar", "none"), ("zip", "none"), ("zip", "full"), ("zip", "part")]
+)
+def test_readers_give_what_the_folder_gives(pictures, reader, cache):
+    folder = Samples(make_reader(Data(str(pictures)), "train"), to_tensor, 3)
+    other = Samples(make_reader(Data(str(pictures), reader, cache=cache), "train", rank=1, world=2), to_tensor, 3)
+    assert len(other) == len(folder) == 15
+    for index in range(len(folder)):
+        (image, target), (image_of_other, target_of_other) = folder[index], other[index]
+        assert torch.equal(image, image_of_other) and target == target_of_other
+
+
+def test_a_zip_keeps_in_memory_what_it_is_told_to(pictures):
+    part = make_reader(Data(str(pictures), "zip", cache="part"), "train", rank=1, world=2)
+    assert sorted(part._kept) == list(range(1, 15, 2))
+    (pictures / "train.zip").rename(pictures / "gone.zip")
+    try:
+        part._opened.clear()
+        assert part[3][0].read() == (pictures / "train" / part.samples[3][0]).read_bytes()
+        with pytest.raises(ValueError, match="not a whole ZIP archive"):
+            part[2]
+    finally:
+        (pictures / "gone.zip").rename(pictures / "train.zip")
+
+
+def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
+    (tmp_path / "a.json").write_text('[["x y.png", 3], ["z.png", 0]]')
+    (tmp_path / "a.txt").write_text("x y.png 3\n\nz.png\t0\n")
+    assert read_labels(tmp_path / "a.json") == read_labels(tmp_path / "a.txt") == [("x y.png", 3), ("z.png", 0)]
+
+
+def drawn(plan: Plan, start: int, stop: int) -> list[list[tuple[int, int]]]:
+    return list(StepSampler(plan, start, stop))
+
+
+def test_an_epoch_draws_each_image_once_in_an_order_of_its_own():
+    plan = Plan(12, 2, accumulate=2)
+    first, second = ([i for batch in drawn(plan, e * 3, e * 3 + 3) for i, _ in batch] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(12)) and first != second
+    seeds = [seed for batch in drawn(plan, 0, 6) for _, seed in batch]
+    assert len(set(seeds)) == 24
+
+
+def test_a_later_start_draws_the_same_batches():
+    plan = Plan(13, 2, accumulate=2)
+    assert drawn(plan, 4, 8) == drawn(plan, 0, 8)[8:]
+
+
+def test_processes_share_the_batches_of_one():
+    one = drawn(Plan(20, 4), 0, 5)
+    halves = [drawn(Plan(20, 2, rank=rank, world=2), 0, 5) for rank in (0, 1)]
+    for batch, left, right in zip(one, *halves, strict=True):
+        assert sorted(batch) == sorted(left + right)
+
+
+def test_parted_processes_draw_their_own_images_alone():
+    for rank in range(3):
+        mine = [i for batch in drawn(Plan(20, 2, rank=rank, world=3, parted=True), 0, 6) for i, _ in batch]
+        assert {i % 3 for i in mine} == {rank} and len(set(mine[:6])) == 6
+
+
+def test_repeated_augmentation_gives_copies_in_a_row_with_other_seeds():
+    batch = [sample for part in drawn(Plan(12, 6, repeats=3), 0, 1) for sample in part]
+    indices = [index for index, _ in batch]
+    assert indices[0] == indices[1] == indices[2] != indices[3] and len({seed for _, seed in batch}) == 6
+
+
+def test_rates_scale_with_the_batch_where_the_recipe_says_so():
+    assert scaled_rates(Train(lr_for_batch=512), 2048) == {"base": 2e-3, "final": 2e-5, "warmup_start": 2e-6}
+    assert scaled_rates(Train(lr=1e-3), 2048)["base"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, decayed, spared",
+    [
+        (
+            "vheat_small",
+            ["freq_embed.0", "layers.0.0.op.to_k.0.weight"],
+            ["layers.0.0.gamma1", "layers.0.0.op.to_k.0.bias"],
+        ),
+        ("unified_swin_micro", ["stages.0.0.attn.qkv.weight"], ["stages.0.0.attn.relative_position_bias_table"]),
+    ],
+)
+def test_decay_spares_what_the_published_recipes_spare(name, decayed, spared):
+    with torch.device("meta"):
+        model = create_model(name)
+    optimizer = make_optimizer(Train(weight_decay=0.08), model, 512)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert {decay[id(named[key])] for key in decayed} == {0.08} and {decay[id(named[key])] for key in spared} == {0.0}
+
+
+def test_scores_count_ranks_and_losses():
+    scores, targets = torch.randn(50, 9), torch.randint(0, 9, (50,))
+    top1, top5, loss, count = scored(scores, targets).tolist()
+    order = scores.argsort(1, descending=True)
+    assert top1 == (order[:, 0] == targets).sum() and top5 == (order[:, :5] == targets[:, None]).sum() and count == 50
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(scores, targets, reduction="sum").item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_subset_accepts_the_classes_of_its_mapping(pictures, tmp_path, only):
+    (tmp_path / "map.txt").write_text("red 7\ngreen 2,5\nblue 0\nunused 1\n")
+    subset = Subset.read(str(tmp_path / "map.txt"), make_reader(Data(str(pictures)), "val"))
+    assert subset.accepted == [(0,), (2, 5), (7,)]
+    scores, targets = torch.randn(40, 9), torch.randint(0, 3, (40,))
+    kept = [0, 2, 5, 7] if only else list(range(9))
+    p = scores[:, kept].softmax(1).numpy()
+    right = np.array([[k in subset.accepted[t] for k in kept] for t in targets])
+    rank = np.take_along_axis(right, (-p).argsort(1), 1)
+    want = [rank[:, 0].sum(), rank[:, :5].any(1).sum(), -np.log((p * right).sum(1)).sum(), 40]
+    got = scored(scores, targets, subset.to(torch.device("cpu"), 9, only)).tolist()
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("red 7\n", r"no entry for 2 folders of the set, such as 'blue'"),
+        ("red seven\ngreen 2\nblue 1\n", r"expected lines `folder class"),
+        ("red 70\ngreen 2\nblue 1\n", r"names class 70, but the model has 3"),
+        (None, r"no such file; expected lines"),
+    ],
+)
+def test_a_wrong_mapping_is_named(pictures, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "map.txt").write_text(content)
+    recipe = small.make_recipe(tmp_path, pictures, val={"subset": str(tmp_path / "map.txt")})
+    with pytest.raises(UserError, match=message):
+        main(["-opt", str(recipe), "--eval", "--set", "model.pretrained=false", "--weights", str(_weights(tmp_path))])
+
+
+def _weights(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    arguments = {key: value for key, value in small.SMALL.items() if key != "name"}
+    save_file(create_model("vheat_tiny", **arguments).state_dict(), folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.epoch=3", r"recipe\.yml: unknown key train\.epoch; did you mean epochs\?"),
+        ("dat.root=x", r"there is no section 'dat'"),
+        ("data.batch_size=many", r"data\.batch_size must be a whole number, got 'many'"),
+        ("data.batch_size=3", r"data\.batch_size must be even for mixup and cutmix"),
+        ("data.batch_size=64", r"15 training images are fewer than the 128 of a step"),
+        ("data.batch_size=0", r"data\.batch_size must be above 0"),
+        ("data.reader=tape", r"data\.reader must be one of folder, list, zip, tar"),
+        ("data.cache=full", r"data\.cache full keeps a ZIP's bytes in memory, but data\.reader is folder"),
+        ("data.root=nowhere", r"data\.root nowhere: no such folder"),
+        ("data.train=training", r"has no folder 'training'; folders there: meta, train, val"),
+        ("augment.erase=2", r"augment\.erase must lie between 0 and 1"),
+        ("augment.crop=square", r"augment\.crop must be one of random_resized, padded"),
+        ("augment.scale=[0.5]", r"augment\.scale must be 2 numbers"),
+        ("train.amp=fp16", r"train\.amp fp16 needs a CUDA device"),
+        ("train.ema_decay=1.0", r"train\.ema_decay must be below 1"),
+        ("train.optimizer=adamm", r"train\.optimizer adamm"),
+        ("train.optimizer_args={nesterow: true}", r"train\.optimizer adamw with .*nesterow"),
+        ("train.scheduler=plateau", r"train\.scheduler plateau"),
+        ("train.scheduler=cosin", r"train\.scheduler"),
+        ("train.warmup_epochs=9", r"train\.warmup_epochs is 9, more than train\.epochs"),
+        ("model.name=vheat_huge", r"model: vheat_huge cannot be built"),
+        ("model.dimz=8", r"model: vheat_tiny cannot be built .*dimz"),
+        ("model.num_classes=2", r"train: 3 classes, but the model has 2; set model\.num_classes .*red"),
+        ("path.finetune=none.pth", r"no checkpoint none\.pth"),
+    ],
+)
+def test_wrong_options_are_named_before_a_folder_is_made(pictures, tmp_path, override, message):
+    recipe = small.make_recipe(tmp_path, pictures)
+    with pytest.raises(UserError, match=message):
+        main(["-opt", str(recipe), "--set", override])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "reader, file, content, message",
+    [
+        ("list", "meta/train.txt", "red/00.png\n", r"train\.txt: entry 1: expected `relative/path class`"),
+        ("list", "meta/train.txt", "", r"train\.txt: the list is empty"),
+        ("list", "meta/train.txt", "red/99.png 2\n" * 8, r"red/99\.png: cannot be read as an image: .*No such file"),
+        ("list", "meta/train.txt", "red/00.png 3\n", r"4 classes, but the model has 3.*red/00\.png"),
+        ("zip", "train_map.txt", "red/99.png\t2\n", r"train\.zip lacks 1 files .* the first is 'red/99\.png'"),
+        ("zip", "train.zip", "no archive", r"train\.zip: not a whole ZIP archive"),
+        ("folder", "train/red/00.png", "no picture", r"red/00\.png: cannot be read as an image: cannot identify"),
+    ],
+)
+def test_bad_data_are_named(tmp_path, reader, file, content, message):
+    root = small.make_pictures(tmp_path / "set", train=3, val=1)
+    small.make_lists(root)
+    (root / file).write_text(content)
+    recipe = small.make_recipe(tmp_path, root, data={"reader": reader})
+    with pytest.raises(UserError, match=message):
+        main(["-opt", str(recipe)])
+
+
+def test_a_recipe_needs_its_sections():
+    with pytest.raises(ValueError, match=r"^data is missing"):
+        read_recipe({"name": "x", "model": {"name": "vheat_tiny"}})
+    with pytest.raises(ValueError, match=r"data\.root is missing"):
+        read_recipe({"name": "x", "model": {"name": "vheat_tiny"}, "data": {}})

@@ -1,0 +1,151 @@
+"""Data sets of timm's readers: those that give images in a row resume like the others, what is missing is named."""
+
+import importlib.util
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+
+from torchvision.transforms.functional import to_tensor
+
+from tests.backbone.classification import small
+from tests.backbone.classification.test_classify import assert_same_run
+from vheatir.backbone.classification.readers import make_reader
+from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.streams import Stream
+from vheatir.backbone.training.batches import DataError, Plan, Samples, checked, train_loader, val_loader
+from vheatir.backbone.training.loop import Loop
+from vheatir.errors import UserError
+from vheatir.pretrain import main
+
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """48 training and 6 evaluation pictures as WebDataset: train-<n>.tar, val-0.tar, each picture beside its class."""
+    pytest.importorskip("webdataset", reason="streamed data sets need the extra `readers`")
+    root = small.make_pictures(tmp_path_factory.mktemp("shards"), train=16, val=2)
+    for split, count in (("train", SHARDS), ("val", 1)):
+        paths = sorted((root / split).rglob("*.png"))
+        for shard in range(count):
+            with tarfile.open(root / f"{split}-{shard}.tar", "w") as archive:
+                for number, path in enumerate(paths[shard::count]):
+                    archive.add(path, f"{number:03d}.png")
+                    label = path.with_suffix(".cls")
+                    label.write_text(str(sorted(small.COLOURS).index(path.parent.name)))
+                    archive.add(label, f"{number:03d}.cls")
+    return root
+
+
+TRAIN, VAL = f"train-{{0..{SHARDS - 1}}}.tar|48", "val-0.tar|6"
+
+
+def recipe_of(folder: Path, root: Path, **data) -> str:
+    streamed = {"reader": "wds/x", "train": TRAIN, "val": VAL, **data}
+    return str(small.make_recipe(folder, root, data=streamed))
+
+
+def seen(loader) -> list[bytes]:
+    """Every image, to be told apart by its bytes."""
+    return [image.numpy().tobytes() for images, _ in checked(loader) for image in images]
+
+
+def stream(root: Path, split: str) -> Stream:
+    return Stream(Data(str(root), "wds/x"), split, to_tensor, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_evaluation_sees_each_image_once(shards, world):
+    found = [seen(val_loader(stream(shards, VAL), 4, rank, world, 0, False)) for rank in range(world)]
+    folder = seen(val_loader(Samples(make_reader(Data(str(shards)), "val"), to_tensor, 3), 4, 0, 1, 0, False))
+    assert sorted(found[0] + found[-1] * (world - 1)) == sorted(folder) and len(set(folder)) == 6
+
+
+def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(shards):
+    plan = Plan(48, 4, accumulate=2)
+    first, second = (seen(train_loader(stream(shards, TRAIN), plan, e * 6, e * 6 + 6, 0, False)) for e in (0, 1))
+    assert len(set(first)) == 48 and sorted(first) == sorted(second) and first != second
+    other = seen(train_loader(stream(shards, TRAIN), Plan(48, 4, accumulate=2, seed=1), 0, 6, 0, False))
+    assert other != first
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_later_start_gives_the_same_batches(shards, workers):
+    plan = Plan(48, 4)
+    whole = seen(train_loader(stream(shards, TRAIN), plan, 0, 20, workers, False))
+    assert seen(train_loader(stream(shards, TRAIN), plan, 14, 20, workers, False)) == whole[14 * 4 :]
+
+
+def test_a_run_on_a_stream_learns_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path, monkeypatch):
+    assert main(["-opt", recipe_of(tmp_path / "a", shards)]) == 0
+    advance = Loop._advance
+
+    def interrupted(loop, source):
+        if loop.step == 9:
+            raise KeyboardInterrupt
+        advance(loop, source)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "_advance", interrupted)
+        main(["-opt", recipe_of(tmp_path / "b", shards)])
+    assert main(["-opt", recipe_of(tmp_path / "b", shards), "--resume"]) == 0
+    assert_same_run(tmp_path / "b" / "runs" / "small", tmp_path / "a" / "runs" / "small")
+
+
+def test_too_many_loaders_for_the_shards_are_named(shards):
+    loader = train_loader(stream(shards, VAL), Plan(6, 2), 0, 3, 2, False)
+    with pytest.raises(DataError, match=r"fewer shards than processes x data\.workers"):
+        seen(loader)
+
+
+def test_torchvisions_data_sets_are_read(tmp_path):
+    root = small.make_pictures(tmp_path, train=2, val=1)
+    folder = Samples(make_reader(Data(str(root)), "train"), to_tensor, 3)
+    other = Samples(make_reader(Data(str(root), "torch/image_folder"), "train"), to_tensor, 3)
+    assert len(other) == len(folder) == 6
+    assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(folder, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"reader": "wds/x", "val": "val-0.tar"}, r"nothing states how many images it holds"),
+        ({"reader": "wds/x", "val": "test"}, r"split test, root .*: split test not found"),
+        ({"reader": "disk/x"}, r"timm knows the prefixes wds, hfds, hfids, tfds, torch"),
+        ({"reader": "torch/unheard"}, r"Unknown torchvision dataset unheard"),
+        ({"reader": "torch/cifar10"}, r"torch/cifar10, split .*not found"),
+    ],
+)
+def test_what_is_wrong_is_named(shards, tmp_path, data, message):
+    with pytest.raises(UserError, match=message):
+        main(["-opt", recipe_of(tmp_path, shards, **{"train": "train-0.tar|12", "val": "val-0.tar|6", **data})])
+
+
+def test_streams_refuse_what_needs_access_to_any_image(shards, tmp_path):
+    recipe = recipe_of(tmp_path, shards)
+    with pytest.raises(UserError, match=r"augment\.repeats 2: data\.reader wds/x gives each image once"):
+        main(["-opt", recipe, "--set", "augment.repeats=2"])
+    (tmp_path / "map.txt").write_text("red 0\n")
+    with pytest.raises(UserError, match=r"val\.subset .* needs data\.reader folder, not wds/x"):
+        main(["-opt", recipe, "--set", f"val.subset={tmp_path}/map.txt"])
+
+
+@pytest.mark.parametrize(
+    "reader, message",
+    [
+        ("wds/x", r"needs webdataset; run: pip install -e '\.\[readers\]'"),
+        ("hfds/x", r"needs datasets; run: pip install -e '\.\[readers\]'"),
+        ("tfds/x", r"needs tensorflow_datasets; run: pip install tensorflow tensorflow-datasets"),
+    ],
+)
+def test_a_missing_library_is_named(reader, message, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    gone = ("webdataset", "datasets", "tensorflow_datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
+    root = small.make_pictures(tmp_path / "set", train=1, val=1)
+    with pytest.raises(UserError, match=message):
+        main(["-opt", str(small.make_recipe(tmp_path, root, data={"reader": reader}))])

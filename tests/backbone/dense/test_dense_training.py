@@ -1,0 +1,294 @@
+"""Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
+
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.backbone import dense_data
+from vheatir.backbone.detection.model import build_detector
+from vheatir.backbone.detection.recipe import Detector
+from vheatir.backbone.models.create import create_model
+from vheatir.backbone.models.feature_maps import build_features, load_features
+from vheatir.backbone.training.loop import Loop
+from vheatir.detect import main as detect
+from vheatir.errors import UserError
+from vheatir.segment import main as segment
+from vheatir.tasks.dense import predict
+
+MAINS = {"detect": detect, "segment": segment}
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """`recipes(command, folder, **sections)`: a small recipe on small data."""
+    root = tmp_path_factory.mktemp("data")
+    dense_data.make_coco(root / "coco")
+    dense_data.make_label_maps(root / "maps")
+
+    def make(command: str, folder: Path, **sections) -> str:
+        if command == "detect":
+            return str(dense_data.detection_recipe(folder, root / "coco", **sections))
+        return str(dense_data.segmentation_recipe(folder, root / "maps", **sections))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipes, tmp_path_factory) -> dict[str, Path]:
+    """Folders of runs that nothing interrupted, by command."""
+    folders = {}
+    for command, main in MAINS.items():
+        folder = tmp_path_factory.mktemp(command)
+        assert main(["-opt", recipes(command, folder)]) == 0
+        folders[command] = folder / "runs" / "small"
+    return folders
+
+
+def curves(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_a_run_leaves_losses_scores_and_weights(command, unbroken):
+    points = curves(unbroken[command])
+    losses = {"detect": ("loss_mask", "loss_objectness"), "segment": ("main", "auxiliary", "aacc")}[command]
+    assert {f"train/{name}" for name in ("loss", "lr", *losses)} <= set(points[0])
+    scores = {"detect": ("box_ap", "mask_ap"), "segment": ("miou", "aacc", "majority_miou")}[command]
+    assert {f"{kind}/{name}" for kind in ("val", "ema") for name in scores} <= set(points[-1])
+    assert points[-1]["val/images"] == 3 and points[-1]["iteration"] == 6
+    written = {path.name for path in unbroken[command].rglob("*")}
+    assert {"latest.safetensors", "best_ema.safetensors", "iter_00000006.pt", "curves.png", "resolved.yml"} <= written
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(command, unbroken, recipes, tmp_path, monkeypatch):
+    recipe, advance = recipes(command, tmp_path), Loop._advance
+
+    def interrupted(loop, source):
+        if loop.step == 5:
+            raise KeyboardInterrupt
+        advance(loop, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            MAINS[command](["-opt", recipe])
+    torch.manual_seed(99)
+    assert MAINS[command](["-opt", recipe, "--resume"]) == 0
+    run = tmp_path / "runs" / "small"
+    for name in ("latest", "latest_ema", "best"):
+        got, want = (load_file(folder / "models" / f"{name}.safetensors") for folder in (run, unbroken[command]))
+        assert all(torch.equal(got[key], want[key]) for key in want), name
+    assert curves(run) == curves(unbroken[command])
+
+
+def test_segmentation_learns(recipes, tmp_path):
+    train = {"steps": 60, "lr": 8e-3, "ema_decay": None, "grad_clip": 1.0}
+    more = {"augment": {"colour": False, "ratio": [1.0, 1.0]}, "head": {"dropout": 0.0, "channels": 16}}
+    assert segment(["-opt", recipes("segment", tmp_path, train=train, val={"every": 60}, **more)]) == 0
+    last = curves(tmp_path / "runs" / "small")[-1]
+    assert last["val/miou"] > 2 * last["val/majority_miou"] and last["evaluation"] == 1
+
+
+def test_detection_learns(recipes, tmp_path):
+    train = {"epochs": 8, "milestones": [7], "lr": 3e-3, "ema_decay": None}
+    more = {"val": {"every": 8}, "detector": {"channels": 32, "masks": False}}
+    assert detect(["-opt", recipes("detect", tmp_path, train=train, **more)]) == 0
+    losses = [point["train/loss"] for point in curves(tmp_path / "runs" / "small") if "train/loss" in point]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_half_precision_trains(command, recipes, tmp_path):
+    length = {"steps": 1} if command == "segment" else {"epochs": 1}
+    train = {**length, "amp": "bf16", "ema_decay": None, "warmup_steps": 0}
+    assert MAINS[command](["-opt", recipes(command, tmp_path, train=train, val={"every": 1})]) == 0
+    assert curves(tmp_path / "runs" / "small")[0]["train/loss"] < 20
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_evaluation_repeats_the_figures_of_the_run(command, unbroken, recipes, tmp_path):
+    weights = unbroken[command] / "models" / "latest.safetensors"
+    out = tmp_path / "scores.json"
+    recipe = recipes(command, tmp_path)
+    assert MAINS[command](["-opt", recipe, "--eval", "--weights", str(weights), "--json", str(out)]) == 0
+    result, last = json.loads(out.read_text()), curves(unbroken[command])[-1]
+    for name, value in result["scores"].items():
+        assert value == pytest.approx(last[f"val/{name}"], rel=1e-6), name
+    if command == "segment":
+        assert set(result["iou"]) == {"ground", "red", "blue"}
+        assert segment(["-opt", recipe, "--eval", "--tta", "--weights", str(weights), "--json", str(out)]) == 0
+        assert json.loads(out.read_text())["tta"] is True
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (70, 50), (200, 40, 40)).save(folder / "a.jpg")
+    Image.new("L", (40, 60), 90).save(folder / "sub" / "b.png")
+    weights = str(unbroken[command] / "models" / "latest.safetensors")
+    arguments = ["-opt", recipes(command, tmp_path, detector={"score": 0.0}) if command == "detect" else ""]
+    arguments = arguments if command == "detect" else ["-opt", recipes(command, tmp_path)]
+    arguments += ["--predict", str(folder), "-o", str(tmp_path / "out"), "--weights", weights]
+    arguments += ["--threshold", "0.0"] if command == "detect" else ["--label-maps", str(tmp_path / "maps")]
+    assert MAINS[command](arguments) == 0
+    found = json.loads((tmp_path / "out" / "found.json").read_text())
+    assert set(found) == {"a.jpg", "sub/b.png"}
+    with Image.open(tmp_path / "out" / "a.png") as drawn, Image.open(tmp_path / "out" / "sub" / "b.png") as other:
+        assert drawn.size == (70, 50) and other.size == (40, 60)
+        assert len(set(drawn.get_flattened_data())) > 1
+    if command == "detect":
+        assert found["a.jpg"]["detections"] and set(found["a.jpg"]["detections"][0]) >= {"class", "bbox", "score"}
+    else:
+        assert sum(found["a.jpg"]["shares"].values()) == pytest.approx(1)
+        with Image.open(tmp_path / "maps" / "a.png") as numbers:
+            assert numbers.mode == "L" and max(numbers.get_flattened_data()) < 3
+
+
+@pytest.mark.parametrize(
+    "names, out, maps, expected",
+    [
+        (["a.jpg", "a.png"], "out", None, "a.jpg and of .*a.png would both be"),
+        (["a.jpg", "a.png"], "in", None, "a.png would be overwritten"),
+        (["a.png"], "out", "in", "a.png would be overwritten"),
+        (["a.png"], "out", "out", "would both be"),
+    ],
+)
+def test_drawing_overwrites_neither_pictures_nor_what_it_has_drawn(names, out, maps, expected, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    maps = None if maps is None else tmp_path / maps
+    arguments = argparse.Namespace(predict=folder, output=tmp_path / out, label_maps=maps)
+    with pytest.raises(UserError, match=expected):
+        predict(None, arguments)  # before a network is needed
+    assert all((folder / name).read_bytes() == b"" for name in names)
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_costs_by_size(command, recipes, tmp_path):
+    out, changes = tmp_path / "cost.json", {"data": {"num_classes": 2 if command == "detect" else 3}}
+    arguments = ["--cost", "--sizes", "64", "64x96", "--rounds", "5", "--json", str(out)]
+    assert MAINS[command](["-opt", recipes(command, tmp_path, **changes), *arguments]) == 0
+    table = json.loads(out.read_text())["cost"]
+    assert list(table) == ["64x64", "64x96"]
+    square, wide = (table[size] for size in table)
+    assert wide["training"]["macs"]["total"] > square["training"]["macs"]["total"] > 1e6
+    assert square["merged"]["parameters"]["trainable"] < square["training"]["parameters"]["total"]
+    assert square["merged"]["macs"]["heat_conduction"] == square["training"]["macs"]["heat_conduction"] > 0
+    assert square["pass"]["median_s"] > 0 and square["pass"]["peak_mib"] > 0
+
+
+@pytest.mark.parametrize("embeddings", ["relative", "index"])
+def test_a_classifiers_checkpoint_is_the_start_in_either_convention(embeddings, recipes, tmp_path):
+    classifier = create_model("vheat_tiny", img_size=32, dims=8, depths=[1, 1, 1, 1], num_classes=4)
+    torch.save({"model": classifier.state_dict()}, tmp_path / "classifier.pth")
+    train = {"steps": 1, "lr": 1e-9, "ema_decay": None, "warmup_steps": 0, "schedule": "poly"}
+    path = {"pretrained": str(tmp_path / "classifier.pth"), "pretrained_embeddings": embeddings}
+    path["experiments_root"] = str(tmp_path / "runs")
+    assert segment(["-opt", recipes("segment", tmp_path, train=train, val={"every": 1}, path=path)]) == 0
+    state = load_file(tmp_path / "runs" / "small" / "models" / "latest.safetensors")
+    given, got = classifier.freq_embed[0].detach(), state["body.freq_embed.0"]
+    assert got.shape == (16, 16, 8)
+    corner, rest = (got[:8, :8], got[8:]) if embeddings == "index" else (got[::2, ::2], None)
+    torch.testing.assert_close(corner, given, atol=1e-5, rtol=0)
+    assert rest is None or rest.abs().max() < 1e-5
+    log = (tmp_path / "runs" / "small" / "train.log").read_text()
+    assert "resized freq_embed.0: (8, 8, 8) -> (16, 16, 8)" in log and "outnorm0.weight" in log
+
+
+def test_resnet_starts_from_a_classifier_too(tmp_path):
+    network = build_features({"name": "resnet18"})
+    state = {**network.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], 0.5)
+    save_file(state, tmp_path / "resnet.safetensors")
+    report = load_features(network, tmp_path / "resnet.safetensors", "model", "relative")
+    assert report.unused == ["fc.weight", "fc.bias"] or set(report.unused) == {"fc.weight", "fc.bias"}
+    assert (network.conv1.weight == 0.5).all() and network.dims == (64, 128, 256, 512)
+    maps = network.eval()(torch.zeros(1, 3, 64, 64))
+    assert [tuple(one.shape[1:]) for one in maps] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    with pytest.raises(ValueError, match="lacks"):
+        save_file({"conv1.weight": state["conv1.weight"]}, tmp_path / "part.safetensors")
+        load_features(network, tmp_path / "part.safetensors", "model", "relative")
+
+
+def test_code_of_the_guide_runs():
+    guide = (Path(__file__).resolve().parent.parent.parent.parent / "docs" / "dense.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(block, names)
+    assert names["found"]["boxes"].shape[1] == 4 and names["scores"].shape == (1, 5, 60, 80)
+
+
+def test_two_processes_train_and_evaluate_together(recipes, tmp_path):
+    """Each process detects in its part of the pictures; the score is that of all."""
+    train = {"epochs": 1, "ema_decay": None}
+    recipe = recipes("detect", tmp_path, train=train, val={"every": 1}, data={"batch_size": 1})
+    root = Path(__file__).resolve().parent.parent.parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "vheatir", "detect", "-opt", recipe]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    last = curves(tmp_path / "runs" / "small")[-1]
+    assert last["iteration"] == 3 and last["val/images"] == 3 and "val/box_ap" in last
+
+
+def test_pictures_without_objects_give_losses():
+    model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, proposals=(8, 8)), 2)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 64, 64)}
+    losses = model.train()([torch.rand(3, 64, 64)], [nothing])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_training_pictures_keep_their_size_and_evaluated_ones_are_resized():
+    model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, short_side=96, long_side=120), 2)
+    images = [torch.rand(3, 50, 70)]
+    assert model.train().transform(images)[0].image_sizes == [(50, 70)]
+    assert model.eval().transform(images)[0].image_sizes == [(85, 120)]
+
+
+@pytest.mark.parametrize(
+    "command, change, message",
+    [
+        ("detect", {"data": {"format": "voc"}}, "VOC's XML files hold boxes alone"),
+        ("detect", {"train": {"steps": 5}}, "train needs either epochs or steps"),
+        ("detect", {"backbone": {"name": "vheat_huge"}}, r"backbone\.name: unknown 'vheat_huge'; known: vheat_tiny"),
+        ("detect", {"backbone": {"name": "resnet18"}}, "resnet18 takes no arguments"),
+        ("detect", {"detector": {"mask": True}}, r"unknown key detector\.mask; did you mean masks"),
+        ("detect", {"data": {"num_classes": 5}}, r"data\.num_classes is 5, but there are 2 classes"),
+        ("segment", {"data": {"batch_size": 1}}, r"data\.batch_size must be at least 2"),
+        ("segment", {"val": {"every": 4}}, "must be a multiple of val.every, 4 steps"),
+        ("segment", {"val": {"stride": 50}}, "leaves gaps between windows"),
+        ("segment", {"data": {"num_classes": 2, "classes": ["a", "b"]}}, "the data break 6 rules|unknown ids"),
+        ("segment", {"train": {"amp": "fp16"}}, "fp16 needs a CUDA device"),
+        ("segment", {"path": {"pretrained": "no.pth"}}, r"no checkpoint no\.pth"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_folder_is_made(command, change, message, recipes, tmp_path):
+    recipe = recipes(command, tmp_path, **{**change, "name": "refused"})
+    with pytest.raises(UserError, match=message):
+        MAINS[command](["-opt", recipe])
+    assert not (tmp_path / "runs" / "refused").exists()
+
+
+def test_weights_of_another_network_are_refused(unbroken, recipes, tmp_path):
+    recipe = recipes("segment", tmp_path, head={"channels": 16})
+    with pytest.raises(UserError, match="does not fit the recipe"):
+        segment(["-opt", recipe, "--eval", "--weights", str(unbroken["segment"] / "models" / "latest.safetensors")])
+    with pytest.raises(UserError, match="give --weights FILE"):
+        segment(["-opt", recipe, "--eval"])

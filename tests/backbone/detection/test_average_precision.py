@@ -1,0 +1,72 @@
+"""Average precision: perfect detections have 100, and known flaws what they cost."""
+
+import pytest
+import torch
+
+pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
+
+from tests.backbone import dense_data
+from vheatir.backbone.detection.annotations import read_coco
+from vheatir.backbone.detection.average_precision import as_results, average_precision
+from vheatir.backbone.detection.records import decode
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    root = dense_data.make_coco(tmp_path_factory.mktemp("coco"))
+    return read_coco(root / "train.json", root / "train", True)
+
+
+def perfect(record, shift: float = 0.0) -> dict[str, torch.Tensor]:
+    """What a faultless detector gives, its boxes moved to the right by a share of their width."""
+    boxes = torch.tensor([thing.box for thing in record.things])
+    boxes[:, 0::2] += shift * (boxes[:, 2:3] - boxes[:, 0:1])
+    masks = [torch.from_numpy(decode(thing.segmentation, record.width, record.height)) for thing in record.things]
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor([thing.label for thing in record.things]),
+        "scores": torch.full((len(boxes),), 0.9),
+        "masks": torch.stack(masks)[:, None].float(),
+    }
+
+
+def score(catalogue, detect) -> dict[str, float]:
+    results = [entry for record in catalogue.records for entry in as_results(detect(record), record.number)]
+    return average_precision(catalogue.as_coco(), results, True)
+
+
+def test_perfect_detections_have_100(catalogue):
+    scores = score(catalogue, perfect)
+    for kind in ("box", "mask"):
+        assert [scores[f"{kind}_{name}"] for name in ("ap", "ap50", "ap75", "ar100")] == [100.0] * 4
+
+
+def test_shifted_boxes_lose_what_their_overlap_costs(catalogue):
+    """A shift of a seventh of the width leaves an overlap of 0.75: right for six of the ten thresholds."""
+    scores = score(catalogue, lambda record: perfect(record, 1 / 7.1))
+    assert scores["box_ap"] == pytest.approx(60) and scores["box_ap50"] == 100 and scores["mask_ap"] == 100
+
+
+def test_wrong_classes_and_missing_objects_count(catalogue):
+    def confused(record):
+        return {**perfect(record), "labels": 3 - perfect(record)["labels"]}
+
+    def lazy(record):
+        return {key: value[:1] for key, value in perfect(record).items()}
+
+    assert score(catalogue, confused)["box_ap"] < 10
+    assert 20 < score(catalogue, lazy)["box_ap"] < 80
+
+
+def test_nothing_found_has_zero(catalogue):
+    assert average_precision(catalogue.as_coco(), [], True)["mask_ap"] == 0.0
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    assert as_results(nothing, 1) == []
+
+
+def test_crowds_are_neither_asked_for_nor_wrong(catalogue):
+    table = catalogue.as_coco()
+    table["annotations"][0]["iscrowd"] = 1
+    results = [entry for record in catalogue.records for entry in as_results(perfect(record), record.number)]
+    assert average_precision(table, results, False)["box_ap"] == 100
+    assert average_precision(table, results[1:], False)["box_ap"] == 100

@@ -1,0 +1,178 @@
+"""Objects are read as they are written down, views keep boxes and masks together, bad data are named."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
+
+from tests.backbone import dense_data
+from vheatir.backbone.dense.image_files import settle
+from vheatir.backbone.detection.annotations import read_catalogue, read_coco, read_voc
+from vheatir.backbone.detection.dataset import Pictures, training_views
+from vheatir.backbone.detection.recipe import Augment, Data
+from vheatir.backbone.detection.records import decode
+from vheatir.backbone.training.batches import DataError
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return dense_data.make_coco(tmp_path / "coco")
+
+
+def changed(root, change) -> list[str]:
+    """Problems of the training split after a change of its tables, as text."""
+    table = json.loads((root / "train.json").read_text())
+    change(table)
+    (root / "train.json").write_text(json.dumps(table))
+    return [str(one) for one in read_coco(root / "train.json", root / "train", True).problems]
+
+
+def test_coco_objects_have_labels_from_one_on(coco):
+    catalogue = read_coco(coco / "train.json", coco / "train", True)
+    assert catalogue.classes == ("red", "blue") and not catalogue.problems
+    record = catalogue.records[0]
+    pixels = np.array(Image.open(record.file))
+    for thing in record.things:
+        mask = decode(thing.segmentation, record.width, record.height).astype(bool)
+        x0, y0, x1, y1 = map(int, thing.box)
+        assert mask[y0:y1, x0:x1].all() and mask.sum() == thing.area
+        assert np.abs(pixels[mask].mean(0) - dense_data.COLOURS[thing.label - 1]).max() < 6
+
+
+def test_chosen_classes_are_numbered_in_their_order_and_others_left_out(coco):
+    catalogue = read_coco(coco / "train.json", coco / "train", True, ("blue",))
+    whole = read_coco(coco / "train.json", coco / "train", True)
+    blue = [thing.box for record in whole.records for thing in record.things if thing.label == 2]
+    assert [thing.box for record in catalogue.records for thing in record.things] == blue
+    with pytest.raises(ValueError, match="no category 'green'; categories there: red, blue"):
+        read_coco(coco / "train.json", coco / "train", True, ("green",))
+
+
+def test_voc_counts_pixels_from_one(tmp_path):
+    root = dense_data.make_voc(tmp_path / "voc")
+    catalogue = read_voc(root, "train", ("red", "blue"))
+    pixels = np.array(Image.open(catalogue.records[0].file)).astype(int)
+    for thing in catalogue.records[0].things:
+        x0, y0, x1, y1 = map(int, thing.box)
+        assert np.abs(pixels[y0:y1, x0:x1].mean((0, 1)) - dense_data.COLOURS[thing.label - 1]).max() < 12
+        assert thing.area == (x1 - x0) * (y1 - y0)
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (
+            lambda t: t["annotations"][0].update(bbox=[60, 10, 30, 20]),
+            r"1\.png: a box outside its image \(annotation 1",
+        ),
+        (lambda t: t["annotations"][0].update(bbox=[5, 5, 0, 9]), r"1\.png: a box without area \(annotation 1"),
+        (lambda t: t["annotations"][0].pop("bbox"), r"1\.png: an empty annotation \(annotation 1 has no box"),
+        (lambda t: t["annotations"][0].update(segmentation=[]), r"1\.png: an empty segmentation"),
+        (lambda t: t["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), r"1\.png: a polygon of fewer than three"),
+        (
+            lambda t: t["annotations"][0].update(category_id=5),
+            r"1\.png: an unknown category \(annotation 1, category 5",
+        ),
+        (lambda t: t["annotations"][0].update(image_id=99), r"train\.json: an annotation of an image that is not"),
+        (lambda t: t["images"][0].update(file_name="no.png"), r"no\.png: the file is missing"),
+        (lambda t: t["images"][0].update(width=71), r"1\.png: another size than its annotation states"),
+        (lambda t: t["images"].append(t["images"][0]), r"1\.png: an image id that is taken"),
+    ],
+)
+def test_bad_coco_is_named_by_file_and_rule(coco, change, found):
+    problems = changed(coco, change)
+    assert len(problems) == 1
+    with pytest.raises(DataError, match=found):
+        raise DataError(problems[0])
+
+
+def test_a_box_may_exceed_its_image_by_rounding(coco):
+    assert not changed(coco, lambda table: table["annotations"][0].update(bbox=[-0.6, 5, 20, 20]))
+    catalogue = read_coco(coco / "train.json", coco / "train", False)
+    assert catalogue.records[0].things[0].box == (0.0, 5.0, 19.4, 25.0)
+
+
+def test_bad_voc_is_named_by_file_and_rule(tmp_path):
+    root = dense_data.make_voc(tmp_path / "voc")
+    annotations = root / "Annotations"
+    (annotations / "p0.xml").write_text("")
+    text = (annotations / "p1.xml").read_text()
+    (annotations / "p1.xml").write_text(text[: text.index("<object>")] + "</annotation>")
+    text = (annotations / "p2.xml").read_text()
+    (annotations / "p2.xml").write_text(text.replace("<ymax>", "<ymax>9"))
+    (annotations / "p3.xml").unlink()
+    catalogue = read_voc(root, "train", ("red", "blue"))
+    rules = {str(one).split("/")[-1].split(" (")[0] for one in catalogue.problems}
+    assert rules == {
+        "p0.xml: not XML",
+        "p1.xml: an empty annotation",
+        "p2.xml: a box outside its image",
+        "p3.xml: the file is missing",
+    }
+    with pytest.raises(DataError, match=r"the data break \d rules:\n  .*p0\.xml: not XML"):
+        settle(catalogue.problems, "refuse")
+    settle(catalogue.problems, "skip")
+
+
+def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.root .*nowhere: no such folder"):
+        read_catalogue(Data(str(tmp_path / "nowhere")), True, True)
+    with pytest.raises(FileNotFoundError, match=r"no\.json: no such file; expected annotations in COCO's format"):
+        read_catalogue(Data(str(coco), train="no.json"), True, True)
+    (coco / "train.json").write_text("{")
+    with pytest.raises(ValueError, match=r"train\.json: not JSON"):
+        read_coco(coco / "train.json", coco / "train", True)
+    with pytest.raises(FileNotFoundError, match=r"test\.txt: no such list .*lists there: train"):
+        read_voc(dense_data.make_voc(tmp_path / "voc"), "test")
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_boxes_and_masks_stay_together_through_views(coco, crop):
+    catalogue = read_coco(coco / "train.json", coco / "train", True)
+    samples = Pictures(catalogue.for_training(), True, training_views(Augment((96, 112), 200, crop, 0.5)))
+    sizes = set()
+    for seed in range(6):
+        image, target = samples[seed % len(samples), seed]
+        assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
+        sizes.add(tuple(image.shape[1:]))
+        assert min(image.shape[1:]) in (95, 96, 111, 112) or max(image.shape[1:]) == 200
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
+        for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+            rows, columns = mask.nonzero(as_tuple=True)
+            around = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (box - around).abs().max() <= 2.5
+            colour = 255 * image[:, mask.bool()].mean(1)
+            assert (colour - torch.tensor(dense_data.COLOURS[label - 1])).abs().max() < 30
+    assert len(sizes) > 1
+
+
+def test_views_are_a_function_of_the_seed(coco):
+    catalogue = read_coco(coco / "train.json", coco / "train", True)
+    samples = Pictures(catalogue.records, True, training_views(Augment((96, 112), 200, True)))
+    (image, target), (again, same), (other, _) = samples[0, 5], samples[0, 5], samples[0, 8]
+    assert torch.equal(image, again) and torch.equal(target["boxes"], same["boxes"])
+    assert image.shape != other.shape or not torch.equal(image, other)
+
+
+def test_pictures_without_objects_or_with_crowds_alone_are_no_training(coco):
+    def change(table):
+        table["annotations"] = [one for one in table["annotations"] if one["image_id"] != 10]
+        for one in table["annotations"]:
+            one["iscrowd"] = int(one["image_id"] == 20)
+
+    assert not changed(coco, change)
+    catalogue = read_coco(coco / "train.json", coco / "train", True)
+    assert [record.number for record in catalogue.for_training()] == [30, 40, 50, 60]
+    assert len(catalogue.records) == 6
+
+
+def test_a_damaged_picture_is_named(coco):
+    catalogue = read_coco(coco / "train.json", coco / "train", True)
+    file = catalogue.records[0].file
+    file.write_bytes(file.read_bytes()[:200])
+    found = Pictures.collate([Pictures(catalogue.records, True)[index] for index in (1, 0)])
+    assert isinstance(found, DataError) and "1.png: cannot be read as an image" in str(found)

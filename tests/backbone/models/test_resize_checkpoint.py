@@ -1,0 +1,57 @@
+"""The command that brings a checkpoint to another image size."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
+
+from vheatir.backbone.models.checkpoint import load_checkpoint
+from vheatir.backbone.models.create import create_model
+
+SCRIPT = Path(__file__).resolve().parent.parent.parent.parent / "scripts" / "resize_checkpoint.py"
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """`run(*arguments)`: exit status, output and errors of the command."""
+    spec = importlib.util.spec_from_file_location("resize_checkpoint", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = script.main([str(argument) for argument in arguments])
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+def test_resized_file_loads_at_the_new_size_and_shapes_are_reported(tmp_path, run):
+    source = create_model("unified_swin_micro", img_size=64, num_classes=5)
+    torch.save({"model": source.state_dict(), "epoch": 1}, tmp_path / "a.pth")
+    status, said, _ = run("unified_swin_micro", tmp_path / "a.pth", tmp_path / "b.safetensors", "--img-size", 96, 128)
+    assert status == 0
+    assert "resized stages.2.0.attn.relative_position_bias_table: (49, 4) -> (121, 4)" in said
+    model = create_model("unified_swin_micro", img_size=(96, 128), num_classes=5)
+    report = load_checkpoint(model, tmp_path / "b.safetensors")
+    assert not report.resized and not report.missing and not report.unused
+
+
+def test_published_convention_appends_zeros(tmp_path, run):
+    embedding = torch.ones(56, 56, 96)
+    torch.save({"model": {"freq_embed.0": embedding}}, tmp_path / "a.pth")
+    status, _, _ = run("vheat_tiny", tmp_path / "a.pth", tmp_path / "b.pth", "--img-size", 512, "--embeddings", "index")
+    assert status == 0
+    resized = torch.load(tmp_path / "b.pth")["model"]["freq_embed.0"]
+    assert resized.shape == (128, 128, 96)
+    assert resized.sum() == resized[:56, :56].sum() == embedding.sum()
+
+
+def test_refusals_say_what_is_wrong(tmp_path, run):
+    (tmp_path / "empty.pth").write_bytes(b"not a checkpoint")
+    for file, reason in (("none.pth", "no checkpoint"), ("empty.pth", "is no checkpoint of tensors")):
+        status, _, said = run("vheat_tiny", tmp_path / file, tmp_path / "b.pth", "--img-size", 512)
+        assert status == 2 and reason in said

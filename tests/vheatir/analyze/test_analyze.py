@@ -1,0 +1,137 @@
+"""`vheatir analyze`: each analysis is one command that writes figures and JSON."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("accelerate", reason="backbones need the extra `backbone`")
+
+from safetensors.torch import save_file
+
+from tests.backbone.classification import small
+from vheatir.analyze.command import main
+from vheatir.backbone.models.create import create_model
+from vheatir.errors import UserError
+
+SIZES = ["--set", "img_size=32", "--set", "dims=8", "--set", "depths=[1, 1, 1, 1]", "--set", "num_classes=3"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Weights as `vheatir pretrain` leaves them, with the network's arguments."""
+    torch.manual_seed(1)
+    arguments = {key: value for key, value in small.SMALL.items() if key != "name"}
+    path = tmp_path_factory.mktemp("runs") / "mine" / "models" / "best.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(create_model("vheat_tiny", **arguments).state_dict(), path, {"model": json.dumps(small.SMALL)})
+    return path
+
+
+def analyse(out: Path, name: str, *arguments: object) -> dict:
+    """What the command wrote as JSON; the figures have to be pictures."""
+    assert main([name, "-o", str(out), *map(str, arguments)]) == 0
+    figures = sorted(out.glob("*.png"))
+    assert figures
+    for path in figures:
+        with Image.open(path) as image:
+            assert np.ptp(np.asarray(image.convert("L"))) > 100, path  # something is drawn
+        assert "<svg" in path.with_suffix(".svg").read_text()
+    return json.loads((out / f"{name.replace('-', '_')}.json").read_text())
+
+
+def test_cost(tmp_path, capsys):
+    models = ["--model", "vheat_tiny", "unified_swin_micro"]
+    sizes = ["--set", "dims=24", "--set", "depths=[1, 1, 1, 1]", "--img-size", "32", "--batch", "2"]
+    found = analyse(tmp_path, "cost", *models, *sizes, "--rounds", "2")
+    heat, swin = found["results"]
+    assert heat["merged"]["macs"]["total"] < heat["macs"]["total"] and "merged" not in swin
+    for row in (heat, swin):
+        assert row["training"]["images_per_s"] > 0 and row["training"]["peak_mib"] > row["inference"]["peak_mib"] > 0
+    assert "GMACs" in capsys.readouterr().out and found["metadata"]["command"].startswith("vheatir analyze cost")
+
+
+def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("vheatir.backbone.models.create.list_models", lambda: ["vheat_tiny", "unified_heat_micro"])
+    monkeypatch.setattr("vheatir.backbone.list_models", lambda: ["vheat_tiny", "unified_heat_micro"], raising=False)
+    rows = analyse(tmp_path, "cost", "--rounds", "0")["results"]
+    assert [(row["network"], "training" in row) for row in rows] == [
+        ("vheat_tiny", False),
+        ("unified_heat_micro", False),
+    ]
+    assert rows[0]["parameters"]["total"] == 30853480
+
+
+@pytest.mark.parametrize("protocol", ["exact", "published"])
+def test_invariance(weights, tmp_path, protocol):
+    root = small.make_pictures(tmp_path / "set", train=1, val=2)
+    common = ["--weights", weights, "--data", root, "--protocol", protocol, "--batch", "4"]
+    found = analyse(tmp_path / "a", "invariance", *common)
+    (row,) = found["results"]
+    assert found["protocol"] == protocol and row["network"] == "mine"
+    assert set(row["kinds"]) == {"translation", "pre_rotation", "post_rotation", "scale"}
+    turned = row["kinds"]["post_rotation"]
+    assert turned["images"] == 6 and turned["consistency"][0] == 100 and len(turned["acc1"]) == 19
+    again = analyse(tmp_path / "b", "invariance", *common[:-1], "1", "--workers", "1", "--kinds", "translation")
+    shifts = again["results"][0]["kinds"]["translation"]
+    assert shifts["acc1"] == pytest.approx(row["kinds"]["translation"]["acc1"])  # neither batches nor processes matter
+
+
+def test_receptive_field_before_and_after_training(weights, tmp_path):
+    rows = analyse(tmp_path / "noise", "receptive-field", "--weights", weights, "--limit", "2", "--stage", "1")
+    assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
+    for ratio in (row["area_ratio"] for row in rows["results"]):
+        assert 0 < ratio["0.2"] <= ratio["0.5"] <= ratio["0.99"] <= 1
+    pictures = small.make_pictures(tmp_path / "set", train=1, val=1)
+    rows = analyse(
+        tmp_path / "pictures", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", pictures
+    )
+    assert [row["state"] for row in rows["results"]] == ["at the start"]
+
+
+def test_heat_pictures(weights, tmp_path):
+    (row,) = analyse(tmp_path, "heat", "--weights", weights)["results"]
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"heat_points", "heat_decay"}
+    assert [(layer["stage"], layer["block"]) for layer in row["layers"]] == [(stage, 0) for stage in range(4)]
+
+
+def test_heat_pictures_of_several_networks_have_names_of_their_own(tmp_path):
+    analyse(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["heat"], r"name a network: --model NAME, --weights FILE"),
+        (["heat", "--model", "vheat_huge"], r"vheat_huge cannot be built"),
+        (["heat", "--model", "resnet18"], r"resnet18 is none of this package's backbones"),
+        (["heat", "--model", "unified_swin_micro"], r"no heat layers"),
+        (["heat", "--weights", "none.safetensors"], r"none\.safetensors: no such file"),
+        (["heat", "--model", "vheat_tiny", "--set", "img_size"], r"--set img_size: expected KEY=VALUE"),
+        (["heat", "--model", "vheat_tiny", "--set", "dimz=8"], r"vheat_tiny cannot be built .*dimz"),
+        (["invariance", "--model", "vheat_tiny", "--data", "nowhere"], r"data\.root nowhere: no such folder"),
+        (["receptive-field", "--model", "vheat_tiny", "--images", "."], r"holds no pictures"),
+        (["receptive-field", "--model", "vheat_tiny", "--set", "img_size=[32, 64]"], r"views are square"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_files_without_arguments_need_a_name(weights, tmp_path):
+    plain = tmp_path / "plain.pth"
+    torch.save(create_model("vheat_tiny", img_size=32, dims=8, depths=(1, 1, 1, 1), num_classes=3).state_dict(), plain)
+    with pytest.raises(UserError, match="add --model NAME"):
+        main(["heat", "--weights", str(plain), "-o", str(tmp_path)])
+    assert main(["heat", "--weights", str(plain), "--model", "vheat_tiny", *SIZES, "-o", str(tmp_path)]) == 0
+    with pytest.raises(UserError, match="set num_classes"):
+        main(["heat", "--weights", str(weights), "--set", "num_classes=5", "-o", str(tmp_path)])
+    with pytest.raises(UserError, match="two networks have one name"):
+        main(["heat", "--weights", str(weights), str(weights), "-o", str(tmp_path)])

@@ -1,0 +1,186 @@
+"""`vheatir compare`: right scores under right panels, the crop where methods differ, a figure that can be printed."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from vheatir.compare.command import find_crop, main
+from vheatir.errors import UserError
+from vheatir.evaluate.command import evaluate
+from vheatir.evaluate.methods import nlm
+
+pytest.importorskip("matplotlib", reason="the figures need it")
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from vheatir.compare.figure import DPI, Row, Shown, draw, error_map, log_spectrum, radial_mean
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    import skimage.data
+
+    path = tmp_path_factory.mktemp("clean") / "cat.png"
+    assert cv2.imwrite(str(path), np.ascontiguousarray(skimage.data.chelsea()[80:176, 90:210, ::-1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory, tiny):
+    return tiny.write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def test_scores_are_those_of_evaluate(photo, small_weights, tmp_path):
+    out = tmp_path / "deep" / "figure.png"
+    argv = [str(photo), "--task", "denoise", "--sigma", "25", "--methods", "input", "nlm", f"net={small_weights}"]
+    assert main([*argv, "-o", str(out), str(out.with_suffix(".pdf")), "--json", str(tmp_path / "f.json")]) == 0
+    result = json.loads((tmp_path / "f.json").read_text())
+    (want,) = evaluate([photo.parent], "denoise", [25], gray=False, method=nlm)
+    (picture,) = result["pictures"]
+    assert picture["scores"]["NL-means"] == dict(want["restored"]) and picture["scores"]["input"] == dict(want["input"])
+    assert result["methods"]["net"]["weights"]["name"] == "small" and result["sigma"] == 25
+    assert cv2.imread(str(out)) is not None and out.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_pairs_are_compared_as_they_are(photo, small_weights, tmp_path):
+    clean = cv2.imread(str(photo))
+    degraded = tmp_path / "bad.png"
+    cv2.imwrite(str(degraded), np.minimum(clean, 245) + 10)
+    argv = [str(photo), "--task", "jpeg", "--degraded", str(degraded), "--methods", "input", str(small_weights)]
+    with pytest.raises(UserError, match="for the task 'denoise', not 'jpeg'"):
+        main([*argv, "-o", str(tmp_path / "x.png")])
+    argv = [str(photo), "--task", "denoise", "--degraded", str(degraded), "--methods", "input"]
+    assert main([*argv, "-o", str(tmp_path / "x.svg"), "--json", str(tmp_path / "f.json")]) == 0
+    (picture,) = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    assert picture["scores"]["input"]["psnr"] == pytest.approx(cv2.PSNR(clean, cv2.imread(str(degraded))), abs=1e-6)
+
+
+def test_crop_is_where_the_versions_differ_most():
+    clean = np.full((40, 60, 3), 100, np.uint8)
+    one, other = clean.copy(), clean.copy()
+    one[:10, :10], other[:10, :10] = 200, 200  # both are wrong here: nothing to tell them apart
+    other[25:35, 40:50] = 130
+    assert find_crop(clean, [one, other], 10) == (40, 25, 10, 10)
+    assert find_crop(clean, [one], 10) == (0, 0, 10, 10)
+    assert find_crop(clean[..., 0], [one[..., 0], other[..., 0]], 10) == (40, 25, 10, 10)
+    assert find_crop(clean, [one], 50) == (0, 0, 50, 40)
+
+
+def test_every_pixel_of_a_crop_is_a_square_of_the_figure():
+    clean = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    shown = [Shown("input", clean[::-1], {"psnr": 9.0, "ssim": 0.5, "psnrb": 8.0}, degraded=True)]
+    row = Row("title", clean, shown, (3, 4, 8, 6))
+    figure = draw([row], errors=True, spectra=True, blocks=True, zoom=40)
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    assert pixels.shape[:2] == tuple(round(side * DPI) for side in figure.get_size_inches()[::-1])
+    truth = clean[4:10, 3:11]
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    for box, image in ((panels[1], clean[::-1][4:10, 3:11]), (panels[2], truth)):
+        assert (round(box.width), round(box.height)) == (320, 240)
+        top, left = pixels.shape[0] - box.y1, box.x0
+        places = [(round(top + 20 + 40 * y), round(left + 20 + 40 * x)) for y in range(6) for x in range(8)]
+        got = np.array([pixels[place] for place in places]).reshape(6, 8, 3)
+        np.testing.assert_array_equal(got, image)
+    texts = [text.get_text() for text in figure.texts]
+    assert texts == ["input", "truth", "title", "9.00 dB  0.5000  B 8.00"]
+
+
+def test_error_map_and_spectrum_have_the_units_they_claim():
+    rng = np.random.default_rng(0)
+    noise = np.clip(rng.normal(128, 10, (128, 96)), 0, 255).round().astype(np.uint8)
+    frequencies, level = radial_mean(log_spectrum(noise))
+    # white noise of variance 100: the mean of the log of a chi-square variable lies 0.25 below the log of its mean
+    assert np.abs(level[2:] - (2 - 0.2507)).max() < 0.15 and 0 < frequencies[0] < frequencies[-1] < 0.5
+    wave = (128 + 60 * np.sin(2 * np.pi * 0.25 * np.arange(96))).round().astype(np.uint8)
+    spectrum = log_spectrum(np.repeat(wave[None], 128, 0))
+    assert np.unravel_index(spectrum.argmax(), spectrum.shape) in ((64, 24), (64, 72))  # a quarter of 96 off the middle
+    a, b = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), (0, 3, 9), np.uint8)
+    np.testing.assert_array_equal(error_map(a, b), np.full((2, 2), 4.0))
+
+
+def test_several_pictures_and_gray(photo, small_weights, tmp_path):
+    argv = [
+        str(photo),
+        str(photo),
+        "--task",
+        "denoise",
+        "--sigma",
+        "50",
+        "--gray",
+        "--methods",
+        "nlm",
+        str(small_weights),
+    ]
+    argv += ["--errors", "--spectra", "--crop", "0,0,32,32", "5,6,40,20", "-o", str(tmp_path / "x.png")]
+    assert main([*argv, "--json", str(tmp_path / "f.json")]) == 0
+    pictures = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    assert [list(picture["crop"].values()) for picture in pictures] == [[0, 0, 32, 32], [5, 6, 40, 20]]
+    assert list(pictures[0]["scores"]) == ["NL-means", "small"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([], "how is the picture to be degraded"),
+        (["--quality", "10"], "takes --sigma"),
+        (["--sigma", "-1"], "from 0"),
+        (["--sigma", "25", "--crop", "100,0,32,32"], "reaches out of its 120x96 pixels"),
+        (["--sigma", "25", "--crop", "0,0,9,9", "0,0,9,9"], "2 given for 1 pictures"),
+        (["--sigma", "25", "--methods", "nlm", "nlm"], "the same name"),
+        (["--sigma", "25", "--methods", "truth=nlm"], "use LABEL=METHOD"),
+        (["--degraded", "missing.png", "--methods", "nlm"], "nlm needs to be told"),
+        (["--degraded", "missing.png", "--methods", "input"], "missing.png: cannot be read"),
+        (["--sigma", "25", "--zoom", "0"], "--zoom must be"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        main([str(photo), "--task", "denoise", *change, "-o", str(tmp_path / "x.png")])
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_wrong_pictures_and_outputs_are_refused(photo, tmp_path):
+    small = tmp_path / "small.png"
+    cv2.imwrite(str(small), np.zeros((9, 40, 3), np.uint8))
+    common = ["--task", "denoise", "--sigma", "25", "--methods", "input", "-o"]
+    with pytest.raises(UserError, match="40x9 pixels; SSIM needs 11x11"):
+        main([str(small), *common, str(tmp_path / "x.png")])
+    with pytest.raises(UserError, match=r"ends in .png, .pdf, .svg"):
+        main([str(photo), *common, str(tmp_path / "x.jpg")])
+    with pytest.raises(UserError, match="40x9 pixels; SSIM"):
+        main(
+            [
+                str(photo),
+                "--task",
+                "denoise",
+                "--degraded",
+                str(small),
+                "--methods",
+                "input",
+                "-o",
+                str(tmp_path / "x.png"),
+            ]
+        )
+
+
+def test_a_degraded_picture_of_another_size_is_refused(photo, tmp_path):
+    other = tmp_path / "other.png"
+    cv2.imwrite(str(other), np.zeros((20, 40, 3), np.uint8))
+    argv = [
+        str(photo),
+        "--task",
+        "denoise",
+        "--degraded",
+        str(other),
+        "--methods",
+        "input",
+        "-o",
+        str(tmp_path / "x.png"),
+    ]
+    with pytest.raises(UserError, match=r"40x20 pixels, but the clean .* has 120x96"):
+        main(argv)

@@ -1,0 +1,343 @@
+"""Evaluation: published input rows, the layout of results, what is refused, and the two scripts."""
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vheatir.data.degradations import jpeg_roundtrip, luma_bt601, to_float, to_uint8
+from vheatir.data.sources import ImageSource
+from vheatir.errors import UserError
+from vheatir.evaluate import command as evaluation
+from vheatir.evaluate.command import degrade, evaluate, evaluate_image, mean_scores, read_clean
+from vheatir.evaluate.folders import compare_folders
+from vheatir.evaluate.methods import nlm
+from vheatir.metrics.fidelity import psnr, scores
+from vheatir.utils.run_metadata import write_json
+
+ROOT = Path(__file__).resolve().parents[3]
+FIGURES = {"psnr", "ssim", "psnrb"}
+
+
+def golden() -> dict[tuple, dict[str, tuple[float, float]]]:
+    """(data, task, color, level) -> figure -> (value, tolerance)."""
+    rows: dict[tuple, dict] = {}
+    with open(ROOT / "tests" / "data" / "golden.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["data"], row["task"], row["color"], int(row["level"]))
+            rows.setdefault(key, {})[row["figure"]] = (float(row["value"]), float(row["tolerance"]))
+    return rows
+
+
+GOLDEN = golden()
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with two colour files, one of them below it, and a gray one."""
+    folder = tmp_path / "set"
+    (folder / "more").mkdir(parents=True)
+    cv2.imwrite(str(folder / "a.png"), picture(40, 50))
+    cv2.imwrite(str(folder / "more" / "b.png"), picture(33, 47, 1))
+    cv2.imwrite(str(folder / "c.png"), picture(24, 31, 2)[:, :, 0])
+    return folder
+
+
+def smooth(image: np.ndarray, level: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), 1.0)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: "-".join(map(str, case)))
+def test_published_input_rows(case, test_data):
+    data, task, color, level = case
+    (result,) = evaluate([test_data(data)], task, [level], gray=color == "gray")
+    for figure, (value, tolerance) in GOLDEN[case].items():
+        assert result["input"][figure] == pytest.approx(value, abs=tolerance), figure
+
+
+@pytest.mark.parametrize("gray", [True, False], ids=["gray", "color"])
+@pytest.mark.parametrize("task", ["denoise", "jpeg"])
+def test_results_have_the_documented_layout(pictures, task, gray):
+    levels = [15, 50] if task == "denoise" else [10, 40]
+    results = evaluate([pictures], task, levels, gray=gray, method=smooth)
+    assert [result["level"] for result in results] == levels
+    for result in results:
+        assert (result["data"], result["task"], result["images"]) == ("set", task, 3)
+        assert [record["image"] for record in result["per_image"]] == ["a.png", "c.png", "more/b.png"]
+        for side in ("input", "restored"):
+            assert result[side].keys() == FIGURES
+            figures = [record[side]["psnr"] for record in result["per_image"]]
+            assert result[side]["psnr"] == pytest.approx(np.mean(figures), abs=1e-12)
+
+
+def test_levels_default_to_those_of_the_tables(pictures):
+    assert [r["level"] for r in evaluate([pictures], "denoise", gray=True)] == [15, 25, 50]
+    assert [r["level"] for r in evaluate([pictures], "jpeg", gray=True)] == [10, 20, 30, 40]
+
+
+def test_noise_starts_anew_for_every_image_and_level():
+    clean = np.full((20, 30, 3), 128, np.uint8)
+    first, again, double = (degrade(clean, "denoise", sigma) - to_float(clean) for sigma in (10, 10, 20))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(double, 2 * first, atol=1e-6)
+    np.random.RandomState(3).normal(size=10)
+    np.testing.assert_array_equal(degrade(clean, "denoise", 10) - to_float(clean), first)
+
+
+def test_the_method_sees_the_degraded_image_and_its_level(pictures):
+    seen = []
+
+    def method(image: np.ndarray, level: float) -> np.ndarray:
+        seen.append((image.shape, image.dtype, level, float(image.min())))
+        return image
+
+    evaluate([pictures], "denoise", [50], gray=False, method=method, limit=1)
+    ((shape, dtype, level, lowest),) = seen
+    assert (shape, dtype, level) == ((40, 50, 3), np.float32, 50)
+    assert lowest < 0  # not clipped
+
+
+def test_restored_images_are_clamped_and_rounded_before_scoring():
+    clean = picture(30, 30)
+    record, restored = evaluate_image(clean, "denoise", 25, lambda image, level: image)
+    assert restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored, to_uint8(degrade(clean, "denoise", 25)))
+    assert record["restored"] == scores(restored, clean)
+    assert record["restored"]["psnr"] > record["input"]["psnr"]  # clipping helps; the input is measured without
+
+
+def test_jpeg_input_is_measured_on_the_decoded_file():
+    clean = picture(33, 41)
+    record, restored = evaluate_image(clean, "jpeg", 10, None)
+    assert restored is None and record["restored"] is None
+    assert record["input"] == scores(jpeg_roundtrip(clean, 10), clean)
+
+
+def test_gray_is_luma_for_jpeg_and_opencvs_gray_for_denoising(pictures):
+    source = ImageSource(pictures, backend="disk")
+    color = source.read_native("a.png")
+    np.testing.assert_array_equal(read_clean(source, "a.png", "jpeg", gray=True), luma_bt601(color))
+    expected = cv2.imread(str(pictures / "a.png"), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(read_clean(source, "a.png", "denoise", gray=True), expected)
+    for task in ("jpeg", "denoise"):  # a gray file is read as it is
+        np.testing.assert_array_equal(read_clean(source, "c.png", task, gray=True), source.read_native("c.png"))
+        assert read_clean(source, "c.png", task, gray=False).shape == (24, 31, 3)
+
+
+def test_saved_images_score_as_reported(pictures, tmp_path):
+    results = evaluate([pictures], "jpeg", [10], gray=False, method=smooth, save_images=tmp_path / "out")
+    saved = tmp_path / "out" / "set" / "quality10"
+    assert sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*.png")) == ["a.png", "c.png", "more/b.png"]
+    (pictures / "c.png").unlink()
+    (saved / "c.png").unlink()  # gray on disk, restored as colour
+    measured = compare_folders(saved, pictures)
+    reported = [record["restored"] for record in results[0]["per_image"] if record["image"] != "c.png"]
+    assert {name: measured[name] for name in FIGURES} == pytest.approx(mean_scores(reported), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3)], ids=str)
+def test_nl_means_removes_noise(shape):
+    clean = picture(*shape[:2])
+    clean = clean if len(shape) == 3 else np.ascontiguousarray(clean[:, :, 0])
+    for sigma in (15, 50):
+        record, _ = evaluate_image(clean, "denoise", sigma, nlm)
+        assert record["restored"]["psnr"] > record["input"]["psnr"] + 5
+    image = to_float(clean)
+    assert nlm(image, 0) is image
+
+
+def test_identical_output_is_infinite_and_null_in_json(tmp_path):
+    clean = np.full((16, 16), 90, np.uint8)
+    record, _ = evaluate_image(clean, "denoise", 0, lambda image, level: image)
+    assert record["restored"]["psnr"] == math.inf
+    assert mean_scores([record["restored"], scores(clean + 1, clean)])["psnr"] == math.inf
+    write_json(tmp_path / "x.json", {"results": [record]})
+    assert json.loads((tmp_path / "x.json").read_text())["results"][0]["restored"]["psnr"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "blur"}, "unknown task 'blur'"),
+        ({"levels": [-5]}, "sigma -5"),
+        ({"levels": [15, 15]}, "each only once"),
+        ({"levels": []}, "at least one"),
+        ({"task": "jpeg", "levels": [0]}, "quality 0"),
+        ({"limit": 0}, "at least 1 image"),
+        ({"save_images": "out"}, "nothing is restored"),
+        ({"data": ["missing"]}, "missing: no such folder"),
+    ],
+    ids=["task", "sigma", "twice", "none", "quality", "limit", "save", "folder"],
+)
+def test_wrong_requests_are_refused(pictures, changes, message):
+    request = {"data": [pictures], "task": "denoise", "levels": [15], "gray": True} | changes
+    with pytest.raises(UserError, match=message):
+        evaluate(request.pop("data"), request.pop("task"), **request)
+
+
+def test_data_that_cannot_be_evaluated_names_itself(pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no images"):
+        evaluate([tmp_path / "empty"], "denoise", gray=True)
+    with pytest.raises(UserError, match="two data folders are called set"):
+        evaluate([pictures, pictures], "denoise", gray=True)
+    cv2.imwrite(str(pictures / "a.bmp"), picture(40, 50))
+    with pytest.raises(UserError, match="differ only in suffix"):
+        evaluate([pictures], "denoise", gray=True, method=smooth, save_images=tmp_path / "out")
+    cv2.imwrite(str(pictures / "a.bmp"), picture(10, 50))
+    with pytest.raises(UserError, match=r"a\.bmp: 10x50 pixels"):
+        evaluate([pictures], "denoise", gray=True)
+    data = (pictures / "a.png").read_bytes()
+    (pictures / "a.bmp").unlink()
+    (pictures / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"a\.png"):
+        evaluate([pictures], "denoise", gray=True)
+
+
+def test_a_method_that_changes_the_size_is_an_error():
+    with pytest.raises(ValueError, match="expected the same"):
+        evaluate_image(picture(20, 20), "denoise", 15, lambda image, level: image[:-1])
+
+
+def test_command_writes_table_and_json(pictures, tmp_path, capsys, monkeypatch):
+    about = {"method": "vheatir", "weights": {"name": "mine", "sha256": "0" * 64}, "device": "cpu", "tile": 64}
+    asked = []
+    monkeypatch.setattr(evaluation, "open_method", lambda *arguments: (asked.append(arguments), (smooth, about))[1])
+    target = tmp_path / "deep" / "out.json"
+    command = ["--task", "denoise", "--data", str(pictures), "--color", "--sigma", "15", "25.5", "--json", str(target)]
+    assert evaluation.main([*command, "--weights", "mine", "--tile", "64", "--device", "cpu", "--limit", "2"]) == 0
+    assert asked == [("vheatir", "denoise", False, "mine", "cpu", 64)]
+    shown = capsys.readouterr()
+    assert "sigma 25.5      2" in shown.out and shown.err == ""  # no progress line outside a terminal
+    content = json.loads(target.read_text(encoding="utf-8"))
+    assert [result["level"] for result in content["results"]] == [15, 25.5]
+    assert {"data", "task", "level", "images", "input", "restored", "per_image"} <= content["results"][0].keys()
+    metadata = content["metadata"]
+    assert metadata["weights"] == about["weights"] and metadata["limit"] == 2 and metadata["seconds"] > 0
+    assert (
+        metadata["command"].startswith("vheatir evaluate --task denoise") and "RandomState(0)" in metadata["protocol"]
+    )
+    assert {"versions", "commit", "machine", "utc", "device"} <= metadata.keys()
+
+
+@pytest.fixture(params=["color", "gray"])
+def weights_file(request, tmp_path) -> Path:
+    """Untrained weights for denoising, of a very small network."""
+    from vheatir import weights
+    from vheatir.archs.vheatir_arch import VHeatIR
+
+    network = VHeatIR(in_chans=3 if request.param == "color" else 1, dim=8, depths=(1,))
+    about = {"config": json.dumps(network.config), "task": "denoise", "levels": "none", "license": "test"}
+    weights.save(tmp_path / "small.safetensors", network.state_dict(), about | {"color": request.param})
+    return tmp_path / "small.safetensors"
+
+
+def test_weights_are_loaded_used_and_recorded(pictures, weights_file, tmp_path):
+    options = ["--task", "denoise", "--sigma", "25", "--device", "cpu", "--weights", str(weights_file), "--limit", "1"]
+    assert evaluation.main([*options, "--data", str(pictures), "--gray", "--json", str(tmp_path / "x.json")]) == 0
+    content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert content["metadata"]["weights"] == {"name": "small", "sha256": digest}
+    assert content["metadata"]["device"] == "cpu"
+    assert content["results"][0]["restored"].keys() == FIGURES
+    with pytest.raises(UserError, match="for the task 'denoise'"):
+        evaluation.main(["--task", "jpeg", "--weights", str(weights_file), "--data", str(pictures), "--gray"])
+
+
+@pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
+def test_gray_weights_are_not_for_the_colour_protocol(pictures, weights_file):
+    with pytest.raises(UserError, match="evaluate them with --gray"):
+        evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(pictures), "--color"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "jpeg", "--sigma", "15", "--weights", "none"], "--task jpeg takes --quality"),
+        (["--task", "denoise", "--quality", "15", "--weights", "none"], "--task denoise takes --sigma"),
+        (["--task", "jpeg", "--method", "nlm"], "nothing to offer"),
+        (["--task", "denoise", "--method", "nlm", "--weights", "none"], "takes none of --weights"),
+        (["--task", "denoise", "--weights", "none", "--json", "."], "is a folder"),
+        (["--task", "denoise", "--weights", "no such file"], "no such file"),
+    ],
+    ids=["sigma", "quality", "nlm", "nlm weights", "json", "weights"],
+)
+def test_command_refuses_what_does_not_fit(pictures, arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.main([*arguments, "--data", str(pictures), "--gray"])
+
+
+def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
+
+
+def test_evaluation_script_measures_the_input_without_weights(pictures, tmp_path):
+    options = ["--task", "jpeg", "--gray", "--weights", "none", "--quality", "10", "--json", tmp_path / "x.json"]
+    done = script("evaluate_restoration.py", "--data", pictures, *options)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["results"]
+    assert result["restored"] is None
+    assert f"{result['input']['psnr']:.2f}" in done.stdout
+    failed = script("evaluate_restoration.py", "--data", tmp_path / "nowhere", *options)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+
+
+@pytest.fixture
+def restored(pictures: Path, tmp_path: Path) -> Path:
+    """Results for `pictures`, as JPEG files of another program would be: same names, other suffix."""
+    folder = tmp_path / "results"
+    for path in pictures.rglob("*.png"):
+        target = folder / path.relative_to(pictures).with_suffix(".bmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), cv2.blur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (3, 3)))
+    return folder
+
+
+def test_metrics_script_pairs_by_stem(pictures, restored, tmp_path):
+    done = script("compute_metrics.py", restored, pictures, "--border", "2", "--json", tmp_path / "x.json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    (result,) = content["results"]
+    assert [record["image"] for record in result["per_image"]] == ["a", "c", "more/b"]
+    clean, blurred = (cv2.imread(str(path)) for path in (pictures / "a.png", restored / "a.bmp"))
+    assert result["per_image"][0]["psnr"] == pytest.approx(psnr(blurred, clean, border=2), abs=1e-9)
+    assert result["psnr"] == pytest.approx(np.mean([record["psnr"] for record in result["per_image"]]), abs=1e-12)
+    assert done.stdout.splitlines()[-1].split()[:2] == ["mean", f"{result['psnr']:.2f}"]
+    assert content["metadata"]["command"].startswith("python scripts/compute_metrics.py")
+
+
+def test_luma_compares_gray_results_with_colour_references(pictures, tmp_path):
+    folder = tmp_path / "gray"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        bgr = cv2.imread(str(pictures / name))
+        cv2.imwrite(str(folder / name), luma_bt601(np.ascontiguousarray(bgr[:, :, ::-1])))
+    (pictures / "c.png").unlink()
+    assert compare_folders(folder, pictures, luma=True)["psnr"] == math.inf
+    with pytest.raises(UserError, match="both gray or both colour"):
+        compare_folders(folder, pictures)
+
+
+def test_folders_that_do_not_match_are_refused(pictures, restored):
+    (restored / "a.bmp").rename(restored / "d.bmp")
+    with pytest.raises(UserError, match=r"2 images have no partner[^$]*a: in .* missing in[^$]*d: in .* missing in"):
+        compare_folders(restored, pictures)
+    (restored / "d.bmp").rename(restored / "a.bmp")
+    with pytest.raises(UserError, match=r"a\.bmp: border 20"):
+        compare_folders(restored, pictures, border=20)
+    cv2.imwrite(str(restored / "a.bmp"), picture(40, 49))
+    with pytest.raises(UserError, match=r"a\.bmp is 40x49 colour and .*a\.png is 40x50 colour; expected the same size"):
+        compare_folders(restored, pictures)

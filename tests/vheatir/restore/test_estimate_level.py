@@ -1,0 +1,78 @@
+"""The estimated noise level and JPEG quality are those that the picture was made with."""
+
+import io
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image as Pillow
+
+from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
+from vheatir.restore.estimate_level import (
+    estimate_noise,
+    estimate_quality,
+    luminance_table,
+    quality_of_tables,
+    sample_patches,
+)
+
+PHOTOS = ["astronaut", "coffee", "chelsea"]
+
+
+def photo(name, gray=False):
+    picture = getattr(skimage.data, name)()[:296, :392]
+    return np.ascontiguousarray(picture[..., 1]) if gray else picture
+
+
+@pytest.mark.parametrize("gray", [False, True], ids=["color", "gray"])
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_noise_level_is_found(name, sigma, gray):
+    noisy = add_gaussian_noise(photo(name, gray).astype(np.float32) / 255, sigma, np.random.default_rng(0))
+    assert estimate_noise([noisy]) == pytest.approx(sigma, abs=3 + 0.05 * sigma)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (1, 300), (300, 2, 3), (7, 7)], ids=str)
+def test_flat_and_tiny_pictures_have_no_noise(shape):
+    assert estimate_noise([np.full(shape, 0.5, np.float32)]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("quality", [5, 10, 23, 40, 60, 75, 90, 95])
+@pytest.mark.parametrize("gray", [False, True], ids=["color", "gray"])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_quality_is_found_in_pixels(name, gray, quality):
+    decoded = jpeg_roundtrip(photo(name, gray), quality)
+    assert estimate_quality([decoded]) == pytest.approx(quality, abs=1)
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_pictures_that_are_no_jpeg_show_no_quality(name):
+    noisy = photo(name) + np.random.default_rng(0).normal(0, 4, photo(name).shape)
+    assert estimate_quality([np.clip(noisy, 0, 255).astype(np.uint8)]) is None
+    assert estimate_quality([jpeg_roundtrip(photo(name), 40)[3:, 5:]]) is None, "another grid"
+    assert estimate_quality([np.full((64, 64, 3), 90, np.uint8)]) is None
+
+
+@pytest.mark.parametrize("gray", [False, True], ids=["color", "gray"])
+@pytest.mark.parametrize("quality", [1, 10, 49, 50, 77, 95, 100])
+def test_quality_is_read_from_the_tables_of_a_file(quality, gray):
+    file = io.BytesIO()
+    Pillow.fromarray(photo("coffee", gray)).save(file, "JPEG", quality=quality)
+    with Pillow.open(file) as picture:
+        assert quality_of_tables(picture.quantization) == (quality, True)
+
+
+def test_tables_of_other_encoders_get_the_nearest_quality():
+    tables = {0: (luminance_table(80) * 1.1).round().astype(int).ravel().tolist()}
+    quality, exact = quality_of_tables(tables)
+    assert 75 <= quality <= 82 and not exact
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 3000), (256, 256), (768, 769), (5000, 7000)], ids=str)
+def test_samples_lie_inside_on_the_grid_of_jpeg_and_are_few(size):
+    places = list(sample_patches(*size))
+    assert 1 <= len(places) <= 9
+    for rows, columns in places:
+        assert rows.start % 8 == columns.start % 8 == 0
+        assert 0 < rows.stop - rows.start <= 256 and rows.stop <= size[0]
+        assert 0 < columns.stop - columns.start <= 256 and columns.stop <= size[1]

@@ -1,0 +1,250 @@
+"""`vheatir restore`: where results go, what is refused before anything is done, and what a failure leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.cli import main as vheatir_main
+from vheatir.image_io import Image, read_image, write_image
+
+CONFIG = {"dim": 8, "depths": [1], "embed_size": 8, "downscale": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    network = VHeatIR(**CONFIG)
+    torch.nn.init.normal_(network.conv_last.weight, std=0.02)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    metadata = {"task": "denoise", "color": "color", "levels": "none", "license": "none"}
+    weights.save(path, network.state_dict(), {"config": json.dumps(network.config), **metadata})
+    return path
+
+
+@pytest.fixture
+def options(trained):
+    return ["--task", "denoise", "--weights", str(trained), "--device", "cpu"]
+
+
+@pytest.fixture
+def command(options, tmp_path, monkeypatch):
+    """`vheatir restore` in an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: vheatir_main(["restore", *map(str, arguments), *options])
+
+
+def picture(path, shape=(12, 10, 3)):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, Image(np.random.default_rng(0).uniform(size=shape).astype(np.float32)))
+    return path
+
+
+def below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_file_goes_to_out_name_and_a_folder_keeps_its_tree(command, tmp_path):
+    for name in ("photos/a.png", "photos/sub/deep/b.JPG", "single/c.tif"):
+        picture(tmp_path / name)
+    (tmp_path / "photos" / "notes.txt").write_text("not a picture")
+    picture(tmp_path / "photos" / ".hidden.png")
+    assert command("photos", "single/c.tif", "-o", "out") == 0
+    assert below(tmp_path / "out") == ["a.png", "c.tif", "sub/deep/b.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.png", ["a.png", "b.png"]),
+        ("photos/[a].png", ["a.png"]),
+        ("photos/**/*.jpg", ["c.jpg", "d.jpg"]),
+        ("pho*", ["a.png", "b.png", "d.jpg", "sub/c.jpg"]),
+    ],
+)
+def test_globs(command, tmp_path, pattern, expected):
+    for name in ("a.png", "b.png", "sub/c.jpg", "d.jpg"):
+        picture(tmp_path / "photos" / name)
+    assert command(pattern, "-o", "out") == 0
+    assert below(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("name", ["grüße 写真.png", "[1]*.png", "-dash.png", "a b\tc.png", "x" * 250 + ".png"])
+def test_any_name_will_do(command, tmp_path, name):
+    picture(tmp_path / name)
+    assert command(f"./{name}", "-o", "résumé/out") == 0
+    assert below(tmp_path / "résumé" / "out") == [name]
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are always text")
+def test_names_that_are_no_text_are_restored_and_shown(command, tmp_path, capfd):
+    name = os.fsdecode(b"caf\xe9.png")
+    picture(tmp_path / "whole" / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / os.fsdecode(b"th\xe9.png")).write_bytes(b"")
+    assert command("whole", "broken", "-o", "out") == 1
+    assert [os.fsencode(path) for path in below(tmp_path / "out")] == [b"caf\xe9.png"]
+    assert "th\ufffd.png" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        (["one/a.png", "two/a.png"], "both be written to"),
+        (["one", "two/a.png"], "both be written to"),
+        (["one", "two"], "both be written to"),
+        (["one/*.png", "two"], "both be written to"),
+        (["one/a.png", "tree"], "have to be a picture and"),
+        (["one", "none.png"], "no such file"),
+        (["one", "none/*.png"], "no picture"),
+        (["one", "void"], "holds no pictures"),
+    ],
+    ids=str,
+)
+def test_doubtful_requests_are_refused_before_anything_is_done(command, tmp_path, capfd, inputs, reason):
+    for name in ("one/a.png", "two/a.png", "tree/a.png/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "void").mkdir()
+    assert command(*inputs, "-o", "out") == 2
+    assert reason in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_file_named_twice_is_one_input(command, tmp_path):
+    picture(tmp_path / "one" / "a.png")
+    assert command("one", "one/a.png", "./one/../one/*.png", "-o", "out") == 0
+    assert below(tmp_path / "out") == ["a.png"]
+
+
+@pytest.mark.parametrize("inputs", [["photos"], ["photos/a.png"], ["photos/*.png"]], ids=str)
+def test_inputs_are_never_overwritten(command, tmp_path, capfd, inputs):
+    before = picture(tmp_path / "photos" / "a.png").read_bytes()
+    status = command(*inputs, "-o", "photos", "--overwrite")
+    assert status == 2 and (tmp_path / "photos" / "a.png").read_bytes() == before
+    assert capfd.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("inputs", ["photos", "photos/**/*.png", "./photos/../photos"])
+def test_results_inside_an_input_folder_are_not_picked_up(command, tmp_path, inputs):
+    picture(tmp_path / "photos" / "a.png")
+    for _ in range(2):
+        assert command(inputs, "-o", "photos/out", "--overwrite") == 0
+    assert below(tmp_path / "photos") == ["a.png", "out/a.png"]
+
+
+def test_existing_outputs_stay_unless_asked(command, tmp_path, capfd):
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "photos" / "b.png")
+    old = picture(tmp_path / "out" / "a.png", (3, 3)).read_bytes()
+    assert command("photos", "-o", "out") == 0
+    assert (tmp_path / "out" / "a.png").read_bytes() == old and (tmp_path / "out" / "b.png").exists()
+    assert "1 existing" in capfd.readouterr().err
+    assert command("photos", "-o", "out", "--overwrite") == 0
+    assert read_image(tmp_path / "out" / "a.png").pixels.shape == (12, 10, 3)
+
+
+def test_broken_files_are_named_the_others_are_done_and_the_status_tells(command, tmp_path, capfd):
+    whole = picture(tmp_path / "photos" / "a.png").read_bytes()
+    picture(tmp_path / "photos" / "z.png")
+    broken = {"empty.png": b"", "cut.png": whole[:-30], "not.jpg": whole, "text.tif": b"no picture"}
+    for name, content in broken.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert command("photos", "notes.txt", "-o", "out") == 1
+    assert below(tmp_path / "out") == ["a.png", "z.png"]
+    messages = capfd.readouterr().err
+    assert all(name in messages for name in [*broken, "notes.txt"]) and "Traceback" not in messages
+    assert "2 restored" in messages and "5 failed" in messages
+
+
+def test_not_a_number_in_a_file_names_the_file(command, tmp_path, capfd):
+    write_image(tmp_path / "in.tif", Image(np.full((4, 4), np.nan, np.float32), bit_depth=32))
+    assert command("in.tif", "-o", "out") == 1
+    assert "in.tif" in (messages := capfd.readouterr().err) and "16 NaN" in messages
+    assert below(tmp_path / "out") == []
+
+
+def test_the_limit_on_size_can_be_set(command, tmp_path, capfd):
+    picture(tmp_path / "in.png", (200, 200))
+    assert command("in.png", "-o", "out", "--max-megapixels", "0.01") == 1
+    assert "200x200" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_an_output_that_cannot_be_a_folder_is_refused(command, tmp_path, capfd, output):
+    picture(tmp_path / "in.png")
+    (tmp_path / "file").write_text("")
+    assert command("in.png", "-o", output) == 2
+    assert "folder" in capfd.readouterr().err
+
+
+def test_weights_that_are_none_are_refused_before_anything_is_done(tmp_path, monkeypatch, capfd):
+    picture(tmp_path / "in.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    assert vheatir_main(["restore", "in.png", "-o", "out", "--task", "jpeg", "--weights", "w.safetensors"]) == 2
+    assert "w.safetensors" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_failure_in_one_file_is_reported_and_the_rest_done(command, tmp_path, capfd, monkeypatch):
+    from vheatir.restore.restorer import Restorer
+
+    restore = Restorer.restore_rows
+
+    def fail_on_gray(self, read, shape, **options):
+        if shape[2] == 1:
+            raise RuntimeError("out of memory: the device is full")
+        return restore(self, read, shape, **options)
+
+    monkeypatch.setattr(Restorer, "restore_rows", fail_on_gray)
+    picture(tmp_path / "photos" / "a.png", (9, 9))
+    picture(tmp_path / "photos" / "b.png")
+    assert command("photos", "-o", "out") == 1
+    assert below(tmp_path / "out") == ["b.png"]
+    assert "a.png" in (messages := capfd.readouterr().err) and "--tile" in messages
+
+
+def test_help_tells_what_the_weights_are_for(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        vheatir_main(["restore", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "non-commercial research" in text and "not for the noise of cameras" in text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL] if hasattr(signal, "SIGKILL") else [])
+def test_stopped_in_the_middle_finished_files_are_whole_and_the_rest_can_follow(options, command, tmp_path, ending):
+    count = 60
+    for number in range(count):
+        picture(tmp_path / "photos" / f"{number:02}.png", (200, 200, 3))
+    call = [sys.executable, "-m", "vheatir", "restore", "photos", "-o", "out", *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(call, cwd=tmp_path, env=environment, stderr=pipe, text=True, preexec_fn=heeding)
+    deadline = time.monotonic() + 300  # a busy machine may take minutes to start
+    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(ending)
+    messages = running.communicate(timeout=120)[1]
+    done = list((tmp_path / "out").glob("*.png"))
+    assert 0 < len(done) < count, messages
+    assert all(read_image(path).pixels.shape == (200, 200, 3) for path in done)
+    if ending == signal.SIGINT:
+        assert running.returncode == 130 and "interrupted" in messages and "Traceback" not in messages
+        assert not list((tmp_path / "out").glob(".*")), "no temporary file is left"
+    kept = {path: path.stat().st_mtime_ns for path in done}
+    assert command("photos", "-o", "out") == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == count
+    assert all(path.stat().st_mtime_ns == kept[path] for path in done)

@@ -1,0 +1,195 @@
+"""`vheatir train --compare`: equal data, equal time, a file and a figure that say how it went."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.testing import assert_close
+
+from vheatir.archs.dncnn_arch import DnCNN
+from vheatir.errors import UserError
+from vheatir.utils.lock import Lock
+
+pytest.importorskip("basicsr", reason="training needs BasicSR")
+pytest.importorskip("matplotlib", reason="the comparison draws a figure")
+from vheatir.train import equal_time
+from vheatir.train.command import main
+from vheatir.train.equal_time import TrainingClock, rate_at
+from vheatir.train.registry import register_all
+
+MINUTES = ("--minutes", "0.02", "--validate-every", "0.01")
+
+
+@pytest.fixture
+def recipes(recipe):
+    """The tiny recipe for a heat network and for DnCNN."""
+    options = yaml.safe_load(recipe.read_text())
+    options |= {"name": "plain", "network_g": {"type": "DnCNN", "dim": 8, "depth": 3}}
+    other = recipe.with_name("plain.yml")
+    other.write_text(yaml.safe_dump(options))
+    return [str(recipe), str(other)]
+
+
+def test_both_train_for_the_same_time_and_are_scored_at_the_same_moments(recipes, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--compare", *recipes, *MINUTES, "--out", str(out)]) == 0
+    result = json.loads((out / "comparison.json").read_text())
+    assert list(result["recipes"]) == ["tiny", "plain"] and result["clock"] == "processor time"
+    for name, run in result["recipes"].items():
+        minutes = [point["minutes"] for point in run["points"]]
+        assert len(minutes) == 2 and minutes[0] >= 0.01 and 0.02 <= minutes[1] < 0.03, name
+        assert run["points"][0]["iteration"] < run["points"][1]["iteration"]
+        first, last = (point["val"] for point in run["points"])
+        assert last["images"] == 2 and last["restored"]["psnr"] > first["restored"]["psnr"] + 0.1
+        assert run["cost"]["iterations_per_s"] == pytest.approx(run["points"][1]["iteration"] / 60 / minutes[1])
+        assert run["cost"]["training_peak_mib"] > 0 and run["cost"]["inference_s"] > 0
+    inputs = [run["points"][0]["val"]["input"] for run in result["recipes"].values()]
+    assert inputs[0] == inputs[1]
+    state = torch.load(out / "plain" / "plain.pth", weights_only=True)["params"]
+    network = DnCNN(dim=8, depth=3)
+    network.load_state_dict(state)
+    assert result["recipes"]["plain"]["cost"]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert (out / "psnr_over_time.svg").read_text().count("iterations") and (out / "psnr_over_time.png").exists()
+    printed = capsys.readouterr().out
+    assert "| tiny |" in printed and "| plain |" in printed
+
+
+def test_killed_comparison_goes_on_where_it_stood(recipes, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "out" / "comparison.json"
+    command = [sys.executable, "-m", "vheatir.train", "--compare", *recipes, "--out", str(out)]
+    command += ["--minutes", "0.04", "--validate-every", "0.01"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        until = time.monotonic() + 600  # a busy machine; it takes seconds on a free one
+        while not (file.exists() and len(json.loads(file.read_text())["recipes"]["tiny"]["points"]) > 1):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    before = json.loads(file.read_text())["recipes"]["tiny"]["points"]
+    assert main([*command[3:], "--resume"]) == 0
+    result = json.loads(file.read_text())
+    after = result["recipes"]["tiny"]["points"]
+    assert after[: len(before)] == before and len(after) == len(result["recipes"]["plain"]["points"]) == 4
+    assert len(result["resumed"]) == 1
+
+
+def test_a_comparison_is_not_overwritten_nor_resumed_with_other_settings(recipes, tmp_path):
+    argv = ["--compare", *recipes, "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="start without --resume"):
+        main([*argv, "--resume"])
+    assert main([*argv, *MINUTES]) == 0
+    with pytest.raises(UserError, match="exists; go on with --resume"):
+        main(argv)
+    lock = Lock(tmp_path / "out" / ".comparison.lock", "it", "wait")
+    with pytest.raises(UserError, match=r"comparison in .* is in use by process \d+ .*choose another --out"):
+        main([*argv, *MINUTES, "--resume"])
+    lock.release()
+    with pytest.raises(UserError, match=r"other settings \(budget_minutes, validate_every_minutes\)"):
+        main([*argv, "--resume"])
+    with pytest.raises(UserError, match=r"other settings \(plain, tiny\)"):
+        main([*argv, *MINUTES, "--resume", "--set", "train.optim_g.lr=1e-3"])
+
+
+def test_recipes_that_differ_in_data_or_validation_are_refused_with_all_differences(recipes):
+    file = Path(recipes[1])
+    options = yaml.safe_load(file.read_text())
+    options["datasets"]["train"]["sigma"] = 50
+    options["manual_seed"] = 4
+    options["val"]["max_images"] = 1
+    file.write_text(yaml.safe_dump(options))
+    with pytest.raises(UserError) as caught:
+        main(["--compare", *recipes])
+    for line in ("datasets.train.sigma: 25 in tiny.yml, 50 in plain.yml", "manual_seed: 3", "val.max_images: None"):
+        assert line in str(caught.value)
+
+
+def test_stages_by_iteration_are_refused(recipes):
+    stages = "datasets.train.progressive=[{start_iter: 5, gt_size: 20}]"
+    with pytest.raises(UserError, match="leave it out of a comparison"):
+        main(["--compare", *recipes, "--set", stages])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [([], "at least two recipes"), (["--minutes", "0"], "--minutes"), (["--minutes", "nan"], "--minutes")],
+)
+def test_wrong_arguments_are_refused(recipes, change, message, tmp_path):
+    files = recipes if change else [recipes[0], recipes[0]]
+    with pytest.raises(UserError, match=message):
+        main(["--compare", *files, *change, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_rate_rises_then_falls_to_the_end_of_the_budget():
+    assert rate_at(0) == pytest.approx(0.1) and rate_at(0.03) == pytest.approx(1)
+    assert rate_at(0.515) == pytest.approx(0.5, abs=1e-3)
+    assert rate_at(1) == rate_at(1.2) == pytest.approx(1e-3)
+
+
+def test_clock_counts_work_and_not_waiting():
+    clock = TrainingClock(torch.device("cpu"))
+    with clock:
+        time.sleep(0.2)
+    assert clock.used < 0.05 and clock.wall >= 0.2
+    waited = clock.used
+    started = time.process_time()
+    with clock:
+        while time.process_time() < started + 0.1:
+            pass
+    assert clock.used - waited >= 0.09
+
+
+def test_nan_in_training_names_the_recipe(recipes, tmp_path):
+    with pytest.raises(UserError, match="tiny: the loss is nan at iteration 1"):
+        main(
+            ["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "x"), "--set", "train.pixel_opt.loss_weight=.nan"]
+        )
+
+
+def test_dncnn_has_the_published_size_and_predicts_the_noise():
+    network = DnCNN()
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert kinds.count("Conv2d") == 20 and kinds.count("BatchNorm2d") == 18
+    widths = 3 * 64 * 9 + 64 + 18 * (64 * 64 * 9 + 128) + 64 * 3 * 9 + 3
+    assert sum(parameter.numel() for parameter in network.parameters()) == widths
+    image = torch.rand(2, 3, 9, 7)
+    assert_close(network.eval()(image), image)  # untrained, it returns its input
+    torch.nn.init.constant_(network.layers[-1].bias, 0.1)
+    assert_close(network(image), image - 0.1)
+    with pytest.raises(ValueError, match="depth must be"):
+        DnCNN(depth=1)
+
+
+def test_swinir_takes_any_size_and_agrees_with_basicsrs_on_whole_windows():
+    register_all()
+    from basicsr.archs.swinir_arch import SwinIR
+
+    from vheatir.archs.swinir_arch import AnySizeSwinIR
+
+    size = {"img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "mlp_ratio": 2}
+    ours, stock = AnySizeSwinIR(**size).eval(), SwinIR(window_size=8, upscale=1, **size).eval()
+    stock.load_state_dict(ours.state_dict())
+    image = torch.rand(1, 3, 24, 16)
+    with torch.no_grad():
+        assert_close(ours(image), stock(image))
+        assert ours(image[:, :, :19, :5]).shape == (1, 3, 19, 5)
+
+
+def test_missing_matplotlib_is_said_before_training(recipes, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        equal_time.main(["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "x")])
+
+
+def test_help_of_the_comparison(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--compare", "--help"])
+    assert exit_.value.code == 0 and "processor time" in capsys.readouterr().out

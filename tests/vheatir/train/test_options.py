@@ -1,0 +1,274 @@
+"""Options: what is wrong is refused with file, key and next step, before anything is written."""
+
+import pytest
+import yaml
+
+from vheatir.errors import UserError
+from vheatir.train.options import find_options, load_table, read_options
+
+
+def test_numbers_with_exponents_are_numbers(recipe):
+    options = read_options(recipe, ["train.optim_g.weight_decay=1e-4", "train.grad_clip=-0.5E+1"][:1])
+    assert options["train"]["optim_g"] == {"type": "Adam", "lr": 0.002, "weight_decay": 0.0001}
+    assert options["train"]["pixel_opt"]["eps"] == 1e-6
+    assert yaml.safe_load("2e-3") == "2e-3", "YAML 1.1 has changed: the own reader is no longer needed"
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.5e3", "1e+3", "-2e5", "1_0e2", ".5", "3"])
+def test_every_way_to_write_a_number(recipe, text):
+    value = read_options(recipe, [f"train.optim_g.lr={text}"])["train"]["optim_g"]["lr"]
+    assert value == float(text) and isinstance(value, int | float)
+
+
+@pytest.mark.parametrize("text", ["e4", "1e", "x1e-4", "1e-4m", "12e5abc"])
+def test_what_only_resembles_a_number_is_text(recipe, text):
+    assert read_options(recipe, [f"train.optim_g.note={text}"])["train"]["optim_g"]["note"] == text
+
+
+@pytest.mark.parametrize(
+    "override, place, value",
+    [
+        ("train.total_iter=7", "train.total_iter", 7),
+        ("datasets.train.sigma=[15, 25]", "datasets.train.sigma", [15, 25]),
+        ("datasets.train.sigma={min: 0, max: 55}", "datasets.train.sigma", {"min": 0, "max": 55}),
+        ("datasets.train.augment=false", "datasets.train.augment", False),
+        ("datasets.train.new=a=b", "datasets.train.new", "a=b"),
+        ("network_g.reach=null", "network_g.reach", None),
+        ("network_g.reach=", "network_g.reach", None),
+        ("path.strict_load_g=false", "path.strict_load_g", False),
+        ("name='007'", "name", "007"),
+        ("datasets.val={type: JPEGDataset, quality: 10}", "datasets.val", {"type": "JPEGDataset", "quality": 10}),
+    ],
+)
+def test_overrides_are_yaml(recipe, override, place, value):
+    options = read_options(recipe, [override])
+    for key in place.split("."):
+        options = options[key]
+    assert options == value and type(options) is type(value)
+
+
+def test_override_may_begin_a_section_that_the_file_lacks(recipe):
+    recipe.write_text(recipe.read_text().replace("path:", "# path:"))
+    assert read_options(recipe, ["path.experiments_root=here"])["path"] == {"experiments_root": "here"}
+
+
+def test_overrides_apply_in_order(recipe):
+    assert read_options(recipe, ["train.total_iter=7", "train.total_iter=8"])["train"]["total_iter"] == 8
+
+
+def test_anchors_and_merge_keys_work(recipe):
+    text = recipe.read_text().replace("network_g: {", "network_g: &net {")
+    recipe.write_text(text.replace("  val: {type", "  val: &val {type") + "# end\n")
+    extra = "\n  val_50: {<<: *val, sigma: 50}\nnetwork_g:"
+    recipe.write_text(recipe.read_text().replace("\nnetwork_g:", extra))
+    datasets = read_options(recipe)["datasets"]
+    assert datasets["val_50"] == {**datasets["val"], "sigma": 50}
+
+
+def test_null_means_the_default(recipe):
+    options = read_options(recipe, ["train.ema_decay=~", "val.tile=null"])
+    assert "ema_decay" not in options["train"] and "tile" not in options["val"]
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("total_iter=5", "unknown key total_iter; known here: .*train"),
+        ("train.totl_iter=5", "unknown key train.totl_iter; known here: .*total_iter"),
+        ("val.pbar=true", "unknown key val.pbar"),
+        ("logger.wandb={}", "unknown key logger.wandb"),
+        ("train.perceptual_opt={type: PerceptualLoss}", "unknown key train.perceptual_opt"),
+        ("train.total_iter=1e3", "train.total_iter must be int, got 1000.0"),
+        ("train.total_iter=true", "train.total_iter must be int, got True"),
+        ("train.total_iter=many", "train.total_iter must be int, got 'many'"),
+        ("train.total_iter=0", "train.total_iter must be at least 1, got 0"),
+        ("train.accumulate=-1", "train.accumulate must be at least 1"),
+        ("train.grad_clip=.nan", "train.grad_clip must be at least 0, got nan"),
+        ("train.ema_decay=1.5", "train.ema_decay must be below 1"),
+        ("train.ema_decay=fast", "train.ema_decay must be int or float"),
+        ("train.amp=fp8", "train.amp must be one of auto, none, bf16, fp16, got 'fp8'"),
+        ("train.optim_g={lr: 0.1}", "train.optim_g needs a type"),
+        ("train.optim_g=Adam", "train.optim_g must be dict"),
+        ("train.scheduler=~", "missing train.scheduler"),
+        ("val.val_freq=0", "val.val_freq must be at least 1"),
+        ("val.max_images=0", "val.max_images must be at least 1"),
+        ("val.metrics.psnr=vheatir_psnr", r"val.metrics.psnr: expected a table such as {type: vheatir_psnr}"),
+        ("val.best=ssim", "val.best: no metric 'ssim' in val.metrics, which has psnr"),
+        ("logger.print_freq=0", "logger.print_freq must be at least 1"),
+        ("name=~", "missing name"),
+        ("name=''", "name is that of the run's folder"),
+        ("name=..", "name is that of the run's folder"),
+        ("name=a/b", "name is that of the run's folder"),
+        ("model_type=~", "missing model_type"),
+        ("network_g={dim: 8}", "network_g needs a type"),
+        ("datasets=~", "missing datasets"),
+        ("datasets.train=~", "datasets.train must be a table with a type"),
+        ("datasets.valid={type: JPEGDataset}", "datasets.valid: expected train, val or test"),
+        ("datasets.train_2={type: JPEGDataset}", "datasets.train_2: expected train, val or test"),
+        ("datasets={val: {type: JPEGDataset}}", "datasets.train is missing"),
+        ("datasets={1: {type: JPEGDataset}}", "datasets.1: expected"),
+    ],
+)
+def test_wrong_options_name_file_and_key(recipe, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_options(recipe, [override])
+    assert str(recipe) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.total_iter", "expected a.b=value"),
+        ("trian.total_iter=5", "no section 'trian'; sections here: .*train"),
+        ("train.optim.lr=1", "no section 'optim'; sections here: optim_g"),
+        ("name.x=1", "no section 'name'"),
+        ("train.total_iter=[1", "not valid YAML"),
+        ("train.total_iter=!!python/object:os.system x", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_quoted(recipe, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_options(recipe, [override])
+    assert f"--set {override}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"name: [1", "not valid YAML"),
+        (b"name: x\nname: y\n", "key given twice: name"),
+        (b"train: {lr: 1, lr: 2}\n", "key given twice: lr"),
+        (b"- a\n- b\n", "expected a table of options, got list"),
+        (b"", "expected a table of options, got NoneType"),
+        (b"name: \xff\xfe\n", "not valid YAML"),
+        (b"name: !!python/name:os.system ''\n", "not valid YAML"),
+        (b"[a, b]: 1\n", "not valid YAML"),
+        (b"3: 1\nname: x\n", "unknown key 3"),
+    ],
+)
+def test_what_is_no_options_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "x.yml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_options(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["smoke", "smoke.yml", "options/smoke.yml", "options/smoke"])
+def test_recipes_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_options(name).name == "smoke.yml"
+
+
+def test_a_file_beats_the_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke.yml").write_text("name: mine\n")
+    assert find_options("smoke.yml").read_text() == "name: mine\n"
+
+
+@pytest.mark.parametrize("name", ["", ".", "nothing", "elsewhere/smoke.yml", "smoke.v2", "smoke.json"])
+def test_a_missing_file_is_told_with_the_recipes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such options file; give a path or one of the recipes: .*smoke"):
+        find_options(name)
+
+
+# Wrong in what the options refer to: found when datasets and model are built.
+BUILD_ERRORS = [
+    ("model_type=SRModel", "model_type must be VHeatIRModel"),
+    ("model_type=Nothing", "model_type must be VHeatIRModel"),
+    ("num_gpu=2", "num_gpu is 2, but each process takes one GPU"),
+    ("network_g.type=VHeatR", "network_g.type: unknown 'VHeatR'; did you mean VHeatIR"),
+    ("network_g.dimm=8", "unknown key network_g.dimm for VHeatIR; known: .*dim"),
+    ("network_g.dim=eight", "dim must be a whole number"),
+    ("network_g.depths=6", "depths must be"),
+    ("network_g.resize=nearest", "resize must be one of exact, published"),
+    ("datasets.train.type=NoiseDataset", "datasets.train.type must be one of GaussianNoiseDataset"),
+    ("datasets.train.type=PairedImageDataset", "datasets.train.type must be one of GaussianNoiseDataset"),
+    ("datasets.train.sigmas=5", "unknown key datasets.train.sigmas for GaussianNoiseDataset; known: .*sigma"),
+    ("datasets.val.batch_size_per_gpu=4", "datasets.val.batch_size_per_gpu"),
+    ("datasets.train.batch_size_per_gpu=0", "datasets.train.batch_size_per_gpu must be at least 1"),
+    ("datasets.train.num_worker_per_gpu=-1", "datasets.train.num_worker_per_gpu must be at least 0"),
+    ("datasets.train.sigma=loud", "datasets.train: sigma"),
+    ("datasets.val.sigma=[15, 25]", "datasets.val: sigma: validation and test need one fixed value"),
+    ("datasets.train.dataroot_gt=nowhere", "datasets.train: nowhere: no such folder"),
+    ("datasets.val.include=['*.bmp']", "datasets.val: .* no image matches"),
+    ("datasets.train.gt_size=41", "datasets.train: .*5 of 5 images cannot be used"),
+    ("datasets.train.gt_size=~", "datasets.train: gt_size"),
+    ("val.metrics.psnr.type=psnr", "val.metrics.psnr: .*psnr"),
+    ("val.metrics.psnr.bordr=1", "val.metrics.psnr: .*bordr"),
+    ("train.optim_g.type=Adamm", "train.optim_g.type: torch.optim has no optimiser 'Adamm'"),
+    ("train.optim_g.type=Optimizer", "train.optim_g"),
+    ("train.optim_g.momentum=1", "train.optim_g: .*momentum"),
+    ("train.optim_g={type: Adam}", "lr"),
+    ("train.optim_g.lr=-1", "train.optim_g: .*learning rate"),
+    ("train.scheduler.type=Cosine", "train.scheduler.type: .*'Cosine'"),
+    ("train.scheduler.type=Optimizer", "train.scheduler.type: .*'Optimizer'"),
+    ("train.scheduler={type: ReduceLROnPlateau}", "no schedule over iterations"),
+    ("train.scheduler={type: StepLR, stepsize: 3}", "train.scheduler: .*stepsize"),
+    ("train.scheduler.gama=3", "gama"),
+    ("train.scheduler={type: CosineAnnealingRestartLR, periods: [5, 5]}", "train.scheduler.periods add up to 10"),
+    ("train.scheduler={type: CosineAnnealingRestartLR, periods: [6, 6]}", "same length"),
+    ("train.pixel_opt.type=Charbonnier", "train.pixel_opt.type: unknown 'Charbonnier'; did you mean CharbonnierLoss"),
+    ("train.pixel_opt.epsilon=1", "unknown key train.pixel_opt.epsilon for CharbonnierLoss; known: .*eps"),
+    ("train.pixel_opt.reduction=none", "train.pixel_opt.reduction must be mean or sum"),
+    ("path.pretrain_network_g=nowhere.pth", "nowhere.pth: there is no such checkpoint"),
+    ("path.pretrain_network_g=nowhere", "weights 'nowhere' are neither a file nor a shipped name"),
+]
+
+
+@pytest.mark.parametrize("override, message", BUILD_ERRORS, ids=[override for override, _ in BUILD_ERRORS])
+def test_a_failed_start_leaves_the_former_run_alone(train, recipe, tmp_path, override, message):
+    former = tmp_path / "runs" / "tiny"
+    former.mkdir(parents=True)
+    (former / "train.log").write_text("weeks of work")
+    with pytest.raises(UserError, match=message) as caught:
+        train(override)
+    assert str(recipe) in str(caught.value)
+    assert [path.relative_to(tmp_path / "runs").as_posix() for path in (tmp_path / "runs").rglob("*")] == [
+        "tiny",
+        "tiny/train.log",
+    ]
+    assert "Traceback" not in str(caught.value)
+
+
+def test_every_unusable_picture_is_listed_at_once(train, recipe, tmp_path, small_photos):
+    (tmp_path / "mixed").mkdir()
+    for name in ("cut.png", "empty.png"):
+        data = (small_photos / "train" / "train0.png").read_bytes()
+        (tmp_path / "mixed" / name).write_bytes(data[: len(data) // 2 if name == "cut.png" else 0])
+    (tmp_path / "mixed" / "good.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"2 of 3 images cannot be used(.|\n)*cut.png(.|\n)*empty.png"):
+        train(f"datasets.train.dataroot_gt={tmp_path / 'mixed'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_experiments_root_that_cannot_be_made_is_named(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made .*; set path.experiments_root"):
+        train(f"path.experiments_root={tmp_path / 'file'}")
+
+
+def test_error_reaches_the_user_without_a_traceback(recipe, capsys):
+    pytest.importorskip("basicsr")
+    from vheatir.cli import main
+
+    assert main(["train", "-opt", str(recipe), "--set", "train.lr=1"]) == 2
+    err = capsys.readouterr().err
+    assert "unknown key train.lr" in err and "Traceback" not in err
+
+
+def test_a_file_extends_another_one_key_by_key(tmp_path):
+    (tmp_path / "base.yml").write_text("name: base\ntrain: {lr: 1e-3, steps: [1, 2]}\nval: {every: 5}\n")
+    (tmp_path / "middle.yml").write_text("extends: base.yml\ntrain: {lr: 2e-3}\n")
+    (tmp_path / "top.yml").write_text("extends: middle.yml\nname: top\ntrain: {steps: [3]}\n")
+    table = load_table(tmp_path / "top.yml", ["val.every=6"])
+    assert table == {"name": "top", "train": {"lr": 2e-3, "steps": [3]}, "val": {"every": 6}}
+
+
+@pytest.mark.parametrize("base", ["none.yml", "self.yml", "loop.yml"])
+def test_a_file_that_extends_nothing_or_itself_is_refused(base, tmp_path):
+    (tmp_path / "self.yml").write_text(f"extends: {base}\n")
+    (tmp_path / "loop.yml").write_text("extends: self.yml\n")
+    with pytest.raises(UserError, match=r"extends .*: expected another options file beside it"):
+        load_table(tmp_path / "self.yml")

@@ -1,0 +1,108 @@
+"""scripts/publish_weights.py: from a training checkpoint to weights and a card whose figures belong to them."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.cli import run
+from vheatir.utils.files import sha256
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "publish_weights.py"
+CONFIG = {"dim": 8, "depths": [1, 2], "embed_size": 8, "downscale": 2}
+FACTS = {
+    "levels": "sigma 0-55",
+    "data": "400 photographs",
+    "recipe": "options/denoise_light.yml",
+    "command": "vheatir train -opt a | b",
+    "commit": "0123abc",
+    "hardware": "2 CPU cores",
+    "time": "1.5 hours",
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    network = VHeatIR(**CONFIG)
+    torch.save({"params_ema": network.state_dict(), "params": VHeatIR(**CONFIG).state_dict()}, tmp_path / "net_g.pth")
+    return tmp_path / "net_g.pth"
+
+
+@pytest.fixture
+def publish(checkpoint, tmp_path):
+    spec = importlib.util.spec_from_file_location("publish_weights", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    facts = [text for key, value in FACTS.items() for text in (f"--{key}", value)]
+
+    def call(*arguments, task="denoise"):
+        fixed = [checkpoint, "--name", "tiny", "--task", task, "--folder", tmp_path, *facts]
+        return run(script.main, [str(text) for text in [*fixed, *arguments]])
+
+    return call
+
+
+def evaluation(path, digest, **changes):
+    row = {"data": "CBSD68", "task": "denoise", "color": "color", "level": 25, "images": 68}
+    row |= {"input": {"psnr": 20.184, "ssim": 0.4, "psnrb": 20.0}, "restored": {"psnr": 31, "ssim": 0.88, "psnrb": 31}}
+    path.write_text(json.dumps({"results": [row | changes], "metadata": {"weights": {"sha256": digest}}}))
+    return path
+
+
+def test_weights_are_those_of_the_moving_average_and_can_be_loaded(publish, checkpoint, tmp_path):
+    assert publish() == 0
+    network, metadata = weights.load(tmp_path / "tiny.safetensors")
+    wanted = torch.load(checkpoint, weights_only=True)["params_ema"]
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, wanted[key].half().float(), atol=0, rtol=0)
+    assert json.loads(metadata["config"]) == network.config
+    assert "BSDS500" in metadata["license"] and metadata["color"] == "color"
+
+
+def test_the_card_states_facts_figures_and_the_hash(publish, tmp_path):
+    assert publish() == 0
+    digest = sha256(tmp_path / "tiny.safetensors")
+    assert publish("--evaluation", evaluation(tmp_path / "figures.json", digest)) == 0
+    assert sha256(tmp_path / "tiny.safetensors") == digest, "publishing again gives the same file"
+    card = (tmp_path / "tiny.md").read_text()
+    assert digest in card and "non-commercial" in card and "Noise of cameras is different" in card
+    assert all(value.replace("|", "\\|") in card for value in FACTS.values())
+    assert "| CBSD68 | color | 25 | 68 | 20.18 / 0.4000 | 31.00 / 0.8800 | +10.82 |" in card
+    rows = [line for line in card.splitlines() if line.startswith("| set") or line.startswith("| CBSD68")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"restored": None}, "without restored"), ({"task": "jpeg"}, "another task")],
+    ids=["input only", "other task"],
+)
+def test_figures_that_do_not_belong_are_refused(publish, tmp_path, capsys, changes, reason):
+    publish()
+    file = evaluation(tmp_path / "figures.json", sha256(tmp_path / "tiny.safetensors"), **changes)
+    assert publish("--evaluation", file) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_figures_of_other_weights_are_refused(publish, tmp_path, capsys):
+    assert publish("--evaluation", evaluation(tmp_path / "figures.json", "0" * 64)) == 2
+    assert "measured with weights 0000" in capsys.readouterr().err
+
+
+def test_options_state_what_shapes_cannot_tell(publish, tmp_path):
+    options = tmp_path / "options.yml"
+    options.write_text(yaml.safe_dump({"network_g": {"type": "VHeatIR", "resize": "published", **CONFIG}}))
+    assert publish("--options", options) == 0
+    assert weights.load(tmp_path / "tiny.safetensors")[0].config["resize"] == "published"
+
+
+def test_other_networks_are_refused(publish, checkpoint, tmp_path, capsys):
+    torch.save({"params": {"conv.weight": torch.zeros(3, 3)}}, checkpoint)
+    assert publish() == 2
+    assert str(checkpoint) in capsys.readouterr().err and not (tmp_path / "tiny.safetensors").exists()

@@ -1,0 +1,62 @@
+"""scripts/publish_weights.py turns what a run leaves behind into weights and a card that name each other."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vheatir import weights
+from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.errors import UserError
+from vheatir.utils.files import sha256
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "publish_weights.py"
+FACTS = ["--name", "mine", "--task", "denoise", "--levels", "sigma 0-55", "--data", "photos", "--recipe", "mine.yml"]
+FACTS += ["--command", "vheatir train -opt mine.yml", "--hardware", "a laptop", "--time", "a day", "--commit", "abc"]
+
+
+@pytest.fixture
+def publish():
+    spec = importlib.util.spec_from_file_location("publish_weights", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def network():
+    network = VHeatIR(dim=8, depths=(1,), embed_size=4, downscale=2, reach=(0.5, 4.0)).eval()
+    torch.nn.init.normal_(network.conv_last.weight, std=0.02)
+    return network
+
+
+def _saved(network, folder: Path, suffix: str) -> Path:
+    path = folder / f"best{suffix}"
+    if suffix == ".pth":
+        torch.save({"params_ema": network.state_dict()}, path)
+    else:
+        metadata = {"config": json.dumps(network.config), "task": "denoise", "color": "color", "levels": "?"}
+        weights.save(path, network.state_dict(), {**metadata, "license": "not stated"})
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_published_weights_are_the_trained_ones_and_the_card_names_them(suffix, publish, network, tmp_path):
+    assert publish([str(_saved(network, tmp_path, suffix)), *FACTS, "--folder", str(tmp_path)]) == 0
+    path = tmp_path / "mine.safetensors"
+    loaded, metadata = weights.load(path)
+    image = torch.rand(1, 3, 12, 10)
+    torch.testing.assert_close(loaded(image), network(image), atol=2e-3, rtol=0)
+    assert metadata["levels"] == "sigma 0-55" and "BSDS500" in metadata["license"]
+    card = (tmp_path / "mine.md").read_text()
+    assert all(text in card for text in (sha256(path), "a laptop", "photos", "Gaussian noise", "abc"))
+
+
+def test_figures_of_other_weights_are_refused(publish, network, tmp_path):
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"results": [], "metadata": {"weights": {"sha256": "0" * 64}}}))
+    checkpoint = str(_saved(network, tmp_path, ".safetensors"))
+    with pytest.raises(UserError, match="evaluate these"):
+        publish([checkpoint, *FACTS, "--folder", str(tmp_path), "--evaluation", str(figures)])

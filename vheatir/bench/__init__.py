@@ -1,0 +1,1 @@
+"""`vheatir bench`: speed and memory against the published formulation."""

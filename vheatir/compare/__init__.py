@@ -1,0 +1,1 @@
+"""`vheatir compare`: figures of pictures before and after."""

@@ -1,0 +1,105 @@
+"""Pictures out: blocks of rows as PNG, TIFF, JPEG, WebP or BMP, atomically and with the metadata they came with."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+
+from vheatir.errors import UserError
+from vheatir.image_io.formats import DEPTHS, Image, blocks_of, format_of
+from vheatir.image_io.png import metadata_chunks, write_png
+from vheatir.image_io.tiff import TiffInfo, write_tiff
+from vheatir.utils.files import atomic_open
+
+QUALITY = 95  # of written JPEG (with full-resolution colour) and lossy WebP
+_DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write a picture in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
+
+    Metadata of the file it was read from is carried over; between formats only the colour profile and EXIF are.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if image.bit_depth not in DEPTHS[kind]:
+        raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
+    if image.alpha is not None and kind == "JPEG":
+        raise ValueError(f"{path}: JPEG cannot hold alpha; set alpha to None or write another format")
+    channels = (1 if image.pixels.ndim == 2 else 3) + (image.alpha is not None)
+    write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image), image.extras)
+
+
+def write_blocks(
+    path: Path, shape: tuple[int, int, int], bit_depth: int, blocks: Iterable[np.ndarray], extras: dict[str, Any]
+) -> None:
+    """Write (rows, width, channels) blocks that make up `shape`; PNG and TIFF as they come, the others in one go.
+
+    Whatever the blocks raise while they are made is passed on, and nothing is written under `path`.
+    """
+    kind = format_of(path)
+    blocks = _Watched(blocks)
+    try:
+        with atomic_open(path) as file:
+            if kind == "PNG":
+                chunks = extras.get("png_chunks")
+                if chunks is None:
+                    chunks = metadata_chunks(extras.get("icc_profile"), extras.get("exif"))
+                write_png(file, shape, bit_depth, blocks, chunks)
+            elif kind == "TIFF":
+                write_tiff(file, shape, blocks, _tiff_info(shape, bit_depth, extras))
+            else:
+                array = np.empty(shape, np.uint8)
+                top = 0
+                for block in blocks:
+                    array[top : top + len(block)] = block
+                    top += len(block)
+                _encode(file, array, kind, extras)
+    except OSError as error:
+        if error is blocks.raised:
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+class _Watched:
+    """Blocks, and what went wrong while they were made, to tell it from what goes wrong in writing."""
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._blocks = iter(blocks)
+        self.raised: BaseException | None = None
+
+    def __iter__(self) -> "_Watched":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        try:
+            return next(self._blocks)
+        except BaseException as error:
+            self.raised = error
+            raise
+
+
+def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
+    height, width, _ = shape
+    info = extras.get("tiff")
+    if info is None:
+        info = TiffInfo(width, height, bit_depth, 2, icc_profile=extras.get("icc_profile"))
+    as_float = bit_depth == 32 and info.dtype.startswith("float")
+    return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
+
+
+def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]) -> None:
+    if kind == "BMP" and array.shape[2] in (2, 4):  # Pillow writes no alpha that it can read
+        array = cv2.cvtColor(array, cv2.COLOR_RGBA2BGRA) if array.shape[2] == 4 else array[..., [0, 0, 0, 1]]
+        file.write(cv2.imencode(".bmp", array)[1].tobytes())
+        return
+    options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
+    if kind == "JPEG":
+        options |= {"quality": QUALITY, "subsampling": 0}
+    elif kind == "WEBP":
+        options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
+    Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array).save(file, kind, **options)

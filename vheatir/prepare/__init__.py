@@ -1,0 +1,1 @@
+"""`vheatir prepare`: image sets fetched, verified, cut and packed."""

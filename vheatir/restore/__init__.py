@@ -1,0 +1,1 @@
+"""`vheatir restore`: pictures through a network, one or many."""

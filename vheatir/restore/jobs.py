@@ -1,0 +1,132 @@
+"""From what the user names, files, folders and globs, to pairs of input and output, settled before any work is done."""
+
+import glob
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vheatir.errors import UserError
+from vheatir.image_io.formats import FORMATS
+from vheatir.restore.locations import Place, Url, is_url, place
+
+
+class Job(NamedTuple):
+    """One file to read and the file to write."""
+
+    source: Place
+    target: Place
+
+
+def plan_jobs(inputs: Sequence[str], out: str | Path | Url) -> list[Job]:
+    """What is read and where it goes; nothing is written here. Inputs and OUT are paths or fsspec URLs.
+
+    A file goes to OUT/name; of a folder, every picture at any depth goes to OUT/path-below-that-folder. Hidden files
+    and OUT itself are never found inside a folder or by a glob. Raises UserError for an input that does not exist, a
+    glob or folder without pictures, two inputs with one target, and a target that is an input.
+    """
+    out = place(out)
+    if isinstance(out, Path) and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: the output must be a folder, this is a file; give a folder with -o")
+    jobs: dict[Place, Job] = {}
+    for text in inputs:
+        for job in _expand_url(Url(text), out) if is_url(text) else _expand(text, out):
+            other = jobs.setdefault(job.target, job)
+            if _place(other.source) != _place(job.source):
+                raise UserError(
+                    f"{other.source} and {job.source} would both be written to {job.target}; "
+                    "nothing was done, restore them into different folders"
+                )
+    _check_targets(jobs.values())
+    return list(jobs.values())
+
+
+def _expand_url(url: Url, out: Place) -> Iterator[Job]:
+    """As `_expand` and `_folder_jobs` do, in another file system."""
+    file_system, path = url.open()
+    try:
+        if glob.has_magic(path) and not file_system.exists(path):
+            found = [(name, posixpath.basename(name)) for name in sorted(file_system.glob(path))]
+        elif file_system.isdir(path):
+            found = [(name, posixpath.relpath(name, path)) for name in sorted(file_system.find(path))]
+        elif file_system.exists(path):
+            yield Job(url, out / url.name)
+            return
+        else:
+            raise UserError(f"{url}: there is no such file or folder")
+    except UserError:
+        raise
+    except Exception as error:  # every file system has errors of its own
+        raise UserError(f"{url}: cannot be listed ({type(error).__name__}: {error})") from error
+    inside = _full(out)
+    count = 0
+    for name, below in found:
+        source = url.full(name, file_system)
+        hidden = any(part.startswith(".") for part in below.split("/"))
+        within = inside is not None and source.text.startswith(inside.text.rstrip("/") + "/")
+        if source.suffix.lower() in FORMATS and not hidden and not within:
+            count += 1
+            yield Job(source, out / below)
+    if not count:
+        raise UserError(f"{url}: no pictures ({', '.join(FORMATS)}) there")
+
+
+def _full(out: Place) -> Url | None:
+    return out.full(out.open()[1]) if isinstance(out, Url) else None
+
+
+def _expand(text: str, out: Place) -> Iterator[Job]:
+    path = Path(text)
+    if path.is_dir():
+        yield from _folder_jobs(path, out)
+    elif path.exists() or not glob.has_magic(text):
+        if not path.exists():
+            raise UserError(f"{text}: there is no such file or folder")
+        yield Job(path, out / path.name)
+    else:
+        inside = _place(out)
+        found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        found = [match for match in found if inside not in (_place(match), *_place(match).parents)]
+        files = [match for match in found if match.is_file() and match.suffix.lower() in FORMATS]
+        folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
+        if not files and not folders:
+            raise UserError(f"{text}: no picture ({', '.join(FORMATS)}) matches")
+        yield from (Job(match, out / match.name) for match in files)
+        for folder in folders:
+            yield from _folder_jobs(folder, out)
+
+
+def _folder_jobs(folder: Path, out: Place) -> Iterator[Job]:
+    inside = _place(out)
+    count = 0
+    for root, folders, files in os.walk(folder, onerror=_unreadable):
+        here = Path(root)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and _place(here / name) != inside)
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in FORMATS:
+                count += 1
+                yield Job(here / name, out / (here / name).relative_to(folder))
+    if not count:
+        raise UserError(f"{folder}: the folder holds no pictures ({', '.join(FORMATS)})")
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
+
+def _place(path: Place) -> Place:
+    """Where a path really is, whatever way it is written."""
+    return path.full(path.open()[1]) if isinstance(path, Url) else Path(os.path.realpath(path))
+
+
+def _check_targets(jobs: Iterable[Job]) -> None:
+    jobs = list(jobs)
+    sources = {_place(job.source) for job in jobs}
+    targets = {job.target for job in jobs}
+    for job in jobs:
+        if _place(job.target) in sources:
+            raise UserError(f"{job.target} is an input and would be overwritten; nothing was done, choose another -o")
+        blocked = next((parent for parent in job.target.parents if parent in targets), None)
+        if blocked is not None:
+            raise UserError(f"{blocked} would have to be a picture and, for {job.source}, a folder; nothing was done")

@@ -1,0 +1,97 @@
+"""A list in which every input stands exactly once, with what became of it; right at any moment, whatever is killed."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vheatir.errors import UserError
+from vheatir.restore.jobs import Job
+from vheatir.restore.locations import Place, is_url
+from vheatir.restore.one_file import Outcome
+from vheatir.utils.files import atomic_open
+
+
+class Manifest:
+    """JSON lines {"input", "output", "status", ...}; see `Outcome` for the rest.
+
+    The file is replaced as a whole, at the start (with all inputs, those to do as "open") and at the end. In between,
+    outcomes are appended to `<name>.journal`, which a later run takes in after a kill. Inputs of earlier runs with the
+    same manifest stay in it.
+    """
+
+    def __init__(self, path: Path, jobs: Iterable[Job], kept: Iterable[Job]):
+        self.path = path
+        self._journal_path = path.with_name(path.name + ".journal")
+        self._lines = {**_read(path, torn=False), **_read(self._journal_path, torn=True)}
+        there = {_key(job.source) for job in kept}
+        for job in jobs:
+            key = _key(job.source)
+            line = self._lines.get(key)
+            if line is not None and _key(line["output"]) != _key(job.target):
+                raise UserError(
+                    f"{path}: has {job.source} with the output {line['output']}, which would now be {job.target}; "
+                    "give a manifest of its own to each way an input is restored"
+                )
+            if key not in there:
+                self._lines[key] = _line(job, Outcome("open"))
+            elif line is None or line["status"] != "done":
+                self._lines[key] = _line(job, Outcome("kept"))
+        self._write()
+        try:
+            self._journal = open(self._journal_path, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise UserError(f"{self._journal_path}: cannot be written: {error.strerror}") from error
+
+    def record(self, job: Job, outcome: Outcome) -> None:
+        """Note what became of an input; on the disk before this returns."""
+        self._lines[_key(job.source)] = line = _line(job, outcome)
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Write the whole list; the journal is no longer needed then."""
+        self._journal.close()
+        self._write()
+        self._journal_path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_open(self.path) as file:
+                for line in self._lines.values():
+                    file.write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"{self.path}: the manifest cannot be written: {error.strerror}") from error
+
+
+def _key(where: Place | str) -> str:
+    """The same for all ways to write one path."""
+    return str(where) if is_url(str(where)) else os.path.abspath(where)
+
+
+def _line(job: Job, outcome: Outcome) -> dict[str, Any]:
+    facts = {name: value for name, value in asdict(outcome).items() if value or name == "status"}
+    return {"input": str(job.source), "output": str(job.target), **facts}
+
+
+def _read(path: Path, *, torn: bool) -> dict[str, dict[str, Any]]:
+    """The lines of a manifest or journal by input; only a journal's last line may be cut short."""
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the manifest cannot be read: {error}") from error
+    lines = {}
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            lines[_key(line["input"])] = {"output": line["output"], "status": line["status"], **line}
+        except (ValueError, TypeError, KeyError) as error:
+            if torn and number == len(texts):
+                break
+            raise UserError(f"{path}: line {number} is not one of a manifest; give another file") from error
+    return lines

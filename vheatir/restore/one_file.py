@@ -1,0 +1,89 @@
+"""One file restored into another: the level found, colours restored row by row, everything else carried over."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vheatir.errors import UserError
+from vheatir.image_io import MAX_PIXELS, open_image
+from vheatir.image_io.formats import Stored
+from vheatir.image_io.write import write_blocks
+from vheatir.restore.restorer import Restorer
+
+BY_ROWS = 8_000_000  # pixels; larger TIFFs are read as they are restored
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What holds for every file. level: sigma (0-255) or JPEG quality for weights that take one; None: estimated."""
+
+    level: float | None = None
+    max_pixels: int = MAX_PIXELS
+    by_rows: int = BY_ROWS
+
+
+@dataclass
+class Outcome:
+    """What became of one file. status: done, kept (it was there before), failed, open. level: what was found."""
+
+    status: str
+    message: str = ""
+    level: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def restore_file(
+    restorer: Restorer,
+    source: Path,
+    target: Path,
+    options: FileOptions,
+    on_tile: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Restore `source` into `target`, whose folder exists; raises what goes wrong, and then leaves `target` alone."""
+    begun = time.monotonic()
+    stored = open_image(source, max_pixels=options.max_pixels, by_rows=options.by_rows)
+    try:
+        shape = (stored.height, stored.width, stored.colors)
+        level, text = find_level(restorer, stored, options.level)
+        blocks = _blocks(restorer, stored, restorer.restore_rows(stored.floats, shape, level=level, on_tile=on_tile))
+        write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)
+    finally:
+        stored.close()
+    return Outcome("done", level=text, notes=list(stored.notes), seconds=round(time.monotonic() - begun, 3))
+
+
+def _blocks(restorer: Restorer, stored: Stored, restored: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    top = 0
+    for rows in restored:
+        yield stored.raw(top, rows)
+        top += len(rows)
+
+
+def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple[float | None, str]:
+    """The level for the network (None for blind weights), and what is shown to the user."""
+    shape = (stored.height, stored.width, stored.colors)
+    noise = restorer.task == "denoise"
+    if given is not None and restorer.takes_level:
+        return given, f"noise level {given:g} (given)" if noise else f"JPEG quality {given:g} (given)"
+    tables = stored.extras.get("quantization")
+    if not noise and tables:
+        from vheatir.restore.estimate_level import quality_of_tables
+
+        level, exact = quality_of_tables(tables)
+        text = f"JPEG quality {level} (from the file)" if exact else f"JPEG quality about {level} (nearest tables)"
+    else:
+        try:
+            level = restorer.measure(stored.floats, shape)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # an estimate for the eye is no reason to give up
+            return None, f"level unknown ({type(error).__name__})"
+        if noise:
+            text = f"noise level {level:.1f} (estimated)"
+        else:
+            text = "no trace of JPEG found" if level is None else f"JPEG quality {level} (estimated)"
+    return (level if restorer.takes_level else None), text

@@ -1,0 +1,306 @@
+"""`Restorer`: restores pictures in memory or row by row with one set of weights."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from vheatir.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+TASKS = ("denoise", "jpeg")
+MAX_LEVEL = {"denoise": 255.0, "jpeg": 100.0}  # sigma on the 0-255 scale; libjpeg quality
+_FLOATS = (np.float16, np.float32, np.float64)
+_MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
+_UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
+
+Rows = tuple[np.ndarray, np.ndarray | None]  # colours (rows, width, 1 or 3) and alpha (rows, width) or None, float32
+
+
+class Restorer:
+    """Restores images with one set of weights, or by default with the task's own: one for colour and one for gray.
+
+    task: "denoise" or "jpeg". weights: shipped name or path of a safetensors file, used for all images. device: a
+    torch device; a GPU when there is one by default. tile: side of the overlapping tiles in pixels, 0 for the whole
+    image at once; chosen by the image's size and the free memory by default, and halved where memory runs out. overlap:
+    pixels that neighbouring tiles share. strength: the result is input + strength * (restored - input); 0.7 leaves 30 %
+    of the noise's amplitude, and of the detail that restoring would cost. ensemble: the mean over the eight flips and
+    rotations, for eight times the time.
+
+    May be used from several threads; the network computes for one at a time. It is frozen (`vheatir.backbone.freeze`):
+    after writing to values of its weights' `.data`, call `network.eval()`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        weights: str | Path | None = None,
+        device: "str | torch.device | None" = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        *,
+        strength: float = 1.0,
+        ensemble: bool = False,
+    ):
+        from vheatir import weights as store
+        from vheatir.backbone.layers.freezing import freeze
+        from vheatir.restore import tiling
+
+        if task not in TASKS:
+            raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength must lie between 0 (the input) and 1 (fully restored), got {strength}")
+        self.tile, self.strength, self.ensemble = tile, float(strength), ensemble
+        self._overlap_given = overlap is not None
+        self.overlap = default_overlap(tile) if overlap is None else overlap
+        try:
+            tiling.check_tile(tiling.DEFAULT_TILE if tile is None else tile, self.overlap)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.task, self.device = task, _device(device)
+        default = store.DEFAULTS[task]
+        network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
+        self.network = freeze(network)
+        self._gray, self._gray_weights = None, default["gray"] if weights is None else None
+        if self.metadata["task"] != task:
+            raise UserError(
+                f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
+                "give other weights or change the task"
+            )
+        self.takes_level = bool(self.network.config.get("level_map"))
+        self._lock = threading.Lock()
+        self._largest: int | None = None  # side of the tiles for which memory has been found to suffice
+
+    def restore(
+        self,
+        image: np.ndarray,
+        *,
+        level: float | None = None,
+        alpha: np.ndarray | None = None,
+        on_tile: Callable[[float], None] | None = None,
+    ) -> np.ndarray:
+        """The restored image, of the same shape and dtype, in [0, 1].
+
+        image: float32, float64 or float16, HWC RGB or HW gray, in [0, 1]; noise may leave that range, it is not
+        clipped. A gray image goes to a colour network as three equal channels and comes back as their mean. Computed in
+        float32. level: sigma (0-255) or JPEG quality, for weights that take one; estimated by default, refused by blind
+        weights. alpha: float HW; where it is 0 the image stays, and its colours do not run into what can be seen.
+        `on_tile` is called with the share done.
+        """
+        check_image(image)
+        height, width = image.shape[:2]
+        if alpha is not None and alpha.shape != (height, width):
+            raise ValueError(f"expected alpha of shape {(height, width)} like the image, got {alpha.shape}")
+        pixels = image.reshape(height, width, -1)
+
+        def read(start: int, stop: int) -> Rows:
+            return pixels[start:stop].astype(np.float32), None if alpha is None else alpha[start:stop]
+
+        blocks = self.restore_rows(read, pixels.shape, level=level, on_tile=on_tile)
+        result = np.empty(pixels.shape, image.dtype)
+        top = 0
+        for block in blocks:
+            result[top : top + len(block)] = np.clip(block, 0, 1)
+            top += len(block)
+        return result.reshape(image.shape)
+
+    def restore_rows(
+        self,
+        read: Callable[[int, int], Rows],
+        shape: tuple[int, int, int],
+        *,
+        level: float | None = None,
+        on_tile: Callable[[float], None] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Restored rows from the top in blocks (rows, width, 1 or 3), float32 and not clipped.
+
+        read: rows start:stop of the picture, see `Rows`; asked for in order, each row of tiles once. shape: height,
+        width and the number of colours.
+        """
+        import torch
+
+        from vheatir.restore import tile_memory, tiling
+
+        height, width, colors = shape
+        if colors == 3 and self.metadata["color"] == "gray":
+            raise ValueError("these weights are for gray images, the image has three channels; use colour weights")
+        level = self._checked_level(level, read, shape)
+        free = tile_memory.free_memory(self.device) if self.tile is None else None
+        tile = tile_memory.tile_for(self.network.config, height, width, free) if self.tile is None else self.tile
+        overlap = self.overlap
+        if self.tile is None and tile:  # less memory than expected makes tiles that the overlap may not fit
+            overlap = min(overlap, tile // 2) if self._overlap_given else default_overlap(tile)
+
+        def planes(start: int, stop: int) -> torch.Tensor:
+            found, alpha = read(start, stop)
+            check_values(found)
+            found = found if alpha is None else np.concatenate([found, alpha[..., None].astype(np.float32)], axis=2)
+            return torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
+
+        def restore(patch: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                return self._patch(patch, colors, level)
+
+        for rows in tiling.tiled_rows(restore, planes, (height, width), tile, overlap, on_tile=on_tile):
+            if not torch.isfinite(rows).all():
+                raise ValueError("the network made NaN or infinite values; these weights cannot be used for this image")
+            yield rows[0].permute(1, 2, 0).numpy()
+
+    def measure(self, read: Callable[[int, int], Rows], shape: tuple[int, int, int]) -> float | None:
+        """The estimated noise level (0-255) or JPEG quality, None where there is no trace of compression."""
+        from vheatir.restore import estimate_level
+
+        patches = []
+        for rows, columns in estimate_level.sample_patches(*shape[:2]):
+            patch = read(rows.start, rows.stop)[0][:, columns]
+            patches.append(patch if shape[2] == 3 else patch[..., 0])
+        if self.task == "denoise":
+            return estimate_level.estimate_noise(patches)
+        return estimate_level.estimate_quality([np.rint(patch.clip(0, 1) * 255).astype(np.uint8) for patch in patches])
+
+    def _checked_level(
+        self, level: float | None, read: Callable[[int, int], Rows], shape: tuple[int, int, int]
+    ) -> float | None:
+        if not self.takes_level:
+            if level is not None:
+                raise ValueError("these weights are blind and take no level; leave it out or use other weights")
+            return None
+        if level is None:
+            level = self.measure(read, shape)
+            level = _UNCOMPRESSED if level is None else level
+        if not 0 <= level <= MAX_LEVEL[self.task]:
+            raise ValueError(f"expected a level from 0 to {MAX_LEVEL[self.task]:g}, got {level}")
+        return level / MAX_LEVEL[self.task]
+
+    def _patch(self, patch: "torch.Tensor", colors: int, level: float | None) -> "torch.Tensor":
+        """One tile (1, colours and perhaps alpha, H, W), restored: (1, colours, H, W)."""
+        image = patch[:, :colors]
+        hidden = patch[:, colors:] <= 0 if patch.shape[1] > colors else None
+        seen = image if hidden is None else _fill(image, hidden)
+        with self._lock:
+            output = self._in_memory(seen.contiguous(), level)
+        output = output if self.strength == 1 else seen + self.strength * (output - seen)
+        return output if hidden is None else output.where(~hidden, image)
+
+    def _in_memory(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
+        """The network's result, in smaller tiles where memory runs out."""
+        from vheatir.restore import tile_memory, tiling
+
+        side = max(image.shape[-2:])
+        if self._largest is None or side <= self._largest:
+            try:
+                return self._forward(image, level)
+            except Exception as error:
+                if not tile_memory.is_out_of_memory(error):
+                    raise
+                if side <= tile_memory.SMALLEST_TILE:
+                    raise UserError(
+                        f"not enough memory on {self.device}, even for tiles of {side} pixels; close other programs "
+                        "or use another --device"
+                    ) from None
+            self._largest = tile_memory.tile_below(side / 2)
+            _release(self.device)
+        tile = self._largest
+        return tiling.apply_tiled(lambda part: self._in_memory(part, level), image, tile, min(self.overlap, tile // 4))
+
+    def _gray_network(self) -> "torch.nn.Module":
+        if self._gray is None:  # most users never restore a gray image
+            from vheatir import weights as store
+            from vheatir.backbone.layers.freezing import freeze
+
+            self._gray = freeze(store.load(self._gray_weights, self.device)[0])
+        return self._gray
+
+    def _forward(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
+        import torch
+
+        from vheatir.restore.self_ensemble import self_ensemble
+
+        gray = image.shape[1] == 1
+        network = self._gray_network() if gray and self._gray_weights else self.network
+        gray_as_color = gray and network.config["in_chans"] == 3
+        x = (image.expand(-1, 3, -1, -1) if gray_as_color else image).contiguous().to(self.device)
+        given = () if level is None else (torch.tensor([level], dtype=x.dtype, device=x.device),)
+        if self.ensemble:
+            output = self_ensemble(lambda turned: network(turned, *given), x)
+        else:
+            output = network(x, *given)
+        return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
+
+
+def _fill(image: "torch.Tensor", hidden: "torch.Tensor") -> "torch.Tensor":
+    """Colours of the nearest pixel that can be seen, where nothing can: what lies under alpha must not leave halos."""
+    import torch
+
+    mask = hidden[0, 0].numpy()
+    if mask.all() or not mask.any():
+        return image
+    _, labels = cv2.distanceTransformWithLabels(
+        mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    visible = np.flatnonzero(~mask)
+    source = np.zeros(labels.max() + 1, dtype=np.int64)
+    source[labels.ravel()[visible]] = visible
+    return image.flatten(2)[:, :, torch.from_numpy(source[labels.ravel()])].view_as(image)
+
+
+def _release(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def default_overlap(tile: int | None) -> int:
+    """The overlap for a tile, None or 0 for one that is chosen later."""
+    from vheatir.restore import tiling
+
+    return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
+
+
+def _device(name: "str | torch.device | None") -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"the device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def check_image(image: Any) -> None:
+    """TypeError or ValueError with advice for what `Restorer.restore` cannot take."""
+    if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
+        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(
+            f"expected a NumPy array of float32, float64 or float16 in [0, 1], got {got}; "
+            "bring integers to [0, 1] first, 8 bits with image.astype('float32') / 255"
+        )
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or 0 in image.shape:
+        raise ValueError(
+            f"expected the shape (height, width, 3) for RGB or (height, width) for gray, got {image.shape}; "
+            "give alpha with alpha=, restore the images of a batch one by one"
+        )
+    check_values(image)
+
+
+def check_values(image: np.ndarray) -> None:
+    """ValueError for NaN, infinity and values on another scale."""
+    finite = np.isfinite(image)
+    if not finite.all():
+        raise ValueError(
+            f"the image holds {image.size - np.count_nonzero(finite)} NaN or infinite values; replace them"
+        )
+    if max(image.max(), -image.min()) > _MAX_VALUE:
+        raise ValueError(
+            f"the image's values run from {image.min():.4g} to {image.max():.4g}, expected [0, 1] apart from noise; "
+            "divide by the value of white"
+        )

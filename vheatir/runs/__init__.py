@@ -1,0 +1,1 @@
+"""Folders of training runs: options, log, curves, checkpoints."""

@@ -1,0 +1,73 @@
+"""Training checkpoints: one file each, written atomically, the newest few and the best kept, cut files passed over."""
+
+import io
+import logging
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vheatir.errors import UserError
+from vheatir.utils.files import atomic_open
+
+_NAME = re.compile(r"^iter_(\d{8,})\.pt$")
+_logger = logging.getLogger("vheatir")
+
+
+def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
+    """Write the checkpoint of an iteration and keep the newest `keep` up to it, and that of the iteration `best`.
+
+    Later ones can only be damaged, since the run was resumed before them; they would take the place of whole ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"iter_{iteration:08d}.pt"
+    with atomic_open(path) as file:
+        torch.save(state, file)
+    kept = sorted(number for number in _list(folder) if number <= iteration)[-max(keep, 1) :]
+    for old in set(_list(folder)).difference(kept, [best]):
+        (folder / f"iter_{old:08d}.pt").unlink(missing_ok=True)
+    return path
+
+
+def _list(folder: Path) -> list[int]:
+    matches = (_NAME.match(path.name) for path in folder.glob("iter_*.pt"))
+    return [int(match.group(1)) for match in matches if match]
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    file = io.BytesIO(data)
+    with zipfile.ZipFile(file) as archive:  # torch reads damaged tensors without complaint; the archive has checksums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum of {damaged}")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, whole or not."""
+    return bool(_list(folder))
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None where there is none.
+
+    One that cannot be read at all may be whole: to go on before it would in the end delete it.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; or the newest cannot be read, or not be held in memory.
+    """
+    iterations = sorted(_list(folder), reverse=True)
+    for iteration in iterations:
+        path = folder / f"iter_{iteration:08d}.pt"
+        try:
+            return _parse(path.read_bytes())
+        except (OSError, MemoryError) as error:
+            raise UserError(f"{path} cannot be read ({error or 'not enough memory'}); nothing was changed") from error
+        except Exception as error:  # readers raise whatever they like on damaged bytes
+            _logger.warning("%s is damaged (%s): using the one before it", path, error)
+    if iterations:
+        raise UserError(f"{folder}: none of {len(iterations)} checkpoints is whole; start again without --resume")
+    return None

@@ -1,0 +1,1 @@
+"""What `vheatir pretrain`, `detect` and `segment` share."""

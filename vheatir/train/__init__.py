@@ -1,0 +1,1 @@
+"""`vheatir train`: training of restoration networks."""

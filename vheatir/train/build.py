@@ -1,0 +1,150 @@
+"""What an options file names, built: datasets, checked image by image, and the model; errors name the file."""
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from vheatir.backbone.training.processes import Processes
+from vheatir.data.progressive import Place
+from vheatir.data.strengths import is_number
+from vheatir.errors import UserError
+from vheatir.metrics.fidelity import WINDOW
+from vheatir.train.options import check_dataset_keys
+
+TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
+
+
+def complete_options(
+    path: Path, options: dict[str, Any], is_train: bool, processes: Processes | None = None
+) -> dict[str, Any]:
+    """Fill in what BasicSR's model reads besides the file: device, place among the processes, phase.
+
+    Each process takes one GPU, or none: `num_gpu` is auto (GPUs where there are any), 0 (CPU), or the number of
+    processes on each machine, all of them with a GPU.
+    """
+    processes = processes or Processes()
+    gpus, found = options.get("num_gpu", "auto"), torch.cuda.device_count()
+    if gpus != "auto" and not (is_number(gpus, integer=True) and gpus >= 0):
+        raise UserError(f"{path}: num_gpu must be auto, 0 or the number of GPUs on each machine, got {gpus!r}")
+    if gpus not in ("auto", 0, processes.local_world or gpus):
+        raise UserError(
+            f"{path}: num_gpu is {gpus}, but each process takes one GPU, and {processes.local_world} run here; start "
+            f"with torchrun --nproc_per_node={gpus} -m vheatir.train -opt {path} --launcher pytorch, or set auto"
+        )
+    if gpus == "auto":
+        gpus = found
+    elif gpus and not found:
+        raise UserError(f"{path}: num_gpu is {gpus}, but torch sees no CUDA device; set num_gpu: auto or 0")
+    if gpus:
+        index = 0 if processes.local_world is None and found == 1 else processes.local_rank  # SLURM may show only one
+        if index >= found:
+            raise UserError(
+                f"process {index} of this machine has no GPU: it has {found}; start {found} processes on each machine"
+            )
+        torch.cuda.set_device(index)
+    options["num_gpu"] = int(gpus > 0)
+    options.update(is_train=is_train, scale=options.get("scale", 1))
+    options.update(dist=processes.world > 1, rank=processes.rank, world_size=processes.world)
+    options.setdefault("manual_seed", 0)
+    return options
+
+
+def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Datasets by phase, each checked image by image.
+
+    Raises:
+        UserError: unknown type or key, missing folder, unusable images (all of all datasets listed).
+    """
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    datasets, problems = {}, []
+    borders = [table.get("border") for table in (options["val"].get("metrics") or {}).values()]
+    border = max((border for border in borders if is_number(border, integer=True)), default=0)
+    for phase, table in options["datasets"].items():
+        kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
+        if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
+            expected = ", ".join(TASKS)
+            raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
+        check_dataset_keys(path, phase, table, kind.OPTIONS)
+        arguments = {"seed": options["manual_seed"], **table, "phase": phase.split("_")[0]}
+        arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
+        try:
+            datasets[phase] = kind(arguments)
+        except UserError as error:
+            raise UserError(f"{path}: datasets.{phase}: {error}") from error
+        datasets[phase].least_side = WINDOW + 2 * border
+        try:
+            datasets[phase].check()
+        except UserError as error:
+            problems.append(f"{path}: datasets.{phase}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return datasets
+
+
+def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:
+    """Refuse an unknown type and arguments that it does not take."""
+    if table["type"] not in registry:
+        close = difflib.get_close_matches(table["type"], registry.keys(), n=3, cutoff=0.3) or sorted(registry.keys())
+        raise UserError(f"{path}: {section}.type: unknown {table['type']!r}; did you mean {', '.join(close)}?")
+    known = inspect.signature(registry.get(table["type"])).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    unknown = sorted(str(key) for key in table if key != "type" and key not in known)
+    if unknown:
+        names = ", ".join(known)
+        raise UserError(f"{path}: unknown key {section}.{unknown[0]} for {table['type']}; known: {names}")
+
+
+def build_model(path: Path, options: dict[str, Any]):
+    """The model that `model_type` names, with errors that name the file."""
+    from basicsr.models import build_model as build
+    from basicsr.utils import logger as basicsr_logger
+    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+    from vheatir.train.model import VHeatIRModel
+
+    basicsr_logger.initialized_logger.setdefault("basicsr", True)  # our log has what it would print
+    kind = options["model_type"]
+    if kind not in MODEL_REGISTRY or not issubclass(MODEL_REGISTRY.get(kind), VHeatIRModel):
+        raise UserError(f"{path}: model_type must be VHeatIRModel, which trains any network_g, got {kind!r}")
+    _check_arguments(path, "network_g", options["network_g"], ARCH_REGISTRY)
+    if options["is_train"]:
+        for section in ("pixel_opt", "consistency_opt"):
+            if table := options["train"].get(section):
+                _check_arguments(path, f"train.{section}", table, LOSS_REGISTRY)
+    try:
+        return build(options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
+
+
+def try_samples(path: Path, model, dataset) -> None:
+    """One sample of each stage through network and losses before anything is written.
+
+    Raises:
+        UserError: the network does not take what the dataset gives, or a crop is too small for a loss.
+    """
+    network = model.get_bare_model(model.net_g)
+    for stage in dataset.stages:
+        model.feed_data(default_collate([dataset[Place(0, stage.gt_size)]]))
+        try:
+            with torch.no_grad():
+                output = network.eval()(*model.inputs(slice(None)))
+                if output.shape != model.gt.shape:
+                    raise ValueError(f"it gives {tuple(output.shape[1:])}")
+                model.losses(output, slice(None))
+        except (RuntimeError, ValueError, TypeError) as error:
+            level = "" if model.level is None else " with a level"
+            raise UserError(
+                f"{path}: network_g or a loss does not fit datasets.train, whose samples are "
+                f"{tuple(model.lq.shape[1:])}{level}: {error}; look at in_chans, gt_size and level_map"
+            ) from error
+        finally:
+            network.train()

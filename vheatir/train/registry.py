@@ -1,0 +1,83 @@
+"""Puts our network, datasets, model and metrics into BasicSR's registries, where a YAML file finds them by name."""
+
+import inspect
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from vheatir.compat import require_basicsr
+from vheatir.errors import UserError
+from vheatir.utils.plugins import import_plugin
+
+
+@cache
+def register_all() -> None:
+    """Register everything, once.
+
+    Raises:
+        UserError: BasicSR is missing; says what to install.
+    """
+    require_basicsr()
+    from basicsr.utils.registry import (
+        ARCH_REGISTRY,
+        DATASET_REGISTRY,
+        LOSS_REGISTRY,
+        METRIC_REGISTRY,
+        MODEL_REGISTRY,
+    )
+
+    from vheatir.archs.dncnn_arch import DnCNN
+    from vheatir.archs.networks import NETWORKS
+    from vheatir.archs.swinir_arch import AnySizeSwinIR
+    from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
+    from vheatir.metrics import fidelity
+    from vheatir.train.losses import JPEGConsistencyLoss
+    from vheatir.train.model import VHeatIRModel
+
+    for network in (*NETWORKS.values(), DnCNN, AnySizeSwinIR):
+        ARCH_REGISTRY.register(network)
+    LOSS_REGISTRY.register(JPEGConsistencyLoss)
+    MODEL_REGISTRY.register(VHeatIRModel)
+    for dataset in (GaussianNoiseDataset, JPEGDataset, PairedDataset):
+        DATASET_REGISTRY.register(dataset)
+    for name in ("psnr", "ssim", "psnrb"):
+        METRIC_REGISTRY.register(_metric(name, getattr(fidelity, name)))
+
+
+def load_plugins(files: Iterable[str | Path]) -> None:
+    """Run Python files of the user's own, and register the datasets in them; the rest they may register themselves.
+
+    Raises:
+        UserError: a file that `import_plugin` refuses, or a dataset whose name is taken.
+    """
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    from vheatir.data.base import RestorationDataset
+
+    for path in map(Path, files):
+        module = import_plugin(path)
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if not issubclass(kind, RestorationDataset) or kind.__module__ != path.stem:
+                continue
+            if name not in DATASET_REGISTRY:
+                DATASET_REGISTRY.register(kind)
+            elif DATASET_REGISTRY.get(name) is not kind:
+                raise UserError(f"--plugin {path}: there is a dataset {name} already; give the class another name")
+
+
+def basicsr_niqe():
+    """BasicSR's `calculate_niqe(img, crop_border, input_order)`: BGR or gray in 0-255."""
+    require_basicsr()
+    from basicsr.metrics.niqe import calculate_niqe
+
+    return calculate_niqe
+
+
+def _metric(name: str, function):
+    """`function` under the signature that BasicSR's `calculate_metric` calls: uint8 RGB arrays img and img2."""
+
+    def metric(img, img2, border: int = 0, luma: bool = False) -> float:
+        return function(img, img2, border=border, luma=luma)
+
+    metric.__name__, metric.__doc__ = f"vheatir_{name}", function.__doc__
+    return metric

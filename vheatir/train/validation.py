@@ -1,0 +1,143 @@
+"""Validation of a network on a dataset of whole images: metrics of input and output, optionally the pictures."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vheatir.backbone.training.processes import Processes
+from vheatir.data.degradations import to_uint8
+from vheatir.errors import UserError
+from vheatir.evaluate.command import save_png
+from vheatir.metrics.fidelity import scores_of_degraded
+from vheatir.restore.self_ensemble import self_ensemble
+from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
+
+DIVERGED = "a lower learning rate, train.grad_clip or train.amp: none may help; --resume starts at the last checkpoint"
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _picture(planes: Tensor) -> np.ndarray:
+    """(1, C, H, W) in [0, 1] to HWC RGB or HW."""
+    image = planes[0].float().cpu().numpy()
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+
+
+@torch.no_grad()
+def restore_planes(
+    network: nn.Module, lq: Tensor, level: Tensor | None, tile: int | None, ensemble: bool = False
+) -> Tensor:
+    """(1, C, H, W) restored by a network in eval mode, in tiles where the image is large; `ensemble`: mean of 8."""
+    function = network if level is None else partial(network, level=level)
+    if ensemble:
+        function = partial(self_ensemble, function)
+    size = default_tile(*lq.shape[2:]) if tile is None else tile
+    return apply_tiled(function, lq, size, min(DEFAULT_OVERLAP, size // 4) if size else DEFAULT_OVERLAP)
+
+
+def validate(
+    network: nn.Module,
+    dataset,
+    metrics: Mapping[str, Metric],
+    *,
+    device: torch.device,
+    tile: int | None = None,
+    ensemble: bool = False,
+    max_images: int | None = None,
+    save_dir: Path | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Restore and score the images of a dataset in its val or test phase.
+
+    Args:
+        network: in eval mode; takes (1, C, H, W), and a level where the dataset gives one.
+        dataset: gives {"lq", "gt": float32 (C, H, W), "lq_path"[, "level"]}.
+        metrics: name -> function of two uint8 images (restored, target).
+        tile: side of the tiles in pixels, 0 for whole images; by default chosen by size.
+        ensemble: the mean over the eight flips and rotations.
+        max_images: score only the first so many.
+        save_dir: write restored pictures there as PNG.
+        on_image: called with (images done, images in all).
+        processes: share the images out among them; the first one writes the pictures, all return the same.
+
+    Returns:
+        {"images", "input": {psnr, ssim, psnrb}, "restored": {metric: mean}, "per_image": [...]}; the input is measured
+        as it is, neither clipped nor rounded.
+    """
+    processes = processes or Processes()
+    count = len(dataset) if max_images is None else min(max_images, len(dataset))
+    records: list[dict[str, Any]] = []
+    saved: set[Path] = set()
+
+    def score(index: int) -> tuple[dict[str, Any], np.ndarray | None] | None:
+        if index >= count:
+            return None
+        sample = dataset[index]
+        lq, level = sample["lq"][None].to(device), sample.get("level")
+        output = restore_planes(network, lq, None if level is None else level[None].to(device), tile, ensemble)
+        record, restored = _scored(sample, output, metrics)
+        return record, None if save_dir is None else restored
+
+    for first in range(0, count, processes.world):
+        index = first + processes.rank
+        done = [item for item in processes.gather(processes.agree(partial(score, index))) if item is not None]
+        for record, restored in done:
+            if save_dir is not None and processes.writes:
+                _save(save_dir, record["image"], restored, len(records), saved)
+            records.append(record)
+            if on_image is not None:
+                on_image(len(records), count)
+    means = {
+        side: {name: float(np.mean([record[side][name] for record in records])) for name in records[0][side]}
+        for side in ("input", "restored")
+    }
+    return {"images": count, **means, "per_image": records}
+
+
+def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
+    """Record and uint8 picture of one output."""
+    lq = sample["lq"][None]
+    if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a colour network: its mean, as in restoring
+        output = output.mean(1, keepdim=True).expand_as(output)
+    if not torch.isfinite(output).all():
+        raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")
+    target = to_uint8(_picture(sample["gt"][None]))
+    restored = to_uint8(_picture(output.clamp(0, 1)))
+    record = {
+        "image": Path(sample["lq_path"]).name,
+        "input": dict(scores_of_degraded(_picture(lq), target)),
+        "restored": {name: float(metric(restored, target)) for name, metric in metrics.items()},
+    }
+    return record, restored
+
+
+def _save(folder: Path, name: str, restored: np.ndarray, number: int, saved: set[Path]) -> None:
+    path = folder / f"{Path(name).stem}.png"
+    if path in saved:  # the same name in two folders
+        path = path.with_stem(f"{path.stem}_{number}")
+    saved.add(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_png(path, restored)
+
+
+def score_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row for each validation set: every metric of the restored pictures and, in parentheses, of their input.
+
+    results: set -> what `validate` returns. Several sets are followed by their mean.
+    """
+    rows = {f"{name} ({result['images']})": (result["restored"], result["input"]) for name, result in results.items()}
+    if len(results) > 1:
+        sides = [[result[side] for result in results.values()] for side in ("restored", "input")]
+        rows["mean"] = tuple({name: float(np.mean([of[name] for of in side])) for name in side[0]} for side in sides)
+    metrics = list(next(iter(rows.values()))[0])
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"  {name:>19}" for name in metrics)]
+    for label, (restored, given) in rows.items():
+        cells = [f"{restored[name]:.4f}" + (f" ({given[name]:.4f})" if name in given else "") for name in metrics]
+        lines.append(f"{label:<{width}}" + "".join(f"  {cell:>19}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Files, locks, timing and metadata, for all commands."""

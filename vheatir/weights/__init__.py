@@ -1,0 +1,31 @@
+"""The shipped weights, and reading and writing files of weights."""
+
+from vheatir.weights.store import (
+    DEFAULTS,
+    FOLDER,
+    FORMAT,
+    REQUIRED,
+    SUFFIX,
+    available,
+    card,
+    find,
+    load,
+    load_checkpoint,
+    read,
+    save,
+)
+
+__all__ = [
+    "DEFAULTS",
+    "FOLDER",
+    "FORMAT",
+    "REQUIRED",
+    "SUFFIX",
+    "available",
+    "card",
+    "find",
+    "load",
+    "load_checkpoint",
+    "read",
+    "save",
+]

@@ -1,0 +1,219 @@
+"""Weights as safetensors files: names, loading without unpickling, atomic saving, and their cards.
+
+A file holds float16 tensors and, as text, the network's constructor arguments, its task and its licence. Loading never
+runs code from the file: training checkpoints of BasicSR go through `load_checkpoint`, restoring takes safetensors only.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vheatir.archs.networks import NETWORKS, build
+from vheatir.errors import UserError
+from vheatir.utils.files import atomic_open, sha256
+
+FOLDER = Path(__file__).resolve().parent
+SUFFIX = ".safetensors"
+DEFAULTS = {  # task -> colours -> name of the shipped weights
+    "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind"},
+    "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
+}
+FORMAT = "1"
+REQUIRED = ("config", "task", "color", "levels", "license")
+
+_MAX_NUMBER = 4096  # in a stranger's configuration; more would only exhaust the memory
+_MAX_HEADER = 8  # bytes that hold the header's length
+
+
+def available() -> list[str]:
+    """Names of the weights in the package."""
+    return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a shipped name or of a path."""
+    shipped = FOLDER / f"{name_or_path}{SUFFIX}"
+    if str(name_or_path) in available():
+        return shipped
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if any(str(name_or_path) in names.values() for names in DEFAULTS.values()):
+        raise UserError(f"the package holds no file {shipped.name}; reinstall it, or give a file with --weights PATH")
+    known = ", ".join(available()) or "none"
+    raise UserError(f"weights {str(name_or_path)!r} are neither a file nor a shipped name; shipped: {known}")
+
+
+def read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (floats as float32) and metadata of a safetensors file, checked; the start for fine-tuning."""
+    path = find(name_or_path)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            _check_metadata(path, metadata)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        hint = ""
+        if path.suffix in (".pth", ".pt", ".ckpt"):
+            hint = "; a training checkpoint is turned into safetensors by scripts/publish_weights.py"
+        raise UserError(f"{path}: not a whole safetensors file ({error}){hint}") from error
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    broken = sum(int((~torch.isfinite(value)).sum()) for value in state.values() if value.is_floating_point())
+    if broken:
+        raise UserError(f"{path}: {broken} of the weights are NaN or infinite; the file is damaged")
+    return state, metadata
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("vheatir_format") != FORMAT or metadata.get("arch") not in NETWORKS:
+        raise UserError(
+            f"{path}: expected weights of {' or '.join(NETWORKS)} in format {FORMAT}, got arch "
+            f"{metadata.get('arch')!r}, format {metadata.get('vheatir_format')!r}; "
+            "weights of other networks or newer versions cannot be used"
+        )
+    missing = [key for key in REQUIRED if key not in metadata]
+    if missing:
+        raise UserError(f"{path}: the metadata lacks {', '.join(missing)}; write the file with vheatir.weights.save")
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, str]]:
+    """The network in eval mode with float32 weights on `device`, and the file's metadata."""
+    path = find(name_or_path)
+    state, metadata = read(path)
+    config = _config(path, metadata["config"])
+    try:
+        with torch.device("meta"):  # a configuration that does not fit the file costs no memory
+            build(metadata["arch"], config).load_state_dict({key: value.to("meta") for key, value in state.items()})
+        network = build(metadata["arch"], config)
+        network.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: its tensors and its configuration do not fit together: {error}") from error
+    return network.eval().to(device), metadata
+
+
+def _config(path: Path, text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: its configuration is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: its configuration is not a table of constructor arguments")
+    values = [item for value in config.values() for item in (value if isinstance(value, list) else [value])]
+    too_large = [value for value in values if isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER]
+    if too_large or len(values) > _MAX_NUMBER:
+        raise UserError(f"{path}: its configuration holds {too_large or len(values)}, far beyond any real network")
+    return config
+
+
+def save(path: str | Path, net_state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write weights atomically, floats as float16; the same content always gives the same bytes.
+
+    metadata: text under the keys of `REQUIRED` (config as JSON) and any others; the format is added, and "arch", the
+    network's name in `vheatir.archs.networks`, is VHeatIR where it is left out.
+    """
+    path = Path(path)
+    metadata = {"arch": "VHeatIR", **metadata, "vheatir_format": FORMAT}
+    wrong = [key for key in REQUIRED if key not in metadata] + [
+        key for key, value in metadata.items() if not isinstance(value, str)
+    ]
+    if wrong:
+        raise ValueError(f"metadata needs text under each of {', '.join(REQUIRED)}; missing or not text: {wrong}")
+    tensors = {}
+    for key, value in sorted(net_state.items()):
+        half = value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()
+        if half.is_floating_point() and not torch.isfinite(half).all():
+            raise ValueError(f"{key} holds NaN, infinity or values beyond float16; these weights cannot be stored")
+        tensors[key] = half.contiguous().clone()
+    with atomic_open(path) as file:
+        file.write(_sorted_header(safetensors.torch.save(tensors, metadata)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same file with the metadata in alphabetical order; safetensors writes it in random order."""
+    start = _MAX_HEADER + int.from_bytes(data[:_MAX_HEADER], "little")
+    header = json.loads(data[_MAX_HEADER:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(_MAX_HEADER, "little") + text + data[start:]
+
+
+def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a BasicSR checkpoint (.pth) and where in it it lay; for training and publishing only.
+
+    Takes what lies under the key `wanted`; without that `params_ema` where there is one, else `params`, else the file
+    itself as a state dict. Read with `weights_only=True`: a file that wants to run code is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise whatever they like on damaged or hostile bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint that can be read without running code from it ({reason})") from error
+    if wanted is not None and (not isinstance(content, dict) or wanted not in content):
+        known = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: holds nothing under {wanted!r}, but {known}")
+    keys = ("params_ema", "params") if wanted is None else (wanted,)
+    key = next((name for name in keys if isinstance(content, dict) and name in content), "")
+    state = content[key] if key else content
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected tensors by name, under params_ema or params or at the top; found none")
+    return {name.removeprefix("module."): value for name, value in state.items()}, key or "state dict"
+
+
+def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str, str], results: list[dict]) -> str:
+    """The Markdown card of a weights file.
+
+    facts: text per line of the table (data, recipe, command, commit, hardware, time). results: rows of the JSON that
+    `vheatir evaluate --json` writes.
+    """
+    task = metadata["task"]
+    purpose = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}.get(task, task)
+    about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."
+    if task == "denoise":
+        about += " Noise of cameras is different: do not expect it to be removed."
+    rows = {**facts, "parameters": f"{_count(path):,}", "size": f"{path.stat().st_size / 1e6:.2f} MB, float16"}
+    rows |= {"SHA-256": f"`{sha256(path)}`", "licence": metadata["license"]}
+    lines = [f"# {name}", "", about, "", "| | |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
+    if results:
+        figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
+        lines += ["", f"{figures} (dB), mean over the images of a set:", ""]
+        level = "quality" if task == "jpeg" else "sigma"
+        lines += [
+            f"| set | channels | {level} | images | input | restored | gain in dB |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_result_row(result) for result in results]
+    lines += ["", "Configuration:", "", "```json", metadata["config"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _count(path: Path) -> int:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a mapping)
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _result_row(result: Mapping[str, Any]) -> str:
+    before, after = result["input"], result["restored"]
+    gain = f"{after['psnr'] - before['psnr']:+.2f}"
+    cells = [Path(str(result["data"])).name, result["color"], f"{result['level']:g}", result["images"]]
+    cells += [_figures(before, result["task"]), _figures(after, result["task"]), gain]
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _figures(scores: Mapping[str, float], task: str) -> str:
+    text = f"{scores['psnr']:.2f} / {scores['ssim']:.4f}"
+    return f"{text} / {scores['psnrb']:.2f}" if task == "jpeg" else text
