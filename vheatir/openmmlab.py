@@ -1,0 +1,5 @@
+"""The documented name of `vheatir.integrations.openmmlab`."""
+
+from vheatir.integrations.openmmlab import VHeatIRBackbone, register
+
+__all__ = ["VHeatIRBackbone", "register"]
