@@ -49,7 +49,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-_MOST_ROWS_PACKED = 4096  # with more of them, bringing the weight into oneDNN's order costs nothing beside the product
+MOST_ROWS_PACKED = 4096  # with more of them, bringing the weight into oneDNN's order costs nothing beside the product
 
 
 class _Product(KeptForms):
@@ -75,7 +75,7 @@ class _Product(KeptForms):
 
     def _reordered(self, rows: int) -> Tensor:
         weight = self.weight.detach().flatten(1)
-        if rows > _MOST_ROWS_PACKED:
+        if rows > MOST_ROWS_PACKED:
             return weight
         reorder = torch.ops.mkldnn._reorder_linear_weight
         return self.keep("linear", [self.weight], lambda: reorder(weight, rows))
@@ -94,11 +94,12 @@ def _is_plain_float32(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return _is_plain_float32(x, weight) and _has_fast_onednn()
+    return _is_plain_float32(x, weight) and has_fast_onednn()
 
 
 @cache
-def _has_fast_onednn() -> bool:
+def has_fast_onednn() -> bool:
+    """Whether oneDNN's products with fused neighbors are there, on a processor where they are fast."""
     operators = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_reorder_convolution_weight")
     there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
     return there and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -129,7 +130,7 @@ class ChannelsLastConv2d(_Product, nn.Conv2d):
         if not (self.may_keep(self.weight) and _is_plain_float32(image, self.weight)):
             return super().forward(image)
         weight = self.weight.detach()
-        if not _has_fast_onednn() or self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if not has_fast_onednn() or self.padding_mode != "zeros" or isinstance(self.padding, str):
             # For a channels-last image torch would make such a copy in each call.
             last = torch.channels_last
             weight = self.keep(last, [self.weight], lambda: weight.contiguous(memory_format=last))

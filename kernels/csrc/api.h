@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 3 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 4 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
@@ -79,6 +79,25 @@ typedef struct {
   double epsilon;
 } vheatir_norm_gradient_job;
 void vheatir_norm_gradient(const vheatir_norm_gradient_job *job);
+
+// Depthwise 3x3 convolution of (batch, height, width, 2 * channels), zeros outside, and the product of both halves of
+// its channels: (batch, height, width, channels). Maps are contiguous, of float32 or bfloat16; sums are in float32.
+typedef struct {
+  int64_t batch, height, width, channels, threads, type;
+  const void *source;
+  const float *weight, *bias;   // (9, 2 * channels), taps row by row; (2 * channels)
+  void *target;
+} vheatir_gate_job;
+void vheatir_gate(const vheatir_gate_job *job);
+
+// Layer norm of contiguous rows of float32 into rows of float32 or bfloat16, without its neighbors.
+typedef struct {
+  int64_t rows, channels, threads, type;
+  const float *source, *weight, *bias;
+  void *target;
+  double epsilon;
+} vheatir_rescale_job;
+void vheatir_rescale(const vheatir_rescale_job *job);
 int vheatir_abi(void);
 
 enum { VHEATIR_PORTABLE, VHEATIR_AVX2, VHEATIR_AVX512 };

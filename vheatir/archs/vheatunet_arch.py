@@ -10,19 +10,25 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.vheatir_arch import check_image, level_plane, resized
 from vheatir.backbone.layers.common import (
+    MOST_ROWS_PACKED,
     ChannelsLastConv2d,
     Linear,
     full_precision,
+    has_fast_onednn,
     to_channels_first,
     to_channels_last,
 )
-from vheatir.kernels.dct import squared_frequencies
-from vheatir.kernels.ops import heat_conduction
+from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.kernels.checks import are_plain
+from vheatir.kernels.cpu.gate import depthwise_gate, norm_to
+from vheatir.kernels.dct import decay_map
+from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
+_MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time
 ATTENTION = ("heat", "mean", "none")
 
 
-class HeatAttention(nn.Module):
+class HeatAttention(KeptForms):
     """Channel attention whose average is a heat kernel of learned reach: x * linear(heat(x)).
 
     Maps (B, H, W, C) to the same shape. Each channel has one diffusivity k > 0 in squared pixels of this feature map,
@@ -37,6 +43,8 @@ class HeatAttention(nn.Module):
     Source: simplified channel attention (NAFNet, arXiv 2204.04676) with the operator of vHeat (arXiv 2405.16555).
     """
 
+    _most_kept = 2  # sizes: a whole image, or tiles and those at its rim
+
     def __init__(self, dim: int, reach: tuple[float, float] | None):
         super().__init__()
         self.linear = Linear(dim, dim)
@@ -50,17 +58,26 @@ class HeatAttention(nn.Module):
         log_k = self.log_k
         with full_precision(log_k):  # errors of k are amplified by the exponential
             dtype = torch.promote_types(log_k.dtype, torch.float32)
-            frequencies = squared_frequencies(height, width, dtype=dtype, device=log_k.device)
-            return torch.exp(-log_k.to(dtype).exp() * frequencies[..., None])
+            return decay_map(log_k.to(dtype).exp().expand(height, width, -1))
+
+    def average(self, x: Tensor) -> Tensor:
+        """What the linear layer sees: (B, H, W, C), or (B, 1, 1, C) for the average over the whole map."""
+        if self.log_k is None:
+            return x.mean((1, 2), keepdim=True)
+        size = x.shape[1:3]
+        if self.may_keep(self.log_k, compared=True):
+            return heat_conduction(x, self.keep(tuple(size), [self.log_k], lambda: prepare_decay(self.decay(*size))))
+        return heat_conduction(x, self.decay(*size))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape and dtype."""
-        if self.log_k is None:
-            return x * self.linear(x.mean((1, 2), keepdim=True))
-        return x * self.linear(heat_conduction(x, self.decay(x.shape[1], x.shape[2])))
+        return x * self.linear(self.average(x))
+
+    def _fits(self, form: PreparedDecay) -> bool:
+        return form.nbytes() <= _MOST_KEPT_BYTES
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(KeptForms):
     """Two residual branches on (B, H, W, C) maps, each scaled per channel from zero.
 
     The first: norm, linear, depthwise 3x3, product of both halves, attention, linear. The second: norm, linear, product
@@ -88,6 +105,10 @@ class GatedBlock(nn.Module):
         self.scale2 = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape; float32 also under autocast."""
+        x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
+        if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn():
+            return self._fused(x)
         y, gate = self.dwconv(self.expand(self.norm1(x))).chunk(2, dim=-1)
         y = y * gate
         if self.attention is not None:
@@ -95,6 +116,60 @@ class GatedBlock(nn.Module):
         x = x + self.project(y) * self.scale1
         y, gate = self.fc1(self.norm2(x)).chunk(2, dim=-1)
         return x + self.fc2(y * gate) * self.scale2
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """`forward` of a frozen network on a CPU, with fewer passes over memory."""
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        rows = x.numel() // x.shape[-1]
+        few = rows if rows <= MOST_ROWS_PACKED else 0
+        forms = self.keep((dtype, few), list(self.parameters()), lambda: _Forms(self, dtype, few))
+        with full_precision(x):
+            product, onto = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+            y = product(norm_to(x, self.norm1, dtype), *forms.expand, "none", [], "")
+            y = depthwise_gate(y, self.dwconv.weight, self.dwconv.bias)
+            if self.attention is not None:
+                average = self.attention.average(y)
+                if average.shape == y.shape:
+                    y = onto(average, y, *forms.attention, "mul")
+                else:
+                    y = y * product(average, *forms.attention, "none", [], "")
+            x = _added(x, y, forms.project)
+            one, other = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "").chunk(2, dim=-1)
+            return _added(x, one * other, forms.fc2)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether maps are float32 on a CPU, and nothing but their values is asked for."""
+    return not torch.is_grad_enabled() and are_plain(x) and x.is_cpu and x.dtype == torch.float32 and x.numel() > 0
+
+
+class _Forms:
+    """Weights and biases of a block's products in the type and order in which oneDNN takes them, scales folded in.
+
+    Args:
+        block: whose products they are.
+        dtype: float32 or bfloat16.
+        rows: of the maps, where they are few enough to keep the weights in the order of the product; else 0.
+    """
+
+    def __init__(self, block: GatedBlock, dtype: torch.dtype, rows: int):
+        def form(layer: nn.Linear, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            if scale is not None:
+                weight, bias = weight * scale.detach()[:, None], bias * scale.detach()
+            weight, bias = weight.to(dtype), bias.to(dtype)
+            return (torch.ops.mkldnn._reorder_linear_weight(weight, rows) if rows else weight), bias
+
+        self.expand, self.fc1 = form(block.expand), form(block.fc1)
+        self.attention = None if block.attention is None else form(block.attention.linear)
+        self.project, self.fc2 = form(block.project, block.scale1), form(block.fc2, block.scale2)
+
+
+def _added(x: Tensor, y: Tensor, form: tuple[Tensor, Tensor]) -> Tensor:
+    """x + linear(y), in the type of x."""
+    if x.dtype == y.dtype:
+        return torch.ops.mkldnn._linear_pointwise.binary(y, x, *form, "add")
+    return x + torch.ops.mkldnn._linear_pointwise(y, *form, "none", [], "")
 
 
 class Stage(nn.Sequential):

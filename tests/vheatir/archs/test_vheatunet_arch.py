@@ -1,0 +1,170 @@
+"""The U-shaped network: shapes, levels, configuration from weights, gray from color, frozen and bf16 passes."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from vheatir.archs import networks
+from vheatir.archs.vheatunet_arch import HeatAttention, VHeatUNet, config_from_state_dict, gray_from_color
+from vheatir.backbone import freeze, kept_info
+from vheatir.export import trace
+from vheatir.kernels.reference import hco_reference
+
+TINY = {"dim": 4, "encoder": [1, 1], "middle": 1, "decoder": [1, 1], "attention": ["heat"] * 3}
+
+
+def network(**changes):
+    """A small network whose branches all count; those scaled from zero would hide mistakes."""
+    torch.manual_seed(0)
+    net = VHeatUNet(**{**TINY, **changes})
+    for name, parameter in net.named_parameters():
+        if "scale" in name or name.startswith("conv_last"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def test_the_untrained_network_returns_its_input():
+    image = torch.rand(1, 3, 13, 18)
+    assert torch.equal(VHeatUNet(**TINY)(image), image)
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (4, 4), (13, 18)])
+def test_any_size_keeps_its_shape(size, in_chans):
+    net, image = network(in_chans=in_chans), torch.rand(2, in_chans, *size)
+    restored = net(image)
+    assert restored.shape == image.shape and restored.isfinite().all()
+    assert not torch.allclose(restored, image, atol=1e-3)
+
+
+def test_padding_is_with_border_pixels():
+    net, image = network(), torch.rand(1, 3, 10, 14)
+    padded = torch.nn.functional.pad(image, (0, 2, 0, 2), mode="replicate")
+    assert_close(net(image), net(padded)[..., :10, :14])
+
+
+def test_attention_is_the_operator():
+    layer = HeatAttention(5, (0.7, 4.0)).double()
+    x = torch.randn(2, 6, 7, 5, dtype=torch.float64)
+    assert_close(layer(x), x * layer.linear(hco_reference(x, layer.decay(6, 7))))
+    k = layer.log_k.exp()
+    assert_close((2 * k[[0, -1]]).sqrt(), torch.tensor([0.7, 4.0], dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_every_weight_gets_a_gradient():
+    net = network().train()
+    net(torch.rand(2, 3, 16, 16)).square().mean().backward()
+    assert [name for name, one in net.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_checkpointing_changes_no_gradient():
+    image = torch.rand(1, 3, 16, 12)
+    gradients = []
+    for checkpointing in (False, True):
+        net = network(checkpointing=checkpointing).train()
+        net(image).square().sum().backward()
+        gradients.append([parameter.grad for parameter in net.parameters()])
+    assert_close(*gradients)
+
+
+def test_level_map_is_an_input_plane():
+    net, image = network(level_map=True), torch.rand(2, 3, 9, 12)
+    low, high = net(image, torch.tensor([0.1, 0.1])), net(image, torch.tensor([0.1, 0.9]))
+    assert_close(low[0], high[0])
+    assert not torch.allclose(low[1], high[1], atol=1e-4)
+    assert_close(net(image, torch.full((2, 1, 9, 12), 0.1)), low)
+    with pytest.raises(ValueError, match="needs a level"):
+        net(image)
+    with pytest.raises(ValueError, match="takes no level"):
+        network()(image, torch.tensor([0.1, 0.1]))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"in_chans": 2}, "in_chans must be 1"),
+        ({"dim": 0}, "dim must be"),
+        ({"middle": -1}, "middle must be"),
+        ({"encoder": []}, "encoder must be"),
+        ({"decoder": [1]}, "decoder must have as many levels"),
+        ({"attention": ["heat", "heat"]}, "attention must be"),
+        ({"attention": ["heat", "heat", "warm"]}, "attention must be"),
+        ({"reach": [0, 4.0]}, "reach must be"),
+    ],
+)
+def test_arguments_that_no_network_has_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        VHeatUNet(**{**TINY, **changes})
+
+
+@pytest.mark.parametrize("image", [torch.rand(3, 8, 8), torch.rand(1, 1, 8, 8), torch.rand(1, 3, 0, 8)])
+def test_images_of_other_shapes_are_refused(image):
+    with pytest.raises(ValueError, match="expected images"):
+        network()(image)
+
+
+@pytest.mark.parametrize("changes", [{}, {"in_chans": 1}, {"level_map": True}, {"attention": ["none", "mean", "heat"]}])
+def test_configuration_is_read_from_the_weights(changes):
+    net = network(**changes)
+    config = config_from_state_dict(net.state_dict())
+    wanted = {key: net.config[key] for key in config}
+    assert config == wanted
+    assert networks.config_from_state_dict(net.state_dict()) == ("VHeatUNet", config)
+    VHeatUNet(**config).load_state_dict(net.state_dict())
+
+
+def test_other_weights_are_named():
+    with pytest.raises(ValueError, match="none of VHeatIR, VHeatUNet; the first keys are body"):
+        networks.arch_of_state_dict({"body.0.weight": torch.zeros(1)})
+
+
+def test_gray_network_does_what_the_color_network_does_to_gray():
+    color, gray = network(), network(in_chans=1)
+    gray.load_state_dict(gray_from_color(color.state_dict()))
+    image = torch.rand(1, 1, 12, 20)
+    assert_close(gray(image), color(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="color VHeatUNet"):
+        gray_from_color(gray.state_dict())
+
+
+@pytest.mark.parametrize("attention", [["heat"] * 3, ["mean"] * 3, ["none"] * 3])
+def test_frozen_network_answers_the_same(attention):
+    net, image = network(attention=attention, dim=16), torch.rand(2, 3, 37, 50)
+    with torch.no_grad():
+        wanted = network(attention=attention, dim=16).double()(image.double())
+        freeze(net)
+        for _ in range(2):  # what is kept is made, then used
+            assert_close(net(image).double(), wanted, rtol=1e-4, atol=1e-5)
+        assert kept_info(net).forms > 0
+
+
+def test_frozen_network_in_bf16_stays_near(monkeypatch):
+    net, image = freeze(network(dim=16)), torch.rand(1, 3, 37, 50)
+    with torch.no_grad():
+        wanted = net(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = net(image)
+    error = (restored - wanted).square().mean().sqrt()
+    assert restored.dtype == torch.float32 and 0 < error < 0.02 * (wanted - image).square().mean().sqrt()
+
+
+def test_weights_that_change_are_the_weights_used():
+    net, image = network(), torch.rand(1, 3, 16, 16)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.05, fused=True)
+    with torch.no_grad():
+        net(image)
+    for _ in range(3):
+        net(image).square().mean().backward()
+        optimizer.step()
+    fresh = VHeatUNet(**net.config).eval()
+    fresh.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert_close(net(image), fresh(image), rtol=1e-6, atol=1e-6)
+
+
+def test_exported_program_takes_any_size():
+    net = network()
+    program = trace(net).module()
+    for size in [(1, 9, 33), (2, 40, 24)]:
+        image = torch.rand(size[0], 3, *size[1:])
+        assert_close(program(image), net(image), rtol=1e-4, atol=1e-5)
