@@ -153,11 +153,11 @@ def seconds(run: Runner, network: nn.Module, side: int, rounds: int = 5) -> tupl
 
 
 def save_hub(name_or_path: str | Path, folder: Path) -> None:
-    """A folder for `HubVHeatIR.from_pretrained` and for uploading: config.json, model.safetensors, README.md."""
+    """A folder for `from_pretrained` of `vheatir.hub` and for uploading: config.json, model.safetensors, README.md."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: expected an empty or new folder")
     state, metadata = files.read(name_or_path)
-    kept = {key: value for key, value in metadata.items() if key not in ("config", "vheatir_format", "arch")}
+    kept = {key: value for key, value in metadata.items() if key not in ("config", "vheatir_format")}
     config = json.loads(metadata["config"])
     folder.mkdir(parents=True, exist_ok=True)
     files.save(folder / "model.safetensors", state, metadata)

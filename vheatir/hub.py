@@ -1,5 +1,5 @@
 """The documented name of `vheatir.integrations.huggingface`."""
 
-from vheatir.integrations.huggingface import HubVHeatIR
+from vheatir.integrations.huggingface import HubVHeatIR, HubVHeatUNet
 
-__all__ = ["HubVHeatIR"]
+__all__ = ["HubVHeatIR", "HubVHeatUNet"]

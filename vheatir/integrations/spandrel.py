@@ -1,4 +1,4 @@
-"""VHeatIR as an architecture of spandrel, so that hosts built on it load our weights.
+"""Our restoration networks as architectures of spandrel, so that hosts built on it load our weights.
 
 from vheatir.integrations import spandrel as plugin
 
@@ -7,38 +7,50 @@ model = spandrel.ModelLoader().load_from_file("denoise_color_blind.safetensors")
 restored = model(image)  # (1, 3, H, W) in [0, 1]
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from spandrel import MAIN_REGISTRY, Architecture, ArchRegistry, ArchSupport, ImageModelDescriptor
+from torch import nn
 
-from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict
+from vheatir.archs.networks import NETWORKS, arch_of_state_dict, build, config_from_state_dict
 from vheatir.errors import UserError
 
-_KEYS = {"freq_embed", "conv_first.weight", "conv_last.weight", "groups.0.blocks.0.op.linear.weight"}
 
+class RestorationArchitecture(Architecture[nn.Module]):
+    """Detects the state dict of one of our networks by its keys and builds the network from its shapes.
 
-class VHeatIRArchitecture(Architecture[VHeatIR]):
-    """Detects the state dict of a VHeatIR by its keys and builds the network from its shapes."""
+    Args:
+        arch: the network's name in `vheatir.archs.networks`, under which hosts list it too.
+    """
 
-    def __init__(self):
-        super().__init__(id="VHeatIR", name="vHeatIR", detect=lambda state: state.keys() >= _KEYS)
+    def __init__(self, arch: str):
+        super().__init__(id=arch, name="vHeatIR" if arch == "VHeatIR" else arch, detect=self._detect)
+        self.arch = arch
 
-    def load(self, state_dict: dict[str, Any]) -> ImageModelDescriptor[VHeatIR]:
+    def _detect(self, state: Mapping[str, Any]) -> bool:
+        try:
+            return arch_of_state_dict(state) == self.arch
+        except ValueError:
+            return False
+
+    def load(self, state_dict: dict[str, Any]) -> ImageModelDescriptor[nn.Module]:
         """The network with these weights.
 
         Raises:
             UserError: the network wants a noise level or quality, for which hosts have no input.
-            ValueError: keys or shapes that no VHeatIR has.
+            ValueError: keys or shapes that no such network has.
         """
-        config = config_from_state_dict(state_dict)
+        _, config = config_from_state_dict(state_dict)
         if config["level_map"]:
             raise UserError("these weights take a level as a further input, which spandrel cannot give; use blind ones")
+        blocks = sum(config.get("depths") or [*config["encoder"], config["middle"], *config["decoder"]])
         return ImageModelDescriptor(
-            VHeatIR(**config),
+            build(self.arch, config),
             state_dict,
             architecture=self,
             purpose="Restoration",
-            tags=[f"{config['dim']}dim", f"{sum(config['depths'])} blocks"],
+            tags=[f"{config['dim']}dim", f"{blocks} blocks"],
             supports_half=True,
             supports_bfloat16=True,
             scale=1,
@@ -48,5 +60,6 @@ class VHeatIRArchitecture(Architecture[VHeatIR]):
 
 
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
-    """Add the architecture to a registry of spandrel; a second call changes nothing."""
-    registry.add(ArchSupport.from_architecture(VHeatIRArchitecture()), ignore_duplicates=True)
+    """Add the architectures to a registry of spandrel; a second call changes nothing."""
+    supports = [ArchSupport.from_architecture(RestorationArchitecture(arch)) for arch in NETWORKS]
+    registry.add(*supports, ignore_duplicates=True)

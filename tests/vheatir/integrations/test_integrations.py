@@ -8,7 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from vheatir import weights
+from vheatir.archs.networks import NETWORKS, name_of
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.errors import UserError
 
 
@@ -31,9 +33,9 @@ class TestSpandrel:
     def test_shipped_weights_load_and_give_what_ours_give(self, name):
         model = self.spandrel.ModelLoader().load_from_file(weights.find(name)).eval()
         network, metadata = weights.load(name)
-        assert model.architecture.id == "VHeatIR" and model.purpose == "Restoration" and model.scale == 1
+        assert model.architecture.id == name_of(network) and model.purpose == "Restoration" and model.scale == 1
         assert model.input_channels == model.output_channels == (1 if metadata["color"] == "gray" else 3)
-        assert model.model.config["downscale"] == network.config["downscale"]
+        assert model.model.config["dim"] == network.config["dim"]
         image = picture(33, model.input_channels)[..., :29]
         with torch.inference_mode():
             expected = network(image)
@@ -43,8 +45,16 @@ class TestSpandrel:
         assert_close(model.to(torch.bfloat16)(image.bfloat16()).float(), result, atol=0.03, rtol=0)
         assert_close(model.to(torch.float16)(image.half()).float(), result, atol=0.03, rtol=0)
 
+    def test_u_shaped_network_loads_and_gives_what_ours_gives(self):
+        network = VHeatUNet(dim=8, encoder=[1], middle=1, decoder=[1], attention=["heat", "mean"]).eval()
+        torch.nn.init.normal_(network.conv_last.weight, std=0.1)
+        model = self.spandrel.ModelLoader().load_from_state_dict(network.state_dict()).eval()
+        assert model.architecture.id == "VHeatUNet" and model.tags == ["8dim", "3 blocks"]
+        with torch.inference_mode():
+            assert_close(model(picture(33)), network(picture(33)).clamp(0, 1))
+
     def test_other_architectures_are_still_found(self):
-        other = next(entry for entry in self.spandrel.MAIN_REGISTRY if entry.architecture.id != "VHeatIR")
+        other = next(entry for entry in self.spandrel.MAIN_REGISTRY if entry.architecture.id not in NETWORKS)
         assert not self.spandrel.MAIN_REGISTRY["VHeatIR"].detect({"conv_first.weight": 0, "conv_last.weight": 0})
         assert other in self.spandrel.MAIN_REGISTRY.architectures()
 
