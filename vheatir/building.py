@@ -15,7 +15,12 @@ from vheatir.metrics.fidelity import WINDOW
 from vheatir.options import check_dataset_keys
 from vheatir.processes import Processes
 
-TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
+TASKS = {
+    "GaussianNoiseDataset": "denoise",
+    "JPEGDataset": "jpeg",
+    "CameraNoiseDataset": "photo",
+    "PairedDataset": "paired",
+}
 
 
 def complete_options(

@@ -12,6 +12,7 @@ _TABLE = (
     ("restore", "vheatir.restore", "denoise pictures or remove their JPEG artefacts"),
     ("train", "vheatir.train", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
+    ("preview", "vheatir.preview", "a sheet of training samples and the statistics of their noise, beside real pairs"),
     ("pretrain", "vheatir.pretrain", "train and evaluate a backbone on images of classes, from a YAML file"),
     ("analyze", "vheatir.analyze", "costs, receptive fields, heat pictures and invariance of backbones, with figures"),
     ("detect", "vheatir.detect", "train, evaluate and run Faster and Mask R-CNN on a backbone, from a YAML file"),

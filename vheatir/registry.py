@@ -28,6 +28,7 @@ def register_all() -> None:
 
     from vheatir.archs.dncnn_arch import DnCNN
     from vheatir.archs.networks import NETWORKS
+    from vheatir.data.camera_dataset import CameraNoiseDataset
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
     from vheatir.losses import JPEGConsistencyLoss
     from vheatir.metrics import fidelity
@@ -38,7 +39,7 @@ def register_all() -> None:
         ARCH_REGISTRY.register(network)
     LOSS_REGISTRY.register(JPEGConsistencyLoss)
     MODEL_REGISTRY.register(VHeatIRModel)
-    for dataset in (GaussianNoiseDataset, JPEGDataset, PairedDataset):
+    for dataset in (CameraNoiseDataset, GaussianNoiseDataset, JPEGDataset, PairedDataset):
         DATASET_REGISTRY.register(dataset)
     for name in ("psnr", "ssim", "psnrb"):
         METRIC_REGISTRY.register(_metric(name, getattr(fidelity, name)))

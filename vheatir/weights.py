@@ -75,7 +75,8 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata.get("vheatir_format") != FORMAT or metadata.get("arch") not in NETWORKS:
         raise UserError(
             f"{path}: expected weights of {' or '.join(NETWORKS)} in format {FORMAT}, got arch "
-            f"{metadata.get('arch')!r}, format {metadata.get('vheatir_format')!r}; weights of other networks or newer versions cannot be used"
+            f"{metadata.get('arch')!r}, format {metadata.get('vheatir_format')!r}; weights of other networks or newer "
+            "versions cannot be used"
         )
     missing = [key for key in REQUIRED if key not in metadata]
     if missing:
@@ -175,7 +176,8 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     `vheatir evaluate --json` writes.
     """
     task = metadata["task"]
-    purpose = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}.get(task, task)
+    purposes = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}
+    purpose = (purposes | {"photo": "Removal of the noise of cameras and of JPEG artefacts"}).get(task, task)
     about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."
     if task == "denoise":
         about += " Noise of cameras is different: do not expect it to be removed."

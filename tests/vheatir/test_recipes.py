@@ -26,7 +26,7 @@ from vheatir.train import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
-TRAINING += ["dncnn_light", "swinir_light"]
+TRAINING += ["dncnn_light", "swinir_light", "photo_light"]
 TESTING = ["test_denoise", "test_jpeg"]
 SMALL = {
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
