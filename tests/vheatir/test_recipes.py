@@ -30,6 +30,7 @@ TRAINING += ["dncnn_light", "swinir_light", "photo_light"]
 TESTING = ["test_denoise", "test_jpeg"]
 SMALL = {
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
+    "VHeatUNet": ["dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]", "reach=[0.5, 4.0]"],
     "DnCNN": ["dim=8", "depth=4"],
     "AnySizeSwinIR": ["embed_dim=12", "depths=[2]", "num_heads=[2]", "img_size=16"],
 }

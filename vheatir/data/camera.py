@@ -20,6 +20,7 @@ PHASES = {  # where red stands in each square of two by two pixels: (row, column
 }
 DEMOSAICING = ("bilinear", "edge_aware")
 _STEPS = 4096  # of the tone curve's table, evenly spaced in the square root of light
+_FAR, _FINE = 4, 128  # standard deviations from black or white at which nothing is clipped; steps to each
 _PEDESTAL = 1 / 16  # black level as a share of the raw range: noise below black survives
 
 # CIE XYZ (D65) to the camera's own RGB, times 10,000: ColorMatrix2 of Adobe's DNG converter, as LibRaw lists it
@@ -130,9 +131,16 @@ def demosaic(seen_u16: np.ndarray, phase: str, method: str) -> np.ndarray:
 
 
 def _noisy(raw: np.ndarray, shot: Shot, rng: np.random.Generator, share: float | np.ndarray = 1.0) -> np.ndarray:
-    """Raw numbers with shot and read noise, their variance times `share`."""
+    """Raw numbers up to white with shot and read noise, their variance times `share`.
+
+    Clipping at white alone would give the noise a mean, so unless it may have one, what is clipped above is clipped as
+    far below.
+    """
     deviation = np.sqrt((np.maximum(raw, 0) * np.float32(shot.shot) + np.float32(shot.read)) * np.float32(share))
-    return raw + deviation * rng.standard_normal(raw.shape, np.float32)
+    noise = deviation * rng.standard_normal(raw.shape, np.float32)
+    room = np.maximum(1 - raw, 0)
+    noise = np.minimum(noise, room)
+    return raw + (noise if shot.one_sided else np.maximum(noise, -room))
 
 
 def _sixteen_bits(raw: np.ndarray, black: float, levels: int) -> np.ndarray:
@@ -145,7 +153,7 @@ def _raw_noise(raw: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.ndar
     """Noise (H, W, 3) of the raw RGB after demosaicing: demosaiced noisy mosaic minus demosaiced clean one."""
     if shot.demosaicing is None:
         noisy = _noisy(raw, shot, rng, np.array([1, 0.5, 1], np.float32))  # green is the mean of two
-        return np.clip(noisy, 0 if shot.one_sided else -1, 1) - np.minimum(raw, 1)
+        return (np.maximum(noisy, 0) if shot.one_sided else noisy) - raw
     black = 0.0 if shot.one_sided else _PEDESTAL
     seen = mosaic(raw, shot.phase)
     noisy = _sixteen_bits(_noisy(seen, shot, rng), black, 2**shot.bits - 1)
@@ -173,6 +181,44 @@ def camera_noise(clean_u8: np.ndarray, shot: Shot, rng: np.random.Generator) -> 
     if shot.one_sided:
         return above - clean_u8 * np.float32(1 / 255)
     return (above - shot.curve.tone(light - noise)) * np.float32(0.5)
+
+
+def _lowering() -> np.ndarray:
+    """How far below its mean, in standard deviations, a Gaussian lies whose part below zero is set to zero.
+
+    Entry i is for a mean of i / `_FINE` standard deviations after that; the first one stands for all that is clipped.
+    """
+    center = np.linspace(-4, _FAR + 1, 4000)
+    normal = np.exp(-(center**2) / 2) / math.sqrt(2 * math.pi)
+    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in center])
+    mean = center * below + normal
+    wanted = np.arange(_FAR * _FINE + 1) / _FINE
+    return (np.interp(wanted, mean, center) - wanted).astype(np.float32)
+
+
+_LOWERING = _lowering()
+
+
+def add_within_range(clean_u8: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """clean + noise, clipped to the range, with the clean picture as its mean, near black and white too.
+
+    Clipped noise has a mean of its own, which would lift dark saturated colors. So what is clipped lies as much lower,
+    or higher at white, as makes up for it. The strength of the noise is taken from the square of 9 pixels around.
+
+    Args:
+        clean_u8: uint8 (H, W[, 3]).
+        noise: float32 of that shape, for a range of 0 to 1.
+
+    Returns:
+        float32 of that shape, 0 to 255.
+    """
+    clean, noise = clean_u8.astype(np.float32), noise * np.float32(255)
+    room = np.minimum(clean, 255 - clean)
+    if room.min() < 2 * _FAR * noise.std():
+        deviation = np.sqrt(cv2.blur(noise * noise, (9, 9), borderType=cv2.BORDER_REFLECT_101)) + np.float32(1e-6)
+        place = np.minimum(room / deviation, _FAR) * np.float32(_FINE)
+        noise = noise + np.where(clean_u8 < 128, 1, -1) * deviation * _LOWERING[place.astype(np.uint16)]
+    return np.clip(clean + noise, 0, 255).astype(np.float32)
 
 
 @dataclass(frozen=True)

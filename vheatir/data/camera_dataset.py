@@ -15,6 +15,7 @@ from vheatir.data.camera import (
     Shot,
     Smoothing,
     ToneCurve,
+    add_within_range,
     camera_noise,
     read_variance,
     smooth_noise,
@@ -40,7 +41,7 @@ _LEVELS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
     "smooth_chroma": (0, 8, {"min": 1.2, "max": 2.1}),
     "luma_tail": (0, 1, {"min": 0.0, "max": 0.25}),
     "chroma_tail": (0, 1, {"min": 0.2, "max": 0.9}),
-    "chroma_ratio": (0, 4, {"min": 0.25, "max": 0.8}),
+    "chroma_ratio": (0, 4, {"min": 0.2, "max": 0.75}),
     "sharpen": (0, 4, {"min": 0.0, "max": 1.0}),
     "web_scale": (1, 4, {"min": 1.0, "max": 2.0}),
 }
@@ -53,7 +54,7 @@ _SHARES = {
     "soft_probability": 0.6,
     "shrink_probability": 0.25,
     "binning_probability": 0.1,
-    "one_sided_probability": 0.1,
+    "one_sided_probability": 0.03,
     "resize_probability": 0.15,
     "smooth_probability": 0.9,
     "sharpen_probability": 0.4,
@@ -171,24 +172,24 @@ class CameraNoiseDataset(SyntheticDataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean uint8 pictures of `shape` (rows, columns), before compression."""
         clean = _resized(image, tuple(round(length * plan.web) for length in shape))
-        if not plan.noisy:
-            noisy = clean
-        else:
-            noisy = clean + 255 * self._noise(clean, rng)
+        noisy = self._exposed(clean, rng) if plan.noisy else clean
         if noisy.shape[:2] != shape:
             noisy, clean = _resized(noisy, shape), _resized(clean, shape)
         return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), clean
 
-    def _noise(self, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """float32 noise of a uint8 picture, on the scale of [0, 1]: RGB, or luma for a gray picture."""
+    def _exposed(self, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A uint8 picture, RGB or gray, with noise: float32 in 0 .. 255."""
         picture = clean if clean.ndim == 3 else cv2.cvtColor(clean, cv2.COLOR_GRAY2RGB)
         if self._happens(rng, "resize"):
             scale = self.levels["resize_scale"].draw(rng)
             picture = _resized(picture, tuple(max(round(length * scale), _LEAST) for length in clean.shape[:2]))
-        noise = _resized(camera_noise(picture, self._shot(rng), rng), clean.shape[:2])
+        shot = self._shot(rng)
+        noise = _resized(camera_noise(picture, shot, rng), clean.shape[:2])
         if self._happens(rng, "smooth"):
             noise = smooth_noise(noise, self._smoothing(rng))
-        return noise if clean.ndim == 3 else cv2.transform(noise, RGB_TO_YCC[:1])
+        if clean.ndim == 2:
+            noise = cv2.transform(noise, RGB_TO_YCC[:1])
+        return clean + 255 * noise if shot.one_sided else add_within_range(clean, noise)
 
     def _shot(self, rng: np.random.Generator) -> Shot:
         draw = {key: self.levels[key].draw(rng) for key in _OF_SHOT}
