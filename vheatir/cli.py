@@ -12,6 +12,7 @@ _TABLE = (
     ("restore", "vheatir.restore.command", "denoise pictures or remove their JPEG artefacts"),
     ("train", "vheatir.train.command", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
+    ("preview", "vheatir.preview", "a sheet of training samples and the statistics of their noise, beside real pairs"),
     ("pretrain", "vheatir.pretrain", "train and evaluate a backbone on images of classes, from a YAML file"),
     (
         "analyze",

@@ -18,6 +18,7 @@ from tests.docs import shown
 PHOTOS = [
     *("photo.png", "other.png", "photos/a.png", "photos/b.png", "held_out/c.png", "my_photos/d.png", "FOLDER/e.png"),
     *("scans/a.png", "more/b.jpg", "photographs/f.png", "RESTORED_DIR/g.png", "REFERENCE_DIR/g.png"),
+    *("pairs/i_real.png", "pairs/i_mean.png"),
     *("datasets/BSD432/2018.jpg", "datasets/BSD432/2092.jpg", "datasets/BSD432/38082.jpg", "datasets/PD12M_sub/h.png"),
     *("datasets/test/CBSD68/101085.jpg", "datasets/test/CBSD68/101087.jpg", "datasets/test/CBSD68/3096.jpg"),
 ]

@@ -70,6 +70,8 @@ MORE = (
     ("train --compare", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
     ("designs.py", ["--minutes", "0.005", "--only", "light", "no_heat", *sets("datasets.train.gt_size=16")]),
     ("designs.py", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
+    ("vheatir preview", ["--measure", "4", "--count", "2", *sets("datasets.train.gt_size=16")]),
+    ("vheatir preview", sets("datasets.train.progressive=null")),
     ("vheatir pretrain", sets(*SMALL_IMAGES, "train.epochs=1", "train.warmup_epochs=0", "val.every=1")),
     ("pretrain .*--throughput", sets("model.dims=8", "model.depths=[1, 1, 1, 1]", "model.img_size=32")),
     ("pretrain .*--throughput", sets("data.val_batch_size=1")),
@@ -113,6 +115,8 @@ PROMISED = (
     ("salt.yml", ["experiments/salt/models/best.safetensors"]),
     ("options/denoise.yml", ["experiments/denoise_color_15/models/latest.safetensors"]),
     ("jpeg_light_2", ["experiments/jpeg_light_2/models/latest.safetensors"]),
+    ("preview/samples.png", ["preview/samples.png"]),
+    ("preview/beside.png", ["preview/beside.png", "preview/noise.json"]),
     ("train --compare", ["experiments/comparison/comparison.json", "experiments/comparison/psnr_over_time.png"]),
     (
         "pretrain -opt classification/cifar10_subset( --.*root.*| --resume| --set.*every=4|)$",

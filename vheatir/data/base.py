@@ -13,7 +13,7 @@ from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 
-_ORDER, _SAMPLE, MIXUP = 0, 1, 2  # streams of random numbers that never meet
+_ORDER, _SAMPLE, MIXUP, WHOLE = 0, 1, 2, 3  # streams of random numbers that never meet
 
 
 def philox(stream: int, seed: int, number: int) -> np.random.Generator:
@@ -87,7 +87,8 @@ class RestorationDataset(Dataset):
     def _steps(self, opt: dict) -> frozenset[str]:
         steps = opt.get("on_device") or []
         if not isinstance(steps, list) or not self.STEPS.issuperset(map(str, steps)):
-            raise UserError(f"on_device: expected a list of {', '.join(sorted(self.STEPS))}, got {steps!r}")
+            known = ", ".join(sorted(self.STEPS)) or "nothing, the loader does all steps of this data set"
+            raise UserError(f"on_device: expected a list of {known}, got {steps!r}")
         return frozenset(steps)
 
     @staticmethod
@@ -130,14 +131,17 @@ class RestorationDataset(Dataset):
             self._orders[epoch] = philox(_ORDER, self.seed, epoch).permutation(len(self))
         return self._orders[epoch]
 
-    def _window(self, shape: tuple[int, ...], name: str, rng: np.random.Generator, size: int) -> tuple[slice, slice]:
-        """Where to cut size + context pixels."""
-        side = size + self.context
-        if min(shape[:2]) < side:
+    def _window(
+        self, shape: tuple[int, ...], name: str, rng: np.random.Generator, size: int, side: int | None = None
+    ) -> tuple[slice, slice]:
+        """Where to cut `side` pixels, size + context by default; the image must hold those in any case."""
+        least = size + self.context
+        if min(shape[:2]) < least:
             raise UserError(
-                f"{name}: {shape[0]}x{shape[1]} pixels, but gt_size {size} needs at least {side} on each side; "
+                f"{name}: {shape[0]}x{shape[1]} pixels, but gt_size {size} needs at least {least} on each side; "
                 "remove the image or lower gt_size"
             )
+        side = least if side is None else side
         y, x = (int(rng.integers(length - side + 1)) for length in shape[:2])
         return slice(y, y + side), slice(x, x + side)
 

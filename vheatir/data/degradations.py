@@ -10,6 +10,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+SUBSAMPLING = {  # of chroma in JPEG files: none, every second column, every second column and row
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+}
 _LUMA_BT601 = np.array([65.481, 128.553, 24.966]) / 255.0  # limited range: black is 16, white is 235
 
 
@@ -63,10 +68,11 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
     return (image + rng.normal(0.0, sigma / 255.0, image.shape)).astype(np.float32)
 
 
-def jpeg_roundtrip(image_u8: np.ndarray, quality: int) -> np.ndarray:
-    """Compress to JPEG and decode again, with OpenCV's defaults (libjpeg, 4:2:0 for RGB, one plane for HW).
+def jpeg_roundtrip(image_u8: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndarray:
+    """Compress to JPEG and decode again, with OpenCV's libjpeg (RGB as YCbCr, one plane for HW).
 
-    `quality` is libjpeg's, an integer from 1 to 100. Returns uint8 of the same shape.
+    `quality` is libjpeg's, an integer from 1 to 100; `subsampling` of chroma is a key of `SUBSAMPLING`. Returns uint8
+    of the same shape.
     """
     _check_uint8(image_u8, "image_u8")
     quality = operator.index(quality)
@@ -74,9 +80,12 @@ def jpeg_roundtrip(image_u8: np.ndarray, quality: int) -> np.ndarray:
         raise ValueError(f"quality must be an integer from 1 to 100, got {quality}")
     if max(image_u8.shape[:2]) > 65500:
         raise ValueError(f"JPEG holds at most 65500 pixels a side, got {image_u8.shape[:2]}; cut the image first")
+    if subsampling not in SUBSAMPLING:
+        raise ValueError(f"subsampling must be one of {', '.join(SUBSAMPLING)}, got {subsampling!r}")
     color = image_u8.ndim == 3
     source = cv2.cvtColor(image_u8, cv2.COLOR_RGB2BGR) if color else np.ascontiguousarray(image_u8)
-    done, data = cv2.imencode(".jpg", source, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SUBSAMPLING[subsampling]]
+    done, data = cv2.imencode(".jpg", source, settings)
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image_u8.shape} as JPEG")
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)

@@ -51,6 +51,12 @@ class Levels:
             return int(rng.integers(self.low, self.high, endpoint=True))
         return float(rng.uniform(self.low, self.high))
 
+    def draw_evenly_in_logarithm(self, rng: np.random.Generator) -> float:
+        """One strength above 0, as likely between 1 and 2 as between 10 and 20."""
+        if self.choices:
+            return self.draw(rng)
+        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
     def only(self, key: str) -> float:
         """The one fixed strength; a list or a range is a UserError, since a test set is degraded at one level."""
         if len(self.choices) != 1:

@@ -15,7 +15,12 @@ from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.train.options import check_dataset_keys
 
-TASKS = {"GaussianNoiseDataset": "denoise", "JPEGDataset": "jpeg", "PairedDataset": "paired"}
+TASKS = {
+    "GaussianNoiseDataset": "denoise",
+    "JPEGDataset": "jpeg",
+    "CameraNoiseDataset": "photo",
+    "PairedDataset": "paired",
+}
 
 
 def complete_options(

@@ -122,11 +122,12 @@ class Trainer:
                 torch.save({"params": network.state_dict()}, file)
             return
         table = self.options["datasets"]["train"]
-        level = table.get("sigma", table.get("quality", "as in the pairs"))
+        task = TASKS.get(table["type"], "paired")
+        level = table.get("sigma", table.get("quality", "as in the pairs")) if task != "photo" else "as cameras have it"
         metadata = {
             "arch": arch,
             "config": json.dumps(network.config),
-            "task": TASKS.get(table["type"], "paired"),
+            "task": task,
             "color": "gray" if network.config["in_chans"] == 1 else "color",
             "levels": json.dumps(level),
             "license": _LICENSE,

@@ -29,6 +29,7 @@ def register_all() -> None:
     from vheatir.archs.dncnn_arch import DnCNN
     from vheatir.archs.networks import NETWORKS
     from vheatir.archs.swinir_arch import AnySizeSwinIR
+    from vheatir.data.camera_dataset import CameraNoiseDataset
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
     from vheatir.metrics import fidelity
     from vheatir.train.losses import JPEGConsistencyLoss
@@ -38,7 +39,7 @@ def register_all() -> None:
         ARCH_REGISTRY.register(network)
     LOSS_REGISTRY.register(JPEGConsistencyLoss)
     MODEL_REGISTRY.register(VHeatIRModel)
-    for dataset in (GaussianNoiseDataset, JPEGDataset, PairedDataset):
+    for dataset in (CameraNoiseDataset, GaussianNoiseDataset, JPEGDataset, PairedDataset):
         DATASET_REGISTRY.register(dataset)
     for name in ("psnr", "ssim", "psnrb"):
         METRIC_REGISTRY.register(_metric(name, getattr(fidelity, name)))

@@ -177,7 +177,8 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     `vheatir evaluate --json` writes.
     """
     task = metadata["task"]
-    purpose = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}.get(task, task)
+    purposes = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}
+    purpose = (purposes | {"photo": "Removal of the noise of cameras and of JPEG artefacts"}).get(task, task)
     about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."
     if task == "denoise":
         about += " Noise of cameras is different: do not expect it to be removed."

@@ -26,13 +26,13 @@ from vheatir.train.registry import register_all
 
 RECIPES = Path(__file__).resolve().parent.parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
-TRAINING += ["dncnn_light", "swinir_light"]
+TRAINING += ["dncnn_light", "swinir_light", "photo_light"]
 TESTING = ["test_denoise", "test_jpeg"]
 SMALL = {
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
+    "VHeatUNet": ["dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]", "reach=[0.5, 4.0]"],
     "DnCNN": ["dim=8", "depth=4"],
     "AnySizeSwinIR": ["embed_dim=12", "depths=[2]", "num_heads=[2]", "img_size=16"],
-    "VHeatUNet": ["dim=4", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]"],
 }
 FULL_SIZE = {  # what the files promise; the tests shrink it
     "denoise": {"dim": 180, "depths": [6] * 6, "gt_size": 128, "batch": 8, "iterations": 1_600_000},

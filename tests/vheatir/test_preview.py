@@ -1,0 +1,69 @@
+"""`vheatir preview`: sheet, table and JSON of samples and of real pairs; what it refuses."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("basicsr", reason="training needs BasicSR")
+from vheatir.cli import main
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two pairs of 40x48 whose noise has a standard deviation of 5."""
+    folder, rng = tmp_path / "pairs", np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("one", "two"):
+        clean = cv2.GaussianBlur(rng.integers(60, 200, (40, 48, 3), dtype=np.uint8), (0, 0), 3)
+        noisy = np.rint(clean + rng.normal(0, 5, clean.shape)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{name}_mean.png"), clean)
+        cv2.imwrite(str(folder / f"{name}_real.png"), noisy)
+    return folder
+
+
+def preview(recipe, out, *more):
+    return main(["preview", "-opt", str(recipe), "-o", str(out), *map(str, more)])
+
+
+def test_sheet_table_and_figures_beside_real_pairs(recipe, pairs, tmp_path, capsys):
+    out, figures = tmp_path / "new" / "sheet.png", tmp_path / "figures.json"
+    count = ["--count", 3, "--measure", 6, "--pairs", pairs, "--json", figures]
+    assert preview(recipe, out, "--set", "datasets.train.sigma=5", *count) == 0
+    image = cv2.imread(str(out))
+    panel = 192  # of 16 pixels, twelve times
+    assert image.shape == (2 * (panel + 44), 3 * (3 * (panel + 8) + 8), 3)
+    text = capsys.readouterr().out
+    assert "luma_1" in text and f"5 shown: {out}" in text
+    written = json.loads(figures.read_text())
+    assert written["metadata"]["pairs"] == {"samples": 6, str(pairs): 2}
+    for found in written["results"].values():
+        assert found["std"][1] == pytest.approx(5, rel=0.15) and abs(found["luma_1"][1]) < 0.2
+
+
+def test_panels_are_input_target_and_stretched_difference(recipe, tmp_path):
+    out = tmp_path / "sheet.png"
+    assert preview(recipe, out, "--set", "datasets.train.sigma=0", "--count", 1, "--measure", 1) == 0
+    noisy, clean, difference = (cv2.imread(str(out))[8:200, 8 + 200 * k : 200 + 200 * k] for k in range(3))
+    np.testing.assert_array_equal(noisy, clean)
+    assert (difference == 128).all() and len(np.unique(noisy)) > 20
+    assert all((noisy[::12, ::12] == noisy[shift::12, shift::12]).all() for shift in (5, 11))
+
+
+def test_what_it_refuses(recipe, pairs, tmp_path, capsys):
+    def refused(*more, out="sheet.png"):
+        assert preview(recipe, tmp_path / out, *more) == 2
+        return capsys.readouterr().err
+
+    assert "ends in .png" in refused(out="sheet.jpg")
+    assert "at least 1" in refused("--count", 0)
+    assert "no such folder" in refused("--pairs", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "NAME_real" in refused("--pairs", tmp_path / "empty")
+    (pairs / "one_mean.png").rename(pairs / "three_mean.png")
+    assert "one, three" in refused("--pairs", pairs)
+    (pairs / "three_mean.png").rename(pairs / "one_mean.png")
+    cv2.imwrite(str(pairs / "two_mean.png"), np.zeros((20, 20, 3), np.uint8))
+    assert "two: _real is (40, 48), _mean (20, 20)" in refused("--pairs", pairs)
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,88 @@
+"""What noise looks like: strength, autocorrelation and brightness dependence of luma and chroma."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+from vheatir.data.camera import RGB_TO_YCC
+
+LAGS = 4
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """Figures of one noisy picture against its clean one; strengths on the 0-255 scale.
+
+    Attributes:
+        std: standard deviation over the three colors.
+        luma_std: of luma (BT.601, full range).
+        chroma_std: mean of those of the two chroma planes.
+        ratio: chroma_std / luma_std.
+        luma: autocorrelation of luma at 1 to 4 pixels, mean of rows and columns.
+        chroma: the same, mean of the two planes.
+        bias: largest mean of the noise over the picture, of luma and the two chroma planes, without its sign.
+        dark_std: of luma in the darkest quarter of the clean picture.
+        bright_std: in the brightest quarter.
+    """
+
+    std: float
+    luma_std: float
+    chroma_std: float
+    ratio: float
+    luma: tuple[float, ...]
+    chroma: tuple[float, ...]
+    bias: float
+    dark_std: float
+    bright_std: float
+
+    def flat(self) -> dict[str, float]:
+        """One number for each name, with `luma_1` … `chroma_4`."""
+        table = asdict(self)
+        lags = {f"{name}_{lag}": value for name in ("luma", "chroma") for lag, value in enumerate(table.pop(name), 1)}
+        return table | lags
+
+
+def _autocorrelation(plane: np.ndarray) -> list[float]:
+    variance = max(float((plane * plane).mean()), 1e-12)
+    return [
+        float((plane[:, lag:] * plane[:, :-lag]).mean() + (plane[lag:] * plane[:-lag]).mean()) / (2 * variance)
+        for lag in range(1, LAGS + 1)
+    ]
+
+
+def noise_statistics(noisy: np.ndarray, clean: np.ndarray) -> NoiseStatistics:
+    """Measure noisy - clean.
+
+    Args:
+        noisy: (H, W, 3) RGB, uint8 or float on the 0-255 scale, more than 4 pixels a side.
+        clean: the same without noise.
+    """
+    if noisy.shape != clean.shape or noisy.ndim != 3 or min(noisy.shape[:2]) <= LAGS:
+        raise ValueError(f"expected two RGB pictures of one size above {LAGS}, got {noisy.shape} and {clean.shape}")
+    noise = noisy.astype(np.float32) - clean.astype(np.float32)
+    planes = cv2.transform(noise, RGB_TO_YCC).astype(np.float64)
+    means = planes.mean((0, 1))
+    planes -= means
+    luma_std, *chroma_std = planes.std((0, 1))
+    brightness = cv2.transform(clean.astype(np.float32), RGB_TO_YCC[:1])
+    low, high = np.quantile(brightness, [0.25, 0.75])
+    chroma = np.mean([_autocorrelation(planes[..., index]) for index in (1, 2)], axis=0)
+    return NoiseStatistics(
+        std=float(noise.std()),
+        luma_std=float(luma_std),
+        chroma_std=float(np.mean(chroma_std)),
+        ratio=float(np.mean(chroma_std) / max(luma_std, 1e-6)),
+        luma=tuple(_autocorrelation(planes[..., 0])),
+        chroma=tuple(chroma.tolist()),
+        bias=float(np.abs(means).max()),
+        dark_std=float(planes[..., 0][brightness <= low].std()),
+        bright_std=float(planes[..., 0][brightness >= high].std()),
+    )
+
+
+def spread(found: Sequence[NoiseStatistics]) -> dict[str, tuple[float, float, float]]:
+    """For each figure the 10 %, 50 % and 90 % quantiles over pictures."""
+    tables = [statistics.flat() for statistics in found]
+    return {name: tuple(np.quantile([table[name] for table in tables], [0.1, 0.5, 0.9])) for name in tables[0]}
