@@ -17,26 +17,39 @@ from vheatir.cli import run
 from vheatir.train.equal_time import main as compare
 
 BASE = Path(__file__).resolve().parent.parent / "options" / "denoise_light.yml"
+_HEAT, _MEAN, _NONE = "heat", "mean", "none"
 DESIGNS: dict[str, dict[str, Any]] = {
-    "light": {},
-    "full_resolution": {"network_g": {"downscale": 1, "embed_size": 64, "dim": 48, "depths": [4, 4]}},
-    "wide_short": {"network_g": {"dim": 104, "depths": [4, 3]}},
-    "narrow_deep": {"network_g": {"dim": 64, "depths": [6, 6, 6]}},
-    "published_start": {"network_g": {"reach": None}},
+    "heat": {},
+    "no_attention": {"network_g": {"attention": [_NONE] * 4}},
+    "mean": {"network_g": {"attention": [_MEAN] * 4}},
+    "heat_coarse": {"network_g": {"attention": [_NONE, _NONE, _HEAT, _HEAT]}},
+    "heat_fine": {"network_g": {"attention": [_HEAT, _HEAT, _NONE, _NONE]}},
+    "heat_fine_mean_coarse": {"network_g": {"attention": [_HEAT, _HEAT, _MEAN, _MEAN]}},
     "short_reach": {"network_g": {"reach": [0.5, 4.0]}},
-    "no_heat": {"network_g": {"learned_k": False, "fixed_k": 0.0, "reach": None}},
-    "no_gate": {"network_g": {"gate": False}},
-    "mlp_dwconv": {"network_g": {"mlp_dwconv": True}},
+    "long_reach": {"network_g": {"reach": [0.7, 48.0]}},
+    "narrow": {"network_g": {"dim": 24, "middle": 3}},
+    "two_levels": {"network_g": {"dim": 48, "encoder": [2, 2], "decoder": [1, 1], "attention": [_HEAT] * 3}},
+    "flat": {
+        "network_g": {
+            "type": "VHeatIR",
+            "dim": 80,
+            "depths": [6, 6],
+            "embed_size": 32,
+            "downscale": 2,
+            "reach": [0.5, 24],
+        }
+    },
     "l1_loss": {"train": {"pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}}},
-    "mse_loss": {"train": {"pixel_opt": {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"}}},
+    "fast": {"train": {"optim_g": {"type": "AdamW", "lr": 2.0e-3, "weight_decay": 1.0e-4, "betas": [0.9, 0.99]}}},
 }
 
 
 def recipe(name: str) -> dict[str, Any]:
     """The base recipe with one design's changes; a section that names a type replaces the old one."""
     options = copy.deepcopy(yaml.safe_load(BASE.read_text(encoding="utf-8")))
+    options["datasets"]["train"].pop("progressive", None)  # stages count iterations, of which each design makes another
     for section, changes in DESIGNS[name].items():
-        options[section] |= changes
+        options[section] = changes if "type" in changes else options[section] | changes
     return options | {"name": name}
 
 

@@ -14,6 +14,7 @@ import torch
 
 from vheatir.data.base import RestorationDataset, augment, to_tensor
 from vheatir.data.degradations import (
+    SUBSAMPLING,
     add_gaussian_noise,
     draw_grid_phase,
     gray_opencv,
@@ -46,6 +47,16 @@ class SyntheticDataset(RestorationDataset):
     def _requirements(self) -> tuple[int, int | None]:
         colour_only = self.train and self.in_chans == 3 and self.gray_probability == 0
         return super()._requirements()[0], 3 if colour_only else None
+
+    def _subsampling(self, opt: dict) -> list[str]:
+        given = opt.get("subsampling") or ["4:2:0"]
+        if not isinstance(given, list) or not set(given) <= SUBSAMPLING.keys():
+            raise UserError(f"subsampling: expected a list of {', '.join(SUBSAMPLING)}, got {given!r}")
+        if "jpeg_approximate" in self.on_device and given != ["4:2:0"]:
+            raise UserError(f"subsampling: jpeg_approximate compresses in 4:2:0, got {given!r}; leave one of them out")
+        if not self.train and given != ["4:2:0"]:
+            raise UserError(f"subsampling: validation and test compress in 4:2:0, got {given!r}; leave it out")
+        return given
 
     def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """The gray picture of a colour one; without `rng` as the test protocol has it."""
@@ -118,14 +129,15 @@ class JPEGDataset(SyntheticDataset):
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
     share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:
-    as `quality`). A crop reads 8 (gray) or 16 (colour) pixels of context, twice that with double compression. Gray is
+    as `quality`); `subsampling`: of chroma, a list of 4:2:0, 4:2:2 and 4:4:4 of which each compression draws one
+    (default: 4:2:0, as in tests). A crop reads 8 (gray) or 16 (colour) pixels of context, twice that with double compression. Gray is
     BT.601 luma in tests; in training half the crops use OpenCV's full range, since gray test sets have either.
     `on_device` may name `jpeg_approximate`: the device compresses with kornia's differentiable codec, which is not the
     real one (docs/training.md); then `augment` may be there too. Training samples carry "jpeg": (passes, 3), the
     quality of each compression (0 for none) and the pixels cut off the top and the left after it.
     """
 
-    OPTIONS = SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality"}
+    OPTIONS = SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality", "subsampling"}
     STEPS = SyntheticDataset.STEPS | {"jpeg_approximate"}
 
     def __init__(self, opt: dict):
@@ -134,6 +146,7 @@ class JPEGDataset(SyntheticDataset):
         self.double_probability = self._probability(opt, "double_probability")
         first = opt.get("double_quality")
         self.first = self.quality if first is None else Levels.parse(first, "double_quality", 1, 100, integer=True)
+        self.subsampling = self._subsampling(opt)
         self._period = 16 if self.in_chans == 3 else 8  # 4:2:0 repeats its chroma grid every 16 pixels
         self.context = self._period * (2 if self.double_probability else 1)
         if self.on_device == {"augment"}:
@@ -161,7 +174,11 @@ class JPEGDataset(SyntheticDataset):
         further = {"jpeg": torch.tensor(passes)}
         if "jpeg_approximate" in self.on_device:
             return None, image, quality / 100, further | {"gt_size": size}
-        return *jpeg_crop(image, size, qualities, phases), quality / 100, further
+        if len(self.subsampling) == 1:
+            subsampling = self.subsampling * len(qualities)
+        else:
+            subsampling = [self.subsampling[int(rng.integers(len(self.subsampling)))] for _ in qualities]
+        return *jpeg_crop(image, size, qualities, phases, subsampling), quality / 100, further
 
 
 class PairedDataset(RestorationDataset):

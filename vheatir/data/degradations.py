@@ -103,13 +103,17 @@ def draw_grid_phase(rng: np.random.Generator, period: int = 8) -> tuple[int, int
 
 
 def jpeg_crop(
-    image_u8: np.ndarray, size: int, qualities: Sequence[int], phases: Sequence[tuple[int, int]]
+    image_u8: np.ndarray,
+    size: int,
+    qualities: Sequence[int],
+    phases: Sequence[tuple[int, int]],
+    subsampling: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A training pair (degraded, clean) of `size` x `size` that went through one or more JPEG compressions.
 
     Step i compresses what is there at `qualities[i]`, then cuts `phases[i]` = (y, x) pixels off the top and left, so
     that the 8x8 grid lies at any position in the crop and, with two steps, the second grid is shifted against the
-    first (non-aligned double JPEG). `image_u8` is the crop with its context: each side must be at least `size` plus
+    first (non-aligned double JPEG). `subsampling` holds a key of `SUBSAMPLING` for each step, 4:2:0 by default. `image_u8` is the crop with its context: each side must be at least `size` plus
     the phases of that axis.
     """
     _check_uint8(image_u8, "image_u8")
@@ -123,8 +127,9 @@ def jpeg_crop(
             f"crop {size} with phases {list(phases)} needs an image of at least {needed}, got {image_u8.shape[:2]}"
         )
     degraded = clean = image_u8
-    for quality, (y, x) in zip(qualities, phases):
-        degraded = jpeg_roundtrip(degraded, quality)[y:, x:]
+    chroma = subsampling or ["4:2:0"] * len(qualities)
+    for quality, (y, x), kept in zip(qualities, phases, chroma, strict=True):
+        degraded = jpeg_roundtrip(degraded, quality, kept)[y:, x:]
         clean = clean[y:, x:]
     return np.ascontiguousarray(degraded[:size, :size]), np.ascontiguousarray(clean[:size, :size])
 
