@@ -113,8 +113,8 @@ def jpeg_crop(
 
     Step i compresses what is there at `qualities[i]`, then cuts `phases[i]` = (y, x) pixels off the top and left, so
     that the 8x8 grid lies at any position in the crop and, with two steps, the second grid is shifted against the
-    first (non-aligned double JPEG). `subsampling` holds a key of `SUBSAMPLING` for each step, 4:2:0 by default. `image_u8` is the crop with its context: each side must be at least `size` plus
-    the phases of that axis.
+    first (non-aligned double JPEG). `image_u8` is the crop with its context: each side must be at least `size` plus
+    the phases of that axis. `subsampling` holds a key of `SUBSAMPLING` for each step; 4:2:0 by default.
     """
     _check_uint8(image_u8, "image_u8")
     if not qualities or len(qualities) != len(phases):

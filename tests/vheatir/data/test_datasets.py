@@ -252,6 +252,9 @@ def test_pairs_of_different_size_are_listed(pairs):
         ("jpeg", {"quality": 10.5}, "quality"),
         ("jpeg", {"double_probability": "often"}, "double_probability"),
         ("jpeg", {"double_quality": [0]}, "double_quality"),
+        ("jpeg", {"subsampling": ["4:1:1"]}, "subsampling"),
+        ("jpeg", {"subsampling": "4:4:4"}, "subsampling"),
+        ("jpeg", {"subsampling": ["4:4:4"], "on_device": ["augment", "jpeg_approximate"]}, "subsampling"),
     ],
     ids=str,
 )

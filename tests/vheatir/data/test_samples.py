@@ -78,7 +78,7 @@ def test_grid_phase_is_aligned_in_half_the_crops_and_even_in_the_others(in_chans
     seen = Counter()
     real = datasets.jpeg_crop
 
-    def spy(image, size, qualities, phases):
+    def spy(image, size, qualities, phases, subsampling):
         assert len(phases) == 1
         seen[phases[0]] += 1
         return real(image, size, qualities, phases)
@@ -117,6 +117,24 @@ def test_jpeg_level_is_the_quality_of_the_sample(quality, photo_folder, build):
         assert all(value == round(value) for value in qualities)
     else:
         assert qualities == {float(value) for value in np.atleast_1d(quality)}
+
+
+def test_each_compression_draws_its_chroma_subsampling(photo_folder, monkeypatch, build):
+    given = {"double_probability": 0.5, "quality": 40}
+    root = photo_folder()
+    plain, mixed = (build("jpeg", root, **given, **more) for more in ({}, {"subsampling": ["4:2:0", "4:4:4"]}))
+    drawn = []
+    real = datasets.jpeg_crop
+    monkeypatch.setattr(datasets, "jpeg_crop", lambda *a: drawn.append(a[4]) or real(*a))
+    for n in range(40):
+        plain[n]
+    assert {kind for kinds in drawn for kind in kinds} == {"4:2:0"}
+    drawn.clear()
+    samples = [mixed[n] for n in range(200)]
+    counts = Counter(kind for kinds in drawn for kind in kinds)
+    assert set(counts) == {"4:2:0", "4:4:4"} and 0.35 < counts["4:4:4"] / counts.total() < 0.65
+    assert any({"4:2:0", "4:4:4"} == set(kinds) for kinds in drawn), "each of two compressions draws its own"
+    assert torch.equal(samples[7]["lq"], mixed[7]["lq"]), "a sample is a function of its number"
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0, 0, 0), (0.25, 0.17, 0.33), (1, 1, 1)])
