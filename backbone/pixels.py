@@ -4,15 +4,16 @@ The only reader of pictures of all tasks. 16-bit numbers become 8-bit ones by va
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from tifffile import TiffFile, TiffPage
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -59,14 +60,22 @@ def _told() -> Iterator[None]:
         raise PictureError(f"cannot be read as an image: {type(error).__name__}: {error}") from error
 
 
+def has_picture_suffix(name: str) -> bool:
+    """Whether a name ends as pictures' names do."""
+    return PurePath(name).suffix.lower() in SUFFIXES + _OTHERS
+
+
+def starts_as_picture(head: bytes) -> bool:
+    """Whether these are the first 12 bytes of a picture."""
+    return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its suffix, or where that says nothing, by its first bytes."""
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES or suffix in _OTHERS:
-        return True
+    if has_picture_suffix(path.name) or not path.is_file():
+        return has_picture_suffix(path.name)
     with open(path, "rb") as file:
-        head = file.read(12)
-    return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+        return starts_as_picture(file.read(12))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -247,3 +256,23 @@ def check_decodes(source: Path | BinaryIO) -> None:
             with Image.open(source) as image:
                 image.draft(image.mode, (1, 1))
                 as_pixels(image)
+
+
+class OfOneChannel:
+    """A transform of pictures for networks that see gray ones: to gray, through the transform as RGB, one channel kept.
+
+    So every augmentation that knows RGB serves both.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]):
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(image.convert("L").convert("RGB"))[..., :1, :, :]
+
+
+def colour_statistics(config: Mapping[str, Any], channels: int) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of a network's default configuration; for gray pictures those over the channels."""
+    if channels == 3:
+        return {key: tuple(config[key]) for key in ("mean", "std")}
+    return {key: (sum(config[key]) / len(config[key]),) * 3 for key in ("mean", "std")}
