@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
+import cv2
 import numpy as np
-import torch
 from PIL import Image
 from tifffile import TiffFile, TiffPage
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_png
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _OTHERS = (".jpe", ".jfif", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
@@ -163,8 +162,10 @@ def _deep_png(file: BinaryIO) -> Image.Image | None:
     file.seek(0)
     if head[:8] != _BEGINNINGS[1] or head[_PNG_DEPTH_AND_KIND] not in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
         return None
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    return _narrowed(decode_png(content, ImageReadMode.RGB).permute(1, 2, 0).numpy(), 65535)
+    values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise PictureError("cannot be read as an image: a damaged PNG of 16 bits")
+    return _narrowed(values[..., 2::-1], 65535)  # from BGR
 
 
 def _deep_tiff(page: TiffPage) -> Image.Image | None:
