@@ -2,7 +2,7 @@
 
 import importlib.util
 import io
-import json
+import logging
 import os
 import zipfile
 from collections.abc import Sequence
@@ -11,11 +11,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
 
+from vheatir.backbone.classification.class_folders import (
+    ClassFolders,
+    ClassTar,
+    folder_classes,
+    read_class_map,
+    tar_classes,
+)
 from vheatir.backbone.classification.recipe import READERS, Data
+from vheatir.backbone.text_files import read_json, read_text
 
+_log = logging.getLogger(__name__)
 # What the prefixes of timm's readers need beside timm, and how to get it.
 _LIBRARIES = {
     "wds": ("webdataset", "pip install -e '.[readers]'"),
@@ -35,14 +43,14 @@ def read_labels(path: Path) -> list[tuple[str, int]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list; expected a file of lines `relative/path class`")
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            lines = [(str(entry[0]), str(entry[1])) for entry in json.loads(text)]
+            lines = [(str(entry[0]), str(entry[1])) for entry in read_json(path)]
         else:
+            text = read_text(path)
             lines = [
                 tuple(line.rsplit("\t" if "\t" in line else None, 1)) for line in text.splitlines() if line.strip()
             ]
-    except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise ValueError(f"{path}: not a list of names and classes ({error})") from error
     for number, line in enumerate(lines, 1):
         if len(line) != 2 or not line[1].strip().isdecimal():
@@ -171,6 +179,8 @@ def open_timm_reader(data: Data, split: str, **how) -> Reader:
     if found is None or found.origin is None:  # a folder of that name beside the run is no library
         raise ValueError(f"data.reader {data.reader} needs {library}; run: {advice}")
     try:
+        # "" leaves 16-bit numbers and orientation to `as_pixels`.
+        how |= {} if prefix == "tfds" else {"input_img_mode": ""}
         dataset = create_dataset(data.reader, data.root, split, class_map=data.class_map, **how)
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError, TypeError) as error:
         raise ValueError(f"data.reader {data.reader}, split {split}, root {data.root}: {error}") from error
@@ -181,8 +191,38 @@ def _list_for(root: Path, names: Sequence[str]) -> Path:
     return next((root / name for name in names if (root / name).is_file()), root / names[0])
 
 
-def make_reader(data: Data, split: str, rank: int = 0, world: int = 1) -> Reader:
+def _class_numbers(data: Data, split: str) -> tuple[dict[str, int] | None, str]:
+    """Numbers of the classes that hold for every split, and where they are from; None where a split has its own."""
+    root = Path(data.root)
+    if data.class_map:
+        return read_class_map(data.class_map, root, root / split), f"data.class_map {data.class_map}"
+    training = root / (data.train if data.reader == "folder" else f"{data.train}.tar")
+    if split == data.train or not training.exists():
+        return None, ""
+    names = folder_classes(training) if data.reader == "folder" else tar_classes(training)
+    return {name: number for number, name in enumerate(names)}, str(training)
+
+
+def _class_reader(data: Data, split: str, own_numbers: bool) -> Reader:
+    root, kind = Path(data.root), ClassFolders if data.reader == "folder" else ClassTar
+    where = root / (split if data.reader == "folder" else f"{split}.tar")
+    if kind is ClassTar and not where.is_file():
+        raise FileNotFoundError(f"{where}: no such archive of folders of classes")
+    if kind is ClassFolders and not where.is_dir():
+        held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+        raise FileNotFoundError(f"data.root {root} has no folder {split!r}; folders there: {held}")
+    numbers, given = (None, "") if own_numbers else _class_numbers(data, split)
+    return kind(where, numbers, given, complete=bool(data.class_map) and split == data.train)
+
+
+def make_reader(data: Data, split: str, rank: int = 0, world: int = 1, *, own_numbers: bool = False) -> Reader:
     """The reader of a split, for data sets with access to any image; `streams` has the others.
+
+    Args:
+        data: where the set is.
+        split: name of the split.
+        rank, world: this process and how many there are, for `data.cache` part.
+        own_numbers: number the folders of this split by themselves, for sets that a mapping file brings to classes.
 
     Raises:
         FileNotFoundError, ValueError: what is missing or wrong, named.
@@ -197,16 +237,55 @@ def make_reader(data: Data, split: str, rank: int = 0, world: int = 1) -> Reader
     if data.reader == "zip":
         keep = {"none": None, "full": slice(None), "part": slice(rank, None, world)}[data.cache]
         return ZipReader(root / f"{split}.zip", _list_for(root, (f"{split}_map.txt", f"{split}_map.json")), keep)
-    if data.reader == "tar":
-        if not (root / f"{split}.tar").is_file():
-            raise FileNotFoundError(f"{root / split}.tar: no such archive of folders of classes")
-        return create_reader("", root=str(root / f"{split}.tar"), class_map=data.class_map)
-    if not (root / split).is_dir():
-        held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
-        raise FileNotFoundError(f"data.root {root} has no folder {split!r}; folders there: {held}")
-    try:
-        reader = create_reader("", root=str(root / split), class_map=data.class_map)
-    except RuntimeError as error:
-        raise ValueError(f"{root / split}: no images in folders of classes ({error})") from error
-    reader.targets = np.array([target for _, target in reader.samples])
-    return reader
+    return _class_reader(data, split, own_numbers)
+
+
+def check_classes(reader: Reader, split: str, num_classes: int) -> None:
+    """Refuse targets that a network of so many classes does not have, or whose numbers nothing vouches for.
+
+    Raises:
+        ValueError: more classes than the network's, or other ones.
+    """
+    targets = getattr(reader, "targets", None)
+    if targets is None:
+        return
+    if targets.max() >= num_classes:
+        first = reader.filename(int((targets >= num_classes).argmax()), absolute=True)
+        raise ValueError(
+            f"{split}: {targets.max() + 1} classes, but the model has {num_classes}; set model.num_classes "
+            f"(first image beyond: {first})"
+        )
+
+
+def check_evaluation_classes(reader: Reader, data: Data, split: str, num_classes: int) -> None:
+    """The same for a split that is evaluated; lists whose classes differ from training's are told.
+
+    Raises:
+        ValueError: see `check_classes`; or folders whose numbers nothing states.
+    """
+    check_classes(reader, split, num_classes)
+    if getattr(reader, "numbered_here", False) and split != data.train and len(reader.class_to_idx) != num_classes:
+        raise ValueError(
+            f"{split} has {len(reader.class_to_idx)} classes, the model {num_classes}, and there is no {data.train} "
+            "beside it that numbers them; name all classes in data.class_map, or map them by val.subset"
+        )
+    if data.reader in ("list", "zip") and split != data.train:
+        names = (f"meta/{data.train}.txt", f"meta/{data.train}.json")
+        file = _list_for(Path(data.root), names if data.reader == "list" else (f"{data.train}_map.txt",))
+        if file.is_file():
+            _compare_lists(reader, split, file)
+
+
+def _compare_lists(reader: Reader, split: str, training: Path) -> None:
+    known, found = {label for _, label in read_labels(training)}, set(reader.targets.tolist())
+    if found - known:  # the lists number them, so that nothing is mistaken for another class
+        _log.warning(
+            "%s: classes %s are none of %s: no network can learn them", split, _numbers(found - known), training
+        )
+    if known - found:
+        _log.warning("%s has no pictures of classes %s of %s", split, _numbers(known - found), training)
+
+
+def _numbers(classes: set[int]) -> str:
+    listed = sorted(classes)
+    return ", ".join(map(str, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.pixels import as_pixels
 from vheatir.backbone.training.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
@@ -57,7 +58,7 @@ class Stream(Streamed):
             return DataError(f"{self.name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
         if seed is not None:
             seed_all(seed)
-        return self.transform(image.convert("RGB")), int(target)
+        return self.transform(as_pixels(image)), int(target)
 
     def train_batches(self, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
         """Batches of this process for steps `start` to `stop`."""

@@ -17,7 +17,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from vheatir.backbone.analysis.cost import count_macs, count_parameters
-from vheatir.backbone.classification.readers import make_reader
+from vheatir.backbone.classification.readers import check_classes, check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Recipe, Train
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
@@ -26,6 +26,7 @@ from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
+from vheatir.backbone.pixels import OfOneChannel, colour_statistics
 from vheatir.backbone.training.batches import Plan, Samples, checked, train_transform, val_loader, val_transform
 from vheatir.backbone.training.loop import Settings, to_device
 from vheatir.backbone.training.schedules import unified_schedule, vheat_schedule
@@ -45,11 +46,19 @@ def build_model(recipe: Recipe) -> nn.Module:
         model = create_model(name, **arguments)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"model: {name} cannot be built from {arguments}: {error}") from error
+    if model_channels(model) not in (1, 3):
+        raise ValueError(f"model.in_chans must be 3 for RGB or 1 for gray pictures, got {model_channels(model)}")
     if not getattr(model, "num_classes", 0) > 0:
         raise ValueError(f"model.num_classes must be above 0 for a classifier, got {model.num_classes}")
     if checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def model_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes."""
+    channels = getattr(model, "in_chans", None)
+    return channels or next(one for one in model.parameters() if one.ndim == 4).shape[1]
 
 
 def load_weights(
@@ -75,7 +84,7 @@ def model_data(recipe: Recipe, model: nn.Module) -> dict:
     """Image size, mean and standard deviation that the network's default configuration or the recipe states."""
     config = model.pretrained_cfg
     size = image_size(recipe.model.get("img_size") or config["input_size"][1:])
-    return {"size": size, "mean": config["mean"], "std": config["std"]}
+    return {"size": size, **colour_statistics(config, model_channels(model))}
 
 
 def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples | Stream:
@@ -87,6 +96,8 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
     split = recipe.data.train if training else recipe.data.val
     make = train_transform if training else val_transform
     transform = make(recipe.augment if training else recipe.val, **model_data(recipe, model))
+    if model_channels(model) == 1:
+        transform = OfOneChannel(transform)
     mapped = not training and recipe.val.subset
     if recipe.data.streamed:
         if mapped:
@@ -94,15 +105,17 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
                 f"val.subset maps folders to classes; it needs data.reader folder, not {recipe.data.reader}"
             )
         return Stream(recipe.data, split, transform, model.num_classes)
-    reader = make_reader(recipe.data, split, rank, world)
-    targets = getattr(reader, "targets", None)
-    if targets is not None and not mapped and targets.max() >= model.num_classes:
-        first = reader.filename(int((targets >= model.num_classes).argmax()), absolute=True)
-        raise ValueError(
-            f"{split}: {targets.max() + 1} classes, but the model has {model.num_classes}; set model.num_classes "
-            f"(first image beyond: {first})"
-        )
-    return Samples(reader, transform, len(Subset.read(recipe.val.subset, reader)) if mapped else model.num_classes)
+    reader = make_reader(recipe.data, split, rank, world, own_numbers=bool(mapped))
+    if mapped:
+        return Samples(reader, transform, len(Subset.read(recipe.val.subset, reader)))
+    if training:
+        check_classes(reader, split, model.num_classes)
+        if model.num_classes > 1 and len(set(getattr(reader, "class_to_idx", "ab"))) == 1:
+            (name,) = reader.class_to_idx
+            raise ValueError(f"{split}: all pictures are of one class, {name!r}; expected {split}/CLASS/picture")
+    else:
+        check_evaluation_classes(reader, recipe.data, split, model.num_classes)
+    return Samples(reader, transform, model.num_classes)
 
 
 def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> Plan:

@@ -1,21 +1,25 @@
 """Files of annotated pictures: read, and what is wrong with them found before a run begins."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from vheatir.backbone.pixels import PictureError, check_decodes, read_pixels, sizes
 from vheatir.backbone.training.batches import DataError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 12
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+OTHER_SIZE = "another size than its annotation states"
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -49,41 +53,97 @@ def settle(problems: Sequence[Problem], invalid: str) -> None:
     _log.warning("left out for %d broken rules:\n%s", len(problems), text)
 
 
-def size_problem(file: Path, stated: tuple[int, int] | None = None) -> tuple[tuple[int, int] | None, Problem | None]:
-    """Width and height in a picture's header, and what is wrong with it.
+@dataclass(frozen=True)
+class Frame:
+    """Width and height of a picture as its annotation sees it: turned as a viewer turns it, or as it is stored."""
+
+    width: int
+    height: int
+    turned: bool = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+
+def frame_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[Frame | None, Problem | None]:
+    """The frame in which a picture is read, or what is wrong with the picture.
+
+    An annotation is in the frame whose size it states. Where both fit, or nothing is stated, that is the picture as a
+    viewer shows it, which is what tools for annotating show.
 
     Args:
-        file: the picture.
+        file: the picture; only its header is read.
         stated: width and height that its annotation states.
     """
     if not file.is_file():
         return None, Problem(str(file), "the file is missing")
     try:
-        with Image.open(file) as image:
-            size = image.size
-    except _UNREADABLE as error:
-        return None, Problem(str(file), "cannot be read as an image", str(error))
-    if stated is not None and size != stated:
-        wrong = f"the annotation says {stated[0]}x{stated[1]}, the file is {size[0]}x{size[1]}"
-        return None, Problem(str(file), "another size than its annotation states", wrong)
-    return size, None
+        found = sizes(file)
+    except PictureError as error:
+        return None, Problem(str(file), str(error))
+    if stated is None or stated == found.turned:
+        return Frame(*found.turned, True), None
+    if stated == found.stored:
+        return Frame(*found.stored, False), None
+    wrong = f"the annotation says {stated[0]}x{stated[1]}, the file is {found.turned[0]}x{found.turned[1]}"
+    return None, Problem(str(file), OTHER_SIZE, wrong)
 
 
-def read_rgb(file: Path) -> tv_tensors.Image | DataError:
-    """A picture's pixels as they are stored, (3, H, W) uint8 RGB; or the error, for the training process to raise."""
+def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:
+    """A picture's pixels, (3, H, W) uint8 RGB; or the error, for the training process to raise.
+
+    Args:
+        file: any picture; see `vheatir.backbone.pixels`.
+        turned: as its EXIF orientation says; otherwise as it is stored.
+    """
     try:
-        with Image.open(file) as image:
-            return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
-    except _UNREADABLE as error:
-        return DataError(f"{file}: cannot be read as an image: {error}")
+        return tv_tensors.Image(F.pil_to_tensor(read_pixels(file, turned=turned)))
+    except PictureError as error:
+        return DataError(f"{file}: {error}")
 
 
 def read_labels(file: Path) -> torch.Tensor | DataError:
-    """A label map, (H, W) uint8 of class numbers; palette indices count, not their colours."""
+    """A label map, (H, W) uint8 of class numbers as they are stored; palette indices count, not their colours.
+
+    Maps of 1, 2 or 4 bits hold the numbers 0 to 1, 3 or 15. An EXIF orientation is passed over.
+    """
     try:
         with Image.open(file) as image:
             if image.mode not in ("L", "P", "1"):
                 return DataError(f"{file}: a label map has one channel of 8 bits, this file is {image.mode}")
-            return F.pil_to_tensor(image if image.mode != "1" else image.convert("L"))[0]
-    except _UNREADABLE as error:
+            most = _most_stored(image)
+            numbers = F.pil_to_tensor(image if image.mode != "1" else image.convert("L"))[0]
+            return numbers if most == 255 else numbers // (255 // most)
+    except UNREADABLE as error:
         return DataError(f"{file}: cannot be read as an image: {error}")
+
+
+def _most_stored(image: Image.Image) -> int:
+    """The largest number that a gray map of few bits stores, which Pillow stretches to 255; 255 for other maps."""
+    if image.mode == "1":
+        return 1
+    form = image.tile[0][3] if image.tile else ""
+    form = form if isinstance(form, str) else form[0] if form else ""
+    return {"L;2": 3, "L;4": 15}.get(form, 255) if image.mode == "L" else 255
+
+
+def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> list[Problem]:
+    """What is wrong with the pixels of pictures, which are decoded for it, several at a time.
+
+    Args:
+        files: their names, and what opens them.
+    """
+
+    def look(named: tuple[str, Callable[[], Path | BinaryIO]]) -> Problem | None:
+        name, opened = named
+        try:
+            source = opened()
+            with nullcontext() if isinstance(source, Path) else source:
+                check_decodes(source)
+        except (OSError, PictureError) as error:
+            return Problem(name, str(error))
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return [problem for problem in pool.map(look, files) if problem is not None]

@@ -1,13 +1,24 @@
 """Objects from COCO's JSON and VOC's XML; what is wrong with either is noted by file and rule."""
 
-import json
+import codecs
+import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from vheatir.backbone.dense.image_files import Problem, size_problem
+from vheatir.backbone.dense.image_files import Problem, frame_of
 from vheatir.backbone.detection.recipe import Data
-from vheatir.backbone.detection.records import Catalogue, Record, Thing, box_rule, clipped, segmentation_rule
+from vheatir.backbone.detection.records import (
+    Catalogue,
+    Record,
+    Thing,
+    box_rule,
+    clipped,
+    is_number,
+    segmentation_rule,
+)
+from vheatir.backbone.pixels import SUFFIXES, has_picture_suffix
+from vheatir.backbone.text_files import read_json, read_text
 
 
 def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, ...] | None = None) -> Catalogue:
@@ -34,21 +45,34 @@ def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, 
 def _coco_tables(file: Path) -> dict[str, list]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected annotations in COCO's format (data.train, data.val)")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
+    content = read_json(file)
     names = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(name), list) for name in names):
         raise ValueError(f"{file}: expected a table with the lists {', '.join(names)}")
     if not content["images"]:
         raise ValueError(f"{file}: the list of images is empty")
+    needed = {"images": ("id", "file_name", "width", "height"), "annotations": ("image_id", "category_id")}
+    for name, keys in {**needed, "categories": ("id", "name")}.items():
+        for number, entry in enumerate(content[name], 1):
+            lacking = [key for key in keys if key not in entry] if isinstance(entry, dict) else ["a table's form"]
+            if lacking:
+                raise ValueError(f"{file}: {name}: entry {number} lacks {', '.join(lacking)}: {str(entry)[:80]}")
+            for key in ("id", "image_id", "category_id"):
+                if not isinstance(entry.get(key, 0), int | float | str):
+                    raise ValueError(f"{file}: {name}: entry {number}: {key} is {entry[key]!r}, no number or text")
     return content
 
 
 def _labels(file: Path, categories: list, classes: tuple[str, ...] | None) -> tuple[dict, tuple[str, ...]]:
     """Labels from 1 on by category id, and their names."""
-    names = {one["id"]: str(one["name"]) for one in sorted(categories, key=lambda one: one["id"])}
+    names: dict[int | str, str] = {}
+    for one in sorted(categories, key=lambda one: (isinstance(one["id"], str), one["id"])):
+        number, name = one["id"], str(one["name"])
+        if number in names:
+            raise ValueError(f"{file}: the category id {number!r} is taken twice, by {names[number]!r} and {name!r}")
+        if name in names.values():
+            raise ValueError(f"{file}: two categories are named {name!r}; give each its own name")
+        names[number] = name
     if classes is None:
         classes = tuple(names.values())
     lacking = [name for name in classes if name not in names.values()]
@@ -58,38 +82,70 @@ def _labels(file: Path, categories: list, classes: tuple[str, ...] | None) -> tu
     return {number: order.get(name, 0) for number, name in names.items()}, classes
 
 
+def _numbers(images: list) -> dict:
+    """A whole number for each image id: the id itself, or where one is text or beyond 64 bits, its place."""
+    ids = list(dict.fromkeys(one["id"] for one in images))
+    if all(isinstance(one, int) and abs(one) < 2**63 for one in ids):
+        return {one: one for one in ids}
+    return {one: place for place, one in enumerate(ids, 1)}
+
+
 def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Catalogue:
     """Pictures below `folder` with the objects of a JSON file in COCO's format.
+
+    Boxes and polygons see each picture in the frame whose size the file states; see `frame_of`.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not of that form.
     """
     tables, problems = _coco_tables(file), []
-    try:
-        labels, classes = _labels(file, tables["categories"], classes)
-        by_image = defaultdict(list)
-        for one in tables["annotations"]:
-            by_image[one["image_id"]].append(one)
-        records, seen = [], set()
-        for one in tables["images"]:
-            number, stated = one["id"], (int(one["width"]), int(one["height"]))
-            path = folder / one["file_name"]
-            if number in seen:
-                problems.append(Problem(str(path), "an image id that is taken", f"{file.name}: id {number}"))
-                continue
-            seen.add(number)
-            size, problem = size_problem(path, stated)
-            if problem is not None:
-                problems.append(problem)
-                continue
-            things = [_coco_thing(entry, labels, path, size, masks, problems) for entry in by_image[number]]
-            records.append(Record(path, number, *size, [thing for thing in things if thing is not None]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file}: an entry lacks {error}, or is no table") from error
+    labels, classes = _labels(file, tables["categories"], classes)
+    numbers, by_image = _numbers(tables["images"]), defaultdict(list)
+    for place, one in enumerate(tables["annotations"], 1):
+        by_image[one["image_id"]].append({"id": f"number {place} of the list", **one})
+    records, seen = [], set()
+    for one in tables["images"]:
+        path = folder / str(one["file_name"])
+        if one["id"] in seen:
+            problems.append(Problem(str(path), "an image id that is taken", f"{file.name}: id {one['id']}"))
+            continue
+        seen.add(one["id"])
+        if not (is_number(one["width"]) and is_number(one["height"])):
+            stated = f"{file.name}: {one['width']!r} x {one['height']!r}"
+            problems.append(Problem(str(path), "a size that is no numbers", stated))
+            continue
+        frame, problem = frame_of(path, (int(one["width"]), int(one["height"])))
+        if problem is not None:
+            problems.append(problem)
+            continue
+        things = [_coco_thing(entry, labels, path, frame.size, masks, problems) for entry in by_image[one["id"]]]
+        things = [thing for thing in things if thing is not None]
+        records.append(Record(path, numbers[one["id"]], *frame.size, things, frame.turned))
     for number in sorted(set(by_image) - seen, key=str):
         rule = "an annotation of an image that is not listed"
         problems.append(Problem(str(file), rule, f"annotation {by_image[number][0]['id']}, image {number}"))
     return Catalogue(records, classes, problems)
+
+
+_CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
+
+
+def _coco_rule(entry: dict, masks: bool, size: tuple[int, int]) -> tuple[str, str] | None:
+    """The rule that an annotation breaks and what it has there; None where it breaks none."""
+    values, area = entry.get("bbox"), entry.get("area")
+    if not values or (isinstance(values, list) and len(values) != 4):
+        return "an empty annotation", "has no box"
+    if not isinstance(values, list) or not all(is_number(value) for value in values):
+        return "a box that is not four numbers", f"box {values}"
+    crowd = entry.get("iscrowd")
+    if not isinstance(crowd, int | float | str | None) or crowd not in _CROWD:
+        return "an iscrowd that is neither 0 nor 1", f"iscrowd {crowd!r}"
+    if area is not None and not (is_number(area) and area >= 0):
+        return "an area that is no number", f"area {area!r}"
+    x, y, width, height = values
+    rule = box_rule((x, y, x + width, y + height), *size)
+    rule = rule or (segmentation_rule(entry.get("segmentation"), *size) if masks else None)
+    return None if rule is None else (rule, f"box {values}")
 
 
 def _coco_thing(
@@ -103,33 +159,53 @@ def _coco_thing(
     label = labels[entry["category_id"]]
     if label == 0:
         return None
-    values = entry.get("bbox")
-    if not values or len(values) != 4:
-        problems.append(Problem(str(path), "an empty annotation", f"{where} has no box"))
+    broken = _coco_rule(entry, masks, size)
+    if broken is not None:
+        rule, found = broken
+        problems.append(
+            Problem(str(path), rule, f"{where} {found}" if found.startswith("has") else f"{where}, {found}")
+        )
         return None
-    x, y, width, height = map(float, values)
-    box, crowd, segmentation = (x, y, x + width, y + height), bool(entry.get("iscrowd", 0)), entry.get("segmentation")
-    rule = box_rule(box, *size) or (segmentation_rule(segmentation, *size) if masks else None)
-    if rule is not None:
-        problems.append(Problem(str(path), rule, f"{where}, box {values}"))
-        return None
+    x, y, width, height = map(float, entry["bbox"])
     area = float(entry.get("area") or width * height)
-    return Thing(clipped(box, *size), label, crowd, area, segmentation if masks else None)
+    box, crowd = clipped((x, y, x + width, y + height), *size), _CROWD[entry.get("iscrowd")]
+    return Thing(box, label, crowd, area, entry.get("segmentation") if masks else None)
 
 
 def _voc_names(root: Path, split: str) -> list[str]:
+    """Names without suffix; lines may hold spaces, a suffix, and at their end the -1, 0 or 1 of a list for a class."""
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         held = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"{file}: no such list (data.train, data.val); lists there: {held}")
-    names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not lines:
         raise ValueError(f"{file}: the list is empty")
-    return names
+    folder = root / "Annotations"
+
+    def name_of(line: str) -> str:
+        forms = [line]
+        name, _, flag = line.rpartition(" ")
+        if flag in ("-1", "0", "1"):
+            forms.append(name.strip())
+        forms += [form.rpartition(".")[0] for form in forms if has_picture_suffix(form) or form.endswith(".xml")]
+        return next((form for form in forms if (folder / f"{form}.xml").is_file()), forms[-1])
+
+    return [name_of(line) for line in lines]
+
+
+def _voc_picture(root: Path, name: str, stated: str) -> Path:
+    """The picture that an annotation states; where there is none, one of the annotation's own name."""
+    folder = root / "JPEGImages"
+    forms = [folder / PureWindowsPath(stated).name] if stated else []
+    forms += [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    return next((form for form in forms if form.is_file()), folder / f"{name}.jpg")
 
 
 def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Catalogue:
     """Pictures and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
+
+    Boxes see each picture in the frame whose size the annotation states; see `frame_of`.
 
     Raises:
         FileNotFoundError, ValueError: no such list, or no objects to take the classes from.
@@ -141,46 +217,61 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
         if problem is not None:
             problems.append(problem)
             continue
-        picture = root / "JPEGImages" / (tree.findtext("filename") or f"{name}.jpg")
-        if not picture.is_file():
-            picture = picture.with_name(f"{name}.jpg")
-        found.append((file, picture, tree))
+        found.append((file, _voc_picture(root, name, tree.findtext("filename", "").strip()), tree))
     if classes is None:
-        classes = tuple(sorted({one.findtext("name", "") for *_, tree in found for one in tree.iter("object")}))
+        classes = tuple(sorted({_text(one, "name") for *_, tree in found for one in tree.iter("object")}))
     if not classes:
-        raise ValueError(f"{root}: no objects in the annotations of {split}")
+        told = "".join(f"; {one}" for one in problems[:1]) + (f"; {len(problems)} files in all" if problems else "")
+        raise ValueError(f"{root}: no objects in the annotations of {split}{told}")
     labels, records = {name: label for label, name in enumerate(classes, 1)}, []
     for number, (file, picture, tree) in enumerate(found, 1):
-        stated = tuple(int(tree.findtext(f"size/{side}", "0")) for side in ("width", "height"))
-        size, problem = size_problem(picture, stated if all(stated) else None)
+        try:
+            stated = tuple(int(float(_text(tree, f"size/{side}") or 0)) for side in ("width", "height"))
+        except (ValueError, OverflowError):
+            problems.append(Problem(str(file), "a size that is no numbers", ET.tostring(tree.find("size"), "unicode")))
+            continue
+        frame, problem = frame_of(picture, stated if all(stated) else None)
         if problem is not None:
             problems.append(problem)
             continue
-        things = [_voc_thing(one, labels, file, size, problems) for one in tree.iter("object")]
+        things = [_voc_thing(one, labels, file, frame.size, problems) for one in tree.iter("object")]
         if not things:
             problems.append(Problem(str(file), "an empty annotation", "no objects"))
-        records.append(Record(picture, number, *size, [thing for thing in things if thing is not None]))
+        things = [thing for thing in things if thing is not None]
+        records.append(Record(picture, number, *frame.size, things, frame.turned))
     return Catalogue(records, classes, problems)
+
+
+def _text(entry: ET.Element, path: str) -> str:
+    return (entry.findtext(path) or "").strip()
 
 
 def _parsed(file: Path) -> tuple[ET.Element | None, Problem | None]:
     if not file.is_file():
         return None, Problem(str(file), "the file is missing")
     try:
-        return ET.fromstring(file.read_bytes()), None
-    except ET.ParseError as error:
+        return ET.fromstring(_xml(file.read_bytes())), None
+    except (ET.ParseError, LookupError, ValueError) as error:
         return None, Problem(str(file), "not XML", str(error))
+
+
+def _xml(content: bytes) -> bytes:
+    """XML in UTF-8 from any encoding that Python knows; the parser itself knows few."""
+    declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""", content)
+    if declared is None or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content
+    return content[declared.end() :].decode(declared[1].decode("ascii")).encode()
 
 
 def _voc_thing(
     entry: ET.Element, labels: dict[str, int], file: Path, size: tuple[int, int], problems: list[Problem]
 ) -> Thing | None:
-    name = entry.findtext("name", "")
+    name = _text(entry, "name")
     if name not in labels:
         problems.append(Problem(str(file), "an unknown category", repr(name)))
         return None
     try:
-        x0, y0, x1, y1 = (float(entry.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+        x0, y0, x1, y1 = (float(_text(entry, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         problems.append(Problem(str(file), "an empty annotation", f"{name}: bndbox lacks a number"))
         return None
@@ -191,4 +282,4 @@ def _voc_thing(
         return None
     box = clipped((x0 - 1, y0 - 1, x1, y1), *size)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    return Thing(box, labels[name], entry.findtext("difficult", "0") == "1", area)
+    return Thing(box, labels[name], _text(entry, "difficult") == "1", area)

@@ -66,7 +66,7 @@ class Pictures(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]] | DataError:
         index, seed = key if isinstance(key, tuple) else (key, None)
         record = self.records[index]
-        image = read_rgb(record.file)
+        image = read_rgb(record.file, record.turned)
         if isinstance(image, DataError):
             return image
         if self.views is None:

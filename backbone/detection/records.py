@@ -1,5 +1,6 @@
 """Annotated pictures in one form, whatever they were read from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +34,22 @@ class Thing:
 
 @dataclass
 class Record:
-    """A picture and its objects; `number` is its id in the data set."""
+    """A picture and its objects.
+
+    Attributes:
+        file: the picture.
+        number: its id in the data set, or one in its place.
+        width, height: pixels.
+        things: its objects.
+        turned: whether these see the picture as a viewer shows it, otherwise as it is stored.
+    """
 
     file: Path
     number: int
     width: int
     height: int
     things: list[Thing] = field(default_factory=list)
+    turned: bool = True
 
 
 @dataclass
@@ -100,11 +110,48 @@ def segmentation_rule(segmentation: object, width: int, height: int) -> str | No
     if not segmentation:
         return "an empty segmentation"
     if isinstance(segmentation, dict):
-        if not {"counts", "size"} <= set(segmentation) or list(segmentation["size"]) != [height, width]:
-            return "run lengths of another size than the image"
-    elif not all(isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 for one in segmentation):
+        return _run_length_rule(segmentation, width, height)
+    if not isinstance(segmentation, list) or not all(isinstance(one, list) for one in segmentation):
+        return "a segmentation that is neither polygons nor run lengths"
+    if not all(is_number(value) for one in segmentation for value in one):
+        return "a polygon with coordinates that are no numbers"
+    if not all(len(one) >= 6 and len(one) % 2 == 0 for one in segmentation):
         return "a polygon of fewer than three points"
     return None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _run_length_rule(segmentation: dict, width: int, height: int) -> str | None:
+    if not {"counts", "size"} <= set(segmentation) or segmentation["size"] != [height, width]:
+        return "run lengths of another size than the image"
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        counts = _run_lengths(counts)
+    if not isinstance(counts, list) or not all(isinstance(one, int) and one >= 0 for one in counts):
+        return "broken run lengths"
+    if sum(counts) != width * height:
+        return "run lengths that do not add up to the image"
+    return None
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """The numbers of COCO's compressed form: 5 bits a character, from the third on as differences; None if broken."""
+    counts, value, shift = [], 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return None if shift else counts
 
 
 def decode(segmentation: list | dict, width: int, height: int) -> np.ndarray:

@@ -81,7 +81,7 @@ class LabelledPictures(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
         index, seed = key if isinstance(key, tuple) else (key, None)
         pair = self.pairs[index]
-        image, labels = read_rgb(pair.image), read_labels(pair.labels)
+        image, labels = read_rgb(pair.image, pair.turned), read_labels(pair.labels)
         for one in (image, labels):
             if isinstance(one, DataError):
                 return one

@@ -1,17 +1,20 @@
 """Pictures and label maps of a folder, found and checked; what is wrong is noted by file and rule."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vheatir.backbone.dense.image_files import SUFFIXES, Problem, read_labels, size_problem
+from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_labels
+from vheatir.backbone.pixels import SUFFIXES, sizes
 from vheatir.backbone.segmentation.recipe import Data
 from vheatir.backbone.training.batches import DataError
 
+_log = logging.getLogger(__name__)
 IGNORED, _UNKNOWN = 255, 254
 _SPLITS = {"ade20k": ("training", "validation"), "cityscapes": ("train", "val"), "folders": ("train", "val")}
 _FOLDERS = {
@@ -25,10 +28,11 @@ _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31,
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its label map."""
+    """A picture and its label map, which sees it as a viewer shows it (`turned`) or as it is stored."""
 
     image: Path
     labels: Path
+    turned: bool = True
 
 
 def class_numbers(data: Data) -> Tensor:
@@ -43,7 +47,10 @@ def class_numbers(data: Data) -> Tensor:
         table[list(_CITYSCAPES)] = torch.arange(len(_CITYSCAPES), dtype=torch.uint8)
     else:
         table[: data.num_classes] = classes
-    table[[IGNORED, *(data.ignore or ())]] = IGNORED
+    if data.label_ids is not None:
+        table[(table != IGNORED).nonzero()] = _UNKNOWN
+        table[list(data.label_ids)] = classes
+    table[[number for number in (IGNORED, *(data.ignore or ())) if number not in (data.label_ids or ())]] = IGNORED
     return table
 
 
@@ -57,7 +64,8 @@ def _label_file(layout: str, image: Path, images: Path, labels: Path) -> Path:
 def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
     """The pictures of a split with their label maps, checked.
 
-    Every label map is read: sizes must agree, and numbers be known.
+    Every label map is read: sizes must agree, and numbers be known. Which numbers occur, which are ignored and which
+    classes never occur is told.
 
     Raises:
         FileNotFoundError, ValueError: a folder is missing or holds no pictures. Broken rules are returned.
@@ -74,36 +82,74 @@ def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
         raise ValueError(f"{images}: no pictures ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
     wanted, table = {pair.labels for pair in pairs}, class_numbers(data)
-    kept, problems = [], []
+    kept, problems, counts = [], [], torch.zeros(256, dtype=torch.int64)
     with ThreadPoolExecutor() as pool:
-        for pair, problem in zip(pairs, pool.map(lambda one: _problem(one, table), pairs), strict=True):
+        for pair, problem, found in pool.map(lambda one: _checked(one, table), pairs):
             if problem is None:
                 kept.append(pair)
+                counts += found
             else:
                 problems.append(problem)
     if data.layout != "cityscapes":  # which has further files beside its label maps
         problems += [Problem(str(path), "a label map without an image") for path in _others(labels, wanted)]
+    if kept:
+        _tell(labels, data, counts, table)
     return kept, problems
+
+
+def _tell(folder: Path, data: Data, counts: Tensor, table: Tensor) -> None:
+    """Log which numbers the label maps hold and what becomes of them.
+
+    Raises:
+        ValueError: all of them are ignored.
+    """
+    present = counts.nonzero().flatten()
+    ignored = table[present] == IGNORED
+    shares = 100 * counts[present] / counts.sum()
+    said = ", ".join(
+        f"{number} ({share:.3g} %{', ignored' if left_out else ''})"
+        for number, share, left_out in zip(present.tolist(), shares.tolist(), ignored.tolist(), strict=True)
+    )
+    advice = "list the numbers of the classes in data.label_ids"
+    if len(present) == data.num_classes:
+        advice += f", here {present.tolist()}"
+    if ignored.all():
+        raise ValueError(f"{folder}: the label maps hold nothing but numbers that are ignored: {said}; {advice}")
+    seen = set(table[present].tolist())
+    names = data.classes or tuple(map(str, range(data.num_classes)))
+    never = [name for number, name in enumerate(names) if number not in seen]
+    if not never:
+        _log.info("%s: numbers in the label maps: %s", folder, said)
+        return
+    if ignored.any():
+        never[-1] += f"; to learn a number that is ignored, {advice}"
+    _log.warning("%s: numbers in the label maps: %s; classes that never occur: %s", folder, said, ", ".join(never))
 
 
 def _others(folder: Path, wanted: set[Path]) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*.png")) if path not in wanted)
 
 
-def _problem(pair: Pair, table: Tensor) -> Problem | None:
-    size, problem = size_problem(pair.image)
-    if problem is not None:
-        return problem
+def _checked(pair: Pair, table: Tensor) -> tuple[Pair, Problem | None, Tensor]:
+    """The pair in its frame, what is wrong with it, and how often its label map holds each number."""
+    none = torch.zeros(256, dtype=torch.int64)
     if not pair.labels.is_file():
-        return Problem(str(pair.labels), "the file is missing", f"the label map of {pair.image.name}")
+        return pair, Problem(str(pair.labels), "the file is missing", f"the label map of {pair.image.name}"), none
     labels = read_labels(pair.labels)
     if isinstance(labels, DataError):
-        return Problem(str(pair.labels), "no label map", str(labels))
-    if labels.shape != (size[1], size[0]):
-        found = f"{labels.shape[1]}x{labels.shape[0]}, {pair.image.name} is {size[0]}x{size[1]}"
-        return Problem(str(pair.labels), "another size than its image", found)
-    numbers = torch.unique(labels)
-    unknown = numbers[table[numbers.long()] == _UNKNOWN].tolist()
+        return pair, Problem(str(pair.labels), "no label map", str(labels)), none
+    frame, problem = frame_of(pair.image, (labels.shape[1], labels.shape[0]))
+    if problem is not None:
+        if problem.file == str(pair.image) and problem.rule == OTHER_SIZE:
+            shown = sizes(pair.image).turned
+            found = f"{labels.shape[1]}x{labels.shape[0]}, {pair.image.name} is {shown[0]}x{shown[1]}"
+            problem = Problem(str(pair.labels), "another size than its image", found)
+        return pair, problem, none
+    counts = torch.bincount(labels.flatten().long(), minlength=256)
+    numbers = counts.nonzero().flatten()
+    unknown = numbers[table[numbers] == _UNKNOWN].tolist()
     if unknown:
-        return Problem(str(pair.labels), "unknown ids", f"{', '.join(map(str, unknown))}; see data.num_classes, ignore")
-    return None
+        advice = "see data.num_classes, ignore, label_ids"
+        problem = Problem(str(pair.labels), "unknown ids", f"{', '.join(map(str, unknown))}; {advice}")
+        return pair, problem, none
+    return replace(pair, turned=frame.turned), None, counts

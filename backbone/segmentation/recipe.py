@@ -21,7 +21,9 @@ class Data:
         train, val: names of the splits; None takes the layout's.
         num_classes: classes that are learned.
         classes: their names.
-        ignore: further numbers of label maps that mean no class; 255 always does.
+        ignore: further numbers of label maps that mean no class; 255 does unless `label_ids` lists it.
+        label_ids: numbers of the classes in the label maps, in the order of the classes; None takes the layout's. For
+            masks of 0 and 255: [0, 255].
         invalid: "refuse" data that break a rule, or "skip" the pictures that do.
         batch_size: pictures of each process in a forward pass.
         workers: loader processes of each process.
@@ -34,6 +36,7 @@ class Data:
     num_classes: int = 150
     classes: tuple[str, ...] | None = None
     ignore: tuple[int, ...] | None = None
+    label_ids: tuple[int, ...] | None = None
     invalid: str = "refuse"
     batch_size: int = 2
     workers: int = 4
@@ -130,8 +133,23 @@ def read_recipe(options: Mapping) -> Recipe:
         raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")
     if data.num_classes > 250:
         raise ValueError(f"data.num_classes must be at most 250: label maps have 8 bits, got {data.num_classes}")
+    _check_label_ids(data)
     if data.batch_size < 2:
         raise ValueError("data.batch_size must be at least 2: a batch norm learns nothing from one value a channel")
     if val.stride > val.crop:
         raise ValueError(f"val.stride, {val.stride}, leaves gaps between windows of val.crop, {val.crop}")
     return recipe
+
+
+def _check_label_ids(data: Data) -> None:
+    ids = data.label_ids
+    if ids is None:
+        return
+    if len(ids) != data.num_classes or len(set(ids)) != len(ids) or not all(0 <= one <= 255 for one in ids):
+        raise ValueError(
+            f"data.label_ids must be {data.num_classes} different numbers from 0 to 255, one for each class, got "
+            f"{list(ids)}"
+        )
+    both = sorted(set(ids) & set(data.ignore or ()))
+    if both:
+        raise ValueError(f"data.label_ids and data.ignore both name {', '.join(map(str, both))}")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomCrop
 
 from vheatir.backbone.classification.recipe import Augment, Val
+from vheatir.backbone.pixels import PictureError, as_pixels, read_pixels
 
 _MASK = (1 << 63) - 1
 
@@ -136,10 +137,11 @@ class Samples(Dataset):
             seed_all(seed)
         try:
             content, target, *_ = self.reader[index]
-            with content, content if isinstance(content, Image.Image) else Image.open(content) as image:
-                pixels = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return DataError(f"{self.reader.filename(index, absolute=True)}: cannot be read as an image: {error}")
+            with content:
+                pixels = as_pixels(content) if isinstance(content, Image.Image) else read_pixels(content)
+        except (OSError, ValueError) as error:
+            told = str(error) if isinstance(error, PictureError) else f"cannot be read as an image: {error}"
+            return DataError(f"{self.reader.filename(index, absolute=True)}: {told}")
         if not 0 <= target < self.num_classes:
             name = self.reader.filename(index, absolute=True)
             return DataError(f"{name}: class {target}, but the model has {self.num_classes} (model.num_classes)")

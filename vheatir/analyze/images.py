@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as T
 
 from vheatir.backbone.analysis.invariance import Views, standard_view
-from vheatir.backbone.classification.readers import make_reader
+from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
 from vheatir.backbone.training.batches import Samples, checked, mixed
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def _side(model: nn.Module) -> int:
@@ -38,10 +36,12 @@ def view_batches(
 
     The drawn directions of an image depend on its number and the seed alone.
     """
-    config = model.pretrained_cfg
-    views = Views(kind, _side(model), config["mean"], config["std"], arguments.protocol)
-    reader = make_reader(Data(arguments.data, arguments.reader), arguments.split)
-    samples = Samples(reader, views, model.num_classes)
+    statistics = colour_statistics(model.pretrained_cfg, _channels(model))
+    views = Views(kind, _side(model), statistics["mean"], statistics["std"], arguments.protocol)
+    data = Data(arguments.data, arguments.reader)
+    reader = make_reader(data, arguments.split)
+    check_evaluation_classes(reader, data, arguments.split, model.num_classes)
+    samples = Samples(reader, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)
     keys = [(index, mixed(arguments.seed, index)) for index in _spread(len(samples), arguments.limit)]
     how = {"sampler": keys, "num_workers": arguments.workers, "collate_fn": samples.collate}
     loader = DataLoader(samples, arguments.batch, **how)
@@ -58,18 +58,24 @@ def image_batches(model: nn.Module, arguments: argparse.Namespace) -> Iterator[T
             count = min(arguments.batch, arguments.limit - start)
             yield torch.randn(count, model.in_chans, size, size, generator=generator).to(device)
         return
-    paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{arguments.images} holds no pictures ({', '.join(PICTURES)})")
+        raise ValueError(f"{arguments.images} holds no pictures ({', '.join(SUFFIXES)})")
     paths = [paths[index] for index in _spread(len(paths), arguments.limit)]
     for start in range(0, len(paths), arguments.batch):
         yield torch.stack([_picture(path, size, model) for path in paths[start : start + arguments.batch]]).to(device)
 
 
+def _channels(model: nn.Module) -> int:
+    if model.in_chans not in (1, 3):
+        raise ValueError(f"pictures have 3 channels, or 1 of gray, but the network takes {model.in_chans}")
+    return model.in_chans
+
+
 def _picture(path: Path, size: int, model: nn.Module) -> Tensor:
+    statistics = colour_statistics(model.pretrained_cfg, _channels(model))
     try:
-        with Image.open(path) as image:
-            pixels = standard_view(ImageOps.exif_transpose(image).convert("RGB"), size)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-    return T.normalize(T.to_tensor(pixels), model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+        view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)
+    except PictureError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return T.normalize(T.to_tensor(view), **statistics)[: model.in_chans]
