@@ -24,9 +24,17 @@ def _build_table64(n: int) -> Tensor:
 _cached_table64 = lru_cache(maxsize=16)(_build_table64)
 
 
+def may_cache() -> bool:
+    """Whether tables made now are tensors with data that outlive the call.
+
+    What a compiler or exporter traces is a stand-in without data; what a transform of torch.func sees is wrapped, and
+    the wrapper ends with the transform.
+    """
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def _table64(n: int) -> Tensor:
-    # What a compiler or exporter traces is a stand-in without data: it must never get into the cache.
-    return _build_table64(n) if torch.compiler.is_compiling() else _cached_table64(n)
+    return _cached_table64(n) if may_cache() else _build_table64(n)
 
 
 def dct_matrix(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

@@ -11,12 +11,14 @@ derivatives follow because the backward consists of the same operators.
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vheatir.kernels import checks
 from vheatir.kernels import dispatch as paths
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cuda import kernel as cuda_kernel
 from vheatir.kernels.prepared import PreparedDecay
+from vheatir.kernels.reference import hco_reference
 from vheatir.kernels.torch_path import Transform
 
 _NATIVE = {paths.CPU_KERNEL: cpu_kernel, paths.CUDA: cuda_kernel}
@@ -276,6 +278,37 @@ def _at_once(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor |
     return _NATIVE[kernel].conduct(x, decay)
 
 
+def _is_differentiated_as_a_function() -> bool:
+    """Whether values carry tangents, or torch.func differentiates: PyTorch's custom operators support neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    kinds = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack() if torch._C._are_functorch_transforms_active() else ()
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack or ())
+
+
+def _by_formula(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor:
+    """The definition itself, made of what every transform of PyTorch knows.
+
+    Raises:
+        ValueError: a native kernel is asked for.
+    """
+    if backend in _NATIVE:
+        raise ValueError(
+            f"backend {backend!r} runs neither under torch.func's transforms nor with forward-mode tangents; take "
+            "'auto' or 'torch'"
+        )
+    if isinstance(decay, PreparedDecay):
+        if native := _NATIVE.get(decay.path):
+            decay = native.unprepare(decay.folded)
+        else:
+            decay = _transform(x, _choose(x, decay.path)).to_natural_order(decay.folded)
+    wide = paths.compute_dtype(x.dtype)
+    return hco_reference(x.to(wide), decay.to(wide)).to(x.dtype)
+
+
 def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = "auto") -> Tensor:
     """Conduct heat through feature maps: DCT-II over H and W, product with `decay`, inverse DCT.
 
@@ -291,6 +324,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Returns:
         (B, H, W, C), contiguous, dtype of x. Differentiable twice in x and decay; each gradient has its input's dtype.
+        With forward-mode tangents and under torch.func's derivatives the formula itself is computed, without kernels.
 
     Raises:
         TypeError: an input is no floating tensor, or the types do not fit each other.
@@ -308,9 +342,13 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
     checks.check_maps(x)
     if prepared:
         checks.check_pair(x, decay)
+        if _is_differentiated_as_a_function():
+            return _by_formula(x, decay, "auto")
         return _conduct_prepared(x, decay.folded, decay.path)
     checks.check_decay(decay)
     checks.check_pair(x, decay)
+    if _is_differentiated_as_a_function():
+        return _by_formula(x, decay, backend)
     if backend in _NATIVE and not torch.compiler.is_compiling():
         _choose(x, backend)  # raises before anything runs; a traced graph raises in the operator
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vheatir.kernels.dct import dct_matrix
+from vheatir.kernels.dct import dct_matrix, may_cache
 
 _CHUNK = 1 << 19  # elements of one piece, for each thread: 2 MiB of float32 (fastest of 2^17 ... 2^24)
 _NARROW = 16  # with fewer channels than a cache line holds, one large product on transposed maps is faster (to 30x)
@@ -53,8 +53,8 @@ _cached_axis_plan = lru_cache(maxsize=16)(_build_axis_plan)
 
 
 def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
-    """Matrices and order of an n-point DCT with `levels` even/odd splits; cached, except while a graph is traced."""
-    build = _build_axis_plan if torch.compiler.is_compiling() else _cached_axis_plan
+    """Matrices and order of an n-point DCT with `levels` even/odd splits; cached where `may_cache`."""
+    build = _cached_axis_plan if may_cache() else _build_axis_plan
     return build(n, levels, dtype, device)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import DropPath, LinearMlp
+from vheatir.kernels.dct import may_cache
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ class AttentionBlock(MixerBlock):
 def cached_table(build: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     """Keep the last results of a function of sizes and device that makes an index or a mask.
 
-    Built outside inference mode, so that autograd may save it later; not kept while a compiler traces, which hands
-    out stand-ins without data.
+    Built outside inference mode, so that autograd may save it later; kept where `may_cache`.
     """
 
     def outside_inference(*args):
@@ -131,7 +131,7 @@ def cached_table(build: Callable[..., Tensor | None]) -> Callable[..., Tensor | 
 
     @wraps(build)
     def table(*args) -> Tensor | None:
-        return outside_inference(*args) if torch.compiler.is_compiling() else kept(*args)
+        return kept(*args) if may_cache() else outside_inference(*args)
 
     return table
 
