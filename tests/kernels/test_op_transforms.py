@@ -50,7 +50,8 @@ def test_tangents_through_a_prepared_decay(backend, device):
         got = jvp(lambda maps, kept=prepared: heat_conduction(maps, kept), (x,), (tangent,))[1]
         assert_close(got.double(), hco_reference(*exact(tangent, decay)), rtol=1e-4, atol=1e-5)
         found = grad(lambda maps, kept=prepared: heat_conduction(maps, kept).square().sum())(x)
-        want = grad(lambda maps, given=decay.double(): hco_reference(maps, given).square().sum())(x.double())
+        wide = decay.double()
+        want = grad(lambda maps, given=wide: hco_reference(maps, given).square().sum())(x.double())
         assert_close(found.double(), want, rtol=1e-4, atol=1e-4)
 
 
