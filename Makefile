@@ -19,9 +19,9 @@ endif
 
 help:
 	@echo "make demo   install into $(or $(strip $(VENV)),nothing) and run the demonstration: restore two photographs, train for a minute"
-	@echo "make test   the same installation, then ruff and pytest"
+	@echo "make test   the same installation, then ruff, pyright and pytest"
 	@echo "make setup  the installation alone"
-	@echo "make lint   ruff alone"
+	@echo "make lint   ruff and pyright alone"
 	@echo "make gpu    CUDA kernels, operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
 	@echo "variables   PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) PIP_ARGS='$(PIP_ARGS)' PYTEST_ARGS='$(PYTEST_ARGS)'"
 
@@ -36,6 +36,7 @@ demo: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) scripts/check_types.py
 
 # One thread for each test process: the processes share the cores.
 test: lint

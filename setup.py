@@ -75,12 +75,14 @@ setup(
     package_dir=FOLDERS,
     packages=[
         *FOLDERS,
-        *(f"vheatir.{name}" for name in find_packages("vheatir")),
+        # In a checkout vheatir/backbone and vheatir/kernels are links, for editors and type checkers.
+        *(f"vheatir.{name}" for name in find_packages("vheatir", exclude=["backbone*", "kernels*"])),
         *(f"vheatir.backbone.{name}" for name in find_packages("backbone")),
         *(f"vheatir.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_data={
-        "vheatir": ["weights/*.safetensors", "weights/*.md", "weights/LICENSE-WEIGHTS"],
+        "vheatir": ["py.typed", "*.pyi", "weights/*.safetensors", "weights/*.md", "weights/LICENSE-WEIGHTS"],
+        "vheatir.backbone": ["*.pyi"],
         "vheatir.prepare": ["sets.yml"],
         "vheatir.kernels": ["csrc/*"],
         "vheatir.recipes": ["*.yml", "*/*.yml"],

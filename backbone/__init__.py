@@ -7,6 +7,7 @@ use, and using one of them, or `import vheatir.backbone` after `import timm`, re
 import importlib
 import sys
 
+# Beside it stands __init__.pyi, which says the same to type checkers and editors; a test compares the two.
 _PUBLIC = {
     "create_model": "vheatir.backbone.models.create",
     "dense_backbone": "vheatir.backbone.models.dense_backbones",

@@ -10,20 +10,25 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from vheatir.kernels.cpu import build as cpu_build
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("vheatir", "kernels", "backbone", "options", "setup.py", "pyproject.toml", "LICENSE", "README.md")
+LINKS = ("backbone", "kernels")  # in vheatir/, to the folders beside it
 NOT_SOURCE = shutil.ignore_patterns("*.egg-info", "__pycache__", "build")
 LOWER = [path for folder in ("kernels", "backbone") for path in (ROOT / folder).rglob("[!_]*.py")]
 MODULES = sorted(".".join(["vheatir", *path.relative_to(ROOT).with_suffix("").parts]) for path in LOWER)
 
 PROBE = f"""
-import importlib, json, pathlib
+import importlib, json, pathlib, sys
 import vheatir
 from vheatir.utils import recipes
 
@@ -37,9 +42,10 @@ def files(folder):
 
 print(json.dumps({{
     "package": str(package),
-    "kernels": str(pathlib.Path(vheatir.kernels.dct.__file__).parent),
+    "kernels": str(pathlib.Path(vheatir.kernels.dct.__file__).parent.resolve()),
     "csrc": files(pathlib.Path(vheatir.kernels.dct.__file__).parent / "csrc"),
-    "backbone": str(pathlib.Path(vheatir.backbone.__file__).parent),
+    "backbone": str(pathlib.Path(vheatir.backbone.__file__).parent.resolve()),
+    "twice": sorted(name for name in sys.modules if name.partition(".")[0] in ("backbone", "kernels")),
     "recipes": [name for name in files(recipes.recipes()) if name.endswith(".yml")],
     "weights": files(package / "weights"),
     "conducts": vheatir.heat_conduction.__module__,
@@ -71,12 +77,22 @@ def _run(command: list, folder: Path) -> str:
 
 def _copy(target: Path) -> Path:
     """The sources without what may lie beside them in a working checkout; building writes into its folder."""
+    target.mkdir(exist_ok=True)
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=NOT_SOURCE)
+            shutil.copytree(ROOT / name, target / name, ignore=NOT_SOURCE, symlinks=True)
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, target / name)
     return target
+
+
+def _without_links(root: Path) -> Path:
+    """As an archive unpacks, or git where it makes no links: these are files that hold the target's name."""
+    for name in LINKS:
+        target = os.readlink(root / "vheatir" / name)
+        (root / "vheatir" / name).unlink()
+        (root / "vheatir" / name).write_text(target)
+    return root
 
 
 def _environment(folder: Path) -> Path:
@@ -88,14 +104,25 @@ def _environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture(scope="module", params=["installed", "editable", "checkout", "installed, started in a checkout"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "installed",
+        "installed from an archive",
+        "editable",
+        "checkout",
+        "checkout without links",
+        "installed, started in a checkout",
+    ],
+)
 def layout(request, tmp_path_factory) -> Layout:
     top = tmp_path_factory.mktemp("layout")
-    for name in ("elsewhere", "source"):
-        (top / name).mkdir()
+    (top / "elsewhere").mkdir()
     root = _copy(top / "source")
+    if request.param in ("installed from an archive", "checkout without links"):
+        _without_links(root)
     python = _environment(top / "env")
-    if request.param != "checkout":
+    if not request.param.startswith("checkout"):
         how = ["--editable", "."] if request.param == "editable" else ["."]
         pip = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
         _run([*pip, "--ignore-installed", *how], root)
@@ -116,6 +143,7 @@ def test_all_modules_come_from_the_same_place(layout, found):
         assert package.is_relative_to(layout.python.parent.parent)
         assert (Path(found["kernels"]), Path(found["backbone"])) == (package / "kernels", package / "backbone")
     assert found["conducts"].startswith("vheatir.kernels")
+    assert found["twice"] == []
 
 
 @pytest.mark.parametrize(
@@ -143,3 +171,53 @@ def test_nothing_is_installed_under_a_name_of_others(layout):
     (packages,) = (layout.python.parent.parent).glob("lib/python*/site-packages")
     top_level = {path.name for path in packages.iterdir() if path.is_dir() and path.suffix != ".dist-info"}
     assert top_level <= {"vheatir", "__pycache__"}
+
+
+def test_the_links_lead_to_the_folders_beside_the_package():
+    assert {name: os.readlink(ROOT / "vheatir" / name) for name in LINKS} == {name: f"../{name}" for name in LINKS}
+
+
+def _expected() -> set[str]:
+    """Every module and data file of the package, under the names that they have when installed."""
+    expected = set()
+    for folder, package in (
+        ("vheatir", ""),
+        ("kernels", "kernels/"),
+        ("backbone", "backbone/"),
+        ("options", "recipes/"),
+    ):
+        for path in (ROOT / folder).rglob("*"):
+            name = path.relative_to(ROOT / folder).as_posix()
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".so"):
+                expected.add(f"vheatir/{package}{name}")
+    return expected
+
+
+def test_a_wheel_holds_every_file_once(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    _run([*command, "--wheel-dir", tmp_path, "."], _copy(tmp_path / "source"))
+    (wheel,) = tmp_path.glob("*.whl")
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")]
+    native = [name for name in names if name.endswith(".so")]
+    assert len(names) == len(set(names))
+    assert set(names) - set(native) == _expected()
+    if cpu_build.compiler() is not None and os.environ.get("VHEATIR_CPU_KERNEL") != "0":
+        assert native == [f"vheatir/kernels/cpu/{cpu_build.library_name()}"]
+
+
+def test_a_source_archive_holds_every_file_once(tmp_path):
+    source = _copy(tmp_path / "source")
+    _run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path], source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        members = [member for member in file.getmembers() if not member.isdir()]
+    names = [member.name.partition("/")[2] for member in members]
+    assert len(names) == len(set(names))
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    moved = {"vheatir/kernels/": "kernels/", "vheatir/backbone/": "backbone/", "vheatir/recipes/": "options/"}
+    wanted = set()
+    for name in _expected():
+        start = next((start for start in moved if name.startswith(start)), "")
+        wanted.add(moved.get(start, "") + name.removeprefix(start))
+    assert wanted <= set(names)
+    assert not [name for name in names if name.startswith(tuple(moved))]

@@ -10,13 +10,15 @@ from vheatir import compat
 
 __version__ = "0.1.0"
 
-# In a checkout `kernels/` and `backbone/` stand beside this folder; installed, they stand inside it.
+# Installed, `kernels` and `backbone` stand inside this folder. In a checkout they stand beside it and are linked into
+# it; archives and systems without symbolic links lose the links.
 _root = Path(__file__).resolve().parent
 if not (_root / "backbone").is_dir() and (_root.parent / "backbone").is_dir():
     __path__.append(str(_root.parent))
 
 compat.install()
 
+# Beside it stands __init__.pyi, which says the same to type checkers and editors; a test compares the two.
 _PUBLIC = {
     "heat_conduction": "vheatir.kernels.ops",
     "prepare_decay": "vheatir.kernels.ops",
