@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 
 from vheatir.errors import UserError
@@ -149,7 +150,10 @@ class Stored:
         if self.premultiplied:
             values = to_numbers(self.floats(0, self.height)[0], 8)
         else:
-            values = self.rows(0, self.height)[..., : self.colors]
+            values = self.rows(0, self.height)
+            if values.shape[2] == 4 and values.dtype == np.uint8:
+                values = cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGBA2RGB)  # far faster than a slice
+            values = values[..., : self.colors]
         if values.dtype == np.uint16:
             values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         values = upright(values if self.colors == 3 else values[..., 0], self.orientation)
