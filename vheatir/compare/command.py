@@ -17,10 +17,10 @@ import numpy as np
 from vheatir.cli import run as run_command
 from vheatir.compat import require_matplotlib
 from vheatir.data.degradations import to_float, to_uint8
-from vheatir.data.sources import decode_image
 from vheatir.errors import UserError
 from vheatir.evaluate.command import LEVEL_NAMES, degrade, read_clean
 from vheatir.evaluate.methods import Method, open_method
+from vheatir.image_io import decode_image, decode_opencv_gray
 from vheatir.metrics.fidelity import WINDOW, Scores, scores, scores_of_degraded
 from vheatir.utils.files import atomic_open
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
@@ -33,7 +33,7 @@ _CROP = 96  # pixels, side of a crop that is chosen by itself
 
 @dataclass(frozen=True)
 class _File:
-    """One image file, with the two methods of `ImageSource` that `read_clean` calls."""
+    """One image file, with the three methods of `ImageSource` that `read_clean` calls."""
 
     path: Path
 
@@ -41,8 +41,14 @@ class _File:
         return str(self.path)
 
     def read_native(self, key: str) -> np.ndarray:
+        return decode_image(self._content(), str(self.path))
+
+    def read_opencv_gray(self, key: str) -> np.ndarray:
+        return decode_opencv_gray(self._content(), str(self.path))
+
+    def _content(self) -> bytes:
         try:
-            return decode_image(self.path.read_bytes(), str(self.path))
+            return self.path.read_bytes()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); give the name of a picture") from error
 

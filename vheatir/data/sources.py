@@ -19,38 +19,11 @@ import numpy as np
 
 from vheatir.data.degradations import gray_opencv
 from vheatir.errors import UserError
+from vheatir.image_io import Stored, decode_image, decode_opencv_gray, open_bytes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 CACHES = ("none", "memory")
 _META_LINE = re.compile(r"^(?P<name>.+)\.[^.\s]+ \((?P<h>\d+), ?(?P<w>\d+), ?(?P<c>\d+)\)(?: \d+)?$")
-_ends_well = {  # is a file of that kind complete? some decoders fill up a cut one with gray
-    b"\x89PNG": lambda data: b"IEND" in data,
-    b"\xff\xd8": lambda data: data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"),
-}
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """The image in `data` as uint8, HWC RGB or, for a gray file, HW.
-
-    16-bit values are divided by 257 and rounded (65535 becomes 255); transparency is dropped; EXIF orientation is
-    applied. Floating-point files, cut files and what is no image are a UserError that begins with `name`.
-    """
-    if not data:
-        raise UserError(f"{name}: the file is empty; replace or remove it")
-    for magic, complete in _ends_well.items():
-        if data.startswith(magic) and not complete(data):
-            raise UserError(f"{name}: the image is cut off after {len(data)} bytes; replace or remove it")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:
-        raise UserError(f"{name}: cannot be decoded ({error.err}); replace or remove it") from error
-    if image is None:
-        raise UserError(f"{name}: is no image that OpenCV can decode, or is damaged; replace or remove it")
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        raise UserError(f"{name}: holds {image.dtype} values, expected 8 or 16 bits; convert it to PNG")
-    return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, ::-1])
 
 
 def list_images(root: str | Path) -> list[str]:
@@ -245,6 +218,14 @@ class ImageSource:
             image.flags.writeable = False
             self._cache[key] = image
         return image
+
+    def open(self, key: str) -> Stored:
+        """The image in its own numbers, see `vheatir.image_io`."""
+        return open_bytes(self._store.fetch(key), self.describe(key))
+
+    def read_opencv_gray(self, key: str) -> np.ndarray:
+        """uint8 HW as OpenCV's gray read gives it, see `vheatir.image_io.decode_opencv_gray`."""
+        return decode_opencv_gray(self._store.fetch(key), self.describe(key))
 
     def read(self, key: str, gray: bool = False) -> np.ndarray:
         """uint8 HWC RGB, or HW when `gray` (colour is converted with OpenCV's full-range weights)."""

@@ -52,8 +52,7 @@ def read_clean(source: ImageSource, key: str, task: str, gray: bool) -> np.ndarr
         return image
     if task == "jpeg":
         return luma_bt601(image)
-    encoded = np.fromfile(source.describe(key), np.uint8)  # the decoder converts; not the same as converting afterwards
-    return cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return source.read_opencv_gray(key)
 
 
 def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:

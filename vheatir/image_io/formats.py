@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io.tiff import ASSOCIATED
 
 FORMATS = {
     ".png": "PNG",
@@ -22,6 +22,8 @@ FORMATS = {
     ".webp": "WEBP",
 }
 DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,)}
+MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
+ASSOCIATED, STRAIGHT = 1, 2  # ExtraSamples of TIFF: colours multiplied with alpha beforehand, or not
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
@@ -34,6 +36,40 @@ def format_of(path: Path) -> str:
         raise UserError(
             f"{path}: the suffix {path.suffix!r} is not one of {', '.join(FORMATS)}; rename or convert the file"
         ) from None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture file on its way in; what every reader gets.
+
+    name: stands in messages. file: open at its start. max_pixels: more are refused before anything is decoded. by_rows:
+    TIFFs of more pixels are decoded as their rows are asked for. metadata: False where only the pixels are wanted.
+    """
+
+    name: str
+    file: BinaryIO
+    max_pixels: int = MAX_PIXELS
+    by_rows: int | None = None
+    metadata: bool = True
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def content(self) -> bytes:
+        self.file.seek(0)
+        return self.file.read()
+
+    def check_size(self, width: int, height: int) -> None:
+        """UserError when a picture of this size is none, or too large."""
+        if width < 1 or height < 1:
+            raise UserError(f"{self.name}: the header says {width}x{height} pixels; the file is damaged")
+        if width * height > self.max_pixels:
+            raise UserError(
+                f"{self.name}: the header says {width}x{height} pixels, more than the limit of "
+                f"{self.max_pixels / 1e6:g} megapixels; cut it into parts, or raise the limit if the file can be "
+                "trusted"
+            )
 
 
 @dataclass
@@ -57,7 +93,9 @@ class Image:
 class Stored:
     """A picture as its file holds it.
 
-    rows: rows start:stop as (rows, width, channels) in the file's own numbers, the last of 2 or 4 channels alpha.
+    rows: rows start:stop as (rows, width, channels) in the file's own numbers, 0 black, the last of 2 or 4 channels
+    alpha. premultiplied: the colours are multiplied with it. orientation: as EXIF numbers it, 1 upright to 8; the rows
+    are those of the file. by_rows: they are decoded as they are asked for, `close` ends that.
     """
 
     height: int
@@ -68,7 +106,16 @@ class Stored:
     suffix: str = ".png"
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    premultiplied: bool = False
+    orientation: int = 1
+    by_rows: bool = False
     close: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of_array(cls, array: np.ndarray, bit_depth: int, **about: Any) -> "Stored":
+        """Of a decoded picture, HW or HWC."""
+        pixels = array.reshape(*array.shape[:2], -1)
+        return cls(*pixels.shape, bit_depth, lambda start, stop: pixels[start:stop], **about)
 
     @property
     def colors(self) -> int:
@@ -77,10 +124,6 @@ class Stored:
     @property
     def has_alpha(self) -> bool:
         return self.channels in (2, 4)
-
-    @property
-    def premultiplied(self) -> bool:
-        return self.has_alpha and "tiff" in self.extras and self.extras["tiff"].alpha == ASSOCIATED
 
     def floats(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows as float32: colours (rows, width, 1 or 3) not multiplied with alpha, and alpha (rows, width) or None."""
@@ -95,6 +138,27 @@ class Stored:
             colors = colors / np.where(alpha > 0, alpha, 1)[..., None]
         return colors, alpha
 
+    def eight_bits(self, name: str) -> np.ndarray:
+        """The colours as data sets take them: uint8, HWC RGB or HW, upright.
+
+        16-bit values are divided by 257 and rounded (65535 becomes 255); alpha is dropped, from premultiplied colours
+        it is taken out first. A picture of floats is a UserError that begins with `name`.
+        """
+        if self.bit_depth == 32:
+            kind = self.rows(0, 1).dtype
+            raise UserError(f"{name}: holds {kind} values, expected 8 or 16 bits; convert it to PNG")
+        if self.premultiplied:
+            values = to_numbers(self.floats(0, self.height)[0], 8)
+        else:
+            values = self.rows(0, self.height)
+            if values.shape[2] == 4 and values.dtype == np.uint8:
+                values = cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGBA2RGB)  # far faster than a slice
+            values = values[..., : self.colors]
+        if values.dtype == np.uint16:
+            values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        values = upright(values if self.colors == 3 else values[..., 0], self.orientation)
+        return np.require(values, requirements=["C", "W"])
+
     def raw(self, start: int, colors: np.ndarray) -> np.ndarray:
         """New colours from row `start` on in the file's own numbers, beside its alpha; what is hidden stays."""
         if not self.has_alpha:
@@ -107,6 +171,15 @@ class Stored:
         block = np.concatenate([to_numbers(colors, self.bit_depth).astype(old.dtype), old[..., -1:]], axis=2)
         block[hidden] = old[hidden]
         return block
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image, HWC or HW, turned and mirrored as its EXIF orientation (1 to 8) says."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
 
 
 def to_numbers(pixels: np.ndarray, depth: int) -> np.ndarray:

@@ -6,115 +6,115 @@ is checked here beforehand and written here.
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from vheatir.errors import UserError
+from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.pillow import decode_with_pillow
+from vheatir.image_io.tiff_exif import orientation_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of the header
 _CHANNELS = {1: GRAY, 2: GRAY_ALPHA, 3: RGB, 4: RGB_ALPHA}
+_OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH}
 
 # What describes the picture whatever its bit depth and colour type; chunks such as bKGD and sBIT depend on them.
 _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
+_MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
 _STRIP_BYTES = 1 << 22  # raw bytes filtered and compressed at a time
 
 
 @dataclass
 class PngInfo:
-    """The header of a PNG and the chunks that are carried over."""
+    """The header of a PNG, the chunks that are carried over, and a file of the pixels alone."""
 
     width: int
     height: int
     bit_depth: int
     color_type: int
-    frames: int = 1
+    interlaced: bool
     transparent: bytes | None = None
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    pixels: bytes = b""
 
 
-def scan_png(path: Path, check_size: Callable[[int, int], None]) -> PngInfo:
-    """Walk through all chunks; UserError when one is cut short, damaged or missing.
+def read(encoded: Encoded) -> Stored:
+    """A PNG file of one picture, every checksum checked."""
+    info = scan_png(encoded)
+    if info.bit_depth == 16 or (info.bit_depth == 8 and info.color_type != PALETTE and not info.transparent):
+        array = _with_opencv(info)
+    else:
+        array = None
+    if array is None:
+        _check_count(encoded.name, info)
+        if info.bit_depth == 16:
+            raise UserError(f"{encoded.name}: the 16-bit PNG file cannot be decoded, it is damaged")
+        array, _ = decode_with_pillow(encoded, "PNG", info.pixels)
+    exif = next((data for kind, data in info.chunks if kind == b"eXIf"), None)
+    extras = {}
+    if encoded.metadata:
+        exif_block = None if exif is None else b"Exif\0\0" + exif
+        extras = {"png_chunks": info.chunks, "icc_profile": _inflated_metadata(encoded.name, info), "exif": exif_block}
+    depth = 16 if info.bit_depth == 16 else 8
+    return Stored.of_array(array, depth, suffix=encoded.suffix, extras=extras, orientation=orientation_of(exif))
 
-    `check_size` gets width and height before anything is inflated, and raises when they are too large.
-    """
-    info = pixels = None
-    with open(path, "rb") as file:
-        file.seek(len(SIGNATURE))
-        for kind, data in _chunks(file, path):
-            if info is None:
-                if kind != b"IHDR" or len(data) != 13:
-                    raise UserError(f"{path}: a PNG must begin with its header chunk, this file is damaged")
-                info = PngInfo(*struct.unpack(">IIBB", data[:10]))
-                check_size(info.width, info.height)
-                pixels = _PixelCount(_pixel_bytes(info, interlaced=data[12] == 1))
-            elif kind == b"IDAT":
-                pixels.add(data)
-            elif kind in _KEPT:
-                info.chunks.append((kind, data))
-            elif kind == b"tRNS":
-                info.transparent = data
-            elif kind == b"acTL" and len(data) == 8:
-                info.frames = struct.unpack(">I", data[:4])[0]
-    if info is None or pixels.missing:
-        raise UserError(f"{path}: the PNG file holds fewer pixels than its header says; it is damaged")
+
+def scan_png(encoded: Encoded) -> PngInfo:
+    """Walk through all chunks; UserError when one is cut short, damaged or missing, or the picture is too large."""
+    info, pixels = None, [SIGNATURE]
+    data = encoded.content()
+    for kind, start, end in _chunks(data, encoded.name):
+        if info is None:
+            if kind != b"IHDR" or end - start != 13:
+                raise UserError(f"{encoded.name}: a PNG must begin with its header chunk, this file is damaged")
+            info = PngInfo(*struct.unpack_from(">IIBB", data, start), interlaced=data[start + 12] == 1)
+            encoded.check_size(info.width, info.height)
+        elif kind == b"eXIf" or (kind in _KEPT and encoded.metadata):
+            info.chunks.append((kind, data[start:end]))
+        elif kind == b"tRNS":
+            info.transparent = data[start:end]
+        elif kind == b"acTL" and end - start == 8 and (frames := int.from_bytes(data[start : start + 4])) > 1:
+            raise UserError(
+                f"{encoded.name}: an animated PNG of {frames} frames; save its frames as single pictures first"
+            )
+        if kind in _PIXELS:
+            pixels.append(data[start - 8 : end + 4])
+    info.pixels = b"".join(pixels)
     return info
 
 
-class _PixelCount:
-    """How many bytes of pixels are still to come; decoders fill up what is missing without a word."""
-
-    def __init__(self, expected: int):
-        self.missing = expected
-        self._inflater = zlib.decompressobj()
-
-    def add(self, data: bytes) -> None:
-        while data and self.missing > 0:
-            self.missing -= len(self._inflater.decompress(data, min(self.missing, _STRIP_BYTES)))
-            data = self._inflater.unconsumed_tail
-
-
-def _pixel_bytes(info: PngInfo, interlaced: bool) -> int:
-    """Bytes of all rows with their filter numbers; an interlaced picture is stored as seven smaller ones."""
-    channels = {RGB: 3, GRAY_ALPHA: 2, RGB_ALPHA: 4}.get(info.color_type, 1)
-    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-    total = 0
-    for top, left, down, right in starts if interlaced else ((0, 0, 1, 1),):
-        rows, columns = -(-(info.height - top) // down), -(-(info.width - left) // right)
-        if rows > 0 and columns > 0:
-            total += rows * (1 + -(-columns * channels * info.bit_depth // 8))
-    return total
-
-
-def _chunks(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, bytes]]:
-    kind = b""
-    left = path.stat().st_size - len(SIGNATURE)
+def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of each chunk's data."""
+    view, position, kind = memoryview(data), len(SIGNATURE), b""
     while kind != b"IEND":
-        head = file.read(8)
-        size, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
-        left -= size + 12
-        if len(head) < 8 or left < 0:
-            raise UserError(f"{path}: the PNG file ends too early (truncated); copy or download it again")
-        data = file.read(size)
-        if zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(file.read(4)):
-            raise UserError(f"{path}: a checksum in the PNG file is wrong (damaged); copy or download it again")
-        yield kind, data
+        if position + 12 > len(data):
+            raise UserError(f"{name}: the PNG file ends too early (truncated); copy or download it again")
+        size, kind = struct.unpack_from(">I4s", data, position)
+        start, end = position + 8, position + 8 + size
+        if end + 4 > len(data):
+            raise UserError(f"{name}: the PNG file ends too early (truncated); copy or download it again")
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise UserError(f"{name}: a checksum in the PNG file is wrong (damaged); copy or download it again")
+        yield kind, start, end
+        position = end + 4
 
 
-def read_png16(path: Path, info: PngInfo) -> np.ndarray:
-    """A 16-bit PNG as uint16: HW, or HWC with gray and alpha, RGB, or RGB and alpha."""
-    array = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16 or array.shape[:2] != (info.height, info.width):
-        raise UserError(f"{path}: the 16-bit PNG file cannot be decoded, it is damaged")
+def _with_opencv(info: PngInfo) -> np.ndarray | None:
+    """8 or 16 bits as HW, or HWC with gray and alpha, RGB, or RGB and alpha; None where OpenCV refuses."""
+    flags = _OPENCV.get(info.color_type, cv2.IMREAD_UNCHANGED)
+    array = cv2.imdecode(np.frombuffer(info.pixels, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None or 8 * array.itemsize != info.bit_depth or array.shape[:2] != (info.height, info.width):
+        return None
     if info.color_type == GRAY_ALPHA:
-        array = array[..., [0, 3]] if array.ndim == 3 and array.shape[2] == 4 else array
-    elif array.ndim == 3:
-        array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+        array = array[..., [0, 3]]
+    elif info.color_type == RGB_ALPHA:
+        array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA)
     if info.color_type in (GRAY, RGB) and info.transparent:
         channels = 1 if info.color_type == GRAY else 3
         color = array.reshape(*array.shape[:2], -1)[..., :channels]
@@ -122,6 +122,56 @@ def read_png16(path: Path, info: PngInfo) -> np.ndarray:
         alpha = np.where((color == key).all(axis=-1), 0, 65535).astype(np.uint16)
         array = np.dstack([color, alpha])
     return array
+
+
+def _check_count(name: str, info: PngInfo) -> None:
+    """UserError when there are fewer pixels than the header says; some decoders fill them up without a word."""
+    missing, inflater = _pixel_bytes(info), zlib.decompressobj()
+    for kind, start, end in _chunks(info.pixels, name):
+        data = info.pixels[start:end] if kind == b"IDAT" else b""
+        while data and missing > 0:
+            missing -= len(inflater.decompress(data, min(missing, _STRIP_BYTES)))
+            data = inflater.unconsumed_tail
+    if missing:
+        raise UserError(f"{name}: the PNG file holds fewer pixels than its header says; it is damaged")
+
+
+def _pixel_bytes(info: PngInfo) -> int:
+    """Bytes of all rows with their filter numbers; an interlaced picture is stored as seven smaller ones."""
+    channels = {RGB: 3, GRAY_ALPHA: 2, RGB_ALPHA: 4}.get(info.color_type, 1)
+    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    total = 0
+    for top, left, down, right in starts if info.interlaced else ((0, 0, 1, 1),):
+        rows, columns = -(-(info.height - top) // down), -(-(info.width - left) // right)
+        if rows > 0 and columns > 0:
+            total += rows * (1 + -(-columns * channels * info.bit_depth // 8))
+    return total
+
+
+def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
+    """The colour profile; UserError when it and the compressed texts would inflate beyond all measure."""
+    profile, left = None, _MOST_METADATA
+    for kind, data in info.chunks:
+        key, _, rest = data.partition(b"\0")
+        if kind == b"iTXt" and rest[:1] == b"\1":
+            packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        elif kind in (b"zTXt", b"iCCP"):
+            packed = rest[1:]
+        else:
+            continue
+        try:
+            found = zlib.decompressobj().decompress(packed, left + 1)
+        except zlib.error:
+            continue  # carried over as it is; other programs pass over it too
+        left -= len(found)
+        if left < 0:
+            what = "colour profile" if kind == b"iCCP" else f"text {key.decode('latin-1')!r}"
+            raise UserError(
+                f"{name}: its {what} inflates to more than {_MOST_METADATA >> 20} MiB, the limit for all texts and the "
+                "profile of a PNG; remove it and save the file again"
+            )
+        profile = found if kind == b"iCCP" else profile
+    return profile
 
 
 def write_png(

@@ -1,25 +1,32 @@
-"""TIFF of 16-bit integers and floats, which Pillow cannot hold, read and written by rows, and the tags carried over."""
+"""TIFF: what its header says, which tags are carried over, and its pixels as stored, whole or by rows.
 
-import zlib
-from collections.abc import Iterable, Iterator
+`tifffile` decodes, where imagecodecs is installed all that it knows. Pillow decodes palettes, less than 8 bits, YCbCr
+and JPEG, and 8 bits in compressions that need imagecodecs; OpenCV 16 bits in such ones. Both turn pixels by the
+orientation tag, and one divides, the other multiplies colours by alpha: the copy that they get says nothing of either.
+"""
+
+import io
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
 import tifffile
 
 from vheatir.errors import UserError
-from vheatir.image_io.tiff_exif import POINTERS, Entry, append_folders, read_folders
+from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
+from vheatir.image_io.pillow import decode_with_pillow
+from vheatir.image_io.tiff_exif import POINTERS, Entry, read_folders
 
 _INTEGER, _FLOAT = 1, 3  # SampleFormat
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
-ASSOCIATED, _STRAIGHT = 1, 2  # ExtraSamples: colour multiplied with alpha beforehand, or not
-_ICC_PROFILE = 34675
+MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_OLD_JPEG, _JPEG = 6, 7  # Compression
+_ICC_PROFILE, _ORIENTATION, _EXTRA_SAMPLES, _SUB_IFDS = 34675, 274, 338, 330
 
-_SAMPLES = {(16, _INTEGER): "uint16", (16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
-_STRIP_BYTES = 1 << 18  # of written strips, before compression
+_SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
+_SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
+_ASCII = 2
 
 # Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
@@ -28,7 +35,7 @@ _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 
 @dataclass
 class TiffInfo:
-    """What the header of a single-page TIFF says."""
+    """What the header of a TIFF says of its one picture."""
 
     width: int
     height: int
@@ -42,127 +49,233 @@ class TiffInfo:
     resolution: tuple[tuple[float, float], int] | None = None  # pixels per unit in x and y, the unit
     tags: list[tuple] = field(default_factory=list)  # as tifffile takes them: code, type, count, value, write once
     folders: dict[int, list[Entry]] = field(default_factory=dict)  # EXIF and GPS
+    orientation: int = 1
     notes: tuple[str, ...] = ()
 
 
-def scan_tiff(path: Path) -> TiffInfo:
-    """Read the header; UserError for what cannot be restored and written back."""
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.pages) != 1:
-            raise UserError(f"{path}: holds {len(tiff.pages)} pages; split it into files of one page each")
-        page = tiff.pages[0]
-        bits = page.bitspersample
-        bits = max(bits) if isinstance(bits, tuple) else bits
-        photometric, extra = int(page.photometric), tuple(int(kind) for kind in page.extrasamples)
-        if photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR):
-            name = getattr(page.photometric, "name", photometric)
-            raise UserError(f"{path}: colours are stored as {name}; convert the file to RGB or gray first")
-        sample = (bits, int(page.sampleformat))
-        if bits > 8 and sample not in _SAMPLES:
-            raise UserError(
-                f"{path}: holds {bits}-bit samples of sample format {int(page.sampleformat)}; "
-                "8- and 16-bit unsigned integers and floats can be restored, convert the file first"
-            )
-        colors = 3 if photometric in (_RGB, _YCBCR) else 1
-        surplus = page.samplesperpixel - colors
-        if surplus == 1 and not extra:  # some writers, OpenCV among them, leave out what the fourth channel is
-            extra = (_STRAIGHT,)
-        if bits > 8 and (surplus, extra) not in ((0, ()), (1, (ASSOCIATED,)), (1, (_STRAIGHT,))):
-            raise UserError(
-                f"{path}: holds {page.samplesperpixel} channels; expected gray or RGB, with or without alpha"
-            )
-        profile = page.tags.get(_ICC_PROFILE)
-        carried = [page.tags[code] for code in _KEPT if code in page.tags]
-        folders, notes = _folders(path) if any(code in page.tags for code in POINTERS) else ({}, ())
-        return TiffInfo(
-            width=page.imagewidth,
-            height=page.imagelength,
-            bit_depth=8 if bits <= 8 else 16 if sample == (16, _INTEGER) else 32,
-            photometric=photometric,
-            dtype=_SAMPLES.get(sample, "uint8") if bits > 8 else "uint8",
-            byteorder=tiff.byteorder,
-            alpha=extra[0] if extra else 0,
-            compressed=int(page.compression) != 1,
-            icc_profile=bytes(profile.value) if profile else None,
-            resolution=(page.get_resolution(), int(page.resolutionunit)) if 282 in page.tags else None,
-            tags=[(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in carried],
-            folders=folders,
-            notes=notes,
+def read(encoded: Encoded) -> Stored:
+    """A TIFF file of one picture: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
+    with tifffile.TiffFile(encoded.file) as tiff:
+        page, notes = _picture(encoded, tiff)
+        info = _info(encoded, tiff, page, notes)
+        encoded.check_size(info.width, info.height)
+        about: dict[str, Any] = {"suffix": encoded.suffix, "notes": info.notes, "orientation": info.orientation}
+        about |= {"extras": {"tiff": info, "icc_profile": info.icc_profile}, "premultiplied": info.alpha == ASSOCIATED}
+        if encoded.by_rows is not None and info.width * info.height > encoded.by_rows:
+            rows = TiffRows.open(encoded, info, page)
+            if rows is not None:
+                size = (info.height, info.width, rows.channels, info.bit_depth)
+                return Stored(*size, rows, by_rows=True, close=encoded.file.close, **about)
+        return Stored.of_array(_whole(encoded, info, page), info.bit_depth, **about)
+
+
+def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
+    """The page of the picture, where all the others are thumbnails of it, and a note on those."""
+    pages = [tiff.pages[index] for index in range(len(tiff.pages))]
+    if not pages:
+        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+    masks = [page for page in pages if int(page.subfiletype) & _MASK]
+    whole = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if masks and len(pages) > 1:
+        raise UserError(f"{encoded.name}: holds a transparency mask as a page; save it with alpha or without")
+    if len(whole) > 1 or (not whole and len(pages) > 1):
+        raise UserError(f"{encoded.name}: holds {len(pages)} pages; split it into files of one page each")
+    page = whole[0] if whole else pages[0]
+    reduced = len(pages) - 1 + len(page.subifds or ())
+    if not reduced:
+        return page, ()
+    return page, (f"holds {reduced} further, smaller picture{'s' * (reduced > 1)} (thumbnails); left out",)
+
+
+def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, notes: tuple[str, ...]) -> TiffInfo:
+    photometric, sample, extra = _checked(encoded, page)
+    profile = page.tags.get(_ICC_PROFILE)
+    carried = [page.tags[code] for code in _KEPT if code in page.tags] if encoded.metadata else []
+    folders: dict[int, list[Entry]] = {}
+    if encoded.metadata and any(code in page.tags for code in POINTERS):
+        try:
+            folders = read_folders(encoded.file, page.offset)
+        except ValueError as error:
+            notes += (f"{error}; it is left out, the picture is not affected",)
+    turned = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+    return TiffInfo(
+        width=page.imagewidth,
+        height=page.imagelength,
+        bit_depth=8 if sample[0] <= 8 else 16 if sample == (16, _INTEGER) else 32,
+        photometric=photometric,
+        dtype=_SAMPLES.get(sample, "uint8"),
+        byteorder=tiff.byteorder,
+        alpha=extra[0] if extra else 0,
+        compressed=int(page.compression) != 1,
+        icc_profile=bytes(profile.value) if profile else None,
+        resolution=(page.get_resolution(), int(page.resolutionunit)) if 282 in page.tags else None,
+        tags=[_tag(encoded, tag) for tag in carried],
+        folders=folders,
+        orientation=turned if isinstance(turned, int) and 1 <= turned <= 8 else 1,
+        notes=notes,
+    )
+
+
+def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:
+    """A tag as tifffile writes it. Texts are copied as bytes: many programs write other letters than ASCII there."""
+    value = tag.value
+    if int(tag.dtype) == _ASCII:
+        encoded.file.seek(tag.valueoffset)
+        value = encoded.file.read(tag.count)
+    return tag.code, int(tag.dtype), tag.count, value, True
+
+
+def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int, int], tuple[int, ...]]:
+    """Photometric interpretation, bits and format of the samples, kind of alpha; UserError for what is not ours."""
+    photometric, extra = int(page.photometric), tuple(int(kind) for kind in page.extrasamples)
+    bits = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
+    sample = (max(bits), int(page.sampleformat))
+    if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR):
+        name = getattr(page.photometric, "name", photometric)
+        raise UserError(f"{encoded.name}: colours are stored as {name}; convert the file to RGB or gray first")
+    known = sample in _SAMPLES or (sample[0] < 8 and sample[1] == _INTEGER)
+    if not known or len(set(bits)) > 1 or (sample[0] > 8 and photometric in (_PALETTE, _YCBCR)):
+        raise UserError(
+            f"{encoded.name}: holds {sample[0]}-bit samples of sample format {sample[1]}; "
+            "8- and 16-bit unsigned integers and floats can be restored, convert the file first"
         )
+    colors = 3 if photometric in (_RGB, _YCBCR) else 1
+    surplus = page.samplesperpixel - colors
+    if surplus == 1 and not extra:  # some writers, OpenCV among them, leave out what the fourth channel is
+        extra = (STRAIGHT,)
+    if (surplus, extra) not in ((0, ()), (1, (ASSOCIATED,)), (1, (STRAIGHT,))):
+        kinds = {0: "unspecified", ASSOCIATED: "associated alpha", STRAIGHT: "unassociated alpha"}
+        beside = ", ".join(kinds.get(kind, f"kind {kind}") for kind in extra) or "nothing said"
+        raise UserError(
+            f"{encoded.name}: holds {page.samplesperpixel} channels, beside the {colors} of the picture: {beside}; "
+            "expected gray or RGB, with or without alpha; save the others as files of their own"
+        )
+    return photometric, sample, extra
 
 
-def _folders(path: Path) -> tuple[dict[int, list[Entry]], tuple[str, ...]]:
+def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
+    """All pixels as stored, black 0: HW, or HWC of gray and alpha, RGB, RGBA."""
+    _check_bounds(encoded, page)
+    plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
+    if not plain or int(page.compression) in (_OLD_JPEG, _JPEG):
+        return _with_pillow(encoded, page)
     try:
-        return read_folders(path), ()
-    except ValueError as error:
-        return {}, (f"{error}; it is left out, the picture is not affected",)
-
-
-def read_tiff(path: Path, info: TiffInfo) -> np.ndarray:
-    """The pixels of a 16-bit or float TIFF as stored: HW, or HWC with gray and alpha, RGB, RGBA."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            array = page.asarray()
-            if array.ndim == 3 and int(page.planarconfig) == 2:
-                array = np.moveaxis(array, 0, -1)
-    except (ValueError, KeyError) as error:  # LZW and others need imagecodecs; OpenCV brings its own libtiff
-        if "imagecodecs" not in str(error):
+        array = page.asarray()
+        if array.ndim == 3 and int(page.planarconfig) == 2:
+            array = np.moveaxis(array, 0, -1)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, tifffile.TiffFileError) or not _lacks_codec(page, error):
             raise
-        array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if array is None:
-            raise UserError(
-                f"{path}: the TIFF file is damaged, or compressed in a way that needs `pip install imagecodecs`"
-            ) from error
-        if array.ndim == 3:
-            array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+        if info.bit_depth == 8:
+            return _with_pillow(encoded, page)  # which has black 0 already
+        array = _with_opencv(encoded, info, page)
     array = array.squeeze(axis=-1) if array.ndim == 3 and array.shape[-1] == 1 else array
     if array.shape[:2] != (info.height, info.width) or array.ndim > 3:
-        raise UserError(f"{path}: the TIFF file holds {array.shape}, its header says {(info.height, info.width)}")
-    if info.photometric == _MIN_IS_WHITE and info.bit_depth == 16:
-        array = 65535 - array
+        raise UserError(f"{encoded.name}: the TIFF file holds {array.shape}, its header says {info.height, info.width}")
+    return inverted(array, info) if info.photometric == MIN_IS_WHITE else array
+
+
+def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
+    return "imagecodecs" in str(error) or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
+
+
+def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
+    """Colours of a min-is-white picture with black as 0, and the other way round; alpha, the second channel, stays."""
+    top = np.iinfo(info.dtype).max if info.bit_depth != 32 else values.dtype.type(1)
+    if values.ndim == 2 or values.shape[2] == 1:
+        return top - values
+    return np.stack([top - values[..., 0], values[..., 1]], axis=-1)
+
+
+def _with_pillow(encoded: Encoded, page: tifffile.TiffPage) -> np.ndarray:
+    try:
+        array, _ = decode_with_pillow(encoded, "TIFF", _pixels_only(encoded, page), page.index)
+    except UserError:
+        raise
+    except Exception as error:  # whatever libtiff says of a codec or of damage
+        raise _undecodable(encoded, page) from error
     return array
+
+
+def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
+    """16 bits or floats in a compression that needs imagecodecs; OpenCV brings its own libtiff."""
+    array = None
+    if page.index == 0 and (int(page.planarconfig) == 1 or page.samplesperpixel == 1):
+        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+        array = cv2.imdecode(np.frombuffer(_pixels_only(encoded, page), np.uint8), flags)
+    if array is None or array.dtype != np.dtype(info.dtype):
+        raise _undecodable(encoded, page)
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    if array.size != info.height * info.width * page.samplesperpixel:
+        raise _undecodable(encoded, page)
+    return array
+
+
+def _undecodable(encoded: Encoded, page: tifffile.TiffPage) -> UserError:
+    code = int(page.compression)
+    name = getattr(page.compression, "name", "an unknown way")
+    return UserError(
+        f"{encoded.name}: the TIFF file is compressed by {name} (number {code}) and cannot be decoded: it is "
+        "damaged, or this kind needs `pip install imagecodecs`; else save it uncompressed, by LZW or by Deflate"
+    )
+
+
+def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
+    """The file without what decoders do to pixels by themselves: it lies upright, and alpha is not in the colours."""
+    data = bytearray(encoded.content())
+    order = "little" if page.parent.byteorder == "<" else "big"
+    for code, value in ((_ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
+        tag = page.tags.get(code)
+        if tag is not None and tag.count == 1:
+            size = tag.valuebytecount
+            data[tag.valueoffset : tag.valueoffset + size] = value.to_bytes(size, order)
+    return bytes(data)
+
+
+def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
+    """UserError when strips or tiles are missing or lie behind the end; decoders fill them up without a word."""
+    starts, sizes = page.dataoffsets, page.databytecounts
+    planes = page.samplesperpixel if int(page.planarconfig) == 2 else 1
+    tall = page.tilelength if page.is_tiled else page.rowsperstrip
+    across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
+    count = planes * across * -(-page.imagelength // tall) * page.imagedepth
+    size = encoded.file.seek(0, io.SEEK_END)
+    if len(starts) != len(sizes) or len(starts) != count:
+        raise UserError(f"{encoded.name}: the TIFF file lists {len(starts)} strips or tiles, its size needs {count}")
+    if not starts or min(starts) < 1 or min(sizes) < 1:
+        raise UserError(f"{encoded.name}: strips or tiles of the TIFF file are missing; copy or download it again")
+    if max(start + length for start, length in zip(starts, sizes, strict=True)) > size:
+        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
 
 
 class TiffRows:
     """Rows of a TIFF, decoded as they are asked for: strips or tiles, of which the last ones used are kept."""
 
-    def __init__(self, path: Path, info: TiffInfo):
-        self._path, self._info = path, info
-        self._tiff = tifffile.TiffFile(path)
-        self._page = self._tiff.pages[0]
+    def __init__(self, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage):
+        self._encoded, self._info, self._page = encoded, info, page
+        self._starts, self._sizes = page.dataoffsets, page.databytecounts
         self._kept: dict[int, tuple] = {}
-        tiled = self._page.is_tiled
-        self._tall = self._page.tilelength if tiled else self._page.rowsperstrip
-        self._across = -(-info.width // self._page.tilewidth) if tiled else 1
-        self.channels = self._page.samplesperpixel
+        tiled = page.is_tiled
+        self._tall = page.tilelength if tiled else page.rowsperstrip
+        self._across = -(-info.width // page.tilewidth) if tiled else 1
+        self.channels = page.samplesperpixel
 
     @classmethod
-    def open(cls, path: Path, info: TiffInfo) -> "TiffRows | None":
+    def open(cls, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> "TiffRows | None":
         """None where this file must be read as a whole: other colours, or a compression unknown without imagecodecs."""
-        rows = cls(path, info)
+        plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
+        if not plain or page.imagedepth > 1 or int(page.compression) in (_OLD_JPEG, _JPEG):
+            return None
+        rows = cls(encoded, info, page)
+        _check_bounds(encoded, page)
         try:
-            page = rows._page
-            plain = info.photometric in (_MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
-            extras = rows.channels - (3 if info.photometric == _RGB else 1)
-            if plain and extras in (0, 1) and page.imagedepth == 1 and int(page.compression) not in (6, 7):
-                rows._check_bounds()
-                rows(0, 1)
-                return rows
+            rows(0, 1)
         except (ValueError, KeyError, NotImplementedError) as error:
-            if isinstance(error, UserError) or "imagecodecs" not in str(error):
-                rows.close()
+            if isinstance(error, UserError | tifffile.TiffFileError) or not _lacks_codec(page, error):
                 raise
-        rows.close()
-        return None
-
-    def _check_bounds(self) -> None:
-        ends = np.add(self._page.dataoffsets, self._page.databytecounts)
-        planes = self.channels if int(self._page.planarconfig) == 2 else 1
-        if len(ends) != planes * self._across * -(-self._info.height // self._tall):
-            raise UserError(f"{self._path}: the TIFF file lists {len(ends)} strips or tiles, its size needs others")
-        if ends.max() > self._path.stat().st_size:
-            raise UserError(f"{self._path}: the TIFF file ends too early (truncated); copy or download it again")
+            return None
+        return rows
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Rows start:stop as (rows, width, channels)."""
@@ -181,73 +294,12 @@ class TiffRows:
                 result[(*place, plane)] = part[..., 0]
             else:
                 result[place] = part
-        return result
+        return inverted(result, self._info) if self._info.photometric == MIN_IS_WHITE else result
 
     def _decode(self, index: int) -> tuple:
-        page, file = self._page, self._tiff.filehandle
-        file.seek(page.dataoffsets[index])
-        segment, place, shape = page.decode(file.read(page.databytecounts[index]), index)
+        page, file = self._page, self._encoded.file
+        file.seek(self._starts[index])
+        segment, place, shape = page.decode(file.read(self._sizes[index]), index)
         if segment is None:
-            raise UserError(f"{self._path}: strip or tile {index} of the TIFF file is empty; copy or download it again")
+            raise UserError(f"{self._encoded.name}: strip or tile {index} of the TIFF file is empty")
         return segment, place, shape
-
-    def close(self) -> None:
-        self._tiff.close()
-
-
-def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.ndarray], info: TiffInfo) -> None:
-    """Write blocks of rows, (rows, width, channels) in `info.dtype`, with the tags of the file they were made from.
-
-    shape: of the whole picture; the last of 2 or 4 channels is alpha. The file must be readable too.
-    """
-    height, width, channels = shape
-    dtype = np.dtype(info.dtype).newbyteorder(info.byteorder)
-    rows = max(1, _STRIP_BYTES // (width * channels * dtype.itemsize))
-    alpha = "assocalpha" if info.alpha == ASSOCIATED else "unassalpha"
-    predictor = 2 if info.compressed and dtype.kind == "u" else 1
-    tifffile.imwrite(
-        file,
-        _strips(blocks, rows, dtype, info.compressed, predictor),
-        shape=shape if channels > 1 else shape[:2],
-        dtype=dtype,
-        byteorder=info.byteorder,
-        rowsperstrip=min(rows, height),
-        photometric="rgb" if channels >= 3 else "minisblack",
-        planarconfig="contig" if channels > 1 else None,
-        extrasamples=[alpha] if channels in (2, 4) else None,
-        compression="zlib" if info.compressed else None,
-        predictor=predictor if info.compressed else None,
-        iccprofile=info.icc_profile,
-        resolution=info.resolution[0] if info.resolution else None,
-        resolutionunit=info.resolution[1] if info.resolution else None,
-        extratags=info.tags,
-        metadata=None,
-        software=False,
-    )
-    if info.folders:
-        append_folders(file, info.folders)
-
-
-def _strips(
-    blocks: Iterable[np.ndarray], rows: int, dtype: np.dtype, compress: bool, predictor: int
-) -> Iterator[bytes]:
-    """Blocks of any height as encoded strips of `rows` rows."""
-    waiting: list[np.ndarray] = []
-    count = 0
-    for block in blocks:
-        waiting.append(block)
-        count += len(block)
-        if count >= rows:
-            joined = np.concatenate(waiting) if len(waiting) > 1 else block
-            whole = count // rows * rows
-            yield from (_strip(joined[top : top + rows], dtype, compress, predictor) for top in range(0, whole, rows))
-            waiting, count = [joined[whole:].copy()], count - whole
-    if count:
-        yield _strip(np.concatenate(waiting), dtype, compress, predictor)
-
-
-def _strip(rows: np.ndarray, dtype: np.dtype, compress: bool, predictor: int) -> bytes:
-    if predictor == 2:  # differences along the row, modulo the integers' range
-        rows = np.concatenate([rows[:, :1], np.diff(rows, axis=1)], axis=1)
-    data = np.ascontiguousarray(rows, dtype=dtype).tobytes()
-    return zlib.compress(data, 6) if compress else data

@@ -5,14 +5,15 @@ tags. Values are copied as bytes; only positions are made anew. Camera makers' n
 come across as they are, which readers of such notes know.
 """
 
+import io
 import struct
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 POINTERS = (34665, 34853)  # EXIF, GPS; in the first folder
 _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_LONG, _LONG8 = 4, 16
+_ORIENTATION = 274
+_SHORT, _LONG, _LONG8 = 3, 4, 16
 _MOST_ENTRIES, _MOST_BYTES = 1000, 1 << 24
 
 
@@ -47,16 +48,30 @@ class Entry(NamedTuple):
     folder: "list[Entry] | None" = None
 
 
-def read_folders(path: Path) -> dict[int, list[Entry]]:
-    """The EXIF and GPS folders of a TIFF by their tag; ValueError when they are damaged."""
-    with open(path, "rb") as file:
+def read_folders(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
+    """The EXIF and GPS folders, by their tag, of the page of a TIFF at `start`; ValueError when they are damaged."""
+    layout, _ = _header(file)
+    try:
+        first = {entry.tag: entry for entry in _read(file, layout, start, values=False)}
+        pointers = {tag: first[tag].value for tag in POINTERS if tag in first}
+        return {tag: _read(file, layout, _number(layout, value)) for tag, value in pointers.items()}
+    except (struct.error, KeyError) as error:
+        raise ValueError(f"its EXIF folder is damaged ({error})") from error
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """The orientation that EXIF names, 1 (upright) to 8; 1 where it names none or cannot be read."""
+    if not exif:
+        return 1
+    file = io.BytesIO(exif.removeprefix(b"Exif\0\0"))
+    try:
         layout, start = _header(file)
-        try:
-            first = {entry.tag: entry for entry in _read(file, layout, start, values=False)}
-            pointers = {tag: first[tag].value for tag in POINTERS if tag in first}
-            return {tag: _read(file, layout, _number(layout, value)) for tag, value in pointers.items()}
-        except (struct.error, KeyError) as error:
-            raise ValueError(f"its EXIF folder is damaged ({error})") from error
+        entries = _read(file, layout, start, values=False)
+        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (_ORIENTATION, _SHORT)), b"")
+        found = struct.unpack_from(layout.order + "H", value)[0] if value else 1
+    except (struct.error, ValueError):
+        return 1
+    return found if 1 <= found <= 8 else 1
 
 
 def append_folders(file: BinaryIO, folders: dict[int, list[Entry]]) -> None:

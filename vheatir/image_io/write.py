@@ -1,5 +1,6 @@
 """Pictures out: blocks of rows as PNG, TIFF, JPEG, WebP or BMP, atomically and with the metadata they came with."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from PIL import Image as Pillow
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import DEPTHS, Image, blocks_of, format_of
+from vheatir.image_io.jpeg import JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import metadata_chunks, write_png
-from vheatir.image_io.tiff import TiffInfo, write_tiff
+from vheatir.image_io.tiff import TiffInfo
+from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
 QUALITY = 95  # of written JPEG (with full-resolution colour) and lossy WebP
@@ -98,8 +101,21 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         file.write(cv2.imencode(".bmp", array)[1].tobytes())
         return
     options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
+    picture = Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array)
     if kind == "JPEG":
-        options |= {"quality": QUALITY, "subsampling": 0}
-    elif kind == "WEBP":
+        file.write(_jpeg(picture, options, extras.get("jpeg")))
+        return
+    if kind == "WEBP":
         options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
-    Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array).save(file, kind, **options)
+    picture.save(file, kind, **options)
+
+
+def _jpeg(picture: Pillow.Image, options: dict[str, Any], info: JpegInfo | None) -> bytes:
+    """A JPEG file with the segments of the one it came from, or with what another format knows of metadata."""
+    if info is None:
+        info = JpegInfo(segments=list(exif_segments(options.pop("exif", b""))))
+    else:
+        options = {"dpi": options["dpi"]} if "dpi" in options else {}
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=QUALITY, subsampling=0, **options)
+    return with_metadata(encoded.getvalue(), info)

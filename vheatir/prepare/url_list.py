@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vheatir.data.sources import decode_image
 from vheatir.errors import UserError
+from vheatir.image_io import decode_image
 from vheatir.prepare.download import download
 
 FREE = ("creativecommons.org/publicdomain/zero/", "creativecommons.org/publicdomain/mark/")

@@ -1,0 +1,157 @@
+"""JPEG at the level of its segments: told whole from cut, metadata and what lies behind the picture carried over.
+
+OpenCV decodes what is usual, Pillow the rest. What follows the end of the picture, such as the video of a motion photo,
+is found by its distance from the end of the file, and so stays valid behind another picture.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from vheatir.errors import UserError
+from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.pillow import decode_with_pillow, open_with_pillow
+from vheatir.image_io.tiff_exif import orientation_of
+
+_SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP13, _COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_LOSSLESS_OR_HIERARCHICAL = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_EXIF, _ICC, _XMP = b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/"
+_MOST_PAYLOAD = 65533
+
+
+@dataclass
+class JpegInfo:
+    """The frame header of a JPEG, its segments of metadata (marker, payload), and what follows its end."""
+
+    width: int = 0
+    height: int = 0
+    bits: int = 0
+    components: int = 0
+    process: int = 0  # the marker of the frame header
+    segments: list[tuple[int, bytes]] = field(default_factory=list)
+    scan: int = 0  # where the first scan begins
+    trailer: bytes = b""
+
+    def exif(self) -> bytes | None:
+        """EXIF, joined where it takes several segments."""
+        parts = [data.removeprefix(_EXIF) for marker, data in self.segments if marker == _APP1 and _is_exif(data)]
+        return _EXIF + b"".join(parts) if parts else None
+
+
+def _is_exif(data: bytes) -> bool:
+    return data.startswith(_EXIF)
+
+
+def read(encoded: Encoded) -> Stored:
+    """A JPEG file of 8 bits, gray or RGB; of several pictures (MPO) the first one."""
+    data = encoded.content()
+    info = _scan(data, encoded)
+    _check_kind(encoded, info)
+    end = _end(data, info.scan) if encoded.metadata or not data.endswith(b"\xff\xd9") else len(data)
+    array = None
+    if end is not None:
+        color = cv2.IMREAD_GRAYSCALE if info.components == 1 else cv2.IMREAD_COLOR_RGB
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None or array.shape[:2] != (info.height, info.width):
+        array, _ = decode_with_pillow(encoded, "JPEG")  # which knows a cut file
+    exif, extras, notes = info.exif(), {}, ()
+    if encoded.metadata:
+        info.trailer = data[end:] if end is not None else b""
+        extras, notes = _metadata(data, info)
+    about = {"suffix": encoded.suffix, "extras": extras, "notes": notes, "orientation": orientation_of(exif)}
+    return Stored.of_array(array, 8, **about)
+
+
+def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
+    """All segments before the first scan."""
+    info, position = JpegInfo(), 2
+    while not info.scan:
+        position = data.find(b"\xff", position)
+        while position >= 0 and data[position + 1 : position + 2] == b"\xff":
+            position += 1
+        if position < 0 or position + 4 > len(data):
+            raise UserError(f"{encoded.name}: the JPEG file is truncated or damaged; copy or download it again")
+        marker = data[position + 1]
+        if marker in _ALONE or marker == 0:
+            position += 2
+            continue
+        size = int.from_bytes(data[position + 2 : position + 4])
+        payload, position = data[position + 4 : position + 2 + size], position + 2 + max(size, 2)
+        if marker == _SOS:
+            info.scan = position
+        elif marker in _FRAMES and len(payload) >= 6:
+            info.bits, info.components, info.process = payload[0], payload[5], marker
+            info.height, info.width = int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5])
+            encoded.check_size(info.width, info.height)
+        elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
+            info.segments.append((marker, payload))
+    return info
+
+
+def _check_kind(encoded: Encoded, info: JpegInfo) -> None:
+    if info.process in _LOSSLESS_OR_HIERARCHICAL:
+        raise UserError(
+            f"{encoded.name}: a lossless or hierarchical JPEG, which no common decoder reads; convert it to PNG or TIFF"
+        )
+    if info.bits not in (0, 8):
+        raise UserError(
+            f"{encoded.name}: a JPEG of {info.bits} bits per sample, 8 can be read; convert it to a 16-bit PNG or TIFF"
+        )
+    if info.components == 4:
+        raise UserError(f"{encoded.name}: colours are stored as CMYK; convert the file to RGB or gray first")
+    if info.components not in (1, 3):
+        raise UserError(f"{encoded.name}: a JPEG of {info.components} channels, 1 or 3 can be read; it may be damaged")
+
+
+def _end(data: bytes, position: int) -> int | None:
+    """Where the picture ends, told by its markers; None where its end is missing."""
+    while found := _NEXT_MARKER.search(data, position):
+        marker, position = data[found.start() + 1], found.end()
+        if marker == _EOI:
+            return position
+        if marker != _SOI:  # tables or a further scan, which may hold bytes that look like a marker
+            position += max(int.from_bytes(data[position : position + 2]), 2)
+    return None
+
+
+def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
+    """What a writer needs, for JPEG and for other formats, and notes."""
+    with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as picture:
+        # ignored: warnings of odd EXIF, which is carried over as it is
+        found, pictures = dict(picture.info), getattr(picture, "n_frames", 1)
+        quantization = getattr(picture, "quantization", None)
+    extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}
+    extras |= {"exif": info.exif(), "quantization": quantization, "jpeg": info}
+    if pictures == 1:
+        return extras, ()
+    # XMP may describe the pictures that are dropped, such as a gain map
+    extras["xmp"], info.trailer = None, b""
+    info.segments = [(marker, data) for marker, data in info.segments if not data.startswith(_XMP)]
+    return extras, (f"holds {pictures} pictures; only the first one is restored and kept",)
+
+
+def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:
+    """A JPEG file with the segments of metadata of another one and what follows its end."""
+    begin = 2
+    while jpeg[begin + 1] == _APP0:
+        begin += 2 + int.from_bytes(jpeg[begin + 2 : begin + 4])
+    carried = b"".join(_segment(marker, payload) for marker, payload in info.segments)
+    return jpeg[:begin] + carried + jpeg[begin:] + info.trailer
+
+
+def exif_segments(exif: bytes) -> Iterable[tuple[int, bytes]]:
+    """EXIF of any length as segments, several where one cannot hold it."""
+    body, room = exif.removeprefix(_EXIF), _MOST_PAYLOAD - len(_EXIF)
+    return [(_APP1, _EXIF + body[start : start + room]) for start in range(0, len(body), room)]
+
+
+def _segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(payload) + 2).to_bytes(2) + payload
