@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.freezing import KeptForms
-from vheatir.kernels.checks import are_plain
+from vheatir.kernels.plain import are_plain
 
 
 def full_precision(like: Tensor) -> AbstractContextManager:

@@ -88,9 +88,23 @@ def library() -> Library:
     return _loaded
 
 
+def _functions() -> ctypes.CDLL:
+    loaded = library()
+    if loaded.functions is None:
+        raise RuntimeError(loaded.reason)
+    return loaded.functions
+
+
 def instructions() -> str:
-    """The vector instructions that the library, which must be there, uses on this processor."""
-    return library().instructions
+    """The vector instructions that the library, which must be there, uses on this processor.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    loaded = library()
+    if loaded.instructions is None:
+        raise RuntimeError(loaded.reason)
+    return loaded.instructions
 
 
 def refusal() -> str | None:
@@ -101,10 +115,29 @@ def refusal() -> str | None:
 
 
 def run(job: ctypes.Structure) -> None:
-    """Do one job of csrc/api.h.
+    """Do one vheatir_job of csrc/api.h.
 
     Raises:
         MemoryError: there is no memory for the work space.
+        RuntimeError: there is no library.
     """
-    if library().functions.vheatir_conduct(ctypes.byref(job)) != 0:
+    if _functions().vheatir_conduct(ctypes.byref(job)) != 0:
         raise MemoryError("the CPU kernel got no memory for its work space")
+
+
+def norm(job: ctypes.Structure) -> None:
+    """Do one vheatir_norm_job.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    _functions().vheatir_norm(ctypes.byref(job))
+
+
+def norm_gradient(job: ctypes.Structure) -> None:
+    """Do one vheatir_norm_gradient_job.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    _functions().vheatir_norm_gradient(ctypes.byref(job))

@@ -16,7 +16,7 @@ class Step:
 
     Attributes:
         rows_in: (count, size), samples of the line where `first`, else slots of the work space.
-        rows_out: (count, size), frequencies where `final` (until then slots, see Plan), else slots.
+        rows_out: (count, size), frequencies where `final` (until then slots, see TransformPlan), else slots.
         tables: (count, ...) numbers of each group, or (1, ...) for all of them; None for merges and copies.
     """
 
@@ -38,7 +38,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TransformPlan:
     """A plan as the native kernel reads it; a row of `steps` is one vheatir_step of csrc/api.h.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
     table: np.ndarray
 
 
-def encode(length: int, scale: float, steps: list[Step]) -> Plan:
+def encode(length: int, scale: float, steps: list[Step]) -> TransformPlan:
     """Lay the steps out in three arrays."""
     rows, tables, records = [], [], []
     rows_at = table_at = 0
@@ -65,10 +65,17 @@ def encode(length: int, scale: float, steps: list[Step]) -> Plan:
         records.append((step.kind, step.type, step.size, step.count, flags, table_at, pitch, rows_at))
         rows += [step.rows_in.ravel(), step.rows_out.ravel()]
         tables.append(numbers.ravel())
-        rows_at, table_at = rows_at + 2 * cells, table_at + numbers.size
+        rows_at += 2 * cells
+        table_at += numbers.size
     slots = 1 + max((int(s.rows_out.max()) for s in steps if not s.final), default=0)
-    flat = np.concatenate(rows).astype(np.int32), np.concatenate([*tables, [0.0]]).astype(np.float32)
-    return Plan(length, scale, slots, np.array(records, dtype=np.int32), *flat)
+    return TransformPlan(
+        length=length,
+        scale=scale,
+        slots=slots,
+        steps=np.array(records, dtype=np.int32),
+        rows=np.concatenate(rows).astype(np.int32),
+        table=np.concatenate([*tables, [0.0]]).astype(np.float32),
+    )
 
 
 def turn(n: int, j: np.ndarray | int) -> np.ndarray:

@@ -125,7 +125,13 @@ def lines_at_once(length: int, count: int, exact: bool, machine: Machine) -> int
 
 
 def lines_launch(kind: str, length: int, count: int, machine: Machine) -> Launch:
-    """Blocks of the kernel of that kind (read, halves, write, floats) for `count` lines."""
+    """Blocks of the kernel of that kind (read, halves, write, floats) for `count` lines.
+
+    Raises:
+        ValueError: not even the fewest lines fit into a block's memory, see `lines_at_once`.
+    """
     exact = kind == "floats"
     lines = lines_at_once(length, count, exact, machine)
+    if lines is None:
+        raise ValueError(f"lines of {length} points do not fit into {machine.shared_memory} bytes of shared memory")
     return Launch(f"vheatir_lines_{kind}_{lines}", -(-count // lines), _line_bytes(length, lines, exact))
