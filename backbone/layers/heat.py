@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.checkpoint import checkpoint
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath, Linear, Mlp, full_precision
+from vheatir.backbone.layers.common import DropPath, full_precision
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach
 from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.backbone.layers.mlp import Mlp
+from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay

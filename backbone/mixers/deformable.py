@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, full_precision
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table
+from vheatir.backbone.layers.common import full_precision
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table
 
 
 def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
@@ -122,6 +123,6 @@ class DeformableBlock(AttentionBlock):
 
     per_stage: ClassVar = ("num_heads",)
 
-    def __init__(self, dim: int, place: Place, *, num_heads: int, mlp_ratio: float = 4.0, **sampling):
+    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, mlp_ratio: float = 4.0, **sampling):
         attn = DeformableSampling(dim, num_heads, **sampling)
         super().__init__(dim, place, attn, mlp_ratio=mlp_ratio, factors=("gamma1", "gamma2"))

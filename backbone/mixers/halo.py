@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table, padding_to_multiple
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table, padding_to_multiple
 from vheatir.backbone.mixers.shifted_window import resize_bias_table
 
 
@@ -180,7 +180,7 @@ class HaloBlock(AttentionBlock):
     def __init__(
         self,
         dim: int,
-        place: Place,
+        place: BlockPosition,
         *,
         num_heads: int,
         block_size: int = 7,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table, padding_to_multiple
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table, padding_to_multiple
 
 
 def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -99,7 +99,7 @@ class ShiftedWindowBlock(AttentionBlock):
     not_decayed: ClassVar = ("relative_position_bias_table",)
     structural: ClassVar = ("relative_position_index", "attn_mask")
 
-    def __init__(self, dim: int, place: Place, *, num_heads: int, window_size: int = 7, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, window_size: int = 7, mlp_ratio: float = 4.0):
         self.window_size = window_size
         window = window_size if place.dense else min(window_size, *place.map_size)
         super().__init__(dim, place, WindowAttention(dim, num_heads, window), eps=1e-6, mlp_ratio=mlp_ratio)

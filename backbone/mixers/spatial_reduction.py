@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, full_precision
-from vheatir.backbone.mixers.block import AttentionBlock, Place, padding_to_multiple
+from vheatir.backbone.layers.common import full_precision
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, padding_to_multiple
 
 
 def resize_positions(table: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -77,7 +78,7 @@ class SpatialReductionBlock(AttentionBlock):
     def __init__(
         self,
         dim: int,
-        place: Place,
+        place: BlockPosition,
         *,
         num_heads: int,
         sr_ratio: int,

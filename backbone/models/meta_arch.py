@@ -5,14 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import (
-    ChannelsLastConv2d,
-    drop_path_rates,
-    init_linear,
-    to_channels_first,
-    to_channels_last,
-)
-from vheatir.backbone.mixers import Place, mixer_named
+from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers import BlockPosition, mixer_named
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import GlobalMean, image_size, map_sizes, widths
 
@@ -53,7 +48,7 @@ class MetaArch(HeatPyramid):
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
-        dense, mask_padding: see `Place`; set by the dense-prediction backbones.
+        dense, mask_padding: see `BlockPosition`; set by the dense-prediction backbones.
 
     Source: arXiv 2211.05781; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size and floating type, masks that follow the map.
@@ -139,7 +134,7 @@ class MetaArch(HeatPyramid):
             blocks = [
                 self.block_class(
                     self.dims[stage],
-                    Place(stage, index, size, next(rates), layer_scale, dense, mask_padding),
+                    BlockPosition(stage, index, size, next(rates), layer_scale, dense, mask_padding),
                     **args,
                 )
                 for index in range(self.depths[stage])

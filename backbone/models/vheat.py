@@ -5,14 +5,9 @@ from collections.abc import Sequence
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import (
-    ChannelsLastConv2d,
-    drop_path_rates,
-    init_linear,
-    to_channels_first,
-    to_channels_last,
-)
+from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.heat import HeatBlock
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.models.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import GlobalMean, default_cfg, image_size, widths

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vheatir.kernels.checks import are_plain
 from vheatir.kernels.cpu import library as native
+from vheatir.kernels.plain import are_plain
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
