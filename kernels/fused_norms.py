@@ -126,7 +126,7 @@ def _run(
         result=result.data_ptr(),
         epsilon=epsilon,
     )
-    native.norm(job)
+    native.functions().vheatir_norm(ctypes.byref(job))
 
 
 def _gradients(
@@ -161,7 +161,7 @@ def _gradients(
         grad_bias=sums[1].data_ptr(),
         epsilon=epsilon,
     )
-    native.norm_gradient(job)
+    native.functions().vheatir_norm_gradient(ctypes.byref(job))
     grad_weight, grad_bias = sums.sum(1)
     return grad_x, grad_weight, grad_bias, grad_gate
 
@@ -281,7 +281,8 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
     """
     if not _kernel_takes(x, residual, norm):
         return residual + (norm(x) if scale is None else norm(x) * scale)
-    weight, bias = norm.weight, norm.bias
+    weight = norm.weight
+    bias = norm.bias
     if scale is not None:
         weight = weight * scale
         bias = bias * scale

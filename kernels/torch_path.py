@@ -32,8 +32,11 @@ class AxisMatrices(NamedTuple):
 def _build_axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
     with torch.inference_mode(False), torch.no_grad():
         table = dct_matrix(n)
-        remaining, length = torch.arange(n, device="cpu"), n
-        parts, orders, splits = [], [], []
+        remaining = torch.arange(n, device="cpu")
+        length = n
+        parts = []
+        orders = []
+        splits = []
         for _ in range(levels):
             if length < 2 or (splits and splits[-1] % 2):
                 break
@@ -79,7 +82,8 @@ def _fold(splits: tuple[int, ...], x: Tensor) -> list[Tensor]:
     """(b, n, m) to sums and differences, one tensor for each part, in part order; x is kept."""
     differences = []
     for length in splits:
-        half, middle = length // 2, length - length // 2
+        half = length // 2
+        middle = length - length // 2
         mirrored = x[:, middle:].flip(1)
         differences.insert(0, x[:, :half] - mirrored)
         if middle == half:
@@ -96,7 +100,8 @@ def _unfold(splits: tuple[int, ...], parts: list[Tensor], out: Tensor) -> None:
     """The inverse of `_fold` up to the factor that the matrices hold; the parts are overwritten."""
     even = parts[0]
     for odd, length in zip(parts[1:], reversed(splits), strict=True):
-        half, middle = length // 2, length - length // 2
+        half = length // 2
+        middle = length - length // 2
         target = out if length == out.shape[1] else out.new_empty(out.shape[0], length, out.shape[2])
         torch.add(even[:, :half], odd, out=target[:, :half])
         if middle > half:

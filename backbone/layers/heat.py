@@ -50,7 +50,11 @@ class HeatLayer(KeptForms):
         reach: tuple[float, float] | None = None,
     ):
         super().__init__()
-        self.dim, self.gate, self.learned_k, self.fixed_k, self.reach = dim, gate, learned_k, fixed_k, reach
+        self.dim = dim
+        self.gate = gate
+        self.learned_k = learned_k
+        self.fixed_k = fixed_k
+        self.reach = reach
         self.dwconv = ChannelsLastConv2d(dim, dim, 3, padding=1, groups=dim) if dwconv else None
         self.linear = Linear(dim, 2 * dim if gate else dim)
         self.to_k = nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) if learned_k else None
@@ -186,7 +190,8 @@ class HeatBlock(nn.Module):
         **layer,
     ):
         super().__init__()
-        self.post_norm, self.checkpointing = post_norm, checkpointing
+        self.post_norm = post_norm
+        self.checkpointing = checkpointing
         self.norm1 = nn.LayerNorm(dim)
         self.op = HeatLayer(dim, **layer)
         self.drop_path = DropPath(drop_path)

@@ -103,7 +103,8 @@ class AttentionBlock(MixerBlock):
         factor_shape: tuple[int, ...] = (-1,),
     ):
         super().__init__()
-        self.place, self._factors = place, factors
+        self.place = place
+        self._factors = factors
         for name in factors:
             self.register_parameter(name, make_factor(place, tuple(dim if n == -1 else n for n in factor_shape)))
         self.norm1 = nn.LayerNorm(dim, eps=eps)

@@ -37,7 +37,9 @@ class ReducedAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{dim} channels do not divide into {num_heads} heads")
-        self.num_heads, self.sr_ratio, self.extend = num_heads, sr_ratio, extend
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.extend = extend
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)

@@ -54,7 +54,9 @@ class MetaArch(HeatPyramid):
         where it fails: any image size and floating type, masks that follow the map.
     """
 
-    _stage_name, first_conv, head_name = "stages", "downsample_layers.0.stem.0", "head"
+    _stage_name = "stages"
+    first_conv = "downsample_layers.0.stem.0"
+    head_name = "head"
 
     def __init__(
         self,
@@ -78,10 +80,15 @@ class MetaArch(HeatPyramid):
         mask_padding: bool = True,
     ):
         super().__init__()
-        self.dims, self.depths, self.in_chans, self.resize = widths(dims), tuple(depths), in_chans, resize
+        self.dims = widths(dims)
+        self.depths = tuple(depths)
+        self.in_chans = in_chans
+        self.resize = resize
         if len(self.dims) != len(self.depths):
             raise ValueError(f"dims and depths need one entry for each stage, got {self.dims} and {self.depths}")
-        self.mixer, self.img_size, self.num_classes = mixer, image_size(img_size), num_classes
+        self.mixer = mixer
+        self.img_size = image_size(img_size)
+        self.num_classes = num_classes
         self.block_class = mixer_named(mixer)
         self.resizers = self.block_class.resizers
         self.downsample_layers = nn.ModuleList(self._make_downsampling())

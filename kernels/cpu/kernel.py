@@ -11,7 +11,9 @@ from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, transform_plan
 from vheatir.kernels.cpu.plan_steps import TransformPlan
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_MAPS, _SHARED, _TILES = 1, 2, 3  # orders of a decay, as in csrc/api.h
+_MAPS = 1  # orders of a decay, as in csrc/api.h
+_SHARED = 2
+_TILES = 3
 _TILE = 16
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15  # less work than this is not worth waking a thread, as in torch
 

@@ -88,7 +88,12 @@ def library() -> Library:
     return _loaded
 
 
-def _functions() -> ctypes.CDLL:
+def functions() -> ctypes.CDLL:
+    """The functions of csrc/api.h.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
     loaded = library()
     if loaded.functions is None:
         raise RuntimeError(loaded.reason)
@@ -121,23 +126,5 @@ def run(job: ctypes.Structure) -> None:
         MemoryError: there is no memory for the work space.
         RuntimeError: there is no library.
     """
-    if _functions().vheatir_conduct(ctypes.byref(job)) != 0:
+    if functions().vheatir_conduct(ctypes.byref(job)) != 0:
         raise MemoryError("the CPU kernel got no memory for its work space")
-
-
-def norm(job: ctypes.Structure) -> None:
-    """Do one vheatir_norm_job.
-
-    Raises:
-        RuntimeError: there is no library.
-    """
-    _functions().vheatir_norm(ctypes.byref(job))
-
-
-def norm_gradient(job: ctypes.Structure) -> None:
-    """Do one vheatir_norm_gradient_job.
-
-    Raises:
-        RuntimeError: there is no library.
-    """
-    _functions().vheatir_norm_gradient(ctypes.byref(job))

@@ -38,7 +38,8 @@ from vheatir.kernels.cpu.plan_steps import (
 
 # Samples of a transform that is done in registers; between the two only multiples of 4. The longer ones spill with 16
 # registers, which is worth it where it saves a pass of splits.
-SHORT_LEAF, LONG_LEAF = 16, 32
+SHORT_LEAF = 16
+LONG_LEAF = 32
 _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit in the registers
 
 
@@ -51,7 +52,8 @@ class _Builder:
         self._levels, self._leaf = _levels(length, usual_leaf)
         levels, leaf = _levels(length, LONG_LEAF)
         if _passes(levels) < _passes(self._levels):
-            self._levels, self._leaf = levels, leaf
+            self._levels = levels
+            self._leaf = leaf
         self._splits: list[Step] = []
         self._leaves: list[Step] = []
         self._merges: list[tuple[int, Step]] = []  # with the length of the transform that each one ends
@@ -123,7 +125,8 @@ class _Builder:
 
 def _levels(length: int, longest_leaf: int) -> tuple[int, int]:
     """How often a line is halved until leaves of at most that length, or an odd number of samples, are left; which."""
-    levels, leaf = 0, length
+    levels = 0
+    leaf = length
     while leaf % 2 == 0 and leaf > SHORT_LEAF and not (leaf <= longest_leaf and leaf % 4 == 0):
         levels += 1
         leaf //= 2

@@ -12,7 +12,8 @@ import numpy as np
 
 from vheatir.kernels.cpu.plan_steps import COPY, DENSE, II, MERGE, SPLIT, Step
 
-COSINE, SINE = 0, 1
+COSINE = 0
+SINE = 1
 
 
 class Signed(NamedTuple):
@@ -27,7 +28,9 @@ Parts = dict[tuple[int, int], Signed]  # (frequency up to half the length, COSIN
 
 def prime_power(m: int) -> int:
     """The largest prime power q with m / q prime to q; m itself where m is one."""
-    largest, rest, p = 1, m, 3
+    largest = 1
+    rest = m
+    p = 3
     while rest > 1:
         if p * p > rest:
             p = rest
@@ -55,7 +58,8 @@ class OddTransform:
     """
 
     def __init__(self, kind: int, slots: list[int], length: int, *, first: bool, holds_zero: bool):
-        self._length, self._first = length, first
+        self._length = length
+        self._first = first
         self._steps: list[Step] = []
         m = len(slots)
         modulus = 4 if kind == II else 8
@@ -111,9 +115,11 @@ class OddTransform:
             if a == 0 or b == 0:
                 parts[k, COSINE] = cc
                 if a:
-                    sine, sign = products[a, SINE][b, COSINE], sign_a
+                    sine = products[a, SINE][b, COSINE]
+                    sign = sign_a
                 elif b:
-                    sine, sign = products[a, COSINE][b, SINE], sign_b
+                    sine = products[a, COSINE][b, SINE]
+                    sign = sign_b
                 else:
                     continue
                 parts[k, SINE] = Signed(sine.slot, sign * sine.sign)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-II, IV = 0, 1  # types of cosine transform; the numbers are those of csrc/api.h, like the kinds of step
+II = 0  # types of cosine transform; the numbers are those of csrc/api.h, like the kinds of step
+IV = 1
 SPLIT, LEAF, DENSE, MERGE, COPY = range(5)
-READS_OUTSIDE, WRITES_OUTSIDE = 1, 2
+READS_OUTSIDE = 1
+WRITES_OUTSIDE = 2
 
 
 @dataclass
@@ -55,7 +57,9 @@ class TransformPlan:
 
 def encode(length: int, scale: float, steps: list[Step]) -> TransformPlan:
     """Lay the steps out in three arrays."""
-    rows, tables, records = [], [], []
+    rows = []
+    tables = []
+    records = []
     rows_at = table_at = 0
     for step in steps:
         numbers = np.zeros((1, 0)) if step.tables is None else step.tables.reshape(len(step.tables), -1)

@@ -41,7 +41,8 @@ def _parts(length: int, inverse: bool) -> list[Tensor]:
     Forward: even frequencies from sums, odd ones from differences; the middle point of an odd length meets itself in
     the sum, so its column is halved. Inverse: the even and the odd share of the first half of the points.
     """
-    table, half = dct_matrix(length), (length + 1) // 2
+    table = dct_matrix(length)
+    half = (length + 1) // 2
     parts = [table[0::2, :half].clone(), table[1::2, : length // 2]]
     if inverse:
         return [part.T for part in parts]
