@@ -32,7 +32,7 @@ WRONG_WAY: set[tuple[str, str]] = {
     ("vheatir.utils.run_metadata", "vheatir.info"),
 }
 # Statements such as `a, b = x, y` in the packages that could be two: the number may only fall.
-MOST_PACKED = 999
+MOST_PACKED = 264
 
 KERNELS_MAY_IMPORT = {"torch", "numpy", "cuda"}  # cuda-bindings: NVRTC
 BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.pixels import as_pixels
+from vheatir.backbone.data.pixels import as_pixels
 from vheatir.backbone.training.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)

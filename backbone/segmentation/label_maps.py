@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vheatir.backbone.data.pixels import SUFFIXES, sizes
 from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_labels
-from vheatir.backbone.pixels import SUFFIXES, sizes
 from vheatir.backbone.segmentation.recipe import Data
 from vheatir.backbone.training.batches import DataError
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomCrop
 
 from vheatir.backbone.classification.recipe import Augment, Val
-from vheatir.backbone.pixels import PictureError, as_pixels, read_pixels
+from vheatir.backbone.data.pixels import PictureError, as_pixels, read_pixels
 
 _MASK = (1 << 63) - 1
 

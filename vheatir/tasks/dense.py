@@ -198,8 +198,8 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
 
 def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     """Draw what is found in the pictures of a folder."""
+    from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
-    from vheatir.backbone.pixels import SUFFIXES
 
     source, target = arguments.predict, arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
