@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vheatir.cli import run as run_command
-from vheatir.data.degradations import to_uint8
 from vheatir.errors import UserError
-from vheatir.evaluate.command import degrade, save_png
+from vheatir.evaluate.protocol import degrade
+from vheatir.image_io.arrays import to_uint8
+from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr, ssim
 
 _CASES = (  # task, photograph that scikit-image installs, level
@@ -87,7 +87,3 @@ def main(argv: list[str]) -> int:
         ) from error
     restore_photographs(arguments.out)
     return 0 if arguments.no_train else train_smoke(arguments.out)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -208,9 +208,3 @@ def main(argv: list[str]) -> int:
         text = f"{options.time}x{options.time} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s"
         sys.stdout.write(text + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))

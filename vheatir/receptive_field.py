@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vheatir import weights as store
-from vheatir.cli import run as run_command
-from vheatir.compare.command import KINDS, read_picture
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.evaluate.command import LEVEL_NAMES, degrade
+from vheatir.evaluate.protocol import FIGURE_SUFFIXES, LEVEL_NAMES, degrade, read_clean_file
 from vheatir.utils.files import atomic_open, sha256
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -77,7 +75,7 @@ def side_of_share(field: Tensor, at: tuple[int, int], share: float) -> int:
 def _inputs(paths: Sequence[Path], task: str, level: float, gray: bool, size: int, at: tuple[int, int] | None):
     """Degraded crops (1, C, size, size) around `at` (x, y) or the middle of each picture."""
     for path in paths:
-        clean = read_picture(path, task, gray)
+        clean = read_clean_file(path, task, gray)
         height, width = clean.shape[:2]
         x, y = (width // 2, height // 2) if at is None else at
         left, top = x - size // 2, y - size // 2
@@ -126,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> tuple[int, int] | None:
     """Refuse what cannot be done, make the folders; returns `--at`."""
     for path in [*arguments.out, *([arguments.json] if arguments.json else [])]:
-        if path != arguments.json and path.suffix not in KINDS:
-            raise UserError(f"{path}: a figure's name ends in {', '.join(KINDS)}")
+        if path != arguments.json and path.suffix not in FIGURE_SUFFIXES:
+            raise UserError(f"{path}: a figure's name ends in {', '.join(FIGURE_SUFFIXES)}")
         prepare_output(path)
     if arguments.size < 2:
         raise UserError(f"--size must be at least 2 pixels, got {arguments.size}")
@@ -186,7 +184,3 @@ def main(argv: list[str]) -> int:
         write_json(arguments.json, {"metadata": metadata, **about, "results": results})
     sys.stdout.write(f"written: {', '.join(map(str, arguments.out))}\n")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

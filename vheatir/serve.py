@@ -236,9 +236,3 @@ def main(argv: list[str]) -> int:
                 footer_links=[],
             )
     return 0
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.utils import run_metadata
 
@@ -195,7 +194,3 @@ def main(argv: list[str]) -> int:
     run_metadata.prepare_output(arguments.out / "x.json")
     _ANALYSES[arguments.analysis](arguments)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vheatir.compat import basicsr_niqe
 from vheatir.errors import UserError
+from vheatir.metrics import PERCEPTUAL
 
-NAMES = ("lpips", "dists", "niqe")
+NAMES = PERCEPTUAL
 BLOCK = 96  # pixels; NIQE takes statistics over blocks of this side, at least two
 SMALLEST = 32  # pixels; what the features' poolings leave something of
 
@@ -108,8 +110,6 @@ def niqe_function() -> Figure:
 
     Agrees with the authors' MATLAB code on BasicSR's own test picture to four digits. Border 0, blocks of 96x96.
     """
-    from vheatir.train.registry import basicsr_niqe
-
     calculate = basicsr_niqe()
 
     def figure(image: np.ndarray, _target: np.ndarray) -> float:

@@ -242,9 +242,3 @@ def _for_training(folder: Path, options: argparse.Namespace) -> None:
 
 def _images_shown(target: Path) -> Callable[[int, int], None]:
     return lambda done, total: _say(f"{target.name}: {done} of {total} images") if done % 640 == 0 else None
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from vheatir import weights
 from vheatir.archs.networks import name_of
 from vheatir.backbone.training.processes import LAUNCHERS, TIMEOUT, Processes, started
-from vheatir.cli import run as run_command
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
@@ -34,10 +33,11 @@ from vheatir.runs.checkpoints import has_checkpoint, save_checkpoint
 from vheatir.runs.folder import Run, logger, stop_on_signal
 from vheatir.train import equal_time
 from vheatir.train.build import TASKS, build_datasets, build_model, complete_options, try_samples
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.validation import DIVERGED, score_table
 from vheatir.utils.files import atomic_open
+from vheatir.utils.recipes import find_options
 
 _LICENSE = "depends on the training data; not stated"
 
@@ -337,7 +337,3 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     with started(arguments.launcher, arguments.timeout) as processes:
         return _train(arguments, argv, processes)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
