@@ -66,9 +66,10 @@ def _show(path: Path, row: "Row") -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of `vheatir compare`."""
+    arguments = _parser().parse_args(argv)
+
     from vheatir.compare.api import compare
 
-    arguments = _parser().parse_args(argv)
     if arguments.json is not None:
         prepare_output(arguments.json)
     result = compare(

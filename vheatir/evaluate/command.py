@@ -72,10 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Entry of `vheatir evaluate`."""
+    options = _parser().parse_args(argv)
+
     from vheatir.evaluate.api import checked_levels, evaluate
     from vheatir.evaluate.methods import open_method
 
-    options = _parser().parse_args(argv)
     if options.task == "denoise":
         levels, others = options.sigma, options.quality
     else:
