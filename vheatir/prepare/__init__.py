@@ -1,1 +1,21 @@
-"""`vheatir prepare`: image sets fetched, verified, cut and packed."""
+"""`vheatir prepare`: image sets fetched, verified, cut and packed.
+
+`vheatir.prepare(...)` is the function of the command, see `vheatir.prepare.api.prepare`.
+"""
+
+from typing import TYPE_CHECKING
+
+from vheatir.utils.lazy import callable_package
+
+if TYPE_CHECKING:
+    from vheatir.prepare.api import prepare
+
+OWN_TERMS = "not stated"
+FREE = (
+    "creativecommons.org/publicdomain/zero/",
+    "creativecommons.org/publicdomain/mark/",
+)  # parts of licenses' addresses
+
+__all__ = ["FREE", "OWN_TERMS", "prepare"]
+
+callable_package(__name__, {"prepare": "vheatir.prepare.api"})
