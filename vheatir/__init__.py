@@ -29,10 +29,14 @@ _PUBLIC = {
     "VHeatIR": "vheatir.archs.vheatir_arch",
     "Restorer": "vheatir.restore.restorer",
 }
-__all__ = ["__version__", *_PUBLIC]
+# Functions of the commands of the same names. Each is a package or module too, which passes the call on.
+_CALLABLE = ("analyze", "bench", "compare", "evaluate", "export", "prepare", "restore", "train")
+__all__ = ["__version__", *_PUBLIC, *_CALLABLE]
 
 
 def __getattr__(name: str):
+    if name in _CALLABLE:
+        return importlib.import_module(f"vheatir.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vheatir' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -41,4 +45,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_CALLABLE})

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from skimage import data
 
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import degrade
 from vheatir.image_io.arrays import to_uint8
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr, ssim
+from vheatir.restore.restorer import Restorer
 
 _CASES = (  # task, photograph that scikit-image installs, level
     ("denoise", "chelsea", 25),
@@ -30,10 +32,6 @@ def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
 
 def restore_photographs(out: Path) -> None:
     """Degrade and restore one photograph per task; print figures, write input | restored | original as PNG."""
-    from skimage import data
-
-    from vheatir.restore.restorer import Restorer
-
     for task, name, level in _CASES:
         clean = getattr(data, name)()
         degraded = degrade(clean, task, level)
@@ -75,6 +73,7 @@ def train_smoke(out: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir demo`."""
     parser = argparse.ArgumentParser("vheatir demo", description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("results/demo"), help="where pictures and the run go")
     parser.add_argument("--no-train", action="store_true", help="only restore the two photographs")

@@ -6,8 +6,14 @@ import os
 import sys
 from typing import Any
 
+import torch
+
 from vheatir import compat
 from vheatir.errors import UserError
+from vheatir.kernels import dispatch
+from vheatir.kernels.cpu import library as native
+from vheatir.kernels.cuda import build as cuda_build
+from vheatir.kernels.cuda import driver as cuda_driver
 from vheatir.utils.run_metadata import machine, versions
 
 # (H, W) of the feature maps the paths are shown for: a small one, a training crop, a photograph, and awkward sides
@@ -16,10 +22,6 @@ _SIDES = ((56, 56), (128, 128), (321, 481), (512, 512), (1080, 1920), (1, 4096))
 
 def operator_paths(device: str) -> list[dict[str, Any]]:
     """Which path `heat_conduction` would take on `device` for maps of several sizes, and why."""
-    import torch
-
-    from vheatir.kernels import dispatch
-
     chosen = [(height, width, dispatch.choose(height, width, torch.device(device))) for height, width in _SIDES]
     return [
         {"height": height, "width": width, "path": path.name, "reason": path.reason} for height, width, path in chosen
@@ -28,8 +30,6 @@ def operator_paths(device: str) -> list[dict[str, Any]]:
 
 def cpu_kernel() -> dict[str, Any]:
     """Whether the native CPU kernel runs here, with which instructions, from which file; or why not."""
-    from vheatir.kernels.cpu import library as native
-
     reason = native.refusal()
     if reason is not None:
         return {"available": False, "reason": reason}
@@ -39,11 +39,6 @@ def cpu_kernel() -> dict[str, Any]:
 
 def cuda_kernels() -> dict[str, Any]:
     """Whether the CUDA kernels run on the first device, from which file, whether they are the default; or why not."""
-    import torch
-
-    from vheatir.kernels.cuda import build as cuda_build
-    from vheatir.kernels.cuda import driver as cuda_driver
-
     device = torch.device("cuda", 0)
     reason = cuda_driver.refusal(device)
     if reason is not None:
@@ -106,6 +101,7 @@ def _text(info: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir info`."""
     parser = argparse.ArgumentParser("vheatir info", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args(argv)

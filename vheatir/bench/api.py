@@ -127,7 +127,7 @@ def rooflines(
     return found
 
 
-def bench(
+def bench(  # long function: most of it says what its arguments mean
     benchmark: str,
     *,
     against: str | None = None,

@@ -17,11 +17,10 @@ from vheatir.compare import CROP_SIZE
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.evaluate.methods import open_method
-from vheatir.evaluate.protocol import FIGURE_SUFFIXES, LEVEL_NAMES, Method, degrade, read_clean_file
+from vheatir.evaluate.protocol import LEVEL_NAMES, Method, check_figure_files, degrade, read_clean_file
 from vheatir.image_io.arrays import to_float, to_uint8
 from vheatir.metrics.fidelity import Scores, scores, scores_of_degraded
 from vheatir.utils.files import atomic_open
-from vheatir.utils.run_metadata import prepare_output
 
 if TYPE_CHECKING:  # matplotlib is an extra, whose absence is said first
     from vheatir.compare.figure import Crop, Row
@@ -182,15 +181,7 @@ def _check_counts(count: int, degraded: Sequence[Path] | None, crops: Sequence["
             raise UserError(f"{name}: {len(given)} given for {count} pictures; expected one for each")
 
 
-def check_figure_files(out: Sequence[Path]) -> None:
-    """Refuse files that are no figures; make their folders."""
-    for path in out:
-        if path.suffix not in FIGURE_SUFFIXES:
-            raise UserError(f"{path}: a figure's name ends in {', '.join(FIGURE_SUFFIXES)}")
-        prepare_output(path)
-
-
-def compare(
+def compare(  # long function: most of it says what its arguments mean
     images: Sequence[str | Path],
     out: Sequence[str | Path] = (),
     *,

@@ -26,7 +26,7 @@ from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import Perceptual
 
 
-def evaluate(
+def evaluate(  # long function: most of it says what its arguments mean
     data: Sequence[str | Path],
     task: str,
     levels: Sequence[float] | None = None,

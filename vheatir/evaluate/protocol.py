@@ -18,6 +18,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import decode_image, decode_opencv_gray
 from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
 from vheatir.metrics.fidelity import WINDOW, scores, scores_of_degraded
+from vheatir.utils.run_metadata import prepare_output
 
 Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, level) -> restored float image in [0, 1]
 ExtraMetrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 image, clean one) -> metrics by name
@@ -141,3 +142,11 @@ def evaluate_image(
 def mean_scores(items: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each metric over images; infinite where one image's is."""
     return {name: math.fsum(item[name] for item in items) / len(items) for name in items[0]}
+
+
+def check_figure_files(out: Sequence[Path]) -> None:
+    """Refuse files that are no figures; make their folders."""
+    for path in out:
+        if path.suffix not in FIGURE_SUFFIXES:
+            raise UserError(f"{path}: a figure's name ends in {', '.join(FIGURE_SUFFIXES)}")
+        prepare_output(path)

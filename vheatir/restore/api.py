@@ -27,7 +27,7 @@ class Restored(NamedTuple):
     outcome: Outcome
 
 
-def restore(
+def restore(  # long function: most of it says what its arguments mean
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,

@@ -69,7 +69,7 @@ def _processor() -> str:
 
 def machine() -> dict[str, Any]:
     """CPU, its vector instructions as torch uses them, threads, and the CUDA devices torch sees."""
-    import torch
+    import torch  # slow to import, and commands need this module before they know that they need torch
 
     return {
         "system": platform.platform(),
