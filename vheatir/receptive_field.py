@@ -17,7 +17,7 @@ from vheatir import weights as store
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, degrade, read_clean_file
-from vheatir.restore import MAX_LEVEL
+from vheatir.restore.defaults import MAX_LEVEL
 from vheatir.utils.files import atomic_open, sha256
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 

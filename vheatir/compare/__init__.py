@@ -10,8 +10,6 @@ from vheatir.utils.lazy import callable_package
 if TYPE_CHECKING:
     from vheatir.compare.api import compare
 
-CROP_SIZE = 96  # pixels, side of a crop that is chosen by itself
-
-__all__ = ["CROP_SIZE", "compare"]
+__all__ = ["compare"]
 
 callable_package(__name__, {"compare": "vheatir.compare.api"})

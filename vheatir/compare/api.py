@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from vheatir import weights as store
-from vheatir.compare import CROP_SIZE
+from vheatir.compare.defaults import CROP_SIZE
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.evaluate.methods import open_method

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vheatir.compare import CROP_SIZE
+from vheatir.compare.defaults import CROP_SIZE
 from vheatir.evaluate.protocol import LEVEL_NAMES
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 

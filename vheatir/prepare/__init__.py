@@ -10,12 +10,6 @@ from vheatir.utils.lazy import callable_package
 if TYPE_CHECKING:
     from vheatir.prepare.api import prepare
 
-OWN_TERMS = "not stated"
-FREE = (
-    "creativecommons.org/publicdomain/zero/",
-    "creativecommons.org/publicdomain/mark/",
-)  # parts of licenses' addresses
-
-__all__ = ["FREE", "OWN_TERMS", "prepare"]
+__all__ = ["prepare"]
 
 callable_package(__name__, {"prepare": "vheatir.prepare.api"})

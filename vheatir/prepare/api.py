@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import vheatir.prepare.known_sets as known_sets
+import vheatir.prepare.url_list as lists
 from vheatir.errors import UserError
-from vheatir.prepare import FREE, OWN_TERMS, known_sets
-from vheatir.prepare import url_list as lists
+from vheatir.prepare.defaults import FREE, OWN_TERMS
 from vheatir.prepare.download import download as fetch
 from vheatir.prepare.download import unpack
 from vheatir.prepare.patches import extract_patches, make_lmdb

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vheatir.prepare import FREE, OWN_TERMS
+from vheatir.prepare.defaults import FREE, OWN_TERMS
 
 _EPILOG = """\
 NAME is a known set (no NAME: a table of them), a union such as DFWB, or a folder of your own. Data lie below --root

@@ -11,7 +11,7 @@ from typing import Any
 
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
-from vheatir.prepare import FREE
+from vheatir.prepare.defaults import FREE
 from vheatir.prepare.download import download
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import vheatir.restore.locations as locations
 from vheatir.errors import UserError
 from vheatir.image_io import FORMATS, MAX_PIXELS
-from vheatir.restore import MAX_LEVEL, MOST_WORKERS, TASKS, locations
+from vheatir.restore.defaults import MAX_LEVEL, MOST_WORKERS, TASKS
 from vheatir.restore.jobs import Job, plan_file, plan_jobs
 from vheatir.restore.locations import Location
 from vheatir.restore.manifest import Manifest

@@ -3,7 +3,7 @@
 import argparse
 
 from vheatir.image_io import MAX_PIXELS
-from vheatir.restore import MOST_WORKERS, TASKS
+from vheatir.restore.defaults import MOST_WORKERS, TASKS
 from vheatir.utils.files import printable
 
 _EPILOG = """\

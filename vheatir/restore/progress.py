@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich import progress as rich_progress
 from rich.console import Console
 
-from vheatir.restore import locations
+import vheatir.restore.locations as locations
 from vheatir.restore.jobs import Job
 from vheatir.restore.one_file import Outcome
 from vheatir.utils.files import printable

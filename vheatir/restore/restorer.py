@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import torch
 
+import vheatir.restore.estimate_level as estimate_level
+import vheatir.restore.tile_memory as tile_memory
+import vheatir.restore.tiling as tiling
 from vheatir import weights as store
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
-from vheatir.restore import MAX_LEVEL, TASKS, estimate_level, tile_memory, tiling
+from vheatir.restore.defaults import MAX_LEVEL, TASKS
 from vheatir.restore.self_ensemble import self_ensemble
 
 _FLOATS = (np.float16, np.float32, np.float64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vheatir.restore import tiling
+import vheatir.restore.tiling as tiling
 
 SMALLEST_TILE = 32  # pixels; what does not fit then never will
 _SHARE = 0.5  # of the free memory that the network may fill

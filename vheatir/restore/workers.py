@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import vheatir.restore.locations as locations
 from vheatir.errors import UserError
-from vheatir.restore import locations
 from vheatir.restore.jobs import Job
 from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome, restore_file
