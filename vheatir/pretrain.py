@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
-from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
+from vheatir.utils.recipes import find_options, load_table
 
 _NEEDED = ("timm", "accelerate", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
@@ -184,7 +183,3 @@ def main(argv: list[str]) -> int:
             run_metadata.write_json(arguments.json, {**described, **result})
     session.accelerator.end_training()
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -10,9 +10,9 @@ from typing import Any
 
 from vheatir.errors import UserError
 from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
-from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
+from vheatir.utils.recipes import find_options, load_table
 from vheatir.utils.timing import interleave, peak_mib
 
 _SIZES = ("224", "512", "800x1280")

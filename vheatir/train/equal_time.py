@@ -27,11 +27,12 @@ from vheatir.runs.checkpoints import load_latest, save_checkpoint
 from vheatir.runs.folder import stop_on_signal
 from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.equal_time_report import plot, table
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.validation import DIVERGED
 from vheatir.utils.files import atomic_open
 from vheatir.utils.lock import Lock
+from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
 from vheatir.utils.timing import interleave, peak_mib
 

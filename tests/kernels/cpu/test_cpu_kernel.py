@@ -13,7 +13,7 @@ import pytest
 import scipy.fft
 import torch
 
-from vheatir.bench.published_operator import PublishedConduction
+from vheatir.bench.published import PublishedConduction
 from vheatir.kernels import dispatch
 from vheatir.kernels.cpu import build as cpu_build
 from vheatir.kernels.cpu import kernel as cpu_kernel

@@ -21,8 +21,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from vheatir.runs.folder import Run
 from vheatir.test import evaluate_options
 from vheatir.train.build import build_model, complete_options
-from vheatir.train.command import Trainer
 from vheatir.train.registry import register_all
+from vheatir.train.trainer import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]

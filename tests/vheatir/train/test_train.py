@@ -188,7 +188,7 @@ def test_missing_basicsr_is_told_with_what_to_install(recipe, monkeypatch, tmp_p
     import importlib.util
 
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr("vheatir.train.command.register_all", register_all.__wrapped__)
+    monkeypatch.setattr("vheatir.train.trainer.register_all", register_all.__wrapped__)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "basicsr" else find_spec(name))
     with pytest.raises(UserError, match=r"training needs BasicSR 1\.4\.2, which is not installed; "):
         main(["-opt", str(recipe)])

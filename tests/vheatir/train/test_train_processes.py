@@ -42,8 +42,8 @@ def recording(folder):
 
     def patch(rank):
         from vheatir.train import validation
-        from vheatir.train.command import Trainer
         from vheatir.train.model import VHeatIRModel
+        from vheatir.train.trainer import Trainer
 
         seen, scored = [], []
         step, restore, save = VHeatIRModel.optimize_parameters, validation.restore_planes, Trainer.save
@@ -173,7 +173,7 @@ def test_gloo_shares_validation_out(tmp_path, train, small_photos, load_beside):
 
 def terminate_before_the_message(rank):
     """Where the other process ends, torchrun sends SIGTERM to this one, which may come before its message."""
-    from vheatir.train.command import logger
+    from vheatir.train.trainer import logger
 
     error = logger.error
 
