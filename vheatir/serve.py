@@ -21,7 +21,7 @@ from vheatir.restore.restorer import TASKS, Restorer
 logger = logging.getLogger("vheatir.serve")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LABELS = {"Remove noise": "denoise", "Remove JPEG artefacts": "jpeg"}
+_LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise", "Remove JPEG artifacts": "jpeg"}
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
 _KEPT_SECONDS = 3600  # pictures of a page that was left are deleted after this time
 _WAITING = 8  # requests in the queue; more are told to come back

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
-from vheatir.evaluate.methods import open_method
+from vheatir.evaluate.methods import ASSUMED_SIGMA, CLASSIC, open_method
 from vheatir.evaluate.protocol import (
     LEVEL_NAMES,
     LEVELS,
@@ -44,12 +44,13 @@ def evaluate(  # long function: most of it says what its arguments mean
     """Degrade the clean images of folders, restore them, and measure both.
 
     Args:
-        data: folders of clean images, searched recursively.
-        task: "denoise" (levels are sigma on the 0-255 scale) or "jpeg" (levels are qualities).
+        data: folders of clean images, or for "photo" of pairs NAME_real.* and NAME_mean.*, searched recursively.
+        task: "denoise" (levels are sigma on the 0-255 scale), "jpeg" (levels are qualities) or "photo" (nothing is
+            degraded; levels are the sigma that "nlm" and "bm3d" assume, 5 by default, and none for networks).
         levels: None takes those of the published tables.
         gray: the gray protocol instead of the color one.
-        method: "vheatir", our network; "nlm", non-local means; a function of (degraded float image, level) that returns
-            the restored float image in [0, 1]; None measures the degraded input only.
+        method: "vheatir", our network; "nlm", non-local means; "bm3d"; a function of (degraded float image, level)
+            that returns the restored float image in [0, 1]; None measures the degraded input only.
         weights: shipped name or .safetensors file for "vheatir"; the task's own by default.
         device: torch device for "vheatir" and the metrics; by default CUDA where there is one, the CPU for metrics.
         tile: side in pixels of the tiles in which "vheatir" restores; 0: whole images; chosen by default.
@@ -66,7 +67,9 @@ def evaluate(  # long function: most of it says what its arguments mean
     Raises:
         UserError: a folder, level, method or weights that cannot be used.
     """
-    levels = checked_levels(task, levels)
+    levels = checked_levels(task, levels, method)
+    if task == "photo" and gray:
+        raise UserError("photographs are evaluated in color; leave gray out")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
     if save_images is not None and method is None:
@@ -77,7 +80,8 @@ def evaluate(  # long function: most of it says what its arguments mean
         method, _ = open_method(method, task, gray, weights, device, tile)
     extra_metrics = metrics if callable(metrics) else Perceptual(metrics, device or "cpu") if metrics else None
     sources = _open_sources(data, check_stems=save_images is not None)
-    total = sum(len(source.keys[:limit]) for source in sources.values()) * len(levels)
+    images = {name: (_pairs(source) if task == "photo" else source.keys)[:limit] for name, source in sources.items()}
+    total = sum(map(len, images.values())) * len(levels)
     results = []
     with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:
         for name, source in sources.items():
@@ -85,22 +89,26 @@ def evaluate(  # long function: most of it says what its arguments mean
                 bar.set_description(f"{name} {LEVEL_NAMES[task]} {level:g}")
                 folder = Path(save_images, name, f"{LEVEL_NAMES[task]}{level:g}") if save_images is not None else None
                 records = []
-                for key in source.keys[:limit]:
+                for key in images[name]:
                     records.append(_evaluate_file(source, key, task, level, gray, method, folder, extra_metrics))
                     bar.update()
                 results.append(_summary(name, task, gray, level, records))
     return results
 
 
-def checked_levels(task: str, levels: Sequence[float] | None) -> list[float]:
+def checked_levels(task: str, levels: Sequence[float] | None, method: Method | str | None = "vheatir") -> list[float]:
     """The levels of an evaluation, those of the published tables for None; UserError for others than a task takes."""
     if task not in LEVELS:
         raise UserError(f"unknown task {task!r}; known: {', '.join(LEVELS)}")
+    if task == "photo" and method == "vheatir" and levels is not None:
+        raise UserError("--sigma is what nlm and bm3d assume of photographs; our networks take none, leave it out")
+    if task == "photo" and method in CLASSIC and levels is None:
+        levels = [ASSUMED_SIGMA]
     levels = list(LEVELS[task] if levels is None else levels)
     for level in levels:
         if task == "jpeg" and not 1 <= operator.index(level) <= 100:
             raise UserError(f"quality {level}: expected integers from 1 to 100")
-        if task == "denoise" and not 0 <= level < math.inf:
+        if task != "jpeg" and not 0 <= level < math.inf:
             raise UserError(f"sigma {level}: expected numbers >= 0 on the 0-255 scale")
     if not levels or len(set(levels)) < len(levels):
         raise UserError(f"levels {levels}: expected at least one, each only once")
@@ -122,6 +130,26 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
     return sources
 
 
+def _pairs(source: ImageSource) -> list[str]:
+    """The noisy files of pairs NAME_real.* and NAME_mean.*."""
+    found = [key for key in source.keys if PurePosixPath(key).stem.endswith("_real")]
+    if not found:
+        raise UserError(f"{source.root}: expected pairs NAME_real.* and NAME_mean.*, found no file named *_real.*")
+    for key in found:
+        _mean_of(source, key)
+    return found
+
+
+def _mean_of(source: ImageSource, key: str) -> str:
+    """The clean file that belongs to a noisy one."""
+    path = PurePosixPath(key)
+    wanted = path.with_name(path.stem.removesuffix("_real") + "_mean")
+    partners = [other for other in source.keys if PurePosixPath(other).with_suffix("") == wanted]
+    if len(partners) != 1:
+        raise UserError(f"{source.describe(key)}: expected one file {wanted.name}.* beside it, found {len(partners)}")
+    return partners[0]
+
+
 def _evaluate_file(
     source: ImageSource,
     key: str,
@@ -132,13 +160,16 @@ def _evaluate_file(
     folder: Path | None,
     extra_metrics: ExtraMetrics | None,
 ) -> dict[str, Any]:
-    clean = read_clean(source, key, task, gray)
+    clean = read_clean(source, _mean_of(source, key) if task == "photo" else key, task, gray)
+    photographed = read_clean(source, key, task, gray) if task == "photo" else None
+    if photographed is not None and photographed.shape != clean.shape:
+        raise UserError(f"{source.describe(key)}: {photographed.shape[:2]}, but its mean has {clean.shape[:2]}")
     if min(clean.shape[:2]) < WINDOW:
         raise UserError(
             f"{source.describe(key)}: {clean.shape[0]}x{clean.shape[1]} pixels; SSIM needs 11x11, remove it"
         )
     try:
-        record, restored = evaluate_image(clean, task, level, method, extra_metrics)
+        record, restored = evaluate_image(clean, task, level, method, extra_metrics, photographed=photographed)
     except ValueError as error:
         raise UserError(f"{source.describe(key)}: {error}") from error
     if folder is not None and restored is not None:

@@ -30,6 +30,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             cells += f"   {item['psnr']:5.2f} {item['ssim']:.4f}  {item['psnrb']:5.2f}"
             cells += "".join(f" {item[name]:7.4f}" for name in extra)
         level = f"{LEVEL_NAMES[result['task']]} {result['level']:g}"
+        if result["task"] == "photo" and not result["level"]:
+            level = "as taken"
         lines.append(f"{result['data']:<16} {level:>12} {result['images']:>6}{cells}")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -39,12 +41,26 @@ def _parser() -> argparse.ArgumentParser:
         "vheatir evaluate",
         description="Degrade clean images by the published protocol, restore them, and measure PSNR, SSIM and PSNR-B.",
     )
-    parser.add_argument("--task", required=True, choices=LEVELS, help="Gaussian noise or JPEG artifacts")
-    parser.add_argument("--data", required=True, nargs="+", metavar="DIR", help="folders of clean images")
-    color = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "--task", required=True, choices=LEVELS, help="Gaussian noise, JPEG artifacts, or pairs of photographs"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="folders of clean images; for photo, of pairs NAME_real.* and NAME_mean.*",
+    )
+    color = parser.add_mutually_exclusive_group()
     color.add_argument("--gray", action="store_true", help="the gray protocol")
     color.add_argument("--color", action="store_true", help="the colour protocol")
-    parser.add_argument("--sigma", nargs="+", type=float, metavar="S", help="noise levels, 0-255 scale (15 25 50)")
+    parser.add_argument(
+        "--sigma",
+        nargs="+",
+        type=float,
+        metavar="S",
+        help="noise levels, 0-255 scale (15 25 50); for photo, what nlm and bm3d assume (5)",
+    )
     parser.add_argument("--quality", nargs="+", type=int, metavar="Q", help="JPEG qualities (10 20 30 40)")
     parser.add_argument(
         "--weights",
@@ -52,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"shipped name or .safetensors file (default: the shipped ones); {WEIGHTS_NONE}: measure the input only",
     )
     parser.add_argument(
-        "--method", choices=("vheatir", "nlm"), default="vheatir", help="nlm: non-local means, to compare"
+        "--method",
+        choices=("vheatir", "nlm", "bm3d"),
+        default="vheatir",
+        help="nlm: non-local means, bm3d: the package of that name; both to compare",
     )
     parser.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
     parser.add_argument(
@@ -75,19 +94,21 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from vheatir.evaluate.api import checked_levels, evaluate
-    from vheatir.evaluate.methods import open_method
+    from vheatir.evaluate.methods import CLASSIC, open_method
 
-    if options.task == "denoise":
-        levels, others = options.sigma, options.quality
-    else:
+    if options.task != "photo" and not (options.gray or options.color):
+        raise UserError(f"--task {options.task} needs --color or --gray, the protocol to follow")
+    if options.task == "jpeg":
         levels, others = options.quality, options.sigma
+    else:
+        levels, others = options.sigma, options.quality
     if others is not None:
         raise UserError(f"--task {options.task} takes --{LEVEL_NAMES[options.task]}, not the levels of the other task")
-    levels = checked_levels(options.task, levels)
+    levels = checked_levels(options.task, levels, options.method)
     if options.json is not None:
         prepare_output(options.json)
     method, about = None, {"method": None, "weights": None}
-    if options.weights != WEIGHTS_NONE or options.method == "nlm":
+    if options.weights != WEIGHTS_NONE or options.method in CLASSIC:
         method, about = open_method(
             options.method, options.task, options.gray, options.weights, options.device, options.tile
         )

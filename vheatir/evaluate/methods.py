@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from skimage.restoration import denoise_nl_means
 
 from vheatir import weights as store
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import Method
+from vheatir.image_io.arrays import to_float, to_uint8
 from vheatir.restore.restorer import Restorer
 from vheatir.utils.files import sha256
+
+CLASSIC = ("nlm", "bm3d")
+ASSUMED_SIGMA = 5  # of photographs, for the classic methods
 
 
 def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -25,14 +30,32 @@ def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
     return denoise_nl_means(image, **options, channel_axis=-1 if image.ndim == 3 else None)
 
 
+def nlm_of_photographs(image: np.ndarray, sigma: float) -> np.ndarray:
+    """OpenCV's non-local means for color photographs with 8 bits: h = sigma, patches 7x7, search window 21x21."""
+    found = cv2.fastNlMeansDenoisingColored(cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR), None, sigma, sigma, 7, 21)
+    return to_float(cv2.cvtColor(found, cv2.COLOR_BGR2RGB))
+
+
+def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
+    """BM3D told sigma, by the package bm3d of its authors (non-commercial use), color as its `bm3d_rgb`."""
+    try:
+        import bm3d as package
+    except ImportError:
+        raise UserError("--method bm3d needs the package bm3d; run `pip install bm3d`") from None
+    if sigma == 0:
+        return image
+    run = package.bm3d_rgb if image.ndim == 3 else package.bm3d
+    return np.clip(run(image, sigma / 255.0), 0, 1).astype(np.float32)
+
+
 def open_method(
     name: str, task: str, gray: bool, weights: str | Path | None, device: str | None, tile: int | None
 ) -> tuple[Method, dict[str, Any]]:
     """A method by its name, and what metadata says about it.
 
     Args:
-        name: "vheatir" or "nlm".
-        task: "denoise" or "jpeg".
+        name: "vheatir", "nlm" or "bm3d".
+        task: "denoise", "jpeg" or "photo".
         gray: whether gray images are restored; chooses the default weights.
         weights: shipped name or file for "vheatir"; None for the task's own.
         device: torch device for "vheatir"; None for CUDA where there is one.
@@ -41,14 +64,18 @@ def open_method(
     Raises:
         UserError: an unknown name, arguments that do not belong to the method, or unusable weights.
     """
-    if name == "nlm":
-        if task != "denoise":
-            raise UserError("--method nlm removes noise, with nothing to offer for --task jpeg; leave --method out")
+    if name in CLASSIC:
+        if task == "jpeg":
+            raise UserError(f"--method {name} removes noise, with nothing to offer for --task jpeg; leave --method out")
         if weights is not None or device is not None or tile is not None:
-            raise UserError("--method nlm takes none of --weights, --device, --tile; leave them out")
-        return nlm, {"method": "nlm: non-local means told the true sigma", "weights": None}
+            raise UserError(f"--method {name} takes none of --weights, --device, --tile; leave them out")
+        told = "told the true sigma" if task == "denoise" else "with an assumed sigma"
+        if name == "bm3d":
+            return bm3d, {"method": f"bm3d {told}", "weights": None}
+        run = nlm if task == "denoise" else nlm_of_photographs
+        return run, {"method": f"nlm: non-local means {told}", "weights": None}
     if name != "vheatir":
-        raise UserError(f"unknown method {name!r}; known: vheatir, nlm")
+        raise UserError(f"unknown method {name!r}; known: vheatir, {', '.join(CLASSIC)}")
     path = store.find(weights if weights is not None else store.DEFAULTS[task]["gray" if gray else "color"])
     restorer = Restorer(task, weights=path, device=device, tile=tile)
     if restorer.metadata["color"] == "gray" and not gray:

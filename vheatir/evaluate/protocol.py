@@ -25,13 +25,14 @@ ExtraMetrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 im
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of the figures that commands draw
 NOISE_SEED = 0  # of every image, so that a picture's noise depends on its size alone
-LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40)}
-LEVEL_NAMES = {"denoise": "sigma", "jpeg": "quality"}
+LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40), "photo": (0,)}  # 0: as photographed
+LEVEL_NAMES = {"denoise": "sigma", "jpeg": "quality", "photo": "sigma"}
 METRICS = ("psnr", "ssim", "psnrb")
 PROTOCOL = {
     "denoise": "white Gaussian noise, numpy RandomState(0) for each image, drawn on HWC RGB (or HW) in [0, 1], neither "
     "clipped nor rounded, also where the input is measured; gray: OpenCV's gray read",
     "jpeg": "OpenCV JPEG, colour in 4:2:0; gray: BT.601 luma rounded to uint8 (gray files as they are), one plane",
+    "photo": "pairs NAME_real.* and NAME_mean.*: one photograph and the mean of many, both 8 bits, RGB",
 }
 COMMON_PROTOCOL = "restored image clamped, times 255, rounded to uint8; border 0; mean of the images' figures"
 
@@ -105,17 +106,24 @@ def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:
 
 
 def evaluate_image(
-    clean: np.ndarray, task: str, level: float, method: Method | None, extra_metrics: ExtraMetrics | None = None
+    clean: np.ndarray,
+    task: str,
+    level: float,
+    method: Method | None,
+    extra_metrics: ExtraMetrics | None = None,
+    *,
+    photographed: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Degrade, restore and score one clean image.
 
     Args:
         clean: uint8, HWC RGB or HW.
-        task: "denoise" or "jpeg".
-        level: sigma on the 0-255 scale, or JPEG quality.
+        task: "denoise", "jpeg" or "photo".
+        level: sigma on the 0-255 scale, or JPEG quality; for photographs the sigma that classic methods assume.
         method: what restores; None measures the degraded input only.
         extra_metrics: measured beside PSNR, SSIM and PSNR-B; those of a noisy input are of the 8-bit image that a
             viewer shows, clipped and rounded.
+        photographed: for "photo" the input itself, uint8 of the shape of `clean`.
 
     Returns:
         {"input": metrics, "restored": metrics or None, "seconds": time of the method}, and the restored uint8 image or
@@ -124,7 +132,7 @@ def evaluate_image(
     Raises:
         ValueError: the method returned another shape.
     """
-    degraded = degrade(clean, task, level)
+    degraded = degrade(clean, task, level) if photographed is None else to_float(photographed)
     before = scores_of_degraded(degraded, clean) if task == "denoise" else scores(to_uint8(degraded), clean)
     before = {**before, **(extra_metrics(to_uint8(degraded), clean) if extra_metrics else {})}
     if method is None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import vheatir.restore.locations as locations
 from vheatir.errors import UserError
 from vheatir.image_io import FORMATS, MAX_PIXELS
-from vheatir.restore.defaults import MAX_LEVEL, MOST_WORKERS, TASKS
+from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, MOST_WORKERS, TASKS
 from vheatir.restore.jobs import Job, plan_file, plan_jobs
 from vheatir.restore.locations import Location
 from vheatir.restore.manifest import Manifest
@@ -32,11 +32,13 @@ def restore(  # long function: most of it says what its arguments mean
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    task: str,
+    task: str = DEFAULT_TASK,
     weights: str | Path | None = None,
     sigma: float | None = None,
     quality: float | None = None,
     strength: float = 1.0,
+    luma: float = 1.0,
+    chroma: float = 1.0,
     ensemble: bool = False,
     device: str | None = None,
     tile: int | None = None,
@@ -48,7 +50,7 @@ def restore(  # long function: most of it says what its arguments mean
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Restored]:
-    """Denoise image files, or remove the artifacts of JPEG compression.
+    """Clean up photographs, denoise image files, or remove the artifacts of JPEG compression.
 
     Bit depth, alpha, color profile and EXIF are kept. Outputs are whole or not there. `Restorer` does the same for
     arrays.
@@ -58,11 +60,13 @@ def restore(  # long function: most of it says what its arguments mean
         output: folder for the results, made where it does not exist; a file goes to output/name, a folder's content to
             output/path-below-that-folder. For a single file also the file to write, when its name ends like an image's
             and no such folder exists; the format is that of the name.
-        task: "denoise" (Gaussian noise) or "jpeg".
+        task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
         weights: shipped name or safetensors file; the task's own by default.
         sigma: noise level (0-255) instead of the estimated one, for weights that take a level.
         quality: JPEG quality (0-100) instead of the one read from the file or estimated, likewise.
         strength: result = input + strength * (restored - input), from 0 (the input) to 1.
+        luma: share of the change of brightness that is kept, from 0 to 1, multiplied with the strength.
+        chroma: the same for the change of color.
         ensemble: mean over eight flips and rotations: better, eight times slower.
         device: torch device; a GPU when there is one by default.
         tile: side of the tiles in pixels; 0: the whole image; by the image's size and the free memory by default.
@@ -90,6 +94,8 @@ def restore(  # long function: most of it says what its arguments mean
         tile=tile,
         overlap=overlap,
         strength=strength,
+        luma=luma,
+        chroma=chroma,
         ensemble=ensemble,
     )
     machines = _Machines(engine, workers, overwrite)
@@ -166,12 +172,12 @@ def _names_a_file(output: str | Path) -> bool:
 def _file_options(task: str, sigma: float | None, quality: float | None, max_megapixels: float) -> FileOptions:
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    if task == "denoise":
-        level, other, other_name = sigma, quality, "--quality"
-    else:
-        level, other, other_name = quality, sigma, "--sigma"
-    if other is not None:
-        raise UserError(f"{other_name} does not belong to the task {task}; leave it out")
+    takes = {"denoise": "--sigma", "jpeg": "--quality"}.get(task)
+    given = {name: value for name, value in (("--sigma", sigma), ("--quality", quality)) if value is not None}
+    for name in given:
+        if name != takes:
+            raise UserError(f"{name} does not belong to the task {task}; leave it out")
+    level = given.get(takes) if takes else None
     if level is not None and not 0 <= level <= MAX_LEVEL[task]:
         raise UserError(f"the level must lie between 0 and {MAX_LEVEL[task]:g}, got {level:g}")
     if not max_megapixels > 0:

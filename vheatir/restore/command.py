@@ -1,9 +1,9 @@
-"""`vheatir restore`: denoise pictures or remove JPEG artifacts with trained weights."""
+"""`vheatir restore`: clean up photographs, remove Gaussian noise or JPEG artifacts with trained weights."""
 
 import argparse
 
 from vheatir.image_io import MAX_PIXELS
-from vheatir.restore.defaults import MOST_WORKERS, TASKS
+from vheatir.restore.defaults import DEFAULT_TASK, MOST_WORKERS, TASKS
 from vheatir.utils.files import printable
 
 _EPILOG = """\
@@ -12,11 +12,12 @@ Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Ex
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
 examples:
-  vheatir restore photo.png -o restored --task denoise
+  vheatir restore photo.jpg -o restored
+  vheatir restore night/*.jpg -o restored --luma 0.7
   vheatir restore scans/ more/*.jpg -o restored --task jpeg
 
 The shipped weights were trained on BSDS500 and are for non-commercial research (see LICENSE-WEIGHTS beside them).
-The denoising weights were made for Gaussian noise; they are not for the noise of cameras.
+The task photo is for the noise and the compression of photographs, denoise for Gaussian noise alone.
 
 exit status: 0 all done, 1 some files failed (they are named), 2 nothing was done, 130 interrupted.
 """
@@ -25,14 +26,15 @@ exit status: 0 all done, 1 some files failed (they are named), 2 nothing was don
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir restore",
-        description="Denoise pictures, or remove the artefacts of JPEG compression.",
+        description="Remove noise and the artifacts of JPEG compression from images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders, globs or URLs (PNG, JPEG, TIFF, BMP, WebP)")
     add("-o", "--output", required=True, metavar="OUT", help="folder for the results; made when it does not exist")
-    add("--task", required=True, choices=TASKS, help="denoise: Gaussian noise; jpeg: JPEG artefacts")
+    task_help = "photo: noise and compression of photographs (default); denoise: Gaussian noise; jpeg: JPEG artifacts"
+    add("--task", default=DEFAULT_TASK, choices=TASKS, help=task_help)
     add("--overwrite", action="store_true", help="replace outputs that exist")
     _add_control(parser.add_argument_group("what the network does").add_argument)
     _add_resources(parser.add_argument_group("memory, speed, many files").add_argument)
@@ -61,6 +63,8 @@ def _add_control(add) -> None:
         metavar="X",
         help="result = input + X * (restored - input), from 0 (the input) to 1 (default)",
     )
+    add("--luma", type=float, default=1.0, metavar="X", help="share of the change of brightness that is kept, 0 to 1")
+    add("--chroma", type=float, default=1.0, metavar="X", help="share of the change of color that is kept, 0 to 1")
     add("--ensemble", action="store_true", help="mean over eight flips and rotations: better, eight times slower")
 
 
@@ -97,6 +101,8 @@ def main(argv: list[str]) -> int:
             sigma=arguments.sigma,
             quality=arguments.quality,
             strength=arguments.strength,
+            luma=arguments.luma,
+            chroma=arguments.chroma,
             ensemble=arguments.ensemble,
             device=arguments.device,
             tile=arguments.tile,

@@ -99,17 +99,26 @@ def _blocks(restorer: Restorer, stored: Stored, restored: Iterator[np.ndarray]) 
 
 def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple[float | None, str]:
     """The level for the network (None for blind weights), and what is shown to the user."""
-    shape = (stored.height, stored.width, stored.colors)
+    if restorer.task == "photo":
+        noise, quality = (_found(restorer, stored, task)[1] for task in ("photo", "jpeg"))
+        return None, f"{noise}; {quality}"
     noise = restorer.task == "denoise"
     if given is not None and restorer.takes_level:
         return given, f"noise level {given:g} (given)" if noise else f"JPEG quality {given:g} (given)"
+    level, text = _found(restorer, stored, restorer.task)
+    return (level if restorer.takes_level else None), text
+
+
+def _found(restorer: Restorer, stored: Stored, task: str) -> tuple[float | None, str]:
+    """The noise level, or for "jpeg" the quality, read from the file or estimated, and the same in words."""
+    noise, shape = task != "jpeg", (stored.height, stored.width, stored.colors)
     tables = stored.extras.get("quantization")
     if not noise and tables:
         level, exact = quality_of_tables(tables)
         text = f"JPEG quality {level} (from the file)" if exact else f"JPEG quality about {level} (nearest tables)"
     else:
         try:
-            level = restorer.measure(stored.floats, shape)
+            level = restorer.measure(stored.floats, shape, task)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # an estimate for the eye is no reason to give up
@@ -118,4 +127,4 @@ def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple
             text = f"noise level {level:.1f} (estimated)"
         else:
             text = "no trace of JPEG found" if level is None else f"JPEG quality {level} (estimated)"
-    return (level if restorer.takes_level else None), text
+    return level, text

@@ -16,11 +16,12 @@ import vheatir.restore.tiling as tiling
 from vheatir import weights as store
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
-from vheatir.restore.defaults import MAX_LEVEL, TASKS
+from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
 from vheatir.restore.self_ensemble import self_ensemble
 
 _FLOATS = (np.float16, np.float32, np.float64)
 _MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
+_LUMA = (0.299, 0.587, 0.114)  # BT.601, as in JPEG files
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
@@ -30,12 +31,14 @@ Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and 
 class RestorerSettings:
     """The arguments of a `Restorer`, small and plain, so that they can be sent to other machines."""
 
-    task: str
+    task: str = DEFAULT_TASK
     weights: str | None = None
     device: str | None = None
     tile: int | None = None
     overlap: int | None = None
     strength: float = 1.0
+    luma: float = 1.0
+    chroma: float = 1.0
     ensemble: bool = False
 
     def restorer(self) -> "Restorer":
@@ -47,6 +50,8 @@ class RestorerSettings:
             self.tile,
             self.overlap,
             strength=self.strength,
+            luma=self.luma,
+            chroma=self.chroma,
             ensemble=self.ensemble,
         )
 
@@ -58,7 +63,7 @@ class Restorer:
     after writing to values of its weights' `.data`, call `network.eval()`.
 
     Args:
-        task: "denoise" or "jpeg".
+        task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
         weights: shipped name or path of a safetensors file, used for all images.
         device: a torch device; a GPU when there is one by default.
         tile: side of the overlapping tiles in pixels, 0 for the whole image at once; chosen by the image's size and the
@@ -66,6 +71,8 @@ class Restorer:
         overlap: pixels that neighboring tiles share; 32, or a quarter of smaller tiles, by default.
         strength: the result is input + strength * (restored - input), from 0 to 1; 0.7 leaves 30 % of the noise's
             amplitude, and of the detail that restoring would cost.
+        luma: share of the change of brightness (BT.601 luma) that is kept, from 0 to 1, multiplied with the strength.
+        chroma: the same for the change of color; 0 leaves colors as they came. Gray images have none.
         ensemble: the mean over the eight flips and rotations, for eight times the time.
 
     Raises:
@@ -74,20 +81,24 @@ class Restorer:
 
     def __init__(
         self,
-        task: str,
+        task: str = DEFAULT_TASK,
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
         tile: int | None = None,
         overlap: int | None = None,
         *,
         strength: float = 1.0,
+        luma: float = 1.0,
+        chroma: float = 1.0,
         ensemble: bool = False,
     ):
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength must lie between 0 (the input) and 1 (fully restored), got {strength}")
-        self.tile, self.strength, self.ensemble = tile, float(strength), ensemble
+        for name, share in (("strength", strength), ("luma", luma), ("chroma", chroma)):
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} must lie between 0 (the input) and 1 (fully restored), got {share}")
+        self.tile, self.ensemble = tile, ensemble
+        self.strength, self.luma, self.chroma = float(strength), float(luma), float(chroma)
         self._overlap_given = overlap is not None
         self.overlap = default_overlap(tile) if overlap is None else overlap
         try:
@@ -98,7 +109,8 @@ class Restorer:
         default = store.DEFAULTS[task]
         network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
         self.network = freeze(network)
-        self._gray, self._gray_weights = None, default["gray"] if weights is None else None
+        own_gray = weights is None and default["gray"] != default["color"]
+        self._gray, self._gray_weights = None, default["gray"] if own_gray else None
         if self.metadata["task"] != task:
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
@@ -192,13 +204,26 @@ class Restorer:
                 raise ValueError("the network made NaN or infinite values; these weights cannot be used for this image")
             yield rows[0].permute(1, 2, 0).numpy()
 
-    def measure(self, read: Callable[[int, int], Rows], shape: tuple[int, int, int]) -> float | None:
-        """The estimated noise level (0-255) or JPEG quality, None where there is no trace of compression."""
+    def measure(
+        self, read: Callable[[int, int], Rows], shape: tuple[int, int, int], task: str | None = None
+    ) -> float | None:
+        """The estimated noise level (0-255) or JPEG quality, None where there is no trace of compression.
+
+        Args:
+            read: see `restore_rows`.
+            shape: height, width and the number of colors.
+            task: "jpeg" estimates the quality; "denoise" the level of white noise; "photo" that of a camera's noise, at
+                full and at half size; the restorer's own by default.
+        """
         patches = []
         for rows, columns in estimate_level.sample_patches(*shape[:2]):
             patch = read(rows.start, rows.stop)[0][:, columns]
             patches.append(patch if shape[2] == 3 else patch[..., 0])
-        if self.task == "denoise":
+        task = task or self.task
+        if task == "photo":  # cameras smooth their noise, and JPEG takes its finest part: half the size shows it
+            halves = [cv2.resize(patch, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for patch in patches]
+            return max(estimate_level.estimate_noise(patches), estimate_level.estimate_noise(halves))
+        if task == "denoise":
             return estimate_level.estimate_noise(patches)
         return estimate_level.estimate_quality([np.rint(patch.clip(0, 1) * 255).astype(np.uint8) for patch in patches])
 
@@ -209,6 +234,8 @@ class Restorer:
             if level is not None:
                 raise ValueError("these weights are blind and take no level; leave it out or use other weights")
             return None
+        if self.task not in MAX_LEVEL:
+            raise ValueError(f"weights for the task {self.task!r} take no level, these do; they cannot be used")
         if level is None:
             level = self.measure(read, shape)
             level = _UNCOMPRESSED if level is None else level
@@ -223,7 +250,7 @@ class Restorer:
         seen = image if hidden is None else _fill(image, hidden)
         with self._lock:
             output = self._in_memory(seen.contiguous(), level)
-        output = output if self.strength == 1 else seen + self.strength * (output - seen)
+        output = _in_part(seen, output, self.strength * self.luma, self.strength * self.chroma)
         return output if hidden is None else output.where(~hidden, image)
 
     def _in_memory(self, image: torch.Tensor, level: float | None) -> torch.Tensor:
@@ -261,6 +288,17 @@ class Restorer:
         else:
             output = network(x, *given)
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
+
+
+def _in_part(image: torch.Tensor, restored: torch.Tensor, luma: float, chroma: float) -> torch.Tensor:
+    """The image with shares of the change of luma (BT.601) and of color, both (1, 1 or 3, H, W)."""
+    if luma == chroma == 1:
+        return restored
+    change = restored - image
+    if luma == chroma or image.shape[1] == 1:
+        return image + luma * change
+    of_luma = torch.einsum("c,bchw->bhw", change.new_tensor(_LUMA), change)[:, None]
+    return image + luma * of_luma + chroma * (change - of_luma)
 
 
 def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     if results:
         figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
         lines += ["", f"{figures} (dB), mean over the images of a set:", ""]
-        level = "quality" if task == "jpeg" else "sigma"
+        level = {"jpeg": "quality", "photo": "noise"}.get(task, "sigma")
         lines += [
             f"| set | channels | {level} | images | input | restored | gain in dB |",
             "|---|---|---|---|---|---|---|",

@@ -23,6 +23,7 @@ SUFFIX = ".safetensors"
 DEFAULTS = {  # task -> colours -> name of the shipped weights
     "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind"},
     "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
+    "photo": {"color": "photo_color_blind", "gray": "photo_color_blind"},
 }
 FORMAT = "1"
 REQUIRED = ("config", "task", "color", "levels", "license")
