@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
 from vheatir.cli import run as run_command
 from vheatir.errors import UserError
-from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.tasks.session import best_weights, make_accelerator, train
 from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
@@ -35,12 +36,12 @@ class Session:
         from vheatir.backbone.classification.recipe import read_recipe
 
         self.path, self.options, self.classify = path, options, classify
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.recipe = read_recipe(options)
         self.accelerator = make_accelerator(self.recipe.device)
         self.place = (self.accelerator.process_index, self.accelerator.num_processes)
         torch.manual_seed(self.recipe.manual_seed)
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.model = classify.build_model(self.recipe)
         self.network = self.recipe.model
 
@@ -51,7 +52,7 @@ class Session:
     def load(self, file: str, whole: bool) -> str:
         """Load weights; returns the report. With `whole`, weights without their head are refused."""
         paths = self.recipe.path
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             report = self.classify.load_weights(self.model, file, paths.finetune_weights, paths.finetune_embeddings)
         if whole and report.dropped:
             raise UserError(f"{file}: {report}; set model.num_classes to what the file was trained for")
@@ -78,7 +79,7 @@ class Session:
 
     def task(self):
         """The task with the evaluation set."""
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             samples = self.classify.make_samples(self.recipe, self.model, False)
             return self.classify.Classification(self.recipe, self.model.num_classes, samples, self.accelerator)
 
@@ -95,7 +96,7 @@ def evaluate(session: Session, weights: str | None) -> dict[str, Any]:
     if weights is not None:
         session.load(weights, True)
     model = session.model.to(session.accelerator.device)
-    with told_to_the_user(str(session.path)):
+    with as_user_error(str(session.path)):
         scores = session.task().evaluate(model)
     return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
 
@@ -105,7 +106,7 @@ def measure(session: Session) -> dict[str, Any]:
     from vheatir.backbone.training.batches import checked
 
     val, task = session.recipe.val, session.task()
-    with told_to_the_user(str(session.path)):
+    with as_user_error(str(session.path)):
         images = next(checked(task.loader()))[0].to(session.accelerator.device)
     passes = (val.throughput_warmup, val.throughput_passes)
     return {

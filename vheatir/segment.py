@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
 from vheatir.cli import run as run_command
 from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_png
-from vheatir.tasks.session import told_to_the_user
 
 
 class SegmentSession(DenseSession):
@@ -51,7 +51,7 @@ class SegmentSession(DenseSession):
         """Scores on the evaluation set, and each class's."""
         from vheatir.backbone.segmentation.task import class_ious, segmentation_scores
 
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             counts = self.task(tta).count(self.model.to(self.accelerator.device))
         ious = dict(zip(self.classes, class_ious(counts), strict=True))
         return {"tta": tta, "scores": segmentation_scores(counts), "iou": ious}

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.pixels import as_pixels
-from vheatir.backbone.training.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
+from vheatir.backbone.training.batches import Plan, Samples, Streamed, mixed, seed_all
+from vheatir.backbone.training.signals import ignore_signals
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 

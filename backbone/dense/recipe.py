@@ -26,7 +26,7 @@ class Train:
             `power` of what is left.
         accumulate: forward passes for a step.
         grad_clip: largest norm of the gradient.
-        amp: "auto" (fp16 on CUDA), "none", "bf16" or "fp16".
+        amp: see `autocast_dtype`.
         ema_decay, ema_warmup: average of the weights.
     """
 

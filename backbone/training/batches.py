@@ -5,7 +5,6 @@ processes nor on how many processes train.
 """
 
 import random
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomCrop
 
 from vheatir.backbone.classification.recipe import Augment, Val
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.pixels import PictureError, as_pixels, read_pixels
+from vheatir.backbone.training.signals import ignore_signals
 
 _MASK = (1 << 63) - 1
-
-
-class DataError(ValueError):
-    """A file of the data set that cannot be used; names it."""
 
 
 def mixed(*numbers: int) -> int:
@@ -216,12 +213,6 @@ def val_transform(val: Val, size: tuple[int, int], mean, std):
         mean=mean,
         std=std,
     )
-
-
-def ignore_signals(worker: int) -> None:
-    """For loader processes: Ctrl-C and launchers signal them too, of which the last batches are still wanted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _loader(samples: Samples, workers: int, pin: bool, **how) -> DataLoader:

@@ -5,10 +5,9 @@ number alone, so that a run that goes on from a checkpoint, also amid an epoch, 
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vheatir.backbone.training.batches import mixed, seed_all
+from vheatir.backbone.training.precision import autocast_dtype
+from vheatir.backbone.training.signals import stop_on_signal
 
 _SIGNAL_EVERY = 10  # steps between the questions whether another process was told to stop
 
@@ -56,7 +57,7 @@ class Settings:
         epochs, steps_per_epoch: its length; a step is one update of the weights.
         accumulate: forward passes for a step.
         grad_clip: largest norm of the gradient; None for no limit.
-        amp: "none", "bf16" or "fp16"; "auto" is fp16 on CUDA, as published, and none elsewhere.
+        amp: see `autocast_dtype`.
         ema_decay, ema_warmup: average of the weights; None for none.
         seed: of everything random.
         val_every: epochs between evaluations.
@@ -83,48 +84,6 @@ class Settings:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
-
-
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of autocast; None for none.
-
-    Raises:
-        ValueError: fp16 elsewhere than on CUDA, or bf16 on a GPU that has none.
-    """
-    if amp == "auto":
-        amp = "fp16" if device.type == "cuda" else "none"
-    if amp == "fp16" and device.type != "cuda":
-        raise ValueError(f"train.amp fp16 needs a CUDA device, this run is on {device}; take auto, bf16 or none")
-    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError("train.amp bf16: this GPU does not compute in bfloat16; take fp16 or none")
-    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that fills at Ctrl-C or SIGTERM; a second Ctrl-C ends the process as usual.
-
-    A second SIGTERM does not: SLURM sends one to all processes, torchrun passes its own on, and the checkpoint would be
-    lost.
-    """
-    stop: list[int] = []
-    former = {}
-
-    def request(number, frame):
-        stop.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, former[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, request)
-    except ValueError:  # only a main thread may ask for signals
-        former.clear()
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -164,7 +123,7 @@ class Loop:
         self.task, self.optimizer, self.set_rates = task, optimizer, set_rates
         self.settings, self.accelerator, self.journal = settings, accelerator, journal
         self.device = accelerator.device
-        self.dtype = amp_dtype(settings.amp, self.device)
+        self.dtype = autocast_dtype(settings.amp, self.device, refuse_emulation=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.bare = model
         decay = settings.ema_decay
@@ -207,7 +166,7 @@ class Loop:
         settings, main = self.settings, self.journal is not None
         started, first, source = time.perf_counter(), self.step, iter(batches)
         bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None if main else True, smoothing=0.05)
-        with _stop_on_signal() as stop, bar:
+        with stop_on_signal() as stop, bar:
             while self.step < settings.steps:
                 self._advance(source)
                 bar.update()

@@ -65,14 +65,15 @@ def invariance(arguments: argparse.Namespace) -> None:
     """How networks bear shifts, rotations and scales, on a labelled set."""
     from vheatir.analyze.figures import invariance_figure
     from vheatir.analyze.images import view_batches
-    from vheatir.analyze.networks import networks, told_to_the_user
+    from vheatir.analyze.networks import networks
     from vheatir.backbone.analysis.invariance import evaluate_views
+    from vheatir.backbone.errors import as_user_error
 
     rows = []
     for network in networks(arguments):
         model, kinds = network.build(arguments), {}
         for kind in arguments.kinds:
-            with told_to_the_user():
+            with as_user_error():
                 levels, batches = view_batches(model, kind, arguments)
                 kinds[kind] = {"levels": levels, **evaluate_views(model, batches)}
             consistency = kinds[kind]["consistency"]
@@ -89,8 +90,9 @@ def receptive_field(arguments: argparse.Namespace) -> None:
     """Effective receptive fields at the start and, for given weights, after training."""
     from vheatir.analyze.figures import receptive_field_figure
     from vheatir.analyze.images import image_batches
-    from vheatir.analyze.networks import networks, told_to_the_user
+    from vheatir.analyze.networks import networks
     from vheatir.backbone.analysis import receptive_field as erf
+    from vheatir.backbone.errors import as_user_error
 
     rows, fields = [], {}
     for network in networks(arguments):
@@ -100,7 +102,7 @@ def receptive_field(arguments: argparse.Namespace) -> None:
         fields[network.label] = {}
         for state, model in states.items():
             stage = arguments.stage % len(model.depths)
-            with told_to_the_user():
+            with as_user_error():
                 field = erf.receptive_field(model, image_batches(model, arguments), stage)
             fields[network.label][state] = field.numpy()
             area = {f"{share:g}": erf.area_ratio(field, stage, share) for share in erf.SHARES}
@@ -114,14 +116,15 @@ def receptive_field(arguments: argparse.Namespace) -> None:
 def heat(arguments: argparse.Namespace) -> None:
     """How far a point of heat spreads in each stage, and the learned decay of each channel."""
     from vheatir.analyze import figures
-    from vheatir.analyze.networks import networks, told_to_the_user
+    from vheatir.analyze.networks import networks
     from vheatir.backbone.analysis import heat as found
+    from vheatir.backbone.errors import as_user_error
 
     content, drawn = [], {}
     chosen = networks(arguments)
     for network in chosen:
         layers, points, decays = [], {}, []
-        with told_to_the_user():
+        with as_user_error():
             everything = list(found.decays(network.build(arguments)))
         for stage, block, decay in everything:
             decay = decay.float().cpu()

@@ -4,10 +4,8 @@ import json
 import logging
 import shlex
 import shutil
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,6 @@ from vheatir.utils.lock import Lock, refuse_if_held
 from vheatir.utils.run_metadata import run_metadata, write_json
 
 logger = logging.getLogger("vheatir")
-
-
-@contextmanager
-def stop_on_signal():
-    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations.
-
-    A second Ctrl-C ends the process at once. A second SIGTERM does not: SLURM sends one to all processes, torchrun
-    passes its own on, and the checkpoint would be lost.
-    """
-    stop: list[int] = []
-
-    def request(number, frame):
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, request)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Run:

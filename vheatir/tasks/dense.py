@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
 from vheatir.errors import UserError
-from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.tasks.session import best_weights, make_accelerator, train
 from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
@@ -38,12 +39,12 @@ class DenseSession:
         from vheatir.backbone.models.feature_maps import build_features
 
         self.path, self.mode = path, mode
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.recipe = self.read(options)
         self.accelerator = make_accelerator(self.recipe.device)
         self.place = (self.accelerator.process_index, self.accelerator.num_processes)
         torch.manual_seed(self.recipe.manual_seed)
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.body = build_features(self.recipe.backbone)
             self.model = self.build(weights)
         if weights is not None:
@@ -61,7 +62,7 @@ class DenseSession:
     def _load(self, weights: str) -> None:
         from vheatir.backbone.models.checkpoint import read_checkpoint, unwrap
 
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             state, _ = unwrap(read_checkpoint(weights))
             try:
                 self.model.load_state_dict(state)
@@ -74,7 +75,7 @@ class DenseSession:
         paths = self.recipe.path
         if paths.pretrained is None:
             return None
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             report = load_features(self.body, paths.pretrained, paths.pretrained_weights, paths.pretrained_embeddings)
         return f"{paths.pretrained}: {report}"
 
@@ -101,7 +102,7 @@ class DenseSession:
     def evaluate(self, tta: bool) -> dict[str, Any]:
         """Scores on the evaluation set."""
         model = self.model.to(self.accelerator.device)
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             return {"scores": self.task().evaluate(model)}
 
     def at_size(self, size: tuple[int, int]):
@@ -111,7 +112,7 @@ class DenseSession:
     def read_picture(self, file: Path):
         """A picture, (3, H, W) uint8 RGB."""
         from vheatir.backbone.dense.image_files import read_rgb
-        from vheatir.backbone.training.batches import DataError
+        from vheatir.backbone.errors import DataError
 
         image = read_rgb(file)
         if isinstance(image, DataError):
@@ -261,7 +262,7 @@ def run(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list[st
         run_metadata.prepare_output(arguments.json)
     weights = arguments.weights
     if weights is None and (arguments.eval or arguments.predict):
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             weights = best_weights(kind.read(options))
     mode = "predict" if arguments.predict else "eval" if arguments.eval else "cost" if arguments.cost else "train"
     session = kind(path, options, mode, weights)

@@ -4,27 +4,15 @@ The work is done by `vheatir.backbone.training.loop`; the first of several proce
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vheatir.backbone.errors import DataError, as_user_error
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import save_checkpoint
 from vheatir.runs.folder import Run, logger
 from vheatir.utils.files import atomic_open
-
-
-@contextmanager
-def told_to_the_user(where: str) -> Iterator[None]:
-    """What the backbone refuses is something that the user gave."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 class Session(Protocol):
@@ -125,7 +113,7 @@ class Folder:
 
 def train(session: Session, argv: list[str], resume: bool) -> int:
     """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
-    from vheatir.backbone.training.batches import DataError, checked, train_loader
+    from vheatir.backbone.training.batches import checked, train_loader
     from vheatir.backbone.training.loop import Loop
 
     recipe, accelerator = session.recipe, session.accelerator
@@ -134,7 +122,7 @@ def train(session: Session, argv: list[str], resume: bool) -> int:
     model = with_shared_norms(session.model.to(accelerator.device), accelerator.device, accelerator.num_processes)
     main = accelerator.is_main_process
     journal = Folder(run, session.task_name, session.network, recipe.logger.keep_checkpoints) if main else None
-    with told_to_the_user(str(session.path)):
+    with as_user_error(str(session.path)):
         samples = session.samples()
         plan = session.plan(len(samples))
         settings, optimizer = session.settings(plan), session.optimizer(plan)

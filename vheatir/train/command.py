@@ -9,7 +9,6 @@ together under torchrun or SLURM; the first one writes.
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,12 +25,13 @@ from tqdm import tqdm
 from vheatir import weights
 from vheatir.archs.networks import name_of
 from vheatir.backbone.training.processes import LAUNCHERS, TIMEOUT, Processes, started
+from vheatir.backbone.training.signals import ignore_signals, stop_on_signal
 from vheatir.cli import run as run_command
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import has_checkpoint, save_checkpoint
-from vheatir.runs.folder import Run, logger, stop_on_signal
+from vheatir.runs.folder import Run, logger
 from vheatir.train import equal_time
 from vheatir.train.build import TASKS, build_datasets, build_model, complete_options, try_samples
 from vheatir.train.options import find_options, read_options
@@ -169,7 +169,7 @@ class Trainer:
             num_workers=self.options["datasets"]["train"].get("num_worker_per_gpu") or 0,
             pin_memory=self.model.device.type == "cuda",
             generator=torch.Generator(),  # a loader would draw its seed from the generator of the network
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
         )
 
     def train(self) -> bool:
@@ -250,12 +250,6 @@ def _fetched(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         return next(batches)
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and launchers signal loader workers too, of which the last batches are still wanted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.layers.freezing import frozen
+from vheatir.backbone.training.signals import stop_on_signal
 from vheatir.compat import require_matplotlib
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest, save_checkpoint
-from vheatir.runs.folder import stop_on_signal
 from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import find_options, read_options

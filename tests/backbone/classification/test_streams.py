@@ -16,7 +16,8 @@ from tests.backbone.classification.test_classify import assert_same_run
 from vheatir.backbone.classification.readers import make_reader
 from vheatir.backbone.classification.recipe import Data
 from vheatir.backbone.classification.streams import Stream
-from vheatir.backbone.training.batches import DataError, Plan, Samples, checked, train_loader, val_loader
+from vheatir.backbone.errors import DataError
+from vheatir.backbone.training.batches import Plan, Samples, checked, train_loader, val_loader
 from vheatir.backbone.training.loop import Loop
 from vheatir.errors import UserError
 from vheatir.pretrain import main
