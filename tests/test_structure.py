@@ -17,7 +17,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 KERNELS_MAY_IMPORT = {"torch", "numpy", "cuda"}  # cuda-bindings: NVRTC
 BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
     "PIL",
-    "accelerate",
     "einops",
     "pycocotools",
     "safetensors",

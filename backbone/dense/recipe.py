@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vheatir.backbone.training.batches import Plan
-from vheatir.backbone.training.loop import Settings
+from vheatir.backbone.training.batches import EpochPlan
 from vheatir.backbone.training.schedules import poly_factor, warmup_factor
 from vheatir.backbone.training.schema import Run
+from vheatir.backbone.training.until import Epochs
 
 
 @dataclass
@@ -100,30 +100,17 @@ def check_together(recipe: Any) -> None:
         raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
 
 
-def make_plan(recipe: Any, size: int, rank: int, world: int) -> Plan:
+def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
     """The order of that many training images."""
-    return Plan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
+    return EpochPlan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
 
 
-def make_settings(recipe: Any, plan: Plan, best: str) -> Settings:
-    """What the loop needs; a run counted in steps is one of so many evaluations."""
-    train, every, logger = recipe.train, recipe.val.every, recipe.logger
+def make_until(recipe: Any, plan: EpochPlan) -> Epochs:
+    """The length of a run; one counted in steps is one of so many evaluations."""
+    train, every, save_every = recipe.train, recipe.val.every, recipe.logger.save_freq
     if train.epochs is not None:
-        length = {"epochs": train.epochs, "steps_per_epoch": plan.steps_per_epoch, "val_every": every}
-    else:
-        length = {"epochs": train.steps // every, "steps_per_epoch": every, "period": "evaluation"}
-    return Settings(
-        **length,
-        accumulate=train.accumulate,
-        grad_clip=train.grad_clip,
-        amp=train.amp,
-        ema_decay=train.ema_decay,
-        ema_warmup=train.ema_warmup,
-        seed=recipe.manual_seed,
-        best=best,
-        print_freq=logger.print_freq,
-        save_freq=logger.save_freq,
-    )
+        return Epochs(train.epochs, plan.steps_per_epoch, every, save_every)
+    return Epochs(train.steps // every, every, save_every=save_every, period="evaluation")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict]:

@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,7 +11,9 @@ from vheatir.backbone.segmentation.dataset import LabelledPictures, scaled_size
 from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
 from vheatir.backbone.training.batches import checked, val_loader
+from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.loop import to_device
+from vheatir.backbone.training.processes import Processes
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -93,11 +94,29 @@ def class_ious(counts: Tensor) -> list[float | None]:
     return [100 * r / u if u else None for r, u in zip(counts.diagonal().tolist(), union.tolist(), strict=True)]
 
 
-class Segmentation:
-    """Losses of the two heads, and scores on an evaluation set."""
+class Segmentation(DatasetTask):
+    """Losses of the two heads, and scores on an evaluation set.
 
-    def __init__(self, recipe: Recipe, samples: LabelledPictures, accelerator: Accelerator, tta: bool = False):
-        self.recipe, self.samples, self.accelerator, self.tta = recipe, samples, accelerator, tta
+    Args:
+        recipe: of the run.
+        samples: the evaluation set.
+        processes: those that train, or evaluate, together.
+        device: of the network.
+        tta: evaluate with views of several sizes.
+    """
+
+    best, weights_key = "miou", "path.pretrained"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: LabelledPictures,
+        processes: Processes,
+        device: torch.device,
+        tta: bool = False,
+    ):
+        super().__init__(processes, device)
+        self.recipe, self.samples, self.tta = recipe, samples, tta
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each head's; the share in percent of right pixels."""
@@ -113,20 +132,20 @@ class Segmentation:
 
     def loader(self) -> DataLoader:
         """This process's part of the evaluation set, picture by picture."""
-        place = (self.accelerator.process_index, self.accelerator.num_processes)
-        return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.accelerator.device.type == "cuda")
+        place = (self.processes.rank, self.processes.world)
+        return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.device.type == "cuda")
 
     def count(self, model: nn.Module) -> Tensor:
         """Confusion matrix over the evaluation set."""
-        device, classes = self.accelerator.device, self.recipe.data.num_classes
+        device, classes = self.device, self.recipe.data.num_classes
         counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-        hidden = None if self.accelerator.is_main_process else True
+        hidden = None if self.processes.writes else True
         with frozen(model), torch.no_grad():
             for batch in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 images, labels = to_device(batch, device)
                 found = predict(model, images[0], self.recipe.val, self.tta).argmax(0)
                 counts += confusion(found, labels[0], classes)
-        return self.accelerator.reduce(counts, "sum")
+        return self.processes.sum_(counts)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """See `segmentation_scores`, and the number of `images`."""

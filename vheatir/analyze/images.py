@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import functional as T
 
 from vheatir.backbone.analysis.invariance import Views, standard_view
+from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
 from vheatir.backbone.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
-from vheatir.backbone.training.batches import Samples, checked, mixed
+from vheatir.backbone.training.batches import checked, mixed
 
 
 def _side(model: nn.Module) -> int:

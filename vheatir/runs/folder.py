@@ -20,7 +20,7 @@ from vheatir.utils.run_metadata import run_metadata, write_json
 logger = logging.getLogger("vheatir")
 
 
-class Run:
+class RunFolder:
     """One training run under `<root>/<name>/`.
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,

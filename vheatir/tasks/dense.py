@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.backbone.errors import as_user_error
+from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.session import best_weights, make_accelerator, train
+from vheatir.tasks.session import TaskSession, best_weights, train
 from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
@@ -19,30 +20,40 @@ from vheatir.utils.timing import interleave, peak_mib
 _SIZES = ("224", "512", "800x1280")
 
 
-class DenseSession:
+class DenseSession(TaskSession):
     """What the modes of a command share: recipe, processes and network.
 
-    Subclasses set `command`, `task_name`, `best`, `sections`, `needs`, and give `read`, `build`, `samples`, `task`,
+    Subclasses set `command`, `task_name`, `sections`, `needs`, and give `read`, `build`, `samples`, `task`,
     `at_size`, `draw`.
     """
 
-    command: str
-    task_name: str
-    best: str
     sections: tuple[str, ...]
-    needs = ("timm", "accelerate", "torchvision")
+    needs = ("timm", "torchvision")
 
-    def __init__(self, path: Path, options: dict[str, Any], mode: str, weights: str | None = None):
-        """`mode` is "train", "eval", "predict" or "cost"; `weights` a file to load."""
+    def __init__(
+        self,
+        path: Path,
+        options: dict[str, Any],
+        mode: str,
+        weights: str | None = None,
+        processes: Processes | None = None,
+    ):
+        """Read the recipe and build the network.
+
+        Args:
+            path: the recipe's file.
+            options: its table.
+            mode: "train", "eval", "predict" or "cost".
+            weights: a file to load.
+            processes: those that work together; by default this one alone.
+        """
         import torch
 
         from vheatir.backbone.models.feature_maps import build_features
 
-        self.path, self.mode = path, mode
+        self.mode = mode
         with as_user_error(str(path)):
-            self.recipe = self.read(options)
-        self.accelerator = make_accelerator(self.recipe.device)
-        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
+            super().__init__(path, self.read(options), processes or Processes())
         torch.manual_seed(self.recipe.manual_seed)
         with as_user_error(str(path)):
             self.body = build_features(self.recipe.backbone)
@@ -84,10 +95,10 @@ class DenseSession:
 
         return make_plan(self.recipe, size, *self.place)
 
-    def settings(self, plan):
-        from vheatir.backbone.dense.recipe import make_settings
+    def until(self, plan):
+        from vheatir.backbone.dense.recipe import make_until
 
-        return make_settings(self.recipe, plan, self.best)
+        return make_until(self.recipe, plan)
 
     def optimizer(self, plan):
         from vheatir.backbone.dense.recipe import make_optimizer
@@ -97,11 +108,11 @@ class DenseSession:
     def rates(self, optimizer, plan):
         from vheatir.backbone.dense.recipe import make_rates
 
-        return make_rates(self.recipe.train, optimizer, self.settings(plan).steps, plan.steps_per_epoch)
+        return make_rates(self.recipe.train, optimizer, self.until(plan).total, plan.steps_per_epoch)
 
     def evaluate(self, tta: bool) -> dict[str, Any]:
         """Scores on the evaluation set."""
-        model = self.model.to(self.accelerator.device)
+        model = self.model.to(self.device)
         with as_user_error(str(self.path)):
             return {"scores": self.task().evaluate(model)}
 
@@ -147,7 +158,7 @@ def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, 
     from vheatir.backbone.dense.cost import cost_at
     from vheatir.backbone.layers.freezing import freeze
 
-    device, table = session.accelerator.device, {}
+    device, table = session.device, {}
     model = freeze(session.model.to(device))
     for size in map(_size, sizes):
         entry = table[f"{size[0]}x{size[1]}"] = cost_at(model, size)
@@ -207,7 +218,7 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     if not files:
         raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")
     _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
-    freeze(session.model.to(session.accelerator.device))
+    freeze(session.model.to(session.device))
     found = {}
     for file in files:
         path = png_below(target, file, source)
@@ -237,6 +248,7 @@ def parser_for(command: str, what: str) -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="HxW", help="sizes of images for --cost")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes for --cost; 0: count only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what --eval or --cost found")
+    add_arguments(parser)
     return parser
 
 
@@ -265,24 +277,23 @@ def run(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list[st
         with as_user_error(str(path)):
             weights = best_weights(kind.read(options))
     mode = "predict" if arguments.predict else "eval" if arguments.eval else "cost" if arguments.cost else "train"
-    session = kind(path, options, mode, weights)
-    if arguments.predict:
-        return predict(session, arguments)
-    if not judging:
-        status = train(session, argv, arguments.resume)
-        session.accelerator.end_training()
-        return status
-    if arguments.eval:
-        result = {"weights": weights, **session.evaluate(getattr(arguments, "tta", False))}
-    else:
-        result = cost(session, arguments.sizes, arguments.rounds)
-    if session.accelerator.is_main_process:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(result))
-        if arguments.json:
-            described = {
-                "metadata": run_metadata.run_metadata(["vheatir", kind.command, *argv]),
-                "backbone": session.recipe.backbone,
-            }
-            run_metadata.write_json(arguments.json, {**described, **result})
-    session.accelerator.end_training()
-    return 0
+    with started(arguments.launcher, arguments.timeout) as processes:
+        session = kind(path, options, mode, weights, processes)
+        if arguments.predict:
+            return predict(session, arguments)
+        if not judging:
+            return train(session, argv, arguments.resume)
+        if arguments.eval:
+            result = {"weights": weights, **session.evaluate(getattr(arguments, "tta", False))}
+        else:
+            result = cost(session, arguments.sizes, arguments.rounds)
+        if processes.writes:
+            _report(session, result, arguments.json, argv)
+        return 0
+
+
+def _report(session: DenseSession, result: dict[str, Any], file: Path | None, argv: list[str]) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in _lines(result))
+    if file:
+        metadata = run_metadata.run_metadata(["vheatir", session.command, *argv])
+        run_metadata.write_json(file, {"metadata": metadata, "backbone": session.recipe.backbone, **result})

@@ -45,12 +45,7 @@ def complete_options(
     elif gpus and not found:
         raise UserError(f"{path}: num_gpu is {gpus}, but torch sees no CUDA device; set num_gpu: auto or 0")
     if gpus:
-        index = 0 if processes.local_world is None and found == 1 else processes.local_rank  # SLURM may show only one
-        if index >= found:
-            raise UserError(
-                f"process {index} of this machine has no GPU: it has {found}; start {found} processes on each machine"
-            )
-        torch.cuda.set_device(index)
+        processes.take_gpu()
     options["num_gpu"] = int(gpus > 0)
     options.update(is_train=is_train, scale=options.get("scale", 1))
     options.update(dist=processes.world > 1, rank=processes.rank, world_size=processes.world)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vheatir.backbone.training.loop import DIVERGED
 from vheatir.backbone.training.processes import Processes
 from vheatir.data.degradations import to_uint8
 from vheatir.errors import UserError
@@ -17,7 +18,6 @@ from vheatir.metrics.fidelity import scores_of_degraded
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 
-DIVERGED = "a lower learning rate, train.grad_clip or train.amp: none may help; --resume starts at the last checkpoint"
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from safetensors.torch import load_file
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from safetensors.torch import load_file
 
 from tests.backbone.classification import small
 from vheatir.backbone.training.precision import autocast_dtype
+from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
 from vheatir.pretrain import main
-from vheatir.tasks.session import with_shared_norms
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
@@ -39,7 +39,7 @@ def test_processes_on_gloo_keep_statistics_of_their_own_batches():
 def test_norms_are_shared_on_cuda_alone(make_model, device, processes, shared):
     model = make_model("unified_convnext_micro")
     keys = set(model.state_dict())
-    model = with_shared_norms(model, torch.device(device), processes)
+    model = Processes(world=processes).with_shared_norms(model, torch.device(device))
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert [isinstance(norm, nn.SyncBatchNorm) for norm in norms] == [shared]
     assert set(model.state_dict()) == keys

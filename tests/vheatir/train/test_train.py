@@ -174,7 +174,7 @@ def test_several_validation_sets_are_told_apart(train, small_photos):
     points = [point for point in train.curves(folder) if "val/psnr" in point]
     assert [point["iteration"] for point in points] == [6, 12]
     assert points[0]["val/input_psnr"] > points[0]["val_50/input_psnr"] + 5
-    best = load_latest(folder / "checkpoints")["best"]
+    best = load_latest(folder / "checkpoints")["best"]["best"]
     assert best["value"] == max((point["val/psnr"] + point["val_50/psnr"]) / 2 for point in points)
 
 
@@ -188,7 +188,7 @@ def test_missing_basicsr_is_told_with_what_to_install(recipe, monkeypatch, tmp_p
     import importlib.util
 
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr("vheatir.train.command.register_all", register_all.__wrapped__)
+    monkeypatch.setattr("vheatir.train.trainer.register_all", register_all.__wrapped__)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "basicsr" else find_spec(name))
     with pytest.raises(UserError, match=r"training needs BasicSR 1\.4\.2, which is not installed; "):
         main(["-opt", str(recipe)])

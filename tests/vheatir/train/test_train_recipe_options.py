@@ -58,11 +58,11 @@ def test_resume_in_progressive_training_is_exact(train, monkeypatch, stop, worke
     more = (STAGES, MIXUP, ON_DEVICE, f"datasets.train.num_worker_per_gpu={workers}", "datasets.train.sigma=[15, 50]")
     straight = train(*more, name="straight")
     with monkeypatch.context() as patch:
-        step = VHeatIRModel.optimize_parameters
+        parts = VHeatIRModel.parts
         patch.setattr(
             VHeatIRModel,
-            "optimize_parameters",
-            lambda self, i: (signal.raise_signal(signal.SIGINT) if i == stop else None, step(self, i))[1],
+            "parts",
+            lambda self, i: (signal.raise_signal(signal.SIGINT) if i == stop else None, parts(self, i))[1],
         )
         folder = train(*more, name="stopped", status=130)
     torch.manual_seed(99)
