@@ -77,14 +77,15 @@ class Trainer:
         options, logger, val = self.options, self.options["logger"], self.options["val"]
         total = options["train"]["total_iter"]
         until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
-        saves_pictures = self.run is not None and val.get("save_img")
+        # Processes that do not write pictures hand them to the one that does.
+        pictures = None if not val.get("save_img") else Path() if self.run is None else self.run.pictures
         self.task = RestorationTask(
             self.model,
             self.train_set,
             self.validation_sets,
             options,
             total,
-            self.run.pictures if saves_pictures else None,
+            pictures,
         )
         settings = LoopSettings(options["manual_seed"], logger.get("print_freq") or 100, "iteration")
         journal = None
