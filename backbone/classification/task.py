@@ -29,9 +29,9 @@ from vheatir.backbone.models.pyramid import Pyramid, image_size
 from vheatir.backbone.pixels import OfOneChannel, colour_statistics
 from vheatir.backbone.training.batches import EpochPlan, checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
-from vheatir.backbone.training.loop import to_device
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.schedules import unified_schedule, vheat_schedule
+from vheatir.backbone.training.task import to_device
 from vheatir.backbone.training.until import Epochs
 
 _PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}

@@ -11,8 +11,8 @@ from vheatir.backbone.detection.records import Catalogue
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.batches import checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
-from vheatir.backbone.training.loop import to_device
 from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.task import to_device
 
 
 class Detection(DatasetTask):

@@ -12,8 +12,8 @@ from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
 from vheatir.backbone.training.batches import checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
-from vheatir.backbone.training.loop import to_device
 from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.task import to_device
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from vheatir.backbone.training.batches import EpochPlan, checked, train_loader
-from vheatir.backbone.training.loop import Task
 from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.task import Task
 
 
 class DatasetTask(Task):

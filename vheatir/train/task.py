@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vheatir.backbone.training.loop import Task
 from vheatir.backbone.training.signals import ignore_signals
+from vheatir.backbone.training.task import Task
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
 from vheatir.train.validation import score_table
