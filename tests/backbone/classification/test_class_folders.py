@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.readers import make_reader
