@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.backbone.layers.freezing import freeze
-from vheatir.data.degradations import to_uint8
 from vheatir.data.sources import ImageSource
-from vheatir.evaluate.command import degrade, read_clean
+from vheatir.evaluate.protocol import degrade, read_clean
+from vheatir.image_io.arrays import to_uint8
 from vheatir.metrics.fidelity import psnr
 from vheatir.restore.tiling import apply_tiled
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json

@@ -53,7 +53,7 @@ def recipe_for(network: str, args: argparse.Namespace) -> Path:
     """The recipe with a network's model, as a file of its own."""
     import yaml
 
-    from vheatir.train.options import find_options, load_table
+    from vheatir.utils.recipes import find_options, load_table
 
     table = load_table(find_options("classification/cifar10_subset"))
     if network != "vheat":
@@ -103,7 +103,7 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     from vheatir.backbone.classification.recipe import read_recipe
     from vheatir.backbone.layers.freezing import freeze
     from vheatir.pretrain import SECTIONS
-    from vheatir.train.options import load_table
+    from vheatir.utils.recipes import load_table
     from vheatir.utils.timing import interleave, peak_mib
 
     device = torch.device("cpu")

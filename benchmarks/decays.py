@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 
-from vheatir.bench.command import SHAPES, _positive, _shape
-from vheatir.bench.operator import gradients, inference, network_diffusivities
+from vheatir.bench.case import gradients, inference
+from vheatir.bench.command import _positive, _shape
+from vheatir.bench.defaults import SHAPES
+from vheatir.bench.operator import network_diffusivities
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.dct import squared_frequencies
 from vheatir.kernels.ops import heat_conduction, prepare_decay
@@ -95,7 +97,7 @@ def measure_shape(shape: tuple[int, ...], kernels: dict[str, native.Library], ro
 def main() -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    default = [_shape(text) for text in ("1x200x300x80", "1x128x128x64", *SHAPES[:2])]
+    default = [(1, 200, 300, 80), (1, 128, 128, 64), *SHAPES[:2]]
     parser.add_argument("--shape", type=_shape, nargs="+", default=default, metavar="BxHxWxC")
     parser.add_argument("--before", type=Path, metavar="LIBRARY", help="a kernel that another version has compiled")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="default: what 6 seconds hold, 5 to 201")

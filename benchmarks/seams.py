@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 import skimage.data
 
-from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, to_float, to_uint8
+from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
 from vheatir.data.sources import list_images
 from vheatir.errors import UserError
-from vheatir.image_io import decode_image
+from vheatir.image_io import decode_image, to_float, to_uint8
 from vheatir.restore import tiling
 from vheatir.restore.restorer import TASKS, Restorer
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json

@@ -12,7 +12,8 @@ from vheatir.kernels.cuda import build as cuda_build
 from vheatir.kernels.cuda import driver as cuda_driver
 from vheatir.kernels.cuda import launch_plan as cuda_plan
 
-CPU_KERNEL, CUDA = "cpu_kernel", "cuda"
+CPU_KERNEL = "cpu_kernel"
+CUDA = "cuda"
 BACKENDS = ("auto", "torch", CPU_KERNEL, CUDA)
 _SPLIT_FROM = 96  # below this side a dense matrix product is as fast or faster on two threads (docs/operator.md)
 _LONGEST_PRODUCT = 2048  # a dense product of this length has tables of 16 MiB
@@ -112,7 +113,8 @@ def choose(
         path = _kernel(height, width, device, backend, dtype)
         if path is not None:
             return path
-    levels_h, levels_w = split_levels(height), split_levels(width)
+    levels_h = split_levels(height)
+    levels_w = split_levels(width)
     if device.type != "cpu" and max(levels_h, levels_w):
         return Path(min(levels_h, 1), min(levels_w, 1), "large side: one even/odd split, few launches")
     if max(levels_h, levels_w) == 0:

@@ -10,31 +10,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.kernels.checks import are_plain
 from vheatir.kernels.cpu import library as native
+from vheatir.kernels.plain import are_plain
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
-_SIZES = tuple((name, ctypes.c_int64) for name in ("rows", "channels", "x_row", "gate_row", "threads"))
 
 
-def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
-    return tuple((name, ctypes.c_void_p) for name in names)
-
-
+# Fields in the order of csrc/api.h.
 class _Job(ctypes.Structure):
+    """vheatir_norm_job."""
+
     _fields_ = (
-        *_SIZES,
-        *_pointers("x", "addend", "weight", "bias", "gate", "residual", "sum", "result"),
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("x_row", ctypes.c_int64),
+        ("gate_row", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("addend", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        ("result", ctypes.c_void_p),
         ("epsilon", ctypes.c_double),
     )
 
 
 class _GradientJob(ctypes.Structure):
+    """vheatir_norm_gradient_job."""
+
     _fields_ = (
-        *_SIZES,
-        *_pointers("x", "weight", "bias", "gate", "grad", "grad_sum"),
-        *_pointers("grad_x", "grad_gate", "grad_weight", "grad_bias"),
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("x_row", ctypes.c_int64),
+        ("gate_row", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("grad_sum", ctypes.c_void_p),
+        ("grad_x", ctypes.c_void_p),
+        ("grad_gate", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
         ("epsilon", ctypes.c_double),
     )
 
@@ -56,13 +79,16 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
-def _sizes(x: Tensor, gate: Tensor | None) -> tuple[int, ...]:
-    threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
-    return *x.shape, x.stride(0), 0 if gate is None else gate.stride(0), threads
+def _threads(x: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
 
 
-def _addresses(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _packed(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _run(
@@ -77,26 +103,67 @@ def _run(
     addend: Tensor | None = None,
     total: Tensor | None = None,
 ) -> None:
-    rows, gate = _rows(x), None if gate is None else _rows(gate)
-    # Held until the call returns: the job has only addresses.
-    held = [None if t is None else t.contiguous() for t in (addend, weight, bias, gate, residual)]
-    held[3] = gate
-    job = _Job(*_sizes(rows, gate), *_addresses(rows, *held, total, result), epsilon)
-    native.library().functions.vheatir_norm(ctypes.byref(job))
+    # Named here, so that they are held until the call returns: the job has only addresses.
+    rows = _rows(x)
+    gates = None if gate is None else _rows(gate)
+    weights = weight.contiguous()
+    biases = bias.contiguous()
+    addends = _packed(addend)
+    residuals = _packed(residual)
+    job = _Job(
+        rows=rows.shape[0],
+        channels=rows.shape[1],
+        x_row=rows.stride(0),
+        gate_row=0 if gates is None else gates.stride(0),
+        threads=_threads(rows),
+        x=rows.data_ptr(),
+        addend=_address(addends),
+        weight=weights.data_ptr(),
+        bias=biases.data_ptr(),
+        gate=_address(gates),
+        residual=_address(residuals),
+        sum=_address(total),
+        result=result.data_ptr(),
+        epsilon=epsilon,
+    )
+    native.functions().vheatir_norm(ctypes.byref(job))
 
 
 def _gradients(
     grad: Tensor, grad_sum: Tensor | None, x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight, bias and the gate, None without one."""
-    rows, gate = _rows(x), None if gate is None else _rows(gate)
-    held = [None if t is None else t.contiguous() for t in (weight, bias, grad, grad_sum)]
-    grad_x, grad_gate = x.new_empty(x.shape), None if gate is None else x.new_empty(x.shape)
-    sums = x.new_empty(2, -(-len(rows) // _CHUNK), rows.shape[1])
-    inputs = _addresses(rows, *held[:2], gate, *held[2:])
-    job = _GradientJob(*_sizes(rows, gate), *inputs, *_addresses(grad_x, grad_gate, sums[0], sums[1]), epsilon)
-    native.library().functions.vheatir_norm_gradient(ctypes.byref(job))
-    return grad_x, *sums.sum(1), grad_gate
+    rows = _rows(x)
+    gates = None if gate is None else _rows(gate)
+    weights = weight.contiguous()
+    biases = bias.contiguous()
+    grads = grad.contiguous()
+    grads_of_sum = _packed(grad_sum)
+    grad_x = x.new_empty(x.shape)
+    grad_gate = None if gate is None else x.new_empty(x.shape)
+    chunks = -(-len(rows) // _CHUNK)
+    sums = x.new_empty(2, chunks, rows.shape[1])
+    job = _GradientJob(
+        rows=rows.shape[0],
+        channels=rows.shape[1],
+        x_row=rows.stride(0),
+        gate_row=0 if gates is None else gates.stride(0),
+        threads=_threads(rows),
+        x=rows.data_ptr(),
+        weight=weights.data_ptr(),
+        bias=biases.data_ptr(),
+        gate=_address(gates),
+        grad=grads.data_ptr(),
+        grad_sum=_address(grads_of_sum),
+        grad_x=grad_x.data_ptr(),
+        grad_gate=_address(grad_gate),
+        grad_weight=sums[0].data_ptr(),
+        grad_bias=sums[1].data_ptr(),
+        epsilon=epsilon,
+    )
+    native.functions().vheatir_norm_gradient(ctypes.byref(job))
+    grad_weight, grad_bias = sums.sum(1)
+    return grad_x, grad_weight, grad_bias, grad_gate
 
 
 @torch.library.custom_op("vheatir::norm", mutates_args=())
@@ -110,7 +177,8 @@ def _norm(
 
 @torch.library.custom_op("vheatir::add_norm", mutates_args=())
 def _add_norm(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    total, result = x.new_empty(x.shape), x.new_empty(x.shape)
+    total = x.new_empty(x.shape)
+    result = x.new_empty(x.shape)
     _run(x, weight, bias, epsilon, result, addend=addend, total=total)
     return total, result
 
@@ -125,14 +193,17 @@ def _(x, addend, weight, bias, epsilon):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-def _differentiable(grad: Tensor, epsilon: float, *inputs: Tensor | None) -> list[Tensor | None]:
+def _differentiable(
+    grad: Tensor, epsilon: float, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None
+) -> list[Tensor | None]:
     """Gradients of x, weight, bias and gate that can be differentiated again, None for those that need none."""
+    inputs = (x, weight, bias, gate)
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     if not wanted:  # only what is added needs one
         return [None] * len(inputs)
-    x, weight, bias, gate = inputs
-    y = F.layer_norm(x, weight.shape, weight, bias, epsilon)
-    y = y if gate is None else y * F.silu(gate)
+    y = F.layer_norm(x, list(weight.shape), weight, bias, epsilon)
+    if gate is not None:
+        y = y * F.silu(gate)
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
@@ -163,7 +234,10 @@ def _backward_add_norm(ctx, grad_sum, grad):
         return grad_sum, grad_sum, None, None, None
     if torch.is_grad_enabled():
         grad_x, grad_weight, grad_bias, _ = _differentiable(grad, ctx.epsilon, total, weight, bias, None)
-        grad_x = grad_sum if grad_x is None else grad_x if grad_sum is None else grad_x + grad_sum
+        if grad_x is None:
+            grad_x = grad_sum
+        elif grad_sum is not None:
+            grad_x = grad_x + grad_sum
     else:
         grad_x, grad_weight, grad_bias, _ = _gradients(grad, grad_sum, total, None, weight, bias, ctx.epsilon)
     return grad_x, grad_x, grad_weight, grad_bias, None
@@ -207,7 +281,11 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
     """
     if not _kernel_takes(x, residual, norm):
         return residual + (norm(x) if scale is None else norm(x) * scale)
-    weight, bias = (norm.weight, norm.bias) if scale is None else (norm.weight * scale, norm.bias * scale)
+    weight = norm.weight
+    bias = norm.bias
+    if scale is not None:
+        weight = weight * scale
+        bias = bias * scale
     return _norm_fused(x, weight, bias, norm.eps, None, residual)
 
 
@@ -218,6 +296,7 @@ def add_norm(x: Tensor, addend: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Ten
         return total, norm(total)
     if torch.is_grad_enabled():
         return _add_norm(x, addend, norm.weight, norm.bias, norm.eps)
-    total, result = _overwritten(addend), x.new_empty(x.shape)
+    total = _overwritten(addend)
+    result = x.new_empty(x.shape)
     _run(x, norm.weight, norm.bias, norm.eps, result, addend=addend, total=total)
     return total, result

@@ -9,30 +9,34 @@ backward is one more call of the operator, and the gradient of the decay is the 
 derivatives follow because the backward consists of the same operators.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
-from vheatir.kernels import checks
-from vheatir.kernels import dispatch as paths
+from vheatir.kernels import checks, dispatch
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cuda import kernel as cuda_kernel
+from vheatir.kernels.plain import are_plain
 from vheatir.kernels.prepared import PreparedDecay
 from vheatir.kernels.reference import hco_reference
 from vheatir.kernels.torch_path import Transform
 
-_NATIVE = {paths.CPU_KERNEL: cpu_kernel, paths.CUDA: cuda_kernel}
+_FORMULA = "formula"
+_NATIVE = {dispatch.CPU_KERNEL: cpu_kernel, dispatch.CUDA: cuda_kernel}
 
 
-def _choose(x: Tensor, path: str) -> paths.Path:
+def _choose(x: Tensor, path: str) -> dispatch.Path:
     """The path of that name, or what the backend of that name means for x."""
     if path.startswith("torch:"):
-        return paths.Path.parse(path)
-    return paths.choose(x.shape[1], x.shape[2], x.device, path, x.dtype)
+        return dispatch.Path.parse(path)
+    return dispatch.choose(x.shape[1], x.shape[2], x.device, path, x.dtype)
 
 
-def _transform(x: Tensor, path: paths.Path) -> Transform:
-    dtype = paths.compute_dtype(x.dtype)
+def _transform(x: Tensor, path: dispatch.Path) -> Transform:
+    dtype = dispatch.compute_dtype(x.dtype)
     return Transform(x.shape[1], x.shape[2], (path.levels_h, path.levels_w), dtype, x.device)
 
 
@@ -42,9 +46,8 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     if path.kernel:
         return _NATIVE[path.kernel].conduct(x, decay)
     transform = _transform(x, path)
-    wide = x.to(paths.compute_dtype(x.dtype))
-    y, _ = transform.conduct(wide, transform.fold(decay))
-    return y.to(x.dtype)
+    wide = x.to(dispatch.compute_dtype(x.dtype))
+    return transform.conduct(wide, transform.fold(decay)).to(x.dtype)
 
 
 @torch.library.custom_op("vheatir::conduct_with_spectrum", mutates_args=())
@@ -53,20 +56,19 @@ def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tens
     if path.kernel:
         return _NATIVE[path.kernel].conduct_with_spectrum(x, decay)
     transform = _transform(x, path)
-    wide = x.to(paths.compute_dtype(x.dtype))
-    y, spectrum = transform.conduct(wide, transform.fold(decay), keep_spectrum=True)
+    wide = x.to(dispatch.compute_dtype(x.dtype))
+    y, spectrum = transform.conduct_with_spectrum(wide, transform.fold(decay))
     return y.to(x.dtype), transform.to_natural_order(spectrum)
 
 
 def _prepared_now(x: Tensor, folded: Tensor, path: str) -> Tensor:
     if native := _NATIVE.get(path):
-        refuse = paths.cpu_kernel_refusal if path == paths.CPU_KERNEL else paths.cuda_refusal
+        refuse = dispatch.cpu_kernel_refusal if path == dispatch.CPU_KERNEL else dispatch.cuda_refusal
         if refuse(x.shape[1], x.shape[2], x.device, x.dtype) is None:
             return native.conduct(x, folded, prepared=True)
         # Prepared where there is a kernel and brought to where there is none.
         return _conduct(x, native.unprepare(folded), "torch")
-    y, _ = _transform(x, _choose(x, path)).conduct(x.to(folded.dtype), folded)
-    return y.to(x.dtype)
+    return _transform(x, _choose(x, path)).conduct(x.to(folded.dtype), folded).to(x.dtype)
 
 
 @torch.library.custom_op("vheatir::conduct_prepared", mutates_args=())
@@ -80,7 +82,7 @@ def _cosine_transform(x: Tensor, inverse: bool, backend: str = "auto") -> Tensor
     if path.kernel:
         return _NATIVE[path.kernel].transform(x)
     transform = _transform(x, path)
-    wide = x.to(paths.compute_dtype(x.dtype))
+    wide = x.to(dispatch.compute_dtype(x.dtype))
     if inverse:
         spectrum = transform.to_path_order(wide)
         fresh = spectrum is not x and spectrum.is_contiguous()  # inverse() works in place
@@ -111,7 +113,7 @@ def _(x, decay, backend):
 
 @_conduct_with_spectrum.register_fake
 def _(x, decay, backend):
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=dispatch.compute_dtype(x.dtype))
 
 
 @_conduct_prepared.register_fake
@@ -121,7 +123,7 @@ def _(x, folded, path):
 
 @_cosine_transform.register_fake
 def _(x, inverse, backend="auto"):
-    return x.new_empty(x.shape, dtype=paths.compute_dtype(x.dtype))
+    return x.new_empty(x.shape, dtype=dispatch.compute_dtype(x.dtype))
 
 
 @_conduct_gradients.register_fake
@@ -144,7 +146,7 @@ def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tens
         grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
         return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
     kernel = getattr(ctx, "kernel", "")
-    if kernel and checks.are_plain(grad, spectrum, decay):
+    if kernel and are_plain(grad, spectrum, decay):
         return _native_gradients(grad, spectrum, decay, kernel)
     return _conduct_gradients(grad, spectrum, decay, ctx.backend)
 
@@ -191,7 +193,7 @@ def _backward_conduct_prepared(ctx, grad):
     if ctx.needs_input_grad[1]:
         raise RuntimeError("a prepared decay has no gradient: pass the decay itself to heat_conduction")
     (folded,) = ctx.saved_tensors
-    at_once = ctx.path in _NATIVE and not torch.is_grad_enabled() and checks.are_plain(grad, folded)
+    at_once = ctx.path in _NATIVE and not torch.is_grad_enabled() and are_plain(grad, folded)
     return (_prepared_now if at_once else _conduct_prepared)(grad, folded, ctx.path), None, None
 
 
@@ -231,19 +233,69 @@ for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_tr
     _register_autocast_rule(_name)
 
 
+class Call(NamedTuple):
+    """How a call of the operator runs, decided once it is checked.
+
+    Attributes:
+        path: what the operators are told: the path's name, or the backend where they choose themselves, on the machine
+            and with the sizes that a traced graph then runs with. `_FORMULA` where no operator can run.
+        kernel: the native kernels that are called past the operators, or "" for none. On small maps PyTorch's
+            dispatcher of custom operators would take longer than the kernel.
+    """
+
+    path: str
+    kernel: str
+
+
+def _is_differentiated_as_a_function() -> bool:
+    """Whether values carry tangents, or torch.func differentiates: PyTorch's custom operators support neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    stack = get_interpreter_stack() if torch._C._are_functorch_transforms_active() else ()
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in stack or ())
+
+
+def _check_and_choose(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Call:
+    if isinstance(decay, PreparedDecay):
+        plain = are_plain(x, decay.folded)
+        checks.check_pair(x, decay, plain=plain)
+        if not plain and _is_differentiated_as_a_function():
+            return Call(_FORMULA, "")
+        return Call(decay.path, decay.path if plain and decay.path in _NATIVE else "")
+    checks.check_backend(backend)
+    plain = are_plain(x, decay)
+    checks.check_pair(x, decay, plain=plain)
+    if plain:
+        path = _choose(x, backend)
+        return Call(backend if path.kernel else path.name, path.kernel)
+    by_formula = _is_differentiated_as_a_function()
+    if by_formula and backend in _NATIVE:
+        raise ValueError(
+            f"backend {backend!r} runs neither under torch.func's transforms nor with forward-mode tangents; take "
+            "'auto' or 'torch'"
+        )
+    if by_formula:
+        return Call(_FORMULA, "")
+    if backend in _NATIVE and not torch.compiler.is_compiling():
+        _choose(x, backend)  # raises before anything runs; a traced graph raises in the operator
+    return Call(backend, "")
+
+
 class _WithSpectrumAtOnce(torch.autograd.Function):
     """conduct_with_spectrum past the dispatcher."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, decay: Tensor, backend: str, kernel: str) -> tuple[Tensor, Tensor]:
-        outputs = _NATIVE[kernel].conduct_with_spectrum(x, decay)
-        _save_conduct_with_spectrum(ctx, (x, decay, backend), outputs)
-        ctx.kernel = kernel
+    def forward(ctx, x: Tensor, decay: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        outputs = _NATIVE[call.kernel].conduct_with_spectrum(x, decay)
+        _save_conduct_with_spectrum(ctx, (x, decay, call.path), outputs)
+        ctx.kernel = call.kernel
         return outputs
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, grad_of_spectrum: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward_conduct_with_spectrum(ctx, grad, grad_of_spectrum), None
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward_conduct_with_spectrum(ctx, *grads)
 
 
 class _PreparedAtOnce(torch.autograd.Function):
@@ -254,59 +306,42 @@ class _PreparedAtOnce(torch.autograd.Function):
         _save_conduct_prepared(ctx, (x, folded, kernel), None)
         return _prepared_now(x, folded, kernel)
 
-    backward = staticmethod(_backward_conduct_prepared)
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward_conduct_prepared(ctx, *grads)
 
 
-def _at_once(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor | None:
-    """The native kernels' result for plain tensors; None where these do not run, or where the operators do as well.
-
-    Small maps would wait longer for the dispatcher of custom operators than for the kernel.
-    """
-    checks.check_plain(x, decay)
-    if isinstance(decay, PreparedDecay):
-        if decay.path not in _NATIVE:
-            return None
-        run = _PreparedAtOnce.apply if x.requires_grad and torch.is_grad_enabled() else _prepared_now
-        return run(x, decay.folded, decay.path)
-    kernel = _choose(x, backend).kernel
-    if not kernel:
-        return None
-    if torch.is_grad_enabled() and (x.requires_grad or decay.requires_grad):
-        if not decay.requires_grad or x.dtype != torch.float32:
-            return None
-        return _WithSpectrumAtOnce.apply(x, decay, backend, kernel)[0]
-    return _NATIVE[kernel].conduct(x, decay)
+def _conduct_folded(x: Tensor, folded: Tensor, call: Call) -> Tensor:
+    if not call.kernel:
+        return _conduct_prepared(x, folded, call.path)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _PreparedAtOnce.apply(x, folded, call.kernel)
+    return _prepared_now(x, folded, call.kernel)
 
 
-def _is_differentiated_as_a_function() -> bool:
-    """Whether values carry tangents, or torch.func differentiates: PyTorch's custom operators support neither."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    kinds = torch._C._functorch.TransformType
-    stack = torch._C._functorch.get_interpreter_stack() if torch._C._are_functorch_transforms_active() else ()
-    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack or ())
+def _conduct_checked(x: Tensor, decay: Tensor, call: Call) -> Tensor:
+    differentiable = torch.is_grad_enabled()
+    # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
+    if differentiable and decay.requires_grad and x.dtype == dispatch.compute_dtype(x.dtype):
+        if call.kernel:
+            return _WithSpectrumAtOnce.apply(x, decay, call)[0]
+        return _conduct_with_spectrum(x, decay, call.path)[0]
+    if call.kernel and not (differentiable and (x.requires_grad or decay.requires_grad)):
+        return _NATIVE[call.kernel].conduct(x, decay)
+    return _conduct(x, decay, call.path)
 
 
-def _by_formula(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor:
-    """The definition itself, made of what every transform of PyTorch knows.
-
-    Raises:
-        ValueError: a native kernel is asked for.
-    """
-    if backend in _NATIVE:
-        raise ValueError(
-            f"backend {backend!r} runs neither under torch.func's transforms nor with forward-mode tangents; take "
-            "'auto' or 'torch'"
-        )
+def _by_formula(x: Tensor, decay: Tensor | PreparedDecay) -> Tensor:
+    """The definition itself, made of what every transform of PyTorch knows."""
     if isinstance(decay, PreparedDecay):
         if native := _NATIVE.get(decay.path):
-            decay = native.unprepare(decay.folded)
+            natural = native.unprepare(decay.folded)
         else:
-            decay = _transform(x, _choose(x, decay.path)).to_natural_order(decay.folded)
-    wide = paths.compute_dtype(x.dtype)
-    return hco_reference(x.to(wide), decay.to(wide)).to(x.dtype)
+            natural = _transform(x, _choose(x, decay.path)).to_natural_order(decay.folded)
+    else:
+        natural = decay
+    wide = dispatch.compute_dtype(x.dtype)
+    return hco_reference(x.to(wide), natural.to(wide)).to(x.dtype)
 
 
 def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = "auto") -> Tensor:
@@ -332,30 +367,12 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Source: vHeat, arXiv 2405.16555.
     """
-    prepared = isinstance(decay, PreparedDecay)
-    if not prepared and backend not in paths.BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(paths.BACKENDS)}")
-    if checks.are_plain(x, decay.folded if prepared else decay):
-        y = _at_once(x, decay, backend)
-        if y is not None:
-            return y
-    checks.check_maps(x)
-    if prepared:
-        checks.check_pair(x, decay)
-        if _is_differentiated_as_a_function():
-            return _by_formula(x, decay, "auto")
-        return _conduct_prepared(x, decay.folded, decay.path)
-    checks.check_decay(decay)
-    checks.check_pair(x, decay)
-    if _is_differentiated_as_a_function():
-        return _by_formula(x, decay, backend)
-    if backend in _NATIVE and not torch.compiler.is_compiling():
-        _choose(x, backend)  # raises before anything runs; a traced graph raises in the operator
-    # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
-    wide = x.dtype == paths.compute_dtype(x.dtype)
-    if wide and decay.requires_grad and torch.is_grad_enabled():
-        return _conduct_with_spectrum(x, decay, backend)[0]
-    return _conduct(x, decay, backend)
+    call = _check_and_choose(x, decay, backend)
+    if call.path == _FORMULA:
+        return _by_formula(x, decay)
+    if isinstance(decay, PreparedDecay):
+        return _conduct_folded(x, decay.folded, call)
+    return _conduct_checked(x, decay, call)
 
 
 def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
@@ -369,13 +386,14 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
         TypeError, ValueError: as in `heat_conduction`.
     """
     checks.check_decay(decay)
-    height, width, _ = decay.shape
-    dtype = paths.compute_dtype(decay.dtype)
-    path = paths.choose(height, width, decay.device, backend, dtype)
+    height, width, channels = decay.shape
+    shape = (height, width, channels)
+    dtype = dispatch.compute_dtype(decay.dtype)
+    path = dispatch.choose(height, width, decay.device, backend, dtype)
     # A normal tensor even when made in inference mode: a later training step may save it for its backward.
     with torch.inference_mode(False), torch.no_grad():
         if path.kernel:
-            return PreparedDecay(_NATIVE[path.kernel].prepare(decay), path.name, tuple(decay.shape))
+            return PreparedDecay(_NATIVE[path.kernel].prepare(decay), path.name, shape)
         transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
         folded = transform.fold(decay)
-    return PreparedDecay(folded, path.name, tuple(decay.shape))
+    return PreparedDecay(folded, path.name, shape)

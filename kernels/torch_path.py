@@ -19,7 +19,7 @@ _CHUNK = 1 << 19  # elements of one piece, for each thread: 2 MiB of float32 (fa
 _NARROW = 16  # with fewer channels than a cache line holds, one large product on transposed maps is faster (to 30x)
 
 
-class AxisPlan(NamedTuple):
+class AxisMatrices(NamedTuple):
     """One axis: part lengths, forward and inverse matrices per part, and frequency index of each slot."""
 
     splits: tuple[int, ...]  # lengths that are folded, outermost first
@@ -29,11 +29,14 @@ class AxisPlan(NamedTuple):
     rank: Tensor  # slot of each frequency
 
 
-def _build_axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
+def _build_axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
     with torch.inference_mode(False), torch.no_grad():
         table = dct_matrix(n)
-        remaining, length = torch.arange(n, device="cpu"), n
-        parts, orders, splits = [], [], []
+        remaining = torch.arange(n, device="cpu")
+        length = n
+        parts = []
+        orders = []
+        splits = []
         for _ in range(levels):
             if length < 2 or (splits and splits[-1] % 2):
                 break
@@ -46,15 +49,15 @@ def _build_axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.devi
         order = torch.cat(orders)
         forward = tuple(part.to(device, dtype).contiguous() for part in parts)
         inverse = tuple(part.T.to(device, dtype).contiguous() for part in parts)
-        return AxisPlan(tuple(splits), forward, inverse, order.to(device), torch.argsort(order).to(device))
+        return AxisMatrices(tuple(splits), forward, inverse, order.to(device), torch.argsort(order).to(device))
 
 
-_cached_axis_plan = lru_cache(maxsize=16)(_build_axis_plan)
+_cached_axis_matrices = lru_cache(maxsize=16)(_build_axis_matrices)
 
 
-def axis_plan(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisPlan:
+def axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
     """Matrices and order of an n-point DCT with `levels` even/odd splits; cached where `may_cache`."""
-    build = _cached_axis_plan if may_cache() else _build_axis_plan
+    build = _cached_axis_matrices if may_cache() else _build_axis_matrices
     return build(n, levels, dtype, device)
 
 
@@ -79,7 +82,8 @@ def _fold(splits: tuple[int, ...], x: Tensor) -> list[Tensor]:
     """(b, n, m) to sums and differences, one tensor for each part, in part order; x is kept."""
     differences = []
     for length in splits:
-        half, middle = length // 2, length - length // 2
+        half = length // 2
+        middle = length - length // 2
         mirrored = x[:, middle:].flip(1)
         differences.insert(0, x[:, :half] - mirrored)
         if middle == half:
@@ -96,7 +100,8 @@ def _unfold(splits: tuple[int, ...], parts: list[Tensor], out: Tensor) -> None:
     """The inverse of `_fold` up to the factor that the matrices hold; the parts are overwritten."""
     even = parts[0]
     for odd, length in zip(parts[1:], reversed(splits), strict=True):
-        half, middle = length // 2, length - length // 2
+        half = length // 2
+        middle = length - length // 2
         target = out if length == out.shape[1] else out.new_empty(out.shape[0], length, out.shape[2])
         torch.add(even[:, :half], odd, out=target[:, :half])
         if middle > half:
@@ -110,17 +115,17 @@ def _slots(matrices: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
     return x.split([matrix.shape[0] for matrix in matrices], 1)
 
 
-def _forward(plan: AxisPlan, x: Tensor, out: Tensor) -> None:
-    for matrix, part, slots in zip(plan.forward, _fold(plan.splits, x), _slots(plan.forward, out), strict=True):
+def _forward(axis: AxisMatrices, x: Tensor, out: Tensor) -> None:
+    for matrix, part, slots in zip(axis.forward, _fold(axis.splits, x), _slots(axis.forward, out), strict=True):
         _multiply(matrix, part, slots)
 
 
-def _inverse(plan: AxisPlan, spectrum: Tensor, out: Tensor) -> None:
+def _inverse(axis: AxisMatrices, spectrum: Tensor, out: Tensor) -> None:
     """`out` may be `spectrum` itself."""
-    slots = _slots(plan.inverse, spectrum)
-    parts = [_multiply(matrix, slot) for matrix, slot in zip(plan.inverse, slots, strict=True)]
-    if plan.splits:
-        _unfold(plan.splits, parts, out)
+    slots = _slots(axis.inverse, spectrum)
+    parts = [_multiply(matrix, slot) for matrix, slot in zip(axis.inverse, slots, strict=True)]
+    if axis.splits:
+        _unfold(axis.splits, parts, out)
     else:
         out.copy_(parts[0])
 
@@ -140,8 +145,8 @@ class Transform:
     """The two-dimensional transform of (B, H, W, C) maps along one path, for one dtype and device."""
 
     def __init__(self, height: int, width: int, levels: tuple[int, int], dtype: torch.dtype, device: torch.device):
-        self.rows = axis_plan(height, levels[0], dtype, device)  # the transform along H
-        self.columns = axis_plan(width, levels[1], dtype, device)
+        self.rows = axis_matrices(height, levels[0], dtype, device)  # the transform along H
+        self.columns = axis_matrices(width, levels[1], dtype, device)
         self.dtype = dtype
         self.natural = not (self.rows.splits or self.columns.splits)
         # Launches, not cache misses, set the pace of small maps and of other devices.
@@ -175,10 +180,10 @@ class Transform:
         """Ranges over the columns of (b, H, W, C); a column is contiguous in C, so at least a cache line is taken."""
         return self._pieces(image.shape[2], image.shape[1] * image.shape[3], -(-64 // image.shape[3]))
 
-    def _along_width(self, step, plan: AxisPlan, source: Tensor, out: Tensor) -> None:
+    def _along_width(self, step, axis: AxisMatrices, source: Tensor, out: Tensor) -> None:
         """Apply `step` to every row; source and out are (B*H, W, C)."""
         for start, stop in self._pieces(source.shape[0], source.shape[1] * source.shape[2]):
-            step(plan, source[start:stop], out[start:stop])
+            step(axis, source[start:stop], out[start:stop])
 
     def forward(self, x: Tensor) -> Tensor:
         """Spectrum in the path's order."""
@@ -211,13 +216,15 @@ class Transform:
         self._along_width(_inverse, self.columns, flat, flat)
         return spectrum
 
-    def conduct(self, x: Tensor, decay: Tensor, keep_spectrum: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Operator output and, if asked, the spectrum of x in the path's order; the decay as `fold` makes it."""
-        if keep_spectrum:
-            spectrum = self.forward(x)
-            return self.inverse(spectrum * decay), spectrum
+    def conduct_with_spectrum(self, x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """Operator output, and the spectrum of x in the path's order; the decay as `fold` makes it."""
+        spectrum = self.forward(x)
+        return self.inverse(spectrum * decay), spectrum
+
+    def conduct(self, x: Tensor, decay: Tensor) -> Tensor:
+        """Operator output; the decay as `fold` makes it."""
         if not self.chunked:
-            return self.inverse(self.forward(x).mul_(decay)), None
+            return self.inverse(self.forward(x).mul_(decay))
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._along_width(_forward, self.columns, x.flatten(0, 1), y.flatten(0, 1))
         for image in y.split(1):
@@ -228,4 +235,4 @@ class Transform:
                 result.mul_(decay[:, start:stop])
                 _inverse(self.rows, _lines(result), _lines(piece))
         self._along_width(_inverse, self.columns, y.flatten(0, 1), y.flatten(0, 1))
-        return y, None
+        return y

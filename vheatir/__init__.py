@@ -28,6 +28,15 @@ _PUBLIC = {
     "hco_reference": "vheatir.kernels.reference",
     "VHeatIR": "vheatir.archs.vheatir_arch",
     "Restorer": "vheatir.restore.restorer",
+    # The work of the commands. Each is the package or module of the same name too, which passes calls on.
+    "analyze": "vheatir.analyze.api",
+    "bench": "vheatir.bench.api",
+    "compare": "vheatir.compare.api",
+    "evaluate": "vheatir.evaluate.api",
+    "export": "vheatir.export",
+    "prepare": "vheatir.prepare.api",
+    "restore": "vheatir.restore.api",
+    "train": "vheatir.train.trainer",
 }
 __all__ = ["__version__", *_PUBLIC]
 
@@ -35,6 +44,8 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vheatir' has no attribute {name!r}")
+    if f"{_PUBLIC[name]}.".startswith(f"vheatir.{name}."):
+        return importlib.import_module(f"vheatir.{name}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -1,12 +1,20 @@
 # What type checkers and editors see of __init__.py, which looks these names up on first use.
+from vheatir.analyze.api import analyze as analyze
 from vheatir.archs.vheatir_arch import VHeatIR as VHeatIR
+from vheatir.bench.api import bench as bench
+from vheatir.compare.api import compare as compare
+from vheatir.evaluate.api import evaluate as evaluate
+from vheatir.export import export as export
 from vheatir.kernels.dct import dct_matrix as dct_matrix
 from vheatir.kernels.dct import decay_map as decay_map
 from vheatir.kernels.ops import heat_conduction as heat_conduction
 from vheatir.kernels.ops import prepare_decay as prepare_decay
 from vheatir.kernels.prepared import PreparedDecay as PreparedDecay
 from vheatir.kernels.reference import hco_reference as hco_reference
+from vheatir.prepare.api import prepare as prepare
+from vheatir.restore.api import restore as restore
 from vheatir.restore.restorer import Restorer as Restorer
+from vheatir.train.trainer import train as train
 
 __version__: str
 __all__ = [
@@ -14,9 +22,17 @@ __all__ = [
     "Restorer",
     "VHeatIR",
     "__version__",
+    "analyze",
+    "bench",
+    "compare",
     "dct_matrix",
     "decay_map",
+    "evaluate",
+    "export",
     "hco_reference",
     "heat_conduction",
+    "prepare",
     "prepare_decay",
+    "restore",
+    "train",
 ]

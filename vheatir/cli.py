@@ -71,7 +71,3 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(argv)
     return run(importlib.import_module(COMMANDS[parsed.command]).main, parsed.args)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

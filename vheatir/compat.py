@@ -8,6 +8,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable
 
 _ALIASES = {
     # removed from torchvision in 0.17; the same functions live on under the private name
@@ -65,6 +66,18 @@ def require_basicsr() -> None:
             f"training needs BasicSR 1.4.2, which is installed but does not import ({error}); "
             "run `make setup` in a clone for an environment in which it does"
         ) from error
+
+
+def basicsr_niqe() -> Callable[..., float]:
+    """BasicSR's `calculate_niqe(img, crop_border, input_order)`: BGR or gray in 0-255.
+
+    Raises:
+        UserError: BasicSR is missing; says what to install.
+    """
+    require_basicsr()
+    from basicsr.metrics.niqe import calculate_niqe
+
+    return calculate_niqe
 
 
 def require_matplotlib() -> type:

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from skimage import data
 
-from vheatir.cli import run as run_command
-from vheatir.data.degradations import to_uint8
 from vheatir.errors import UserError
-from vheatir.evaluate.command import degrade, save_png
+from vheatir.evaluate.protocol import degrade
+from vheatir.image_io.arrays import to_uint8
+from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr, ssim
+from vheatir.restore.restorer import Restorer
 
 _CASES = (  # task, photograph that scikit-image installs, level
     ("denoise", "chelsea", 25),
@@ -30,10 +32,6 @@ def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
 
 def restore_photographs(out: Path) -> None:
     """Degrade and restore one photograph per task; print figures, write input | restored | original as PNG."""
-    from skimage import data
-
-    from vheatir.restore.restorer import Restorer
-
     for task, name, level in _CASES:
         clean = getattr(data, name)()
         degraded = degrade(clean, task, level)
@@ -58,10 +56,10 @@ def train_smoke(out: Path) -> int:
     Raises:
         UserError: the training did not learn.
     """
-    from vheatir.train.command import main as train
+    from vheatir.train.trainer import train  # BasicSR is an extra
 
-    if status := train(["-opt", "smoke", "--set", f"path.experiments_root={json.dumps(str(out))}"]):
-        return status
+    if not train("smoke", overrides=[f"path.experiments_root={json.dumps(str(out))}"]):
+        return 130
     curves = [json.loads(line) for line in (out / "smoke" / "curves.jsonl").read_text().splitlines()]
     losses = [point["train/l_pix"] for point in curves if "train/l_pix" in point]
     last = next(point for point in reversed(curves) if "val/psnr" in point)
@@ -75,6 +73,7 @@ def train_smoke(out: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir demo`."""
     parser = argparse.ArgumentParser("vheatir demo", description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("results/demo"), help="where pictures and the run go")
     parser.add_argument("--no-train", action="store_true", help="only restore the two photographs")
@@ -87,7 +86,3 @@ def main(argv: list[str]) -> int:
         ) from error
     restore_photographs(arguments.out)
     return 0 if arguments.no_train else train_smoke(arguments.out)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vheatir.cli import run as run_command
 from vheatir.tasks.dense import DenseSession, parser_for, run
 
 
@@ -104,7 +103,3 @@ def main(argv: list[str]) -> int:
     parser = parser_for("detect", "Train Faster or Mask R-CNN on a backbone, evaluate it, or draw what it detects.")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score of what --predict draws")
     return run(DetectSession, parser, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

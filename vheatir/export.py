@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from vheatir import weights as files
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
+from vheatir.utils.lazy import callable_package
 
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export program"}
 CHECKED = ((1, 37, 53), (2, 64, 48), (1, 120, 96))  # batch, height, width
@@ -100,10 +102,16 @@ def _one_thread(onnxruntime):
     return options
 
 
-def export(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, float], Runner]:
-    """Write `path` (.onnx or .pt2), which appears only after its results were compared with the network's.
+def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, float], Runner]:
+    """Write a file that appears only after its results were compared with the network's.
 
-    Returns the largest difference from PyTorch in images of [0, 1] for each size of `CHECKED`, and how to run the file.
+    Args:
+        network: in eval mode.
+        path: file to write, .onnx or .pt2.
+        metadata: text that goes into an ONNX file.
+
+    Returns:
+        The largest difference from PyTorch in images of [0, 1] for each size of `CHECKED`, and how to run the file.
 
     Raises:
         UserError: unknown suffix, a missing library, or results that differ by more than `TOLERANCE`.
@@ -139,7 +147,17 @@ def compare(run: Runner, network: nn.Module) -> dict[str, float]:
 
 
 def seconds(run: Runner, network: nn.Module, side: int, rounds: int = 5) -> tuple[float, float]:
-    """Median seconds of `run` and of the network for one square picture, in turns on as many threads."""
+    """Median seconds for one square image, in turns on as many threads.
+
+    Args:
+        run: the exported file.
+        network: that it was made of.
+        side: of the image in pixels.
+        rounds: timed calls of each.
+
+    Returns:
+        Seconds of `run` and of the network.
+    """
     inputs = _inputs(freeze(network), 1, side, side)
     taken: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
@@ -176,6 +194,45 @@ def save_hub(name_or_path: str | Path, folder: Path) -> None:
             file.write(license_file.read_bytes())
 
 
+def export(
+    weights: str | Path,
+    output: str | Path | None = None,
+    *,
+    hub: str | Path | None = None,
+    time_side: int | None = None,
+) -> dict[str, Any]:
+    """Write a restoration network as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
+
+    Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; level (B,),
+    sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not clipped.
+
+    Args:
+        weights: shipped name or safetensors file.
+        output: file to write: .onnx or .pt2. Give this or `hub`.
+        hub: empty or new folder to write: config.json, model.safetensors and the card.
+        time_side: then time a square image of that side in pixels, both ways.
+
+    Returns:
+        {"differences": the largest difference from PyTorch for each checked size, "seconds": {"exported", "pytorch"}};
+        both None for a folder, the second also without `time_side`.
+
+    Raises:
+        UserError: unknown suffix, a folder that is not empty, a missing library, or results that differ.
+    """
+    if (output is None) == (hub is None):
+        raise UserError("give either a file (.onnx, .pt2) or a folder for the Hub")
+    if hub is not None:
+        save_hub(weights, Path(hub))
+        return {"differences": None, "seconds": None}
+    network, metadata = files.load(weights)
+    differences, run = export_network(network, Path(output), metadata)
+    taken = None
+    if time_side:
+        exported, pytorch = seconds(run, network, time_side)
+        taken = {"exported": exported, "pytorch": pytorch}
+    return {"differences": differences, "seconds": taken}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir export",
@@ -193,24 +250,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir export`."""
     options = _parser().parse_args(argv)
+    found = export(options.weights, options.output, hub=options.hub, time_side=options.time)
     if options.hub is not None:
-        save_hub(options.weights, options.hub)
         sys.stdout.write(f"{options.hub}: written\n")
         return 0
-    network, metadata = files.load(options.weights)
-    differences, run = export(network, options.output, metadata)
-    sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in differences.items())
+    sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in found["differences"].items())
     sys.stdout.write(f"{options.output}: {FORMATS[options.output.suffix]}, differs from PyTorch by {sizes}\n")
-    if options.time:
-        ours, theirs = seconds(run, network, options.time)
-        threads = torch.get_num_threads()
-        text = f"{options.time}x{options.time} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s"
-        sys.stdout.write(text + "\n")
+    if found["seconds"]:
+        side, threads = options.time, torch.get_num_threads()
+        ours, theirs = found["seconds"]["exported"], found["seconds"]["pytorch"]
+        sys.stdout.write(f"{side}x{side} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s\n")
     return 0
 
 
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))
+callable_package(__name__)

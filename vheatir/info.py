@@ -1,86 +1,27 @@
 """`vheatir info`: what is installed, what the machine offers, and which operator path would run and why."""
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 from typing import Any
 
-from vheatir import __version__, compat
-from vheatir.errors import UserError
+import torch
 
-# name shown -> names of the distributions that may provide it
-_PACKAGES = {
-    "torch": ("torch",),
-    "torchvision": ("torchvision",),
-    "basicsr": ("basicsr",),
-    "numpy": ("numpy",),
-    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
-    "kornia": ("kornia",),
-    "scikit-image": ("scikit-image",),
-    "lmdb": ("lmdb",),
-    "einops": ("einops",),
-    "safetensors": ("safetensors",),
-    "timm": ("timm",),
-}
+from vheatir import compat
+from vheatir.errors import UserError
+from vheatir.kernels import dispatch
+from vheatir.kernels.cpu import library as native
+from vheatir.kernels.cuda import build as cuda_build
+from vheatir.kernels.cuda import driver as cuda_driver
+from vheatir.utils.run_metadata import machine, versions
+
 # (H, W) of the feature maps the paths are shown for: a small one, a training crop, a photograph, and awkward sides
 _SIDES = ((56, 56), (128, 128), (321, 481), (512, 512), (1080, 1920), (1, 4096))
 
 
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return f"{importlib.metadata.version(name)}" + (f" ({name})" if len(distributions) > 1 else "")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of this package, Python and the libraries it uses; None for one that is not installed."""
-    found = {"vheatir": __version__, "python": platform.python_version()}
-    return found | {name: _version(distributions) for name, distributions in _PACKAGES.items()}
-
-
-def _processor() -> str:
-    """The name of the CPU; the architecture where the system does not tell."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    """CPU, its vector instructions as torch uses them, threads, and the CUDA devices torch sees."""
-    import torch
-
-    return {
-        "system": platform.platform(),
-        "cpu": _processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda_build": torch.version.cuda,
-        "cuda_devices": [
-            {
-                "name": torch.cuda.get_device_name(index),
-                "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
-                "memory_gib": round(torch.cuda.get_device_properties(index).total_memory / 2**30, 1),
-            }
-            for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-        ],
-    }
-
-
 def operator_paths(device: str) -> list[dict[str, Any]]:
     """Which path `heat_conduction` would take on `device` for maps of several sizes, and why."""
-    import torch
-
-    from vheatir.kernels import dispatch
-
     chosen = [(height, width, dispatch.choose(height, width, torch.device(device))) for height, width in _SIDES]
     return [
         {"height": height, "width": width, "path": path.name, "reason": path.reason} for height, width, path in chosen
@@ -89,8 +30,6 @@ def operator_paths(device: str) -> list[dict[str, Any]]:
 
 def cpu_kernel() -> dict[str, Any]:
     """Whether the native CPU kernel runs here, with which instructions, from which file; or why not."""
-    from vheatir.kernels.cpu import library as native
-
     reason = native.refusal()
     if reason is not None:
         return {"available": False, "reason": reason}
@@ -100,11 +39,6 @@ def cpu_kernel() -> dict[str, Any]:
 
 def cuda_kernels() -> dict[str, Any]:
     """Whether the CUDA kernels run on the first device, from which file, whether they are the default; or why not."""
-    import torch
-
-    from vheatir.kernels.cuda import build as cuda_build
-    from vheatir.kernels.cuda import driver as cuda_driver
-
     device = torch.device("cuda", 0)
     reason = cuda_driver.refusal(device)
     if reason is not None:
@@ -167,15 +101,10 @@ def _text(info: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir info`."""
     parser = argparse.ArgumentParser("vheatir info", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args(argv)
     info = collect()
     sys.stdout.write((json.dumps(info, indent=2) if options.json else _text(info)) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))

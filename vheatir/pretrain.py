@@ -14,12 +14,11 @@ from typing import Any
 
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes, add_arguments, started
-from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.tasks.session import TaskSession, best_weights, train
-from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
+from vheatir.utils.recipes import find_options, load_table
 
 _NEEDED = ("timm", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
@@ -186,7 +185,3 @@ def _report(session: PretrainSession, result: dict[str, Any], file: Path | None,
     if file:
         metadata = run_metadata.run_metadata(["vheatir", "pretrain", *argv])
         run_metadata.write_json(file, {"metadata": metadata, "model": session.recipe.model, **result})
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from vheatir.cli import run as run_command
 from vheatir.data.base import RestorationDataset
 from vheatir.data.batch_degradations import finish_batch
-from vheatir.data.degradations import to_uint8
 from vheatir.data.noise_statistics import NoiseStatistics, noise_statistics, spread
 from vheatir.data.sources import decode_image, list_images
 from vheatir.errors import UserError
-from vheatir.evaluate.command import save_png
+from vheatir.image_io.arrays import to_uint8
+from vheatir.image_io.write import save_png
 from vheatir.train.build import build_datasets, complete_options
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
+from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 _PANEL, _GAP, _LINE = 192, 8, 14  # pixels: least side of a panel, white between, height of a line of text
@@ -175,7 +175,3 @@ def main(argv: list[str]) -> int:
         metadata = run_metadata(["vheatir", "preview", *argv]) | {"pairs": counts, "quantiles": [0.1, 0.5, 0.9]}
         write_json(arguments.json, {"results": columns, "metadata": metadata})
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -5,7 +5,7 @@ The effective receptive field of Luo et al. (arXiv 1701.04128), taken at the out
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vheatir import weights as store
-from vheatir.cli import run as run_command
-from vheatir.compare.command import KINDS, read_picture
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.evaluate.command import LEVEL_NAMES, degrade
+from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, degrade, read_clean_file
+from vheatir.restore.defaults import MAX_LEVEL
 from vheatir.utils.files import atomic_open, sha256
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -74,10 +73,12 @@ def side_of_share(field: Tensor, at: tuple[int, int], share: float) -> int:
     return 2 * min(int(torch.searchsorted(held, share)), len(held) - 1) + 1
 
 
-def _inputs(paths: Sequence[Path], task: str, level: float, gray: bool, size: int, at: tuple[int, int] | None):
+def _inputs(
+    paths: Sequence[Path], task: str, level: float, gray: bool, size: int, at: tuple[int, int] | None
+) -> Iterator[Tensor]:
     """Degraded crops (1, C, size, size) around `at` (x, y) or the middle of each picture."""
     for path in paths:
-        clean = read_picture(path, task, gray)
+        clean = read_clean_file(path, task, gray)
         height, width = clean.shape[:2]
         x, y = (width // 2, height // 2) if at is None else at
         left, top = x - size // 2, y - size // 2
@@ -123,58 +124,104 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> tuple[int, int] | None:
-    """Refuse what cannot be done, make the folders; returns `--at`."""
-    for path in [*arguments.out, *([arguments.json] if arguments.json else [])]:
-        if path != arguments.json and path.suffix not in KINDS:
-            raise UserError(f"{path}: a figure's name ends in {', '.join(KINDS)}")
-        prepare_output(path)
-    if arguments.size < 2:
-        raise UserError(f"--size must be at least 2 pixels, got {arguments.size}")
-    if arguments.at is None:
-        return None
-    try:
-        x, y = (int(part) for part in arguments.at.split(","))
-    except ValueError:
-        raise UserError(f"--at: expected X,Y in pixels, got {arguments.at!r}") from None
-    return x, y
+def measure_weights(
+    images: Sequence[str | Path],
+    *,
+    task: str,
+    weights: Sequence[str | Path] = (),
+    level: float | None = None,
+    size: int = 128,
+    at: tuple[int, int] | None = None,
+    device: str = "cpu",
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The fields of restoration networks on degraded images.
 
+    Args:
+        images: clean image files, to degrade.
+        task: "denoise" or "jpeg".
+        weights: shipped names or files; the task's own by default.
+        level: sigma or quality; 25 or 20 by default.
+        size: side of the images' part in pixels.
+        at: x, y of the pixel looked at; the middle of each image by default.
+        device: torch device.
+        on_result: called with what is known of each network when it is there.
 
-def _measure(path: Path, arguments: argparse.Namespace, level: float, at) -> tuple[Tensor, dict[str, Any]]:
-    network, metadata = store.load(path, arguments.device)
-    if metadata["task"] != arguments.task:
-        raise UserError(f"{path}: these weights are for the task {metadata['task']!r}, not {arguments.task!r}")
-    size, gray = arguments.size, metadata["color"] == "gray"
-    images = (
-        image.to(arguments.device) for image in _inputs(arguments.pictures, arguments.task, level, gray, size, at)
-    )
-    scale = 255 if arguments.task == "denoise" else 100
-    given = level / scale if network.config.get("level_map") else None
-    field = receptive_field(network.eval(), images, (size // 2, size // 2), given)
-    sides = {f"{share:g}": side_of_share(field, (size // 2, size // 2), share) for share in SHARES}
-    return field, {"name": path.stem, "sha256": sha256(path), "side_px": sides}
+    Returns:
+        The field (size, size) of each network by name, and {"name", "sha256", "side_px"} of each.
 
-
-def main(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
-    at = _check(arguments)
-    require_matplotlib()
-    level = _LEVELS[arguments.task] if arguments.level is None else arguments.level
-    if arguments.task == "jpeg":
-        if not 1 <= level <= 100 or level != int(level):
-            raise UserError(f"--level {level:g}: a quality is a whole number from 1 to 100")
-        level = int(level)
-    elif not 0 <= level < float("inf"):
-        raise UserError(f"--level {level:g}: sigma must be a number >= 0 on the 0-255 scale")
+    Raises:
+        UserError: images, weights or arguments that cannot be used.
+    """
+    if size < 2:
+        raise UserError(f"--size must be at least 2 pixels, got {size}")
+    level = checked_level(task, level)
     fields, results = {}, []
-    for name in arguments.weights or [store.DEFAULTS[arguments.task]["color"]]:
+    for name in weights or [store.DEFAULTS[task]["color"]]:
         path = store.find(name)
         if path.stem in fields:
             raise UserError(f"--weights: two files are called {path.stem}; rename one")
-        fields[path.stem], found = _measure(path, arguments, level, at)
-        results.append(found)
-        said = ", ".join(f"{float(share):.0%} within {side}x{side}" for share, side in found["side_px"].items())
-        sys.stdout.write(f"{path.stem}: {said} pixels\n")
+        network, metadata = store.load(path, device)
+        if metadata["task"] != task:
+            raise UserError(f"{path}: these weights are for the task {metadata['task']!r}, not {task!r}")
+        inputs = _inputs([Path(image) for image in images], task, level, metadata["color"] == "gray", size, at)
+        given = level / MAX_LEVEL[task] if network.config.get("level_map") else None
+        middle = (size // 2, size // 2)
+        field = receptive_field(network.eval(), (image.to(device) for image in inputs), middle, given)
+        sides = {f"{share:g}": side_of_share(field, middle, share) for share in SHARES}
+        fields[path.stem] = field
+        results.append({"name": path.stem, "sha256": sha256(path), "side_px": sides})
+        if on_result is not None:
+            on_result(results[-1])
+    return fields, results
+
+
+def checked_level(task: str, level: float | None) -> float:
+    """The level of a task, its default for None; UserError for one that the task does not take."""
+    level = _LEVELS[task] if level is None else level
+    if task == "jpeg":
+        if not 1 <= level <= 100 or level != int(level):
+            raise UserError(f"--level {level:g}: a quality is a whole number from 1 to 100")
+        return int(level)
+    if not 0 <= level < float("inf"):
+        raise UserError(f"--level {level:g}: sigma must be a number >= 0 on the 0-255 scale")
+    return level
+
+
+def _position(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--at: expected X,Y in pixels, got {text!r}") from None
+    return x, y
+
+
+def _show(result: dict[str, Any]) -> None:
+    said = ", ".join(f"{float(share):.0%} within {side}x{side}" for share, side in result["side_px"].items())
+    sys.stdout.write(f"{result['name']}: {said} pixels\n")
+
+
+def main(argv: list[str]) -> int:
+    """Entry of `vheatir receptive-field`."""
+    arguments = _parser().parse_args(argv)
+    check_figure_files(arguments.out)
+    if arguments.json is not None:
+        prepare_output(arguments.json)
+    at = _position(arguments.at)
+    require_matplotlib()
+    level = checked_level(arguments.task, arguments.level)
+    fields, results = measure_weights(
+        arguments.pictures,
+        task=arguments.task,
+        weights=arguments.weights or (),
+        level=level,
+        size=arguments.size,
+        at=at,
+        device=arguments.device,
+        on_result=_show,
+    )
     figure = draw(fields, (arguments.size // 2, arguments.size // 2))
     for path in arguments.out:
         with atomic_open(path) as file:
@@ -186,7 +233,3 @@ def main(argv: list[str]) -> int:
         write_json(arguments.json, {"metadata": metadata, **about, "results": results})
     sys.stdout.write(f"written: {', '.join(map(str, arguments.out))}\n")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.cli import run as run_command
 from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_png
 
 
@@ -84,7 +83,3 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
     return run(SegmentSession, parser, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

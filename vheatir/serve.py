@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from vheatir.errors import UserError
@@ -27,9 +28,12 @@ _WAITING = 8  # requests in the queue; more are told to come back
 
 
 class Page:
-    """What the page does, apart from how it looks. One picture is restored at a time.
+    """What the page does, apart from how it looks. One image is restored at a time.
 
-    root: folder for results, deleted with the server. max_pixels: larger pictures are refused.
+    Args:
+        root: folder for results, deleted with the server.
+        max_pixels: larger images are refused.
+        device: torch device; a GPU when there is one by default.
     """
 
     def __init__(self, root: Path, max_pixels: int, device: str | None = None):
@@ -56,7 +60,18 @@ class Page:
             stored.close()
 
     def restore(self, path: str, task: str, strength: float, ensemble: bool, on_tile=None) -> dict[str, Any]:
-        """Restore one file; returns the folder of its result, the result, its input and what to say about it."""
+        """Restore one file.
+
+        Args:
+            path: of the file.
+            task: "denoise" or "jpeg".
+            strength: from 0 (the input) to 1 (fully restored).
+            ensemble: mean over eight flips and rotations.
+            on_tile: called with the share done, from 0 to 1.
+
+        Returns:
+            {"folder": of the result, "result": its file, "said": what to say about it}.
+        """
         folder = Path(tempfile.mkdtemp(dir=self.root))
         try:
             source = Path(path)
@@ -71,9 +86,13 @@ class Page:
         return {"folder": folder, "result": target, "said": said}
 
     def view(self, folder: Path, zoom: float, across: float, down: float) -> tuple[np.ndarray, np.ndarray]:
-        """Before and after, 8 bits, as the page shows them: a part of the picture, enlarged pixel by pixel.
+        """Before and after, 8 bits, as the page shows them: a part of the image, enlarged pixel by pixel.
 
-        zoom: 1 shows all of it. across, down: where the part lies, from 0 (left, top) to 1 (right, bottom).
+        Args:
+            folder: of a result.
+            zoom: 1 shows the whole image.
+            across: where the part lies, from 0 (left) to 1 (right).
+            down: the same from 0 (top) to 1 (bottom).
         """
         pictures = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("before", "after"))
         before, after = (_part(picture, zoom, across, down) for picture in pictures)
@@ -95,8 +114,6 @@ def _eight_bits(image) -> np.ndarray:
 
 
 def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:
-    import cv2
-
     height, width = (max(1, round(side / max(1.0, zoom))) for side in picture.shape[:2])
     top, left = round((picture.shape[0] - height) * down), round((picture.shape[1] - width) * across)
     part = np.ascontiguousarray(picture[top : top + height, left : left + width])
@@ -192,27 +209,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    if not 0 < arguments.port < 65536:
-        raise UserError(f"--port must lie between 1 and 65535, got {arguments.port}")
-    for name in ("max_megapixels", "max_megabytes"):
-        if not 0 < getattr(arguments, name) < 1e6:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name)}")
-    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+def check_address(host: str, port: int) -> None:
+    """UserError where this machine cannot listen there."""
+    if not 0 < port < 65536:
+        raise UserError(f"--port must lie between 1 and 65535, got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((arguments.host, arguments.port))
+            probe.bind((host, port))
     except OSError as error:
-        where = f"{arguments.host}:{arguments.port}"
-        raise UserError(
-            f"cannot listen on {where}: {error.strerror or error}; choose another --port or --host"
-        ) from None
+        text = f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or --host"
+        raise UserError(text) from None
 
 
 def main(argv: list[str]) -> int:
+    """Entry of `vheatir serve`."""
     arguments = _parser().parse_args(argv)
-    _check(arguments)
+    for name, value in (("megapixels", arguments.max_megapixels), ("megabytes", arguments.max_megabytes)):
+        if not 0 < value < 1e6:
+            raise UserError(f"--max-{name} must be above 0, got {value}")
+    check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")
     with tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
@@ -236,9 +253,3 @@ def main(argv: list[str]) -> int:
                 footer_links=[],
             )
     return 0
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run
-
-    raise SystemExit(run(main))

@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.archs.networks import NETWORKS
-from vheatir.cli import run as run_command
 from vheatir.errors import UserError
 from vheatir.train.build import build_datasets, build_model, complete_options
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
+from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 
@@ -81,7 +81,3 @@ def main(argv: list[str]) -> int:
     write_json(folder / "results.json", {"results": results, "metadata": metadata})
     sys.stdout.write(f"written: {folder / 'results.json'}\n")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vheatir.backbone.models.pyramid import image_size
 from vheatir.kernels import ops  # noqa: F401 (registers the operators counted below)
 
-_aten, _vheatir = torch.ops.aten, torch.ops.vheatir
+_aten = torch.ops.aten
+_vheatir = torch.ops.vheatir
 
 
 def _elements(shape: Sequence[int]) -> int:

@@ -36,7 +36,8 @@ def point_response(decay: Tensor) -> Tensor:
 def spread(response: Tensor) -> Tensor:
     """(C,) root mean square distance, in pixels of the map, of a response's energy from where the point was."""
     height, width = response.shape[:2]
-    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    rows = torch.arange(height) - height // 2
+    columns = torch.arange(width) - width // 2
     distance = (rows[:, None] ** 2 + columns[None] ** 2).to(response)[..., None]
     energy = response.square()
     return ((energy * distance).sum((0, 1)) / energy.sum((0, 1))).sqrt()
@@ -62,7 +63,8 @@ def quantiles(values: Tensor) -> list[float]:
 
 def describe_layer(decay: Tensor) -> dict[str, list[float]]:
     """Quantiles over the channels of diffusivity k, blur length sqrt(2k), spread and energy that remains."""
-    response, k = point_response(decay), mean_diffusivity(decay)
+    response = point_response(decay)
+    k = mean_diffusivity(decay)
     return {
         "map_size": list(decay.shape[:2]),
         "diffusivity_px2": quantiles(k),

@@ -72,7 +72,8 @@ def shifted_view(
     if not published:  # black outside the image; a shift of 0 is the standard view, which rounds the margin
         top, left = (round((side - size) / 2) for side in (resized.height, resized.width))
         return T.crop(resized, top + down, left + right, size, size)
-    top, left = (resized.height - size) // 2 + down, (resized.width - size) // 2 + right
+    top = (resized.height - size) // 2 + down
+    left = (resized.width - size) // 2 + right
     box = (max(left, 0), max(top, 0), min(left + size, resized.width), min(top + size, resized.height))
     if box[0] >= box[2] or box[1] >= box[3]:
         return Image.new(image.mode, (size, size))
@@ -134,7 +135,11 @@ class Views:
     """
 
     def __init__(self, kind: str, size: int, mean, std, protocol: str = "exact"):
-        self.kind, self.size, self.mean, self.std, self.protocol = kind, size, mean, std, protocol
+        self.kind = kind
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.protocol = protocol
         self.levels = levels_of(kind, size, protocol)
 
     def _view(self, image: Image.Image, level: float) -> Image.Image:

@@ -39,7 +39,9 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
     Raises:
         ValueError: no images.
     """
-    field, count, generator = None, 0, torch.Generator().manual_seed(0)
+    field = None
+    count = 0
+    generator = torch.Generator().manual_seed(0)
     for batch in images:
         batch = batch.detach().requires_grad_()
         (maps,) = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
@@ -56,8 +58,10 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
 def area_ratio(field: Tensor, stage: int, share: float) -> float:
     """Share of the image's area that the smallest square needs which holds `share` of the field, around its centre."""
     height, width = field.shape
-    y, x = centre_of(height, stage), centre_of(width, stage)
-    rows, columns = torch.arange(height) + 0.5 - y, torch.arange(width) + 0.5 - x
+    y = centre_of(height, stage)
+    x = centre_of(width, stage)
+    rows = torch.arange(height) + 0.5 - y
+    columns = torch.arange(width) + 0.5 - x
     distance = torch.maximum(rows.abs()[:, None], columns.abs()[None]).flatten()
     nearest, order = distance.sort()
     held = field.flatten()[order].cumsum(0)

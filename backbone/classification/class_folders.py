@@ -17,8 +17,8 @@ import numpy as np
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from vheatir.backbone.pixels import has_picture_suffix, is_picture, starts_as_picture
-from vheatir.backbone.text_files import read_json, read_text
+from vheatir.backbone.data.pixels import has_picture_suffix, is_picture, starts_as_picture
+from vheatir.backbone.data.text_files import read_json, read_text
 
 _log = logging.getLogger(__name__)
 _PASSED_OVER = ("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini")

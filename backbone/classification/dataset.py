@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomCrop
 
 from vheatir.backbone.classification.recipe import Augment, Val
+from vheatir.backbone.data.pixels import PictureError, as_pixels, read_pixels
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.pixels import PictureError, as_pixels, read_pixels
 from vheatir.backbone.training.batches import first_error, seed_all
 
 

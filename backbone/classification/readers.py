@@ -21,7 +21,7 @@ from vheatir.backbone.classification.class_folders import (
     tar_classes,
 )
 from vheatir.backbone.classification.recipe import READERS, Data
-from vheatir.backbone.text_files import read_json, read_text
+from vheatir.backbone.data.text_files import read_json, read_text
 
 _log = logging.getLogger(__name__)
 # What the prefixes of timm's readers need beside timm, and how to get it.

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.data.pixels import as_pixels
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.pixels import as_pixels
 from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
 from vheatir.backbone.training.signals import ignore_signals
 

@@ -21,12 +21,12 @@ from vheatir.backbone.classification.readers import check_classes, check_evaluat
 from vheatir.backbone.classification.recipe import Recipe, Train
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
+from vheatir.backbone.data.pixels import OfOneChannel, colour_statistics
 from vheatir.backbone.layers.freezing import freeze, frozen
 from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
-from vheatir.backbone.pixels import OfOneChannel, colour_statistics
 from vheatir.backbone.training.batches import EpochPlan, checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.processes import Processes

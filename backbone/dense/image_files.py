@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from vheatir.backbone.data.pixels import PictureError, check_decodes, read_pixels, sizes
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.pixels import PictureError, check_decodes, read_pixels, sizes
 
 _log = logging.getLogger(__name__)
 _SHOWN = 12
@@ -94,7 +94,7 @@ def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:
     """A picture's pixels, (3, H, W) uint8 RGB; or the error, for the training process to raise.
 
     Args:
-        file: any picture; see `vheatir.backbone.pixels`.
+        file: any picture; see `vheatir.backbone.data.pixels`.
         turned: as its EXIF orientation says; otherwise as it is stored.
     """
     try:

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path, PureWindowsPath
 
+from vheatir.backbone.data.pixels import SUFFIXES, has_picture_suffix
+from vheatir.backbone.data.text_files import read_json, read_text
 from vheatir.backbone.dense.image_files import Problem, frame_of
 from vheatir.backbone.detection.recipe import Data
 from vheatir.backbone.detection.records import (
@@ -17,8 +19,6 @@ from vheatir.backbone.detection.records import (
     is_number,
     segmentation_rule,
 )
-from vheatir.backbone.pixels import SUFFIXES, has_picture_suffix
-from vheatir.backbone.text_files import read_json, read_text
 
 
 def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, ...] | None = None) -> Catalogue:

@@ -56,7 +56,9 @@ class EmbeddingAt:
     """A frequency embedding seen at one map size; resized on first use, once for all blocks that share it."""
 
     def __init__(self, source: Tensor, size: tuple[int, int], mode: str):
-        self.source, self.size, self.mode = source, size, mode
+        self.source = source
+        self.size = size
+        self.mode = mode
         # With gradients the resize must not happen inside a checkpointed block, whose recomputation would skip it.
         self._resized = resize_embedding(source, size, mode) if torch.is_grad_enabled() else None
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vheatir.kernels.checks import are_plain
+from vheatir.kernels.plain import are_plain
 
 
 def _state(tensor: Tensor) -> tuple:

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.checkpoint import checkpoint
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath, Linear, Mlp, full_precision
+from vheatir.backbone.layers.common import DropPath, full_precision
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach
 from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.backbone.layers.mlp import Mlp
+from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
@@ -48,7 +50,11 @@ class HeatLayer(KeptForms):
         reach: tuple[float, float] | None = None,
     ):
         super().__init__()
-        self.dim, self.gate, self.learned_k, self.fixed_k, self.reach = dim, gate, learned_k, fixed_k, reach
+        self.dim = dim
+        self.gate = gate
+        self.learned_k = learned_k
+        self.fixed_k = fixed_k
+        self.reach = reach
         self.dwconv = ChannelsLastConv2d(dim, dim, 3, padding=1, groups=dim) if dwconv else None
         self.linear = Linear(dim, 2 * dim if gate else dim)
         self.to_k = nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) if learned_k else None
@@ -184,7 +190,8 @@ class HeatBlock(nn.Module):
         **layer,
     ):
         super().__init__()
-        self.post_norm, self.checkpointing = post_norm, checkpointing
+        self.post_norm = post_norm
+        self.checkpointing = checkpointing
         self.norm1 = nn.LayerNorm(dim)
         self.op = HeatLayer(dim, **layer)
         self.drop_path = DropPath(drop_path)

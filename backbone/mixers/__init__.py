@@ -1,6 +1,6 @@
 """Spatial token mixers for the unified architecture, by name."""
 
-from vheatir.backbone.mixers.block import MixerBlock, Place
+from vheatir.backbone.mixers.block import BlockPosition, MixerBlock, Place
 from vheatir.backbone.mixers.deformable import DeformableBlock
 from vheatir.backbone.mixers.depthwise import DepthwiseBlock
 from vheatir.backbone.mixers.halo import HaloBlock
@@ -17,7 +17,7 @@ MIXERS: dict[str, type[MixerBlock]] = {
     "heat": UnifiedHeatBlock,
 }
 
-__all__ = ["MIXERS", "MixerBlock", "Place", "mixer_named"]
+__all__ = ["MIXERS", "BlockPosition", "MixerBlock", "Place", "mixer_named"]
 
 
 def mixer_named(name: str) -> type[MixerBlock]:

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import DropPath, LinearMlp
+from vheatir.backbone.layers.common import DropPath
+from vheatir.backbone.layers.mlp import LinearMlp
 from vheatir.kernels.dct import may_cache
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockPosition:
     """Where a block stands.
 
     Attributes:
@@ -33,6 +34,9 @@ class Place:
     layer_scale: float | None = 1e-6
     dense: bool = False
     mask_padding: bool = True
+
+
+Place = BlockPosition  # the name that mixers of users import
 
 
 class MixerBlock(nn.Module):
@@ -64,7 +68,7 @@ class MixerBlock(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def make_factor(place: Place, shape: tuple[int, ...]) -> nn.Parameter | None:
+def make_factor(place: BlockPosition, shape: tuple[int, ...]) -> nn.Parameter | None:
     """The learned factor of a branch; None where the network has none."""
     return nn.Parameter(torch.full(shape, place.layer_scale)) if place.layer_scale else None
 
@@ -90,7 +94,7 @@ class AttentionBlock(MixerBlock):
     def __init__(
         self,
         dim: int,
-        place: Place,
+        place: BlockPosition,
         attn: nn.Module,
         *,
         eps: float = 1e-5,
@@ -99,7 +103,8 @@ class AttentionBlock(MixerBlock):
         factor_shape: tuple[int, ...] = (-1,),
     ):
         super().__init__()
-        self.place, self._factors = place, factors
+        self.place = place
+        self._factors = factors
         for name in factors:
             self.register_parameter(name, make_factor(place, tuple(dim if n == -1 else n for n in factor_shape)))
         self.norm1 = nn.LayerNorm(dim, eps=eps)

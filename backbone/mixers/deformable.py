@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, full_precision
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table
+from vheatir.backbone.layers.common import full_precision
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table
 
 
 def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
@@ -38,7 +39,8 @@ def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
 @cached_table
 def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(H * W, 2): x and y of each pixel, counted in pixels."""
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    rows = torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
     return grid.flatten(0, 1).to(dtype)
 
@@ -80,10 +82,13 @@ class DeformableSampling(nn.Module):
         ratio: float = 1.0,
     ):
         super().__init__()
-        inner, self.side = int(dim * ratio), round(points**0.5)
+        inner = int(dim * ratio)
+        self.side = round(points**0.5)
         if inner % num_heads or self.side**2 != points:
             raise ValueError(f"need a square number of points and heads that divide {inner}, got {points}, {num_heads}")
-        self.num_heads, self.dilation_rates, self.offset_scale = num_heads, tuple(dilation_rates), offset_scale
+        self.num_heads = num_heads
+        self.dilation_rates = tuple(dilation_rates)
+        self.offset_scale = offset_scale
         conv = ChannelsLastConv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         # The norm lies one level deeper in the published files.
         self.dw_conv = nn.Sequential(conv, nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim))))
@@ -122,6 +127,6 @@ class DeformableBlock(AttentionBlock):
 
     per_stage: ClassVar = ("num_heads",)
 
-    def __init__(self, dim: int, place: Place, *, num_heads: int, mlp_ratio: float = 4.0, **sampling):
+    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, mlp_ratio: float = 4.0, **sampling):
         attn = DeformableSampling(dim, num_heads, **sampling)
         super().__init__(dim, place, attn, mlp_ratio=mlp_ratio, factors=("gamma1", "gamma2"))

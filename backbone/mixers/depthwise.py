@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath
-from vheatir.backbone.mixers.block import MixerBlock, Place, make_factor, scaled
+from vheatir.backbone.layers.common import DropPath
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import BlockPosition, MixerBlock, make_factor, scaled
 
 
 class DepthwiseBlock(MixerBlock):
@@ -18,7 +19,7 @@ class DepthwiseBlock(MixerBlock):
     Source: ConvNeXt, arXiv 2201.03545, as unified in arXiv 2211.05781.
     """
 
-    def __init__(self, dim: int, place: Place, *, kernel_size: int = 7, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, place: BlockPosition, *, kernel_size: int = 7, mlp_ratio: float = 4.0):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")

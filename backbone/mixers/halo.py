@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table, padding_to_multiple
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table, padding_to_multiple
 from vheatir.backbone.mixers.shifted_window import resize_bias_table
 
 
@@ -34,7 +34,8 @@ class QueryRelatedPosition(nn.Module):
 
     def __init__(self, head_dim: int, num_heads: int, block: int, halo: int):
         super().__init__()
-        self.block, self.window = block, block + 2 * halo
+        self.block = block
+        self.window = block + 2 * halo
         self.height_rel = nn.Parameter(torch.zeros(2 * self.window - 1, head_dim))
         self.width_rel = nn.Parameter(torch.zeros(2 * self.window - 1, head_dim))
 
@@ -54,7 +55,8 @@ class QueryRelatedPosition(nn.Module):
 def _bias_index(block: int, halo: int, device: torch.device) -> Tensor:
     """(b^2, w^2) rows of the bias table, by query, moved by the halo, minus key."""
     window = block + 2 * halo
-    query, key = torch.arange(block, device=device) + halo, torch.arange(window, device=device)
+    query = torch.arange(block, device=device) + halo
+    key = torch.arange(window, device=device)
     offset = query[:, None] - key[None] + window - 1  # (b, w)
     index = offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
     return index.flatten(2).flatten(0, 1)
@@ -65,7 +67,8 @@ class QueryFreePosition(nn.Module):
 
     def __init__(self, head_dim: int, num_heads: int, block: int, halo: int):
         super().__init__()
-        self.block, self.halo = block, halo
+        self.block = block
+        self.halo = halo
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * (block + 2 * halo) - 1) ** 2, num_heads))
 
     def init_tables(self) -> None:
@@ -86,7 +89,8 @@ def key_mask(size: tuple[int, int], block: int, halo: int, masked: bool, device:
 
     Without `masked`, the padding to whole blocks counts as map, and only what lies beyond it is kept out.
     """
-    window, sides = block + 2 * halo, []
+    window = block + 2 * halo
+    sides = []
     for side in size:
         padded = side + padding_to_multiple(side, block)
         position = torch.arange(-halo, padded + halo, device=device)
@@ -121,7 +125,9 @@ class HaloAttention(nn.Module):
             raise ValueError(f"{dim} channels do not divide into {num_heads} heads")
         if pos_embed_type not in POSITIONS:
             raise ValueError(f"pos_embed_type must be one of {', '.join(POSITIONS)}, got {pos_embed_type!r}")
-        self.num_heads, self.block_size, self.halo_size = num_heads, block_size, halo_size
+        self.num_heads = num_heads
+        self.block_size = block_size
+        self.halo_size = halo_size
         self.mask_padding = mask_padding
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = ChannelsLastConv2d(dim, 2 * dim, 1, bias=False)
@@ -130,7 +136,8 @@ class HaloAttention(nn.Module):
 
     def _windows(self, maps: Tensor) -> Tensor:
         """Keys and values (2, B, blocks, heads, w*w, d) of every block's window."""
-        block, halo = self.block_size, self.halo_size
+        block = self.block_size
+        halo = self.halo_size
         maps = F.pad(maps, (0, 0, halo, halo, halo, halo))
         windows = maps.unfold(1, block + 2 * halo, block).unfold(2, block + 2 * halo, block)
         return rearrange(windows, "b y x (h t d) r c -> t b (y x) h (r c) d", t=2, h=self.num_heads)
@@ -139,7 +146,8 @@ class HaloAttention(nn.Module):
         """(B, H, W, C) to the same shape."""
         height, width = maps.shape[1:3]
         block = self.block_size
-        down, right = padding_to_multiple(height, block), padding_to_multiple(width, block)
+        down = padding_to_multiple(height, block)
+        right = padding_to_multiple(width, block)
         if down or right:
             maps = F.pad(maps, (0, 0, 0, right, 0, down))
         sides = {"r": block, "c": block, "h": self.num_heads}
@@ -180,7 +188,7 @@ class HaloBlock(AttentionBlock):
     def __init__(
         self,
         dim: int,
-        place: Place,
+        place: BlockPosition,
         *,
         num_heads: int,
         block_size: int = 7,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vheatir.backbone.layers.embedding import EmbeddingAt
 from vheatir.backbone.layers.heat import HeatBlock
-from vheatir.backbone.mixers.block import MixerBlock, Place
+from vheatir.backbone.mixers.block import BlockPosition, MixerBlock
 
 
 class UnifiedHeatBlock(HeatBlock, MixerBlock):
@@ -24,7 +24,9 @@ class UnifiedHeatBlock(HeatBlock, MixerBlock):
 
     shares_embedding: ClassVar = True
 
-    def __init__(self, dim: int, place: Place, *, mlp_ratio: float = 4.0, reach: tuple[float, float] | None = None):
+    def __init__(
+        self, dim: int, place: BlockPosition, *, mlp_ratio: float = 4.0, reach: tuple[float, float] | None = None
+    ):
         super().__init__(
             dim,
             mlp_ratio=mlp_ratio,

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.mixers.block import AttentionBlock, Place, cached_table, padding_to_multiple
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table, padding_to_multiple
 
 
 def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     """((2w-1)^2, heads) bias of a square window to another window: bicubic, as published."""
-    old, new = round(table.shape[0] ** 0.5), round(shape[0] ** 0.5)
+    old = round(table.shape[0] ** 0.5)
+    new = round(shape[0] ** 0.5)
     grid = rearrange(table, "(y x) h -> 1 h y x", y=old)
     resized = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return rearrange(resized, "1 h y x -> (y x) h")
@@ -21,7 +22,8 @@ def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
 @cached_table
 def relative_index(window: int, device: torch.device) -> Tensor:
     """(w^2, w^2): row of the bias table for each query and key, by query minus key."""
-    rows, columns = (torch.arange(window**2, device=device) // window, torch.arange(window**2, device=device) % window)
+    rows = torch.arange(window**2, device=device) // window
+    columns = torch.arange(window**2, device=device) % window
     dy = rows[:, None] - rows[None] + window - 1
     dx = columns[:, None] - columns[None] + window - 1
     return dy * (2 * window - 1) + dx
@@ -36,14 +38,16 @@ def window_mask(size: tuple[int, int], window: int, shift: int, masked: bool, de
     """
     if not shift and not (masked and any(side % window for side in size)):
         return None
-    parts, inside = [], []
+    parts = []
+    inside = []
     for side in size:
         padded = side + padding_to_multiple(side, window)
         position = torch.arange(padded, device=device)
         part = (position >= padded - window).int() + (position >= padded - shift).int()
         parts.append(part if shift else torch.zeros_like(part))
         inside.append((position + shift) % padded < side)
-    part, real = 3 * parts[0][:, None] + parts[1][None], inside[0][:, None] & inside[1][None]
+    part = 3 * parts[0][:, None] + parts[1][None]
+    real = inside[0][:, None] & inside[1][None]
     part, real = (rearrange(one, "(y r) (x c) -> (y x) (r c)", r=window, c=window) for one in (part, real))
     allowed = part[:, :, None] == part[:, None, :]
     if masked:
@@ -58,7 +62,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{dim} channels do not divide into {num_heads} heads")
-        self.num_heads, self.window = num_heads, window
+        self.num_heads = num_heads
+        self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -99,7 +104,7 @@ class ShiftedWindowBlock(AttentionBlock):
     not_decayed: ClassVar = ("relative_position_bias_table",)
     structural: ClassVar = ("relative_position_index", "attn_mask")
 
-    def __init__(self, dim: int, place: Place, *, num_heads: int, window_size: int = 7, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, window_size: int = 7, mlp_ratio: float = 4.0):
         self.window_size = window_size
         window = window_size if place.dense else min(window_size, *place.map_size)
         super().__init__(dim, place, WindowAttention(dim, num_heads, window), eps=1e-6, mlp_ratio=mlp_ratio)
@@ -112,7 +117,8 @@ class ShiftedWindowBlock(AttentionBlock):
         if window != self.attn.window:
             table = self.attn.relative_position_bias_table.detach()
             resized = resize_bias_table(table, ((2 * window - 1) ** 2, table.shape[1]))
-            self.attn.window, self.attn.relative_position_bias_table = window, nn.Parameter(resized)
+            self.attn.window = window
+            self.attn.relative_position_bias_table = nn.Parameter(resized)
 
     def _attend(self, maps: Tensor) -> Tensor:
         height, width = maps.shape[1:3]
@@ -120,7 +126,8 @@ class ShiftedWindowBlock(AttentionBlock):
         shifted = self.place.index % 2 == 1 and (self.place.dense or min(height, width) > window)
         shift = window // 2 if shifted else 0
         allowed = window_mask((height, width), window, shift, self.place.mask_padding, maps.device)
-        down, right = padding_to_multiple(height, window), padding_to_multiple(width, window)
+        down = padding_to_multiple(height, window)
+        right = padding_to_multiple(width, window)
         if down or right:
             maps = F.pad(maps, (0, 0, 0, right, 0, down))
         if shift:

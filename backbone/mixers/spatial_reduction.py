@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, full_precision
-from vheatir.backbone.mixers.block import AttentionBlock, Place, padding_to_multiple
+from vheatir.backbone.layers.common import full_precision
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, padding_to_multiple
 
 
 def resize_positions(table: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -36,7 +37,9 @@ class ReducedAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{dim} channels do not divide into {num_heads} heads")
-        self.num_heads, self.sr_ratio, self.extend = num_heads, sr_ratio, extend
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.extend = extend
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -77,7 +80,7 @@ class SpatialReductionBlock(AttentionBlock):
     def __init__(
         self,
         dim: int,
-        place: Place,
+        place: BlockPosition,
         *,
         num_heads: int,
         sr_ratio: int,

@@ -102,7 +102,8 @@ def unwrap(content: dict, weights: str = "model") -> tuple[dict[str, Tensor], Lo
         raise ValueError(f"weights must be 'model' or 'ema', got {weights!r}")
     order = _WRAPPERS[weights] + _WRAPPERS["ema" if weights == "model" else "model"]
     found = next((name for name in order if isinstance(content.get(name), dict)), None)
-    state, report = content, LoadReport()
+    state = content
+    report = LoadReport()
     if found is not None:
         state = content[found]
         report.facts = {_FACTS[k]: v for k, v in content.items() if k in _FACTS and isinstance(v, int | float)}
@@ -184,7 +185,8 @@ def fit_state(
     report = report or LoadReport()
     _match_form(state, model)
     resizers = {**model.resizers, "freq_embed": lambda value, shape: EMBEDDINGS[embeddings](value, shape[:2])}
-    wanted, fitted = model.state_dict(), {}
+    wanted = model.state_dict()
+    fitted = {}
     for key, value in state.items():
         if key in wanted:
             result = _fitted(key, value, wanted[key].shape, model, resizers)

@@ -25,7 +25,8 @@ def _add_norms(model: Pyramid, out_indices: Sequence[int], eps: float) -> None:
     stages = len(model.dims)
     if not out_indices or any(not 0 <= index < stages for index in out_indices):
         raise ValueError(f"out_indices must name some of the stages 0 to {stages - 1}, got {tuple(out_indices)}")
-    model.out_indices, model.fresh = tuple(sorted(set(out_indices))), (model.norm_name,)
+    model.out_indices = tuple(sorted(set(out_indices)))
+    model.fresh = (model.norm_name,)
     for index in model.out_indices:
         model.add_module(f"{model.norm_name}{index}", nn.LayerNorm(model.dims[index], eps=eps))
 

@@ -11,7 +11,8 @@ from vheatir.backbone.models.dense_backbones import dense_backbone
 from vheatir.backbone.models.pyramid import Pyramid
 
 # Of ImageNet, RGB in [0, 1]: 123.675, 116.28, 103.53 and 58.395, 57.12, 57.375 of 255.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 class ResidualMaps(nn.Module):
@@ -55,7 +56,8 @@ def build_features(table: dict) -> nn.Module:
         ValueError: an unknown name or argument.
     """
     arguments = dict(table)
-    name, checkpointing = arguments.pop("name"), arguments.pop("grad_checkpointing", False)
+    name = arguments.pop("name")
+    checkpointing = arguments.pop("grad_checkpointing", False)
     if name in residual_networks():
         if arguments or checkpointing:
             raise ValueError(f"backbone: {name} takes no arguments, got {', '.join(table)}")

@@ -5,14 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import (
-    ChannelsLastConv2d,
-    drop_path_rates,
-    init_linear,
-    to_channels_first,
-    to_channels_last,
-)
-from vheatir.backbone.mixers import Place, mixer_named
+from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
+from vheatir.backbone.mixers import BlockPosition, mixer_named
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import GlobalMean, image_size, map_sizes, widths
 
@@ -53,13 +48,15 @@ class MetaArch(HeatPyramid):
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
-        dense, mask_padding: see `Place`; set by the dense-prediction backbones.
+        dense, mask_padding: see `BlockPosition`; set by the dense-prediction backbones.
 
     Source: arXiv 2211.05781; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size and floating type, masks that follow the map.
     """
 
-    _stage_name, first_conv, head_name = "stages", "downsample_layers.0.stem.0", "head"
+    _stage_name = "stages"
+    first_conv = "downsample_layers.0.stem.0"
+    head_name = "head"
 
     def __init__(
         self,
@@ -83,10 +80,15 @@ class MetaArch(HeatPyramid):
         mask_padding: bool = True,
     ):
         super().__init__()
-        self.dims, self.depths, self.in_chans, self.resize = widths(dims), tuple(depths), in_chans, resize
+        self.dims = widths(dims)
+        self.depths = tuple(depths)
+        self.in_chans = in_chans
+        self.resize = resize
         if len(self.dims) != len(self.depths):
             raise ValueError(f"dims and depths need one entry for each stage, got {self.dims} and {self.depths}")
-        self.mixer, self.img_size, self.num_classes = mixer, image_size(img_size), num_classes
+        self.mixer = mixer
+        self.img_size = image_size(img_size)
+        self.num_classes = num_classes
         self.block_class = mixer_named(mixer)
         self.resizers = self.block_class.resizers
         self.downsample_layers = nn.ModuleList(self._make_downsampling())
@@ -139,7 +141,7 @@ class MetaArch(HeatPyramid):
             blocks = [
                 self.block_class(
                     self.dims[stage],
-                    Place(stage, index, size, next(rates), layer_scale, dense, mask_padding),
+                    BlockPosition(stage, index, size, next(rates), layer_scale, dense, mask_padding),
                     **args,
                 )
                 for index in range(self.depths[stage])

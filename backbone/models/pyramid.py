@@ -147,7 +147,8 @@ class Pyramid(nn.Module):
         """Last computed maps and the wanted stages' maps, all channels-last."""
         if image.ndim != 4 or image.shape[1] != self.in_chans or 0 in image.shape[2:]:
             raise ValueError(f"expected images (B, {self.in_chans}, H, W), got {tuple(image.shape)}")
-        maps, found = self.stem(to_channels_last(image)), []
+        maps = self.stem(to_channels_last(image))
+        found = []
         last = max(wanted) if stop_early else len(self.depths) - 1
         for index in range(last + 1):
             maps = self.stage(index, maps if index == 0 else self.transition(index - 1, maps))

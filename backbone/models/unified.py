@@ -29,7 +29,8 @@ _WINDOW = _heads(1, 3, 3, 4, window_size=7)
 _HALO = _heads(1, 3, 3, 4, block_size=7, halo_size=3, pos_embed_type="query_related")
 _DEFORMABLE = _heads(2, 4, 5, 7, points=9, kernel_size=3)
 _REDUCTION = {"num_heads": (1, 2, 5, 8), "sr_ratio": (8, 4, 2, 1), "qkv_bias": True}
-_WIDE, _EVEN = {"mlp_ratio": (8, 8, 4, 4)}, {"mlp_ratio": (4, 4, 4, 4)}
+_WIDE = {"mlp_ratio": (8, 8, 4, 4)}
+_EVEN = {"mlp_ratio": (4, 4, 4, 4)}
 _PVT_DIMS = (64, 128, 320, 512)
 
 SIZES: dict[str, dict[str, dict]] = {

@@ -5,14 +5,9 @@ from collections.abc import Sequence
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import (
-    ChannelsLastConv2d,
-    drop_path_rates,
-    init_linear,
-    to_channels_first,
-    to_channels_last,
-)
+from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.heat import HeatBlock
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.models.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import GlobalMean, default_cfg, image_size, widths
@@ -63,7 +58,9 @@ class VHeat(HeatPyramid):
         where it fails: any image size, batch and floating type, gradients after inference mode.
     """
 
-    _stage_name, first_conv, head_name = "layers", "patch_embed.conv1", "classifier.3"
+    _stage_name = "layers"
+    first_conv = "patch_embed.conv1"
+    head_name = "classifier.3"
 
     def __init__(
         self,
@@ -85,10 +82,15 @@ class VHeat(HeatPyramid):
         super().__init__()
         if patch_size != 4:
             raise ValueError(f"the stem of vHeat has patches of 4 pixels, got patch_size {patch_size}")
-        self.dims, self.depths, self.resize, self.in_chans = widths(dims), tuple(depths), resize, in_chans
+        self.dims = widths(dims)
+        self.depths = tuple(depths)
+        self.resize = resize
+        self.in_chans = in_chans
         if len(self.dims) != len(self.depths):
             raise ValueError(f"dims and depths need one entry for each stage, got {self.dims} and {self.depths}")
-        self.img_size, self.drop_rate, self.num_classes = image_size(img_size), drop_rate, num_classes
+        self.img_size = image_size(img_size)
+        self.drop_rate = drop_rate
+        self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.dims[-1]
         self.patch_embed = Stem(in_chans, self.dims[0])
         self.make_embeddings(img_size)
@@ -98,7 +100,8 @@ class VHeat(HeatPyramid):
         for index, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
             blocks = [HeatBlock(dim, drop_path=next(rates), **block) for _ in range(depth)]
             self.layers.append(nn.ModuleList([*blocks, self._make_transition(index)]))
-        norm, score = nn.LayerNorm(self.num_features), nn.Identity()
+        norm = nn.LayerNorm(self.num_features)
+        score = nn.Identity()
         self.classifier = nn.Sequential(norm, GlobalMean(), nn.Dropout(drop_rate), score)
         self.reset_classifier(num_classes, global_pool)
         self._describe()

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vheatir.backbone.data.pixels import SUFFIXES, sizes
 from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_labels
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.pixels import SUFFIXES, sizes
 from vheatir.backbone.segmentation.recipe import Data
 
 _log = logging.getLogger(__name__)

@@ -18,8 +18,18 @@ _PARTS = ("hco_cpu", "norm_cpu", "gate_cpu")  # compiled once for each version
 _HEADERS = ("api.h", "lanes.h", "odd_leaf.h", "subnormal.h", "transform.h", "frequency_weights.h")
 _FILES = (*_HEADERS, "dispatch.cpp", *(f"{part}.cpp" for part in _PARTS))
 _FLAGS = (
-    *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
-    *("-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
 )
 # Version of the kernel -> flags that allow its instructions; dispatch.cpp asks the processor for the same ones.
 _VERSIONS_X86 = {
@@ -60,7 +70,7 @@ def cache_folder() -> Path:
 
 def cached_file(command: list[str]) -> Path:
     """The library of these sources and this compiler; another compiler, or a new version of it, gets another file."""
-    program = Path(shutil.which(command[0])).resolve()
+    program = Path(shutil.which(command[0]) or command[0]).resolve()
     about = program.stat()
     identity = repr((command, str(program), about.st_size, about.st_mtime_ns))
     name = Path(library_name())
@@ -122,17 +132,10 @@ def build(target: Path) -> None:
             openmp = ["-fopenmp"] if _has_openmp(command, folder) else []
             common = [*command, *_FLAGS, *openmp]
             jobs = [
-                [
-                    *common,
-                    *flags,
-                    f"-DVHEATIR_VERSION={name}",
-                    "-c",
-                    str(SOURCES / f"{part}.cpp"),
-                    "-o",
-                    f"{part}_{name}.o",
-                ]
+                [*common, *flags, f"-DVHEATIR_VERSION={name}", "-c", str(SOURCES / f"{part}.cpp"), "-o", object_file]
                 for part in _PARTS
                 for name, flags in versions.items()
+                for object_file in [f"{part}_{name}.o"]
             ]
             x86_define = ["-DVHEATIR_X86"] if x86 else []
             jobs.append([*common, *x86_define, "-c", str(SOURCES / "dispatch.cpp"), "-o", "dispatch.o"])

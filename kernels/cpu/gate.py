@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vheatir.kernels.checks import are_plain
 from vheatir.kernels.cpu import library as native
+from vheatir.kernels.plain import are_plain
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
@@ -78,8 +78,11 @@ def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x, taps, bias = x.contiguous(), weight.detach().view(2 * channels, 9).t().contiguous(), bias.contiguous()
     job = _Job(*y.shape, type=_TYPES[x.dtype])
     job.threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
-    job.source, job.weight, job.bias, job.target = x.data_ptr(), taps.data_ptr(), bias.data_ptr(), y.data_ptr()
-    native.library().functions.vheatir_gate(ctypes.byref(job))
+    job.source = x.data_ptr()
+    job.weight = taps.data_ptr()
+    job.bias = bias.data_ptr()
+    job.target = y.data_ptr()
+    native.functions().vheatir_gate(ctypes.byref(job))
     return y
 
 
@@ -112,5 +115,5 @@ def norm_to(x: Tensor, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Tensor:
     job = _NormJob(x.numel() // x.shape[-1], x.shape[-1], type=_TYPES[dtype], epsilon=norm.eps)
     job.threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
     job.source, job.weight, job.bias, job.target = (one.data_ptr() for one in (x, weight, bias, y))
-    native.library().functions.vheatir_rescale(ctypes.byref(job))
+    native.functions().vheatir_rescale(ctypes.byref(job))
     return y

@@ -7,45 +7,73 @@ import torch
 from torch import Tensor
 
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, axis_plan
-from vheatir.kernels.cpu.plan_steps import Plan
+from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, transform_plan
+from vheatir.kernels.cpu.plan_steps import TransformPlan
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_MAPS, _SHARED, _TILES = 1, 2, 3  # orders of a decay, as in csrc/api.h
+_MAPS = 1  # orders of a decay, as in csrc/api.h
+_SHARED = 2
+_TILES = 3
 _TILE = 16
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15  # less work than this is not worth waking a thread, as in torch
 
 
+# Fields in the order of csrc/api.h.
 class _Plan(ctypes.Structure):
+    """vheatir_plan."""
+
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("length", "slots", "step_count")),
+        ("length", ctypes.c_int64),
+        ("slots", ctypes.c_int64),
+        ("step_count", ctypes.c_int64),
         ("scale", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("steps", "rows", "table")),
+        ("steps", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
     )
 
 
 class _Job(ctypes.Structure):
+    """vheatir_job."""
+
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
         ("along_height", _Plan),
         ("along_width", _Plan),
         ("source", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("source_image", "source_row", "source_pixel")),
+        ("source_image", ctypes.c_int64),
+        ("source_row", ctypes.c_int64),
+        ("source_pixel", ctypes.c_int64),
         ("target", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("source_type", "target_type", "decay_order", "threads")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("decay", "keep_spectrum", "other_spectrum", "decay_gradient", "workspace")
-        ),
+        ("source_type", ctypes.c_int32),
+        ("target_type", ctypes.c_int32),
+        ("decay_order", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("decay", ctypes.c_void_p),
+        ("keep_spectrum", ctypes.c_void_p),
+        ("other_spectrum", ctypes.c_void_p),
+        ("decay_gradient", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
     )
 
 
 @lru_cache(maxsize=64)
-def _plan(length: int, instructions: str) -> tuple[_Plan, Plan]:
+def _plan(length: int, instructions: str) -> tuple[_Plan, TransformPlan]:
     """The plan's addresses, and the plan, which owns the memory."""
-    plan = axis_plan(length, LONG_LEAF if instructions == "avx512" else SHORT_LEAF)
-    addresses = (array.ctypes.data for array in (plan.steps, plan.rows, plan.table))
-    return _Plan(plan.length, plan.slots, len(plan.steps), plan.scale, *addresses), plan
+    plan = transform_plan(length, LONG_LEAF if instructions == "avx512" else SHORT_LEAF)
+    addresses = _Plan(
+        length=plan.length,
+        slots=plan.slots,
+        step_count=len(plan.steps),
+        scale=plan.scale,
+        steps=plan.steps.ctypes.data,
+        rows=plan.rows.ctypes.data,
+        table=plan.table.ctypes.data,
+    )
+    return addresses, plan
 
 
 def prepare(decay: Tensor) -> Tensor:
@@ -74,14 +102,25 @@ def unprepare(prepared: Tensor) -> Tensor:
 @lru_cache(maxsize=512)
 def _unbound(
     sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
-) -> tuple[_Job, tuple[Plan, Plan]]:
+) -> tuple[_Job, tuple[TransformPlan, TransformPlan]]:
     """A job without addresses and threads, and the plans that it points into. Kept: small maps would wait for it."""
     batch, height, width, channels = sizes
-    (along_height, plan_h), (along_width, plan_w) = (_plan(side, instructions) for side in (height, width))
-    job = _Job(batch, height, width, channels, along_height, along_width)
-    job.source_image, job.source_row, job.source_pixel = strides[:3]
-    job.source_type, job.target_type = types
-    job.decay_order = decay_order
+    along_height, plan_h = _plan(height, instructions)
+    along_width, plan_w = _plan(width, instructions)
+    job = _Job(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        along_height=along_height,
+        along_width=along_width,
+        source_image=strides[0],
+        source_row=strides[1],
+        source_pixel=strides[2],
+        source_type=types[0],
+        target_type=types[1],
+        decay_order=decay_order,
+    )
     return job, (plan_h, plan_w)
 
 
@@ -109,8 +148,7 @@ def _run(
     if decay is not None:
         decay = (decay if decay.dtype == torch.float32 else decay.float()).contiguous()
         order = _TILES if in_tiles else _MAPS if decay.shape[2] == sizes[3] else _SHARED
-    result = y if y is not None else spectrum
-    types = _TYPES[x.dtype], _TYPES[result.dtype]
+    types = _TYPES[x.dtype], _TYPES[torch.float32 if y is None else y.dtype]
     # With its plans it is held until the call returns: another thread may push it out of the cache.
     unbound = _unbound(sizes, x.stride(), types, order, native.instructions())
     job = _Job.from_buffer_copy(unbound[0])
@@ -122,8 +160,9 @@ def _run(
         job.decay = decay.data_ptr()
     if spectrum is not None:
         job.keep_spectrum = spectrum.data_ptr()
-    if decay_gradient is not None:
-        job.other_spectrum, job.decay_gradient = other_spectrum.data_ptr(), decay_gradient.data_ptr()
+    if other_spectrum is not None and decay_gradient is not None:
+        job.other_spectrum = other_spectrum.data_ptr()
+        job.decay_gradient = decay_gradient.data_ptr()
     if types[1] != _TYPES[torch.float32]:
         workspace = x.new_empty(sizes[1:], dtype=torch.float32)
         job.workspace = workspace.data_ptr()
@@ -139,7 +178,8 @@ def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
 
 def conduct_with_spectrum(x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The operator's output, and the spectrum of x in float32."""
-    y, spectrum = _like(x), _like(x, torch.float32)
+    y = _like(x)
+    spectrum = _like(x, torch.float32)
     _run(x, y=y, decay=decay, spectrum=spectrum)
     return y, spectrum
 

@@ -88,9 +88,28 @@ def library() -> Library:
     return _loaded
 
 
+def functions() -> ctypes.CDLL:
+    """The functions of csrc/api.h.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    loaded = library()
+    if loaded.functions is None:
+        raise RuntimeError(loaded.reason)
+    return loaded.functions
+
+
 def instructions() -> str:
-    """The vector instructions that the library, which must be there, uses on this processor."""
-    return library().instructions
+    """The vector instructions that the library, which must be there, uses on this processor.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    loaded = library()
+    if loaded.instructions is None:
+        raise RuntimeError(loaded.reason)
+    return loaded.instructions
 
 
 def refusal() -> str | None:
@@ -101,10 +120,11 @@ def refusal() -> str | None:
 
 
 def run(job: ctypes.Structure) -> None:
-    """Do one job of csrc/api.h.
+    """Do one vheatir_job of csrc/api.h.
 
     Raises:
         MemoryError: there is no memory for the work space.
+        RuntimeError: there is no library.
     """
-    if library().functions.vheatir_conduct(ctypes.byref(job)) != 0:
+    if functions().vheatir_conduct(ctypes.byref(job)) != 0:
         raise MemoryError("the CPU kernel got no memory for its work space")

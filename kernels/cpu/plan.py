@@ -28,8 +28,8 @@ from vheatir.kernels.cpu.plan_steps import (
     LEAF,
     MERGE,
     SPLIT,
-    Plan,
     Step,
+    TransformPlan,
     encode,
     leaf_table,
     split_groups,
@@ -38,7 +38,8 @@ from vheatir.kernels.cpu.plan_steps import (
 
 # Samples of a transform that is done in registers; between the two only multiples of 4. The longer ones spill with 16
 # registers, which is worth it where it saves a pass of splits.
-SHORT_LEAF, LONG_LEAF = 16, 32
+SHORT_LEAF = 16
+LONG_LEAF = 32
 _DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit in the registers
 
 
@@ -46,16 +47,18 @@ class _Builder:
     def __init__(self, length: int, usual_leaf: int):
         self._length = length
         # One sample is its own transform, exactly.
-        self._scale, self._of_zero = (math.sqrt(2 / length), math.sqrt(0.5)) if length > 1 else (1.0, 1.0)
+        self._scale = math.sqrt(2 / length) if length > 1 else 1.0
+        self._of_zero = math.sqrt(0.5) if length > 1 else 1.0
         self._levels, self._leaf = _levels(length, usual_leaf)
         levels, leaf = _levels(length, LONG_LEAF)
         if _passes(levels) < _passes(self._levels):
-            self._levels, self._leaf = levels, leaf
+            self._levels = levels
+            self._leaf = leaf
         self._splits: list[Step] = []
         self._leaves: list[Step] = []
         self._merges: list[tuple[int, Step]] = []  # with the length of the transform that each one ends
 
-    def build(self) -> Plan:
+    def build(self) -> TransformPlan:
         self._nodes = iter(self._split_all())
         order = self._assemble(II, self._length, True)
         # A merge needs the shorter ones below it; sorting also brings together what can be one step.
@@ -80,7 +83,8 @@ class _Builder:
                 tables = split_turns(kind, len(slots), depth)
                 self._splits.append(Step(SPLIT, kind, rows, rows, tables, first=done == 0))
                 children += zip(_types_below(kind, depth), rows.T)
-            nodes, done = children, done + depth
+            nodes = children
+            done += depth
         return nodes
 
     def _assemble(self, kind: int, size: int, final: bool) -> list[int]:
@@ -92,11 +96,14 @@ class _Builder:
             return self._emit_leaf(final)
         half = size // 2
         if kind == II:
-            even, odd = self._assemble(II, half, final), self._assemble(IV, half, final)
+            even = self._assemble(II, half, final)
+            odd = self._assemble(IV, half, final)
             return [slot for pair in zip(even, odd) for slot in pair]
-        u, v = self._assemble(II, half, False), self._assemble(II, half, False)
+        u = self._assemble(II, half, False)
+        v = self._assemble(II, half, False)
         pairs = [(u[k], v[half - k]) for k in range(1, half)]
-        rows, ends = np.array(pairs), np.array([[u[0]], [v[0]]])
+        rows = np.array(pairs)
+        ends = np.array([[u[0]], [v[0]]])
         self._merges.append((size, Step(MERGE, II, rows, rows, final=final)))
         if final:
             self._merges.append((size, Step(COPY, II, ends, ends, final=True)))
@@ -104,7 +111,8 @@ class _Builder:
 
     def _emit_leaf(self, final: bool) -> list[int]:
         kind, slots = next(self._nodes)
-        first, holds_zero = self._levels == 0, not self._leaves
+        first = self._levels == 0
+        holds_zero = not self._leaves
         if self._leaf > SHORT_LEAF and self._leaf % 2:
             odd = OddTransform(kind, slots.tolist(), self._length, first=first, holds_zero=holds_zero)
             self._leaves += odd.steps(final)
@@ -117,9 +125,11 @@ class _Builder:
 
 def _levels(length: int, longest_leaf: int) -> tuple[int, int]:
     """How often a line is halved until leaves of at most that length, or an odd number of samples, are left; which."""
-    levels, leaf = 0, length
+    levels = 0
+    leaf = length
     while leaf % 2 == 0 and leaf > SHORT_LEAF and not (leaf <= longest_leaf and leaf % 4 == 0):
-        levels, leaf = levels + 1, leaf // 2
+        levels += 1
+        leaf //= 2
     return levels, leaf
 
 
@@ -139,19 +149,29 @@ def _likeness(step: Step) -> tuple:
     return (step.type, step.final) if step.kind == LEAF else ()
 
 
+def _can_join(last: Step, step: Step) -> bool:
+    """Whether two neighbours differ in their rows only, and the second one needs none of the first one's results."""
+    if step.kind not in (LEAF, MERGE, COPY):
+        return False
+    if (last.kind, last.type, last.size) != (step.kind, step.type, step.size):
+        return False
+    if (last.first, last.final) != (step.first, step.final):
+        return False
+    if step.tables is not None and (last.tables is None or not np.array_equal(last.tables, step.tables)):
+        return False
+    return not np.isin(step.rows_in, last.rows_out).any()
+
+
 def _joined(steps: list[Step]) -> list[Step]:
-    """Neighbours of one kind, size and table as one step with more groups, where none needs the other's results."""
+    """Neighbours of one kind, size and table as one step with more groups."""
     out: list[Step] = []
     for step in steps:
-        last = out[-1] if out else None
-        alike = last is not None and (last.kind, last.type, last.size) == (step.kind, step.type, step.size)
-        if alike and step.kind in (LEAF, MERGE, COPY) and (last.first, last.final) == (step.first, step.final):
-            same_table = step.tables is None or np.array_equal(last.tables, step.tables)
-            if same_table and not np.isin(step.rows_in, last.rows_out).any():
-                rows = np.concatenate([last.rows_in, step.rows_in]), np.concatenate([last.rows_out, step.rows_out])
-                out[-1] = Step(step.kind, step.type, *rows, step.tables, step.first, step.final)
-                continue
-        out.append(step)
+        if out and _can_join(out[-1], step):
+            rows_in = np.concatenate([out[-1].rows_in, step.rows_in])
+            rows_out = np.concatenate([out[-1].rows_out, step.rows_out])
+            out[-1] = Step(step.kind, step.type, rows_in, rows_out, step.tables, step.first, step.final)
+        else:
+            out.append(step)
     return out
 
 
@@ -169,7 +189,7 @@ def longest_product(length: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def axis_plan(length: int, usual_leaf: int = SHORT_LEAF) -> Plan:
+def transform_plan(length: int, usual_leaf: int = SHORT_LEAF) -> TransformPlan:
     """The plan of the orthonormal DCT-II of `length` samples. Numbers are computed in float64 and rounded once.
 
     Leaves are no longer than `usual_leaf`, or than LONG_LEAF where that saves a pass.

@@ -12,7 +12,8 @@ import numpy as np
 
 from vheatir.kernels.cpu.plan_steps import COPY, DENSE, II, MERGE, SPLIT, Step
 
-COSINE, SINE = 0, 1
+COSINE = 0
+SINE = 1
 
 
 class Signed(NamedTuple):
@@ -27,7 +28,9 @@ Parts = dict[tuple[int, int], Signed]  # (frequency up to half the length, COSIN
 
 def prime_power(m: int) -> int:
     """The largest prime power q with m / q prime to q; m itself where m is one."""
-    largest, rest, p = 1, m, 3
+    largest = 1
+    rest = m
+    p = 3
     while rest > 1:
         if p * p > rest:
             p = rest
@@ -55,9 +58,11 @@ class OddTransform:
     """
 
     def __init__(self, kind: int, slots: list[int], length: int, *, first: bool, holds_zero: bool):
-        self._length, self._first = length, first
+        self._length = length
+        self._first = first
         self._steps: list[Step] = []
-        m, modulus = len(slots), 4 if kind == II else 8
+        m = len(slots)
+        modulus = 4 if kind == II else 8
         samples: list[Signed] = [Signed(0, 0)] * m
         for x, slot in enumerate(slots):
             u, sign = _odd_sample(2 * x + 1, m, modulus)
@@ -69,7 +74,7 @@ class OddTransform:
         weights = {one.slot: one.sign * factor for one in results}
         if holds_zero:
             weights[self.order[0]] *= math.sqrt(0.5)
-        self._weigh(weights)
+        self._scale(weights)
 
     def _twin(self, slot: int) -> int:
         return slot - self._length if slot >= self._length else slot + self._length
@@ -97,23 +102,31 @@ class OddTransform:
     @staticmethod
     def _products(m: int, p: int, q: int, products: dict, pairs: list) -> Parts:
         """cos(a+b) and sin(a+b) from the products of cosines and sines; the sums they need are added to `pairs`."""
-        parts, done = {}, set()
+        parts = {}
+        done = set()
         for k in range(m // 2 + 1):
-            a, b = k * pow(q, -1, p) % p, k * pow(p, -1, q) % q
-            sign_a, sign_b = (-1 if 2 * a > p else 1), (-1 if 2 * b > q else 1)
-            a, b = min(a, p - a) if a else 0, min(b, q - b) if b else 0
-            cc, *_ = (products[a, COSINE][b, COSINE],)
+            a = k * pow(q, -1, p) % p
+            b = k * pow(p, -1, q) % q
+            sign_a = -1 if 2 * a > p else 1
+            sign_b = -1 if 2 * b > q else 1
+            a = min(a, p - a) if a else 0
+            b = min(b, q - b) if b else 0
+            cc = products[a, COSINE][b, COSINE]
             if a == 0 or b == 0:
                 parts[k, COSINE] = cc
                 if a:
-                    sine, sign = products[a, SINE][b, COSINE], sign_a
+                    sine = products[a, SINE][b, COSINE]
+                    sign = sign_a
                 elif b:
-                    sine, sign = products[a, COSINE][b, SINE], sign_b
+                    sine = products[a, COSINE][b, SINE]
+                    sign = sign_b
                 else:
                     continue
                 parts[k, SINE] = Signed(sine.slot, sign * sine.sign)
                 continue
-            ss, sc, cs = products[a, SINE][b, SINE], products[a, SINE][b, COSINE], products[a, COSINE][b, SINE]
+            ss = products[a, SINE][b, SINE]
+            sc = products[a, SINE][b, COSINE]
+            cs = products[a, COSINE][b, SINE]
             if (a, b) not in done:
                 done.add((a, b))
                 pairs += [(cc, ss), (sc, cs)]
@@ -130,7 +143,8 @@ class OddTransform:
             centres = np.array([[g[0].slot] for g in groups])
             self._steps.append(Step(COPY, II, centres, centres, first=True))
             self._first = False
-        even, odd = [], []
+        even: list[list[Signed]] = []
+        odd: list[list[Signed]] = []
         for g in groups:
             same = [(g[r], g[m - r]) if g[r].sign == g[m - r].sign else (g[m - r], g[r]) for r in range(1, half + 1)]
             even.append([g[0], *(Signed(s.slot, g[r].sign) for r, (s, _) in enumerate(same, 1))])
@@ -170,7 +184,8 @@ class OddTransform:
         pairs = np.array([(parts[k, COSINE].slot, parts[k, SINE].slot) for k in range(1, m // 2 + 1)])
         self._steps.append(Step(MERGE, II, pairs, pairs.copy()))
         eighth = m % 8
-        cosine, sine = (1 if eighth in (1, 7) else -1), (1 if eighth in (1, 3) else -1)
+        cosine = 1 if eighth in (1, 7) else -1
+        sine = 1 if eighth in (1, 3) else -1
         results = []
         for x in range(m):
             v, sign = _odd_sample(2 * x + 1, m, 8)
@@ -178,11 +193,12 @@ class OddTransform:
                 one = parts[0, COSINE]
                 results.append(Signed(one.slot, sign * cosine * one.sign))
             else:
-                c, s = self._folded(parts, m, v, COSINE), self._folded(parts, m, v, SINE)
+                c = self._folded(parts, m, v, COSINE)
+                s = self._folded(parts, m, v, SINE)
                 results.append(_combined(c, sign * cosine, s, -sign * sine))
         return results
 
-    def _weigh(self, weights: dict[int, float]) -> None:
+    def _scale(self, weights: dict[int, float]) -> None:
         """Give each slot its factor: signs change the order of a merge, the rest lands in the last dense tables."""
         for step in reversed(self._steps):
             if step.kind == MERGE:
@@ -201,7 +217,8 @@ class OddTransform:
         """The steps; if `final`, those that touch a slot last write outside."""
         if not final:
             return self._steps
-        kept, touched = [], set()
+        kept: list[Step] = []
+        touched: set[int] = set()
         for step in reversed(self._steps):
             last = np.array([not touched & set(rows) for rows in step.rows_out.tolist()])
             if step.kind == SPLIT:
@@ -221,5 +238,6 @@ class OddTransform:
 
 def _combined(x: Signed, of_x: int, y: Signed, of_y: int) -> Signed:
     """Where a merge of x and y leaves of_x * x + of_y * y: the sum lies in x's slot, the difference in y's."""
-    sign_x, sign_y = of_x * x.sign, of_y * y.sign
+    sign_x = of_x * x.sign
+    sign_y = of_y * y.sign
     return Signed(x.slot if sign_x == sign_y else y.slot, sign_x)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-II, IV = 0, 1  # types of cosine transform; the numbers are those of csrc/api.h, like the kinds of step
+II = 0  # types of cosine transform; the numbers are those of csrc/api.h, like the kinds of step
+IV = 1
 SPLIT, LEAF, DENSE, MERGE, COPY = range(5)
-READS_OUTSIDE, WRITES_OUTSIDE = 1, 2
+READS_OUTSIDE = 1
+WRITES_OUTSIDE = 2
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Step:
 
     Attributes:
         rows_in: (count, size), samples of the line where `first`, else slots of the work space.
-        rows_out: (count, size), frequencies where `final` (until then slots, see Plan), else slots.
+        rows_out: (count, size), frequencies where `final` (until then slots, see TransformPlan), else slots.
         tables: (count, ...) numbers of each group, or (1, ...) for all of them; None for merges and copies.
     """
 
@@ -38,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TransformPlan:
     """A plan as the native kernel reads it; a row of `steps` is one vheatir_step of csrc/api.h.
 
     Attributes:
@@ -53,9 +55,11 @@ class Plan:
     table: np.ndarray
 
 
-def encode(length: int, scale: float, steps: list[Step]) -> Plan:
+def encode(length: int, scale: float, steps: list[Step]) -> TransformPlan:
     """Lay the steps out in three arrays."""
-    rows, tables, records = [], [], []
+    rows = []
+    tables = []
+    records = []
     rows_at = table_at = 0
     for step in steps:
         numbers = np.zeros((1, 0)) if step.tables is None else step.tables.reshape(len(step.tables), -1)
@@ -65,10 +69,17 @@ def encode(length: int, scale: float, steps: list[Step]) -> Plan:
         records.append((step.kind, step.type, step.size, step.count, flags, table_at, pitch, rows_at))
         rows += [step.rows_in.ravel(), step.rows_out.ravel()]
         tables.append(numbers.ravel())
-        rows_at, table_at = rows_at + 2 * cells, table_at + numbers.size
+        rows_at += 2 * cells
+        table_at += numbers.size
     slots = 1 + max((int(s.rows_out.max()) for s in steps if not s.final), default=0)
-    flat = np.concatenate(rows).astype(np.int32), np.concatenate([*tables, [0.0]]).astype(np.float32)
-    return Plan(length, scale, slots, np.array(records, dtype=np.int32), *flat)
+    return TransformPlan(
+        length=length,
+        scale=scale,
+        slots=slots,
+        steps=np.array(records, dtype=np.int32),
+        rows=np.concatenate(rows).astype(np.int32),
+        table=np.concatenate([*tables, [0.0]]).astype(np.float32),
+    )
 
 
 def turn(n: int, j: np.ndarray | int) -> np.ndarray:

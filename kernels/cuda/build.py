@@ -119,7 +119,7 @@ def _checked(result: tuple, what: str):
 
 def _nvrtc():
     try:
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue] (compiled, without type stubs)
 
         nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError, OSError) as error:

@@ -1,4 +1,8 @@
-"""Loads the CUDA kernels on a device and starts them, through the driver's C interface. Nothing runs at import."""
+"""Loads the CUDA kernels on a device and starts them, through the driver's C interface. Nothing runs at import.
+
+By ctypes, not by cuda.bindings.driver: cuda-bindings comes with torch's wheels for Linux only, and kernels that were
+built at installation run beside any torch, with nothing but the driver.
+"""
 
 import ctypes
 import logging
@@ -16,9 +20,15 @@ from vheatir.kernels.cpu.build import BuildError
 from vheatir.kernels.cuda import build as cuda_build
 from vheatir.kernels.cuda.launch_plan import Launch, Machine
 
-# From cuda.h: the device's attributes, and the one of a function that lets it share more than 48 KiB.
-_MULTIPROCESSORS, _MAJOR, _MINOR, _SHARED_MEMORY = 16, 75, 76, 97
-_MAX_DYNAMIC_SHARED_MEMORY = 8
+# Of CUdevice_attribute in cuda.h; a test compares them with cuda.bindings.
+ATTRIBUTES = {
+    "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 16,
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
+    "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 97,
+}
+# Of CUfunction_attribute: lets a function share more than 48 KiB.
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 _OLDEST = 80
 _log = logging.getLogger("vheatir")
 _lock = threading.Lock()
@@ -40,16 +50,22 @@ class Device:
 
     def __init__(self, number: int):
         self._driver = _open_driver()
-        handle, self._context, self._module = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._context = ctypes.c_void_p()
+        self._module = ctypes.c_void_p()
+        self._functions: dict[str, ctypes.c_void_p] = {}
+        handle = ctypes.c_int()
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(handle), number)
-        attributes = [self._attribute(handle, which) for which in (_MAJOR, _MINOR, _SHARED_MEMORY, _MULTIPROCESSORS)]
-        self.capability = attributes[0] * 10 + attributes[1]
-        self.machine = Machine(*attributes[2:])
+        major = self._attribute(handle, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
+        minor = self._attribute(handle, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
+        self.capability = major * 10 + minor
+        self.machine = Machine(
+            shared_memory=self._attribute(handle, "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+            multiprocessors=self._attribute(handle, "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"),
+        )
         if self.capability < _OLDEST:
             raise DriverError(f"compute capability {self.capability / 10} is below {_OLDEST / 10}")
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle)
-        self._functions: dict[str, ctypes.c_void_p] = {}
         with self._current():
             self.path = self._load()
 
@@ -60,9 +76,9 @@ class Device:
             self._driver.cuGetErrorName(status, ctypes.byref(text))
             raise DriverError(f"{name} failed: {text.value.decode() if text.value else status}")
 
-    def _attribute(self, handle: ctypes.c_int, which: int) -> int:
+    def _attribute(self, handle: ctypes.c_int, name: str) -> int:
         value = ctypes.c_int()
-        self._call("cuDeviceGetAttribute", ctypes.byref(value), which, handle)
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), ATTRIBUTES[name], handle)
         return value.value
 
     @contextmanager
@@ -95,8 +111,7 @@ class Device:
         if name not in self._functions:
             function = ctypes.c_void_p()
             self._call("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
-            most = self.machine.shared_memory
-            self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED_MEMORY, most)
+            self._call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, self.machine.shared_memory)
             self._functions[name] = function
         return self._functions[name]
 

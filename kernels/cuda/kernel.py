@@ -14,38 +14,76 @@ _SCRATCH_BYTES = 24 << 20  # maps go through all passes in pieces of this size, 
 _LEAST_CHANNELS = 16  # of a piece: 32 bytes of 16-bit maps, what memory moves at once
 
 
+# Fields in the order of csrc/cuda_api.h.
 class _PlaneJob(ctypes.Structure):
+    """vheatir_plane_job."""
+
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("batch", "height", "width", "channels")),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("channels", ctypes.c_int),
         ("source", ctypes.c_void_p),
-        *((name, ctypes.c_longlong) for name in ("source_image", "source_row", "source_pixel")),
-        *((name, ctypes.c_void_p) for name in ("target", "spectrum", "decay")),
-        *((name, ctypes.c_int) for name in ("decay_pixel", "decay_channel", "bfloat", "vectors")),
-        *((name, ctypes.c_void_p) for name in ("height_forward", "height_inverse", "width_forward", "width_inverse")),
+        ("source_image", ctypes.c_longlong),
+        ("source_row", ctypes.c_longlong),
+        ("source_pixel", ctypes.c_longlong),
+        ("target", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("decay", ctypes.c_void_p),
+        ("decay_pixel", ctypes.c_int),
+        ("decay_channel", ctypes.c_int),
+        ("bfloat", ctypes.c_int),
+        ("vectors", ctypes.c_int),
+        ("height_forward", ctypes.c_void_p),
+        ("height_inverse", ctypes.c_void_p),
+        ("width_forward", ctypes.c_void_p),
+        ("width_inverse", ctypes.c_void_p),
     )
 
 
 class _Lines(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_longlong) for name in ("image", "outer", "step")))
+    """vheatir_lines."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("image", ctypes.c_longlong),
+        ("outer_stride", ctypes.c_longlong),
+        ("step", ctypes.c_longlong),
+    )
 
 
 class _LinesJob(ctypes.Structure):
+    """vheatir_lines_job."""
+
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("length", "bfloat", "pairs")),
-        *((name, ctypes.c_longlong) for name in ("count", "run", "outer")),
-        *((name, _Lines) for name in ("source", "target", "spectrum")),
+        ("length", ctypes.c_int),
+        ("bfloat", ctypes.c_int),
+        ("pairs", ctypes.c_int),
+        ("count", ctypes.c_longlong),
+        ("run", ctypes.c_longlong),
+        ("outer", ctypes.c_longlong),
+        ("source", _Lines),
+        ("target", _Lines),
+        ("spectrum", _Lines),
         ("decay", ctypes.c_void_p),
-        *((name, ctypes.c_longlong) for name in ("decay_outer", "decay_step")),
+        ("decay_outer", ctypes.c_longlong),
+        ("decay_step", ctypes.c_longlong),
         ("decay_inner", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("forward", "inverse")),
+        ("forward", ctypes.c_void_p),
+        ("inverse", ctypes.c_void_p),
     )
 
 
 class _SumJob(ctypes.Structure):
+    """vheatir_sum_job."""
+
     _fields_ = (
         ("size", ctypes.c_longlong),
-        *((name, ctypes.c_int) for name in ("batch", "accumulate")),
-        *((name, ctypes.c_void_p) for name in ("one", "other", "total")),
+        ("batch", ctypes.c_int),
+        ("accumulate", ctypes.c_int),
+        ("one", ctypes.c_void_p),
+        ("other", ctypes.c_void_p),
+        ("total", ctypes.c_void_p),
     )
 
 
@@ -86,25 +124,46 @@ def _conduct_planes(x: Tensor, y: Tensor | None, decay: Tensor | None, spectrum:
     batch, height, width, channels = x.shape
     plan = launch_plan.plane_launch(batch, height, width, channels, machine_of(x.device))
     size = 16 if max(height, width) <= 32 else 32
-    tables = [launch_plan.fragments(n, size, inverse, x.device) for n in (height, width) for inverse in (False, True)]
+    # Held until the launch: the job has only addresses.
+    height_forward = launch_plan.fragments(height, size, False, x.device)
+    height_inverse = launch_plan.fragments(height, size, True, x.device)
+    width_forward = launch_plan.fragments(width, size, False, x.device)
+    width_inverse = launch_plan.fragments(width, size, True, x.device)
     shared = decay is not None and decay.shape[2] != channels
     job = _PlaneJob(
-        *(batch, height, width, channels, x.data_ptr(), *x.stride()[:3]),
-        *map(_pointer, (y, spectrum, decay)),
-        *(1 if shared else channels, 0 if shared else 1),
-        *(x.dtype == torch.bfloat16, _aligned(x, 8) and _aligned(y, 8)),
-        *map(_pointer, tables),
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        source=x.data_ptr(),
+        source_image=x.stride(0),
+        source_row=x.stride(1),
+        source_pixel=x.stride(2),
+        target=_pointer(y),
+        spectrum=_pointer(spectrum),
+        decay=_pointer(decay),
+        decay_pixel=1 if shared else channels,
+        decay_channel=0 if shared else 1,
+        bfloat=x.dtype == torch.bfloat16,
+        vectors=_aligned(x, 8) and _aligned(y, 8),
+        height_forward=height_forward.data_ptr(),
+        height_inverse=height_inverse.data_ptr(),
+        width_forward=width_forward.data_ptr(),
+        width_inverse=width_inverse.data_ptr(),
     )
     launch(x.device, plan, job)
 
 
 def _along_width(maps: Tensor) -> tuple[int, _Lines]:
-    return maps.shape[1], _Lines(maps.data_ptr(), *maps.stride()[:3])
+    """How many lines along the width an image has of each channel, and where they are."""
+    image, row, pixel, _ = maps.stride()
+    return maps.shape[1], _Lines(data=maps.data_ptr(), image=image, outer_stride=row, step=pixel)
 
 
 def _along_height(maps: Tensor) -> tuple[int, _Lines]:
+    """The same along the height."""
     image, row, pixel, _ = maps.stride()
-    return maps.shape[2], _Lines(maps.data_ptr(), image, pixel, row)
+    return maps.shape[2], _Lines(data=maps.data_ptr(), image=image, outer_stride=pixel, step=row)
 
 
 def _lines(
@@ -120,27 +179,40 @@ def _lines(
 ) -> None:
     """One pass over maps of the same shape, (b, H, W, c)."""
     axis = _along_width if along_width else _along_height
-    batch, channels, length = source.shape[0], source.shape[3], source.shape[2 if along_width else 1]
+    batch, height, width, channels = source.shape
+    length = width if along_width else height
     outer, source_lines = axis(source)
+    _, target_lines = axis(target)
+    spectrum_lines = _Lines() if spectrum is None else axis(spectrum)[1]
     count = batch * outer * channels
     plan = launch_plan.lines_launch(kind, length, count, machine_of(source.device))
-    if kind == "floats":
-        tables = [launch_plan.matrices(length, way, source.device) for way in (False, True)]
-    else:
-        size = launch_plan.padded_half(length, 16)
-        tables = [launch_plan.fragments(length, size, way, source.device) for way in (False, True)]
-    decay_strides = (0, 0, 0)
-    if decay is not None:
-        shared = decay.shape[2] == 1
-        decay_strides = (decay.stride(1), decay.stride(0), 0 if shared else 1)
+    forward_table = _line_table(kind, length, False, source.device) if forward else None
+    inverse_table = _line_table(kind, length, True, source.device) if inverse else None
     sixteen = source.dtype if source.dtype != torch.float32 else target.dtype
     job = _LinesJob(
-        *(length, sixteen == torch.bfloat16, _aligned(target, 2) and _aligned(spectrum, 2)),
-        *(count, channels, outer, source_lines, axis(target)[1], _Lines() if spectrum is None else axis(spectrum)[1]),
-        *(_pointer(decay), *decay_strides),
-        *(_pointer(table) if asked else None for table, asked in zip(tables, (forward, inverse))),
+        length=length,
+        bfloat=sixteen == torch.bfloat16,
+        pairs=_aligned(target, 2) and _aligned(spectrum, 2),
+        count=count,
+        run=channels,
+        outer=outer,
+        source=source_lines,
+        target=target_lines,
+        spectrum=spectrum_lines,
+        decay=_pointer(decay),
+        decay_outer=0 if decay is None else decay.stride(1),
+        decay_step=0 if decay is None else decay.stride(0),
+        decay_inner=0 if decay is None or decay.shape[2] == 1 else 1,
+        forward=_pointer(forward_table),
+        inverse=_pointer(inverse_table),
     )
     launch(source.device, plan, job)
+
+
+def _line_table(kind: str, length: int, inverse: bool, device: torch.device) -> Tensor:
+    if kind == "floats":
+        return launch_plan.matrices(length, inverse, device)
+    return launch_plan.fragments(length, launch_plan.padded_half(length, 16), inverse, device)
 
 
 def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -157,27 +229,22 @@ def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
 def _kinds(x: Tensor) -> tuple[str, str, str] | None:
     """Kernels of the three passes: on tensor cores for 16-bit maps; None where a side is too long for these."""
     if x.dtype == torch.float32:
-        return ("floats",) * 3
+        return "floats", "floats", "floats"
     machine = machine_of(x.device)
     fits = all(launch_plan.lines_at_once(side, 1, False, machine) for side in x.shape[1:3])
     return ("read", "halves", "write") if fits else None
 
 
-def _conduct_lines(x: Tensor, y: Tensor | None, decay: Tensor | None, spectrum: Tensor | None) -> None:
+def _conduct_lines(x: Tensor, y: Tensor, decay: Tensor, spectrum: Tensor | None) -> None:
     kinds = _kinds(x)
     if kinds is None:
         wide = x.float()
-        _conduct_lines(wide, wide if y is not None else None, decay, spectrum)
-        if y is not None:
-            y.copy_(wide)
+        _conduct_lines(wide, wide, decay, spectrum)
+        y.copy_(wide)
         return
     for images, channels in _pieces(x):
         part = x[images, ..., channels]
         kept = None if spectrum is None else spectrum[images, ..., channels]
-        if y is None:
-            _lines(kinds[0], part, kept, along_width=True, forward=True)
-            _lines(kinds[1], kept, kept, along_width=False, forward=True)
-            continue
         out = y[images, ..., channels]
         scratch = out if y.dtype == torch.float32 else torch.empty(part.shape, dtype=torch.float32, device=x.device)
         weights = decay if decay.shape[2] == 1 else decay[..., channels]
@@ -186,21 +253,41 @@ def _conduct_lines(x: Tensor, y: Tensor | None, decay: Tensor | None, spectrum: 
         _lines(kinds[2], scratch, out, along_width=True, inverse=True)
 
 
-def _run(x: Tensor, *, y: Tensor | None = None, decay: Tensor | None = None, spectrum: Tensor | None = None) -> None:
+def _transform_lines(x: Tensor, spectrum: Tensor) -> None:
+    kinds = _kinds(x)
+    if kinds is None:
+        _transform_lines(x.float(), spectrum)
+        return
+    for images, channels in _pieces(x):
+        kept = spectrum[images, ..., channels]
+        _lines(kinds[0], x[images, ..., channels], kept, along_width=True, forward=True)
+        _lines(kinds[1], kept, kept, along_width=False, forward=True)
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """Maps whose channels are adjacent in memory, as the kernels read them."""
+    return x.contiguous() if x.stride(3) != 1 and x.shape[3] > 1 else x
+
+
+def _fits_planes(x: Tensor) -> bool:
+    return max(x.shape[1:3]) <= launch_plan.LARGEST_PLANE and x.dtype != torch.float32
+
+
+def _run(x: Tensor, y: Tensor, decay: Tensor, spectrum: Tensor | None = None) -> None:
     if x.numel() == 0:
         return
-    if x.stride(3) != 1 and x.shape[3] > 1:
-        x = x.contiguous()
-    if decay is not None:
-        decay = decay.to(torch.float32).contiguous()
-    small = max(x.shape[1:3]) <= launch_plan.LARGEST_PLANE and x.dtype != torch.float32
-    (_conduct_planes if small else _conduct_lines)(x, y, decay, spectrum)
+    x = _adjacent(x)
+    decay = decay.to(torch.float32).contiguous()
+    if _fits_planes(x):
+        _conduct_planes(x, y, decay, spectrum)
+    else:
+        _conduct_lines(x, y, decay, spectrum)
 
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
     """The operator; a decay that was prepared is no different here."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run(x, y=y, decay=decay)
+    _run(x, y, decay)
     return y
 
 
@@ -208,20 +295,33 @@ def conduct_with_spectrum(x: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The operator's output, and the spectrum of x in float32."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     spectrum = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _run(x, y=y, decay=decay, spectrum=spectrum)
+    _run(x, y, decay, spectrum)
     return y, spectrum
 
 
 def transform(x: Tensor) -> Tensor:
     """The spectrum of x in float32."""
     spectrum = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _run(x, spectrum=spectrum)
+    if x.numel() == 0:
+        return spectrum
+    x = _adjacent(x)
+    if _fits_planes(x):
+        _conduct_planes(x, None, None, spectrum)
+    else:
+        _transform_lines(x, spectrum)
     return spectrum
 
 
 def _add_products(one: Tensor, other: Tensor, total: Tensor, accumulate: bool) -> None:
     plan = Launch("vheatir_sum_products", -(-total.numel() // launch_plan.THREADS), 0)
-    job = _SumJob(total.numel(), len(one), accumulate, *map(_pointer, (one, other, total)))
+    job = _SumJob(
+        size=total.numel(),
+        batch=len(one),
+        accumulate=accumulate,
+        one=one.data_ptr(),
+        other=other.data_ptr(),
+        total=total.data_ptr(),
+    )
     launch(one.device, plan, job)
 
 
@@ -240,7 +340,7 @@ def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Te
     for first in range(0, len(grad), images):
         piece = slice(first, min(first + images, len(grad)))
         here = kept[: piece.stop - first]
-        _run(grad[piece], y=grad_x[piece], decay=decay, spectrum=here)
+        _run(grad[piece], grad_x[piece], decay, here)
         _add_products(spectrum[piece], here, total, first > 0)
     return grad_x, total
 

@@ -41,7 +41,8 @@ def _parts(length: int, inverse: bool) -> list[Tensor]:
     Forward: even frequencies from sums, odd ones from differences; the middle point of an odd length meets itself in
     the sum, so its column is halved. Inverse: the even and the odd share of the first half of the points.
     """
-    table, half = dct_matrix(length), (length + 1) // 2
+    table = dct_matrix(length)
+    half = (length + 1) // 2
     parts = [table[0::2, :half].clone(), table[1::2, : length // 2]]
     if inverse:
         return [part.T for part in parts]
@@ -125,7 +126,13 @@ def lines_at_once(length: int, count: int, exact: bool, machine: Machine) -> int
 
 
 def lines_launch(kind: str, length: int, count: int, machine: Machine) -> Launch:
-    """Blocks of the kernel of that kind (read, halves, write, floats) for `count` lines."""
+    """Blocks of the kernel of that kind (read, halves, write, floats) for `count` lines.
+
+    Raises:
+        ValueError: not even the fewest lines fit into a block's memory, see `lines_at_once`.
+    """
     exact = kind == "floats"
     lines = lines_at_once(length, count, exact, machine)
+    if lines is None:
+        raise ValueError(f"lines of {length} points do not fit into {machine.shared_memory} bytes of shared memory")
     return Launch(f"vheatir_lines_{kind}_{lines}", -(-count // lines), _line_bytes(length, lines, exact))

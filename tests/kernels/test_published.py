@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vheatir.bench.published_operator import PublishedConduction, PublishedHeatLayer
+from vheatir.bench.published import PublishedConduction, PublishedHeatLayer
 from vheatir.kernels.reference import hco_reference
 
 

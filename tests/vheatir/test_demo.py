@@ -6,12 +6,12 @@ import pytest
 
 from vheatir import demo
 from vheatir.errors import UserError
-from vheatir.train import command as train
+from vheatir.train import trainer
 
 
 def test_a_stopped_training_ends_the_demonstration_with_its_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "restore_photographs", lambda out: None)
-    monkeypatch.setattr(train, "main", lambda argv: 130)
+    monkeypatch.setattr(trainer, "train", lambda recipe, overrides: False)
     assert demo.main(["--out", str(tmp_path)]) == 130
     assert capsys.readouterr().out == ""
 
@@ -21,7 +21,7 @@ def test_a_finished_training_is_checked(psnr, learned, tmp_path, monkeypatch, ca
     points = [{"train/l_pix": 0.1}, {"train/l_pix": 0.05}, {"val/psnr": psnr, "val/input_psnr": 20.2}]
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke" / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    monkeypatch.setattr(train, "main", lambda argv: 0)
+    monkeypatch.setattr(trainer, "train", lambda recipe, overrides: True)
     if learned:
         assert demo.train_smoke(tmp_path) == 0
     else:

@@ -121,8 +121,8 @@ def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch,
     assert vheatir_main(["export", "none", "-o", "net.pt2"]) == 2
     monkeypatch.setattr(export, "save_program", lambda network, path: path.touch() or (lambda given: given[0] + 1))
     with pytest.raises(UserError, match="differ from PyTorch's by"):
-        export.export(network, Path("net.pt2"), {})
+        export.export_network(network, Path("net.pt2"), {})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"vheatir\[export\]"):
-        export.export(network, Path("net.onnx"), {})
+        export.export_network(network, Path("net.onnx"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]

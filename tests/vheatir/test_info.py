@@ -8,6 +8,7 @@ import torch
 from vheatir import __version__, info
 from vheatir.kernels import dispatch
 from vheatir.kernels.cpu import library as native
+from vheatir.utils import run_metadata
 
 
 def test_json_holds_versions_machine_paths_and_training(capsys):
@@ -46,7 +47,7 @@ def test_the_state_of_the_cpu_kernel_is_told_with_the_reason(monkeypatch):
 
 
 def test_a_package_that_is_missing_has_no_version(monkeypatch):
-    monkeypatch.setitem(info._PACKAGES, "absent", ("surely-not-installed",))
+    monkeypatch.setitem(run_metadata._PACKAGES, "absent", ("surely-not-installed",))
     assert info.versions()["absent"] is None
     assert "absent         -" in info._text(info.collect())
 

@@ -1,6 +1,5 @@
 """Images for `vheatir analyze`: views of a labelled set, pictures of a folder, or noise."""
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from vheatir.backbone.analysis.invariance import Views, standard_view
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
+from vheatir.backbone.data.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
 from vheatir.backbone.training.batches import checked, mixed
 
 
@@ -31,40 +30,72 @@ def _spread(count: int, limit: int | None) -> list[int]:
 
 
 def view_batches(
-    model: nn.Module, kind: str, arguments: argparse.Namespace
+    model: nn.Module,
+    kind: str,
+    data: str,
+    *,
+    protocol: str,
+    reader: str,
+    split: str,
+    limit: int | None,
+    batch: int,
+    workers: int,
+    seed: int,
 ) -> tuple[list[float], Iterator[tuple[Tensor, Tensor]]]:
-    """The levels of a kind of change, and batches of views with their classes, on the device.
+    """Batches of changed views of a labelled set.
 
     The drawn directions of an image depend on its number and the seed alone.
+
+    Args:
+        model: classifier that the views are for.
+        kind: of change, of `vheatir.backbone.analysis.invariance.KINDS`.
+        data: folder of the data set.
+        protocol: of `vheatir.backbone.analysis.invariance.PROTOCOLS`.
+        reader: see `vheatir.backbone.classification.readers.make_reader`.
+        split: of the data set.
+        limit: images, spread over the set; None for all.
+        batch: images at once.
+        workers: processes that read images.
+        seed: of the drawn directions.
+
+    Returns:
+        The levels of the change, and batches (views, classes) on the model's device.
     """
     statistics = colour_statistics(model.pretrained_cfg, _channels(model))
-    views = Views(kind, _side(model), statistics["mean"], statistics["std"], arguments.protocol)
-    data = Data(arguments.data, arguments.reader)
-    reader = make_reader(data, arguments.split)
-    check_evaluation_classes(reader, data, arguments.split, model.num_classes)
-    samples = Samples(reader, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)
-    keys = [(index, mixed(arguments.seed, index)) for index in _spread(len(samples), arguments.limit)]
-    how = {"sampler": keys, "num_workers": arguments.workers, "collate_fn": samples.collate}
-    loader = DataLoader(samples, arguments.batch, **how)
+    views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
+    described = Data(data, reader)
+    found = make_reader(described, split)
+    check_evaluation_classes(found, described, split, model.num_classes)
+    samples = Samples(found, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)
+    keys = [(index, mixed(seed, index)) for index in _spread(len(samples), limit)]
+    loader = DataLoader(samples, batch, sampler=keys, num_workers=workers, collate_fn=samples.collate)
     device = next(model.parameters()).device
-    return views.levels, ((batch.to(device), classes.to(device)) for batch, classes in checked(loader))
+    return views.levels, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
 
 
-def image_batches(model: nn.Module, arguments: argparse.Namespace) -> Iterator[Tensor]:
-    """Batches (B, C, H, W) of a folder's pictures in standard views, or of noise, on the device."""
+def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Batches (B, C, H, W) of images in standard views, or of noise, on the model's device.
+
+    Args:
+        model: whose size and statistics the views have.
+        folder: of images, searched recursively; None for normal noise.
+        limit: images, spread over the folder.
+        batch: images at once.
+        seed: of the noise.
+    """
     device, size = next(model.parameters()).device, _side(model)
-    if arguments.images is None:
-        generator = torch.Generator().manual_seed(arguments.seed)
-        for start in range(0, arguments.limit, arguments.batch):
-            count = min(arguments.batch, arguments.limit - start)
+    if folder is None:
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, limit, batch):
+            count = min(batch, limit - start)
             yield torch.randn(count, model.in_chans, size, size, generator=generator).to(device)
         return
-    paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{arguments.images} holds no pictures ({', '.join(SUFFIXES)})")
-    paths = [paths[index] for index in _spread(len(paths), arguments.limit)]
-    for start in range(0, len(paths), arguments.batch):
-        yield torch.stack([_picture(path, size, model) for path in paths[start : start + arguments.batch]]).to(device)
+        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    paths = [paths[index] for index in _spread(len(paths), limit)]
+    for start in range(0, len(paths), batch):
+        yield torch.stack([_image(path, size, model) for path in paths[start : start + batch]]).to(device)
 
 
 def _channels(model: nn.Module) -> int:
@@ -73,7 +104,7 @@ def _channels(model: nn.Module) -> int:
     return model.in_chans
 
 
-def _picture(path: Path, size: int, model: nn.Module) -> Tensor:
+def _image(path: Path, size: int, model: nn.Module) -> Tensor:
     statistics = colour_statistics(model.pretrained_cfg, _channels(model))
     try:
         view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)

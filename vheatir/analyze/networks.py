@@ -1,34 +1,45 @@
-"""Networks that the command line of `vheatir analyze` names."""
+"""The networks that `vheatir analyze` looks at, and what it finds of them."""
 
-import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 
+from vheatir.analyze.figures import save
 from vheatir.backbone import create_model, list_models, load_checkpoint
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.errors import UserError
+from vheatir.utils import run_metadata
 
 _NAMES_OF_RUNS = ("best", "best_ema", "latest", "latest_ema")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Network:
-    """A network to look at: its name in figures, its arguments, and its weights, None for fresh ones."""
+    """A network to analyze: its name in figures, its arguments, and its weights, None for fresh ones."""
 
     label: str
     arguments: dict[str, Any]
     weights: Path | None = None
 
-    def build(self, arguments: argparse.Namespace, *, fresh: bool = False) -> Pyramid:
-        """The network in eval mode on the device; `fresh` leaves its weights as they are at the start."""
-        torch.manual_seed(arguments.seed)
+    def build(self, device: torch.device, seed: int, *, fresh: bool = False) -> Pyramid:
+        """The network in eval mode.
+
+        Args:
+            device: where it is put.
+            seed: of fresh weights.
+            fresh: leave the weights as they are at the start.
+
+        Raises:
+            UserError: it cannot be built, or its weights do not fit.
+        """
+        torch.manual_seed(seed)
         name = self.arguments["name"]
         given = {key: value for key, value in self.arguments.items() if key not in ("name", "grad_checkpointing")}
         try:
@@ -42,12 +53,7 @@ class Network:
                 report = load_checkpoint(model, self.weights)
             if report.dropped:
                 raise UserError(f"{self.weights}: {report}; set num_classes by --set num_classes=N")
-        return model.eval().to(device_of(arguments))
-
-
-def device_of(arguments: argparse.Namespace) -> torch.device:
-    """CUDA where there is one, unless the user asks for another device."""
-    return torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.eval().to(device)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -63,29 +69,74 @@ def _described(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a whole .safetensors file ({error})") from error
 
 
-def networks(arguments: argparse.Namespace) -> list[Network]:
-    """The networks that the command line names, each once.
+@dataclass(frozen=True)
+class Chosen:
+    """The networks of an analysis, where they run, and the seed of what is drawn."""
+
+    networks: list[Network]
+    device: torch.device
+    seed: int
+
+    def build(self, network: Network, *, fresh: bool = False) -> Pyramid:
+        """See `Network.build`."""
+        return network.build(self.device, self.seed, fresh=fresh)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found: its name, the numbers as plain values, the figures by name, and where it was run."""
+
+    name: str
+    content: dict[str, Any]
+    figures: dict[str, Figure]
+    device: str
+
+    def save(self, folder: str | Path, command: Sequence[str] = ("vheatir.analyze",)) -> list[Path]:
+        """Write NAME.json and each figure as PNG and SVG; returns the files."""
+        written = [Path(folder) / f"{self.name}.json"]
+        run_metadata.prepare_output(written[0])
+        metadata = {**run_metadata.run_metadata(command), "device": self.device}
+        run_metadata.write_json(written[0], {"metadata": metadata, **self.content})
+        for stem, figure in self.figures.items():
+            written += save(figure, Path(folder) / stem)
+        return written
+
+
+def choose(
+    model: Sequence[str],
+    weights: Sequence[str | Path],
+    arguments: Mapping[str, Any],
+    device: str | None = None,
+    seed: int = 0,
+    *,
+    all_by_default: bool = False,
+) -> Chosen:
+    """The networks that are named, each once.
+
+    Args:
+        model: names of backbones.
+        weights: files of weights; those that do not say their network belong to `model`.
+        arguments: of the networks, in place of those in the files.
+        device: torch device; CUDA where there is one by default.
+        seed: of fresh weights and what else is drawn.
+        all_by_default: take all backbones where nothing is named.
 
     Raises:
         UserError: none, or weights of an unknown network.
     """
-    changes = {}
-    for change in arguments.set:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: expected KEY=VALUE, such as --set img_size=64")
-        changes[key] = yaml.safe_load(value)
+    if all_by_default and not weights and not model:
+        model = list_models()
     found = []
-    for path in arguments.weights:
-        described = _described(path) or ({"name": arguments.model[0]} if len(arguments.model) == 1 else {})
+    for path in map(Path, weights):
+        described = _described(path) or ({"name": model[0]} if len(model) == 1 else {})
         if not described:
             raise UserError(f"{path} does not say which network it belongs to; add --model NAME")
         label = path.parent.parent.name if path.stem in _NAMES_OF_RUNS else path.stem
-        found.append(Network(label, {**described, "pretrained": False, **changes}, path))
-    if not arguments.weights:
-        found = [Network(name, {"name": name, **changes}) for name in arguments.model]
+        found.append(Network(label, {**described, "pretrained": False, **arguments}, path))
+    if not weights:
+        found = [Network(name, {"name": name, **arguments}) for name in model]
     if not found:
         raise UserError("name a network: --model NAME, --weights FILE from `vheatir pretrain`, or both for other files")
     if len({one.label for one in found}) < len(found):
         raise UserError("two networks have one name; the files need other names, or folders of their own")
-    return found
+    return Chosen(found, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), seed)

@@ -7,15 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import (
-    ChannelsLastConv2d,
-    drop_path_rates,
-    init_linear,
-    to_channels_first,
-    to_channels_last,
-)
+from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import RESIZE_MODES, EmbeddingAt
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
 
 
 class ResidualHeatGroup(nn.Module):

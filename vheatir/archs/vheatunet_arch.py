@@ -9,20 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.vheatir_arch import check_image, level_plane, resized
-from vheatir.backbone.layers.common import (
-    MOST_ROWS_PACKED,
-    ChannelsLastConv2d,
-    Linear,
-    full_precision,
-    has_fast_onednn,
-    to_channels_first,
-    to_channels_last,
-)
+from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
-from vheatir.kernels.checks import are_plain
+from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
 from vheatir.kernels.cpu.gate import depthwise_gate, norm_to
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
+from vheatir.kernels.plain import are_plain
 
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time
 ATTENTION = ("heat", "mean", "none")

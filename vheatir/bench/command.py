@@ -1,121 +1,20 @@
-"""`vheatir bench`: speed and memory against others, as a file that can be measured again.
-
-A benchmark is a function that yields cases; a case is a name, candidates to run in turn, and the values they must give.
-`BENCHMARKS` names them; `measure_case` is the same for all: first every candidate is checked against float64, then all
-are timed in turn within one process.
-"""
+"""`vheatir bench`: speed and memory against others, as a file that can be measured again."""
 
 import argparse
-import importlib
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vheatir.bench.defaults import BENCHMARKS, BLOCKS, DECAYS, DEPTHS, DTYPES, IMAGES, SHAPES, SIDES
 from vheatir.errors import UserError
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
-if TYPE_CHECKING:
-    from vheatir.bench.operator import Case
-
-# Name -> module with the function of that name, what it measures, and what it can be compared with.
-BENCHMARKS = {
-    "hco": ("vheatir.bench.operator", "the heat conduction operator", ("published", "none")),
-    "block": ("vheatir.bench.operator", "one heat block", ("published", "none")),
-    "model": ("vheatir.bench.networks", "the classifier vHeat", ("published", "swin", "none")),
-    "restore": ("vheatir.bench.networks", "the restoration network", ("swinir", "none")),
-}
-SHAPES = (
-    *("8x56x56x96", "8x28x28x192", "8x14x14x384", "8x7x7x768"),
-    *("1x128x128x64", "1x256x256x48", "1x512x512x48", "1x481x321x48"),
-)
-BLOCKS = ("1x56x56x96", "1x28x28x192", "1x14x14x384", "1x7x7x768", "1x128x128x96", "1x256x256x96")
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-# Largest error against float64 as a share of the largest value. The published formulation builds its tables in
-# float32 and computes 16-bit maps in 16 bits, so that more is allowed to it: it is there to be timed.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}
-BASELINE_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
 # glibc gives large blocks back to the system at once; fetching them anew costs more than the arithmetic. Read by the
 # C library when a process starts.
 KEPT_HEAP = {"MALLOC_MMAP_THRESHOLD_": "8000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
-
-
-def errors(case: "Case") -> dict[str, float]:
-    """Largest error of each candidate over all its values, as a share of the largest value expected.
-
-    Raises:
-        UserError: a candidate misses its tolerance; nothing wrong is timed.
-    """
-    found = {}
-    for name, candidate in case.candidates.items():
-        limit = case.slack * (BASELINE_TOLERANCE if name == case.baseline else TOLERANCE)[case.dtype]
-        shares = {}
-        for key, value in candidate().items():
-            want = case.expected[key]
-            shares[key] = ((value.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-        worst = max(shares, key=shares.get)
-        if not shares[worst] <= limit:
-            raise UserError(
-                f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "
-                f"{limit:.3g}; nothing was timed. Please report this with the output of `vheatir info`"
-            )
-        found[name] = shares[worst]
-    return found
-
-
-def measure_case(
-    case: "Case",
-    threads: int,
-    rounds: int | None,
-    clock: str = "wall",
-    turn: float = 0.0,
-    roof: dict[str, float] | None = None,
-) -> list[dict[str, Any]]:
-    """One result for each candidate of the case.
-
-    `turn` is in seconds; `roof` is what `measure.roofline` found for these threads.
-    """
-    import torch
-
-    from vheatir.utils import timing as measure
-
-    torch.set_num_threads(threads)
-    found = errors(case)
-    timings = measure.interleave(case.candidates, case.device, rounds=rounds, clock=clock, turn=turn)
-    baseline = timings.get(case.baseline)
-    return [
-        {
-            "case": case.name,
-            "backend": name,
-            **case.about,
-            "threads": threads,
-            "clock": clock,
-            "median_us": round(timing.median_us, 1),
-            "iqr_us": round(timing.iqr_us, 1),
-            "rounds": len(timing.microseconds),
-            "calls": timing.calls,
-            "speedup": round(timing.speedup_over(baseline), 3) if baseline else None,
-            "peak_mib": round(measure.peak_mib(case.candidates[name], case.device), 2),
-            "error": float(f"{found[name]:.2e}"),
-            **_shares(case, name, timing.median_us, roof or {}),
-        }
-        for name, timing in timings.items()
-    ]
-
-
-def _shares(case: "Case", candidate: str, microseconds: float, roof: dict[str, float]) -> dict[str, float]:
-    """Of this machine's matrix products and copies: how near a candidate comes to them, where its work is known."""
-    shares = {}
-    if flops := case.flops.get(candidate):
-        shares["gflop_s"] = round(flops / microseconds / 1e3, 1)
-        if "gemm_gflop_s" in roof:
-            shares["share_of_gemm"] = float(f"{flops / microseconds / 1e3 / roof['gemm_gflop_s']:.3g}")
-    if case.traffic and "copy_gb_s" in roof:
-        shares["share_of_copy"] = float(f"{case.traffic / microseconds / 1e3 / roof['copy_gb_s']:.3g}")
-    return shares
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -157,22 +56,23 @@ def _stage_side(text: str) -> int:
 def _add_own_options(name: str, command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     if name in ("hco", "block"):
-        shapes = SHAPES if name == "hco" else BLOCKS
-        default = [_shape(text) for text in shapes]
-        add("--shape", type=_shape, nargs="+", default=default, metavar="BxHxWxC", help=f"default: {' '.join(shapes)}")
+        default = list(SHAPES if name == "hco" else BLOCKS)
+        shown = " ".join("x".join(map(str, shape)) for shape in default)
+        add("--shape", type=_shape, nargs="+", default=default, metavar="BxHxWxC", help=f"default: {shown}")
     if name == "hco":
         form = command.add_mutually_exclusive_group()
         for kind, text in (("raw", "only with the decay itself"), ("prepared", "only with a prepared decay")):
             form.add_argument(f"--{kind}", action="store_const", const=(kind,), dest="forms", help=text)
+        command.set_defaults(forms=("raw", "prepared"))
         text = "those of a restoration network (default), or random numbers from 0 to 1; docs/performance.md has more"
-        add("--decay", choices=("network", "uniform"), default="network", help=text)
+        add("--decay", choices=DECAYS, default="network", help=text)
     if name == "model":
         add("--size", choices=("tiny", "small", "base"), default="tiny", help="default: tiny")
-        add("--side", type=_stage_side, nargs="+", default=[224, 512, 1024], help="pixels; default: 224 512 1024")
+        add("--side", type=_stage_side, nargs="+", default=list(SIDES), help="pixels; default: 224 512 1024")
     if name == "restore":
-        add("--image", type=_size, nargs="+", default=[(256, 256), (480, 320)], metavar="HxW", help="pixels")
+        add("--image", type=_size, nargs="+", default=list(IMAGES), metavar="HxW", help="pixels")
         add("--dim", type=_positive, default=64, help="channels of both networks (default: 64)")
-        add("--depths", type=_positive, nargs="+", default=[6, 6, 6, 6], help="blocks of each group (default: 6 6 6 6)")
+        add("--depths", type=_positive, nargs="+", default=list(DEPTHS), help="blocks of each group (default: 6 6 6 6)")
     else:
         add("--backward", action="store_true", help="with the backward too")
     if name in ("model", "restore"):
@@ -193,63 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
         add("--rounds", type=_positive, metavar="N", help="of each case; default: what 2 seconds hold, 5 to 201")
         text = "how long a candidate's turn is at least: shorter calls are repeated; 0: one call (default: 5)"
-        add("--turn", type=_milliseconds, default=5.0, metavar="MS", help=text)
+        add("--turn", type=_milliseconds, default=5.0, metavar="MS", dest="turn_ms", help=text)
         add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for one thread")
-        add("--json", type=Path, metavar="FILE", help="write figures and conditions to this file")
+        add("--json", type=Path, metavar="FILE", help="write results and conditions to this file")
     return parser
-
-
-def _cases(options: argparse.Namespace):
-    """The cases of the chosen benchmark, without their baseline where it is not wanted."""
-    module = importlib.import_module(BENCHMARKS[options.benchmark][0])
-    for case in getattr(module, options.benchmark)(options):
-        if options.against == "none":
-            case.candidates.pop(case.baseline, None)
-        yield case
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; try --device cpu")
-
-
-def rooflines(options: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """What the machine reaches with each number of threads."""
-    import torch
-
-    from vheatir.utils import timing as measure
-
-    before, found = torch.get_num_threads(), {}
-    for threads in options.threads or [before]:
-        torch.set_num_threads(threads)
-        narrow = torch.float32 if options.device == "cpu" else getattr(torch, options.dtype[0])
-        found[threads] = measure.roofline(torch.device(options.device), narrow, options.clock)
-    torch.set_num_threads(before)
-    return found
-
-
-def run(
-    options: argparse.Namespace,
-    report: Callable[[dict[str, Any]], None],
-    roofs: dict[int, dict[str, float]] | None = None,
-) -> list[dict[str, Any]]:
-    """Measure all cases, hand each result to `report`, and return them."""
-    import torch
-
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for case in _cases(options):
-            for threads in options.threads or [before]:
-                how = options.rounds, options.clock, options.turn / 1e3
-                for result in measure_case(case, threads, *how, (roofs or {}).get(threads)):
-                    results.append(result)
-                    report(result)
-    finally:
-        torch.set_num_threads(before)
-    return results
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -278,32 +125,30 @@ def _with_kept_heap(argv: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Entry of `vheatir bench`."""
-    options = _parser().parse_args(argv)
-    if options.clock == "cpu" and options.device != "cpu":
-        raise UserError(f"--clock cpu measures a processor, not --device {options.device}; leave it out")
-    if options.json:
-        prepare_output(options.json)
-    if options.device == "cpu" and "VHEATIR_BENCH_HEAP" not in os.environ:
+    options = vars(_parser().parse_args(argv))
+    path, device, clock = options.pop("json"), options["device"], options["clock"]
+    if clock == "cpu" and device != "cpu":
+        raise UserError(f"--clock cpu measures a processor, not --device {device}; leave it out")
+    if path:
+        prepare_output(path)
+    if device == "cpu" and "VHEATIR_BENCH_HEAP" not in os.environ:
         return _with_kept_heap(argv)
+
+    from vheatir.bench.api import bench, check_device, rooflines
+
     metadata = run_metadata(["vheatir", "bench", *argv])
     metadata["environment"] = {name: os.environ[name] for name in (*KEPT_HEAP, "OMP_NUM_THREADS") if name in os.environ}
     metadata["load_before"] = _load()
-    _check_device(options.device)
-    roofs = rooflines(options)
+    check_device(device)
+    roofs = rooflines(options["threads"], device, options["dtype"][0], clock)
     metadata["roofline"] = [{"threads": threads, **roof} for threads, roof in roofs.items()]
-    results = run(options, _show, roofs)
+    results = bench(**options, roofs=roofs, on_result=_show)
     metadata["load_after"] = _load()
-    if options.json:
-        write_json(options.json, {"metadata": metadata, "results": results})
+    if path:
+        write_json(path, {"metadata": metadata, "results": results})
     return 0
 
 
 def _load() -> list[float] | None:
     """The system's load averages: what else ran."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
-
-
-if __name__ == "__main__":
-    from vheatir.cli import run as run_command
-
-    raise SystemExit(run_command(main))

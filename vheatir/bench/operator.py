@@ -1,60 +1,25 @@
 """Cases of `vheatir bench hco` and `vheatir bench block`: the operator and one heat block."""
 
-import argparse
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from vheatir.bench.published_operator import PublishedConduction
+from vheatir import weights
+from vheatir.backbone.layers.embedding import EmbeddingAt, diffusivities_of_reach
+from vheatir.backbone.layers.freezing import freeze
+from vheatir.backbone.layers.heat import HeatBlock
+from vheatir.bench.case import BASELINE, Case, gradients, inference
+from vheatir.bench.defaults import BLOCKS, SHAPES
+from vheatir.bench.published import PublishedConduction, PublishedHeatBlock
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.dispatch import compute_dtype
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.reference import hco_reference
 
-BASELINE = "published"
-DECAYS = ("network", "uniform")
 NETWORK, LAYER = "denoise_color_blind", "groups.0.blocks.0.op"  # whose decays maps of its channels get
 REACH = (0.5, 28.0)  # blur lengths in pixels, for all other maps: those between which such networks conduct
-
-
-@dataclass
-class Case:
-    """One thing measured: `candidates` by name, each returning tensors by name, which `expected` holds in float64.
-
-    Attributes:
-        baseline: the candidate whose time the others' is compared with.
-        slack: how many times the tolerance of one operator is allowed, for networks of many layers.
-        flops: floating-point operations of a call, by candidate; for the operator those of four dense products.
-        traffic: bytes that a call must at least read and write; 0 where nothing is said.
-    """
-
-    name: str
-    dtype: str
-    device: torch.device
-    candidates: dict[str, Callable[[], dict[str, Tensor]]]
-    expected: dict[str, Tensor]
-    about: dict[str, Any] = field(default_factory=dict)
-    baseline: str = BASELINE
-    slack: float = 1.0
-    flops: dict[str, float] = field(default_factory=dict)
-    traffic: float = 0.0
-
-
-def gradients(function: Callable, x: Tensor, decay: Any, cotangent: Tensor) -> dict[str, Tensor]:
-    """y and the gradients of <y, cotangent>; the decay's where it asks for one."""
-    wanted = {"dx": x} | ({"ddecay": decay} if getattr(decay, "requires_grad", False) else {})
-    y = function(x, decay)
-    return {"y": y.detach()} | dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), cotangent), strict=True))
-
-
-def inference(function: Callable, *inputs: Any) -> dict[str, Tensor]:
-    """The value of a function without gradients."""
-    with torch.inference_mode():
-        return {"y": function(*inputs)}
 
 
 def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tensor, str]:
@@ -63,9 +28,6 @@ def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tenso
     For maps of as many channels as the shipped network `NETWORK` has, those of its first heat layer at this size;
     otherwise log-spaced over the channels between the blur lengths `REACH`, the same at all frequencies.
     """
-    from vheatir import weights
-    from vheatir.backbone.layers.embedding import EmbeddingAt, diffusivities_of_reach
-
     network, _ = weights.load(NETWORK)
     layer = network.get_submodule(LAYER)
     if layer.dim != channels:
@@ -86,8 +48,14 @@ def hco_case(
 ) -> Case:
     """The operator on contiguous channels-last maps, the decay at hand: forward, or forward and backward.
 
-    With the form "prepared" alone a backward makes the gradient of the maps only, in every candidate. `decays` is
-    "network", of `network_diffusivities`, or "uniform": random numbers from 0 to 1.
+    Args:
+        shape: (B, H, W, C).
+        dtype: name of torch's type.
+        device: where the maps live.
+        backward: with the backward too; with the form "prepared" alone it makes the gradient of the maps only, in every
+            candidate.
+        forms: "raw", "prepared" or both.
+        decays: "network", of `network_diffusivities`, or "uniform": random numbers from 0 to 1.
     """
     generator = torch.Generator().manual_seed(0)
     wide_x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -100,7 +68,8 @@ def hco_case(
     run = (lambda f, *inputs: gradients(f, *inputs, cotangent)) if backward else inference
     trained = backward and "raw" in forms
     prepared = prepare_decay(decay)
-    x.requires_grad_(backward), decay.requires_grad_(trained)
+    x.requires_grad_(backward)
+    decay.requires_grad_(trained)
     wide = [t.detach().double().requires_grad_(t.requires_grad) for t in (x, decay)]
     expected = gradients(hco_reference, *wide, cotangent.double()) if backward else inference(hco_reference, *wide)
     published = PublishedConduction(shape[1], shape[2], getattr(torch, dtype), device)
@@ -110,10 +79,13 @@ def hco_case(
         candidates[ours] = lambda: run(heat_conduction, x, decay)
     if "prepared" in forms:
         candidates[f"{ours} prepared"] = lambda: run(heat_conduction, x, prepared)
-    what = ("fwd+bwd" if trained else "fwd+bwd of x") if backward else "fwd"
-    maps, decays = x.nbytes, decay[..., 0].numel() * shape[3] * compute_dtype(x.dtype).itemsize
+    what = "fwd"
+    if backward:
+        what = "fwd+bwd" if trained else "fwd+bwd of x"
+    map_bytes = x.nbytes
+    decay_bytes = decay.numel() * compute_dtype(x.dtype).itemsize
     # Forward: x, decay and y. Backward: x or its spectrum, two gradients, the decay and its gradient.
-    traffic = 2 * maps + decays + (backward * (2 * maps + decays) + trained * (2 * maps + decays))
+    traffic = (2 * map_bytes + decay_bytes) * (1 + backward + trained)
     flops = 4 * x.numel() * (shape[1] + shape[2]) * (1 if not backward else 2)
     return Case(
         f"hco {what} {'x'.join(map(str, shape))} {dtype}",
@@ -127,24 +99,42 @@ def hco_case(
     )
 
 
-def hco(options: argparse.Namespace) -> Iterator[Case]:
-    """The heat conduction operator."""
-    device = torch.device(options.device)
-    forms = options.forms or ("raw", "prepared")
+def hco(
+    *,
+    shape: Sequence[tuple[int, int, int, int]] = SHAPES,
+    dtype: Sequence[str] = ("float32",),
+    device: str = "cpu",
+    backward: bool = False,
+    forms: Sequence[str] = ("raw", "prepared"),
+    decay: str = "network",
+) -> Iterator[Case]:
+    """The heat conduction operator.
+
+    Args:
+        shape: (B, H, W, C) of each case.
+        dtype: names of torch's types.
+        device: cpu, cuda, cuda:1, ...
+        backward: with the backward too.
+        forms: "raw", with the decay itself, and "prepared", with a prepared one.
+        decay: "network" or "uniform", see `hco_case`.
+    """
     # A backward to a prepared decay does less: it is a case of its own.
-    rounds = [(False, tuple(forms))] + ([(True, (form,)) for form in forms] if options.backward else [])
-    for dtype in options.dtype:
-        for shape in options.shape:
-            for backward, chosen in rounds:
-                yield hco_case(shape, dtype, device, backward, chosen, options.decay)
+    rounds = [(False, tuple(forms))] + ([(True, (form,)) for form in forms] if backward else [])
+    for kind in dtype:
+        for size in shape:
+            for with_backward, chosen in rounds:
+                yield hco_case(size, kind, torch.device(device), with_backward, chosen, decay)
 
 
 def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.device, backward: bool) -> Case:
-    """A heat block with its norms before the branches: inference, or the gradients of maps and embedding too."""
-    from vheatir.backbone.layers.freezing import freeze
-    from vheatir.backbone.layers.heat import HeatBlock
-    from vheatir.bench.published_vheat import PublishedHeatBlock
+    """A heat block with its norms before the branches: inference, or the gradients of maps and embedding too.
 
+    Args:
+        shape: (B, H, W, C).
+        dtype: name of torch's type; others than float32 by autocast.
+        device: where the maps live.
+        backward: with the backward too.
+    """
     _, height, width, channels = shape
     torch.manual_seed(0)
     ours = HeatBlock(channels, post_norm=False)
@@ -182,9 +172,22 @@ def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.devic
     return Case(name, dtype, device, candidates, expected, {"shape": list(shape), "dtype": dtype}, slack=10)
 
 
-def block(options: argparse.Namespace) -> Iterator[Case]:
-    """One heat block."""
-    for dtype in options.dtype:
-        for shape in options.shape:
-            for backward in (False, True) if options.backward else (False,):
-                yield block_case(shape, dtype, torch.device(options.device), backward)
+def block(
+    *,
+    shape: Sequence[tuple[int, int, int, int]] = BLOCKS,
+    dtype: Sequence[str] = ("float32",),
+    device: str = "cpu",
+    backward: bool = False,
+) -> Iterator[Case]:
+    """One heat block.
+
+    Args:
+        shape: (B, H, W, C) of each case.
+        dtype: names of torch's types.
+        device: cpu, cuda, cuda:1, ...
+        backward: with the backward too.
+    """
+    for kind in dtype:
+        for size in shape:
+            for with_backward in (False, True) if backward else (False,):
+                yield block_case(size, kind, torch.device(device), with_backward)

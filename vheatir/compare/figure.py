@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vheatir.data.degradations import gray_opencv
+from vheatir.image_io.arrays import gray_opencv
 from vheatir.metrics.fidelity import Scores
 
 DPI = 150

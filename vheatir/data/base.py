@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vheatir.data.degradations import to_float
 from vheatir.data.progressive import Place, parse_stages
 from vheatir.data.sources import ImageSource
 from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
-from vheatir.metrics.fidelity import WINDOW
+from vheatir.image_io.arrays import to_float
 
 _ORDER, _SAMPLE, MIXUP, WHOLE = 0, 1, 2, 3  # streams of random numbers that never meet
 
@@ -53,7 +52,7 @@ class RestorationDataset(Dataset):
         | {"io_backend", "dataroot_gt", "include", "exclude", "progressive", "on_device"}
     )
     STEPS = frozenset({"augment"})  # what the device can do in place of the loader
-    least_side = WINDOW  # of whole images, in pixels: what the metrics need
+    least_side = 1  # of whole images, in pixels; who measures sets what the metrics need
     context = 0  # pixels beyond the crop's side that the degradation needs
 
     def __init__(self, opt: dict):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from vheatir.data.datasets import SyntheticDataset
-from vheatir.data.degradations import to_float
 from vheatir.errors import UserError
+from vheatir.image_io.arrays import to_float
 
 
 class DegradationDataset(SyntheticDataset):

@@ -13,19 +13,11 @@ import numpy as np
 import torch
 
 from vheatir.data.base import RestorationDataset, augment, to_tensor
-from vheatir.data.degradations import (
-    SUBSAMPLING,
-    add_gaussian_noise,
-    draw_grid_phase,
-    gray_opencv,
-    jpeg_crop,
-    jpeg_roundtrip,
-    luma_bt601,
-    to_float,
-)
+from vheatir.data.degradations import SUBSAMPLING, add_gaussian_noise, draw_grid_phase, jpeg_crop, jpeg_roundtrip
 from vheatir.data.sources import map_threads, raise_problems
 from vheatir.data.strengths import Levels
 from vheatir.errors import UserError
+from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
 
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]
 

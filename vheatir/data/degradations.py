@@ -1,4 +1,4 @@
-"""Degradations of the benchmark protocols as pure functions of arrays: Gaussian noise, JPEG, gray conversions.
+"""Degradations of the benchmark protocols as pure functions of arrays: Gaussian noise and JPEG.
 
 Float images are float32, HWC RGB or HW, in [0, 1]; `_u8` images are uint8, HWC RGB or HW. Nothing here reads a file or
 keeps a state; every random number comes from the generator passed in, so a sample is reproducible from its seed alone.
@@ -10,48 +10,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from vheatir.image_io.arrays import check_image, check_uint8
+
 SUBSAMPLING = {  # of chroma in JPEG files: none, every second column, every second column and row
     "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
     "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
     "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
 }
-_LUMA_BT601 = np.array([65.481, 128.553, 24.966]) / 255.0  # limited range: black is 16, white is 235
-
-
-def _check_image(image: np.ndarray, name: str) -> None:
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(image).__name__}")
-    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):
-        raise ValueError(
-            f"{name} must be HWC with 3 channels or HW, got shape {image.shape}; convert or squeeze it first"
-        )
-    if 0 in image.shape:
-        raise ValueError(f"{name} is empty: shape {image.shape}")
-
-
-def _check_uint8(image: np.ndarray, name: str) -> None:
-    _check_image(image, name)
-    if image.dtype != np.uint8:
-        raise TypeError(f"{name} must be uint8, got {image.dtype}; convert with vheatir.data.degradations.to_uint8")
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Clamp a float image to [0, 1], scale by 255, round to the nearest integer (ties to even).
-
-    The last step of every restoration protocol. Computed in the image's own precision.
-    """
-    _check_image(image, "image")
-    if not np.issubdtype(image.dtype, np.floating):
-        raise TypeError(f"image must be floating point in [0, 1], got {image.dtype}")
-    if not np.isfinite(image).all():
-        raise ValueError("image holds NaN or infinity, expected finite values; look at what produced it")
-    return np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def to_float(image_u8: np.ndarray) -> np.ndarray:
-    """A uint8 image as float32 in [0, 1]."""
-    _check_uint8(image_u8, "image_u8")
-    return image_u8.astype(np.float32) / np.float32(255.0)
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
@@ -60,7 +25,7 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
     The noise is drawn in float64 in the array's own order (for colour: RGB, row by row), which together with
     `np.random.RandomState(0)` gives the noise of the published test protocol. Returns float32 of the same shape.
     """
-    _check_image(image, "image")
+    check_image(image, "image")
     if not np.issubdtype(image.dtype, np.floating):
         raise TypeError(f"image must be floating point in [0, 1], got {image.dtype}; convert with to_float")
     if not (np.isfinite(sigma) and sigma >= 0):
@@ -74,7 +39,7 @@ def jpeg_roundtrip(image_u8: np.ndarray, quality: int, subsampling: str = "4:2:0
     `quality` is libjpeg's, an integer from 1 to 100; `subsampling` of chroma is a key of `SUBSAMPLING`. Returns uint8
     of the same shape.
     """
-    _check_uint8(image_u8, "image_u8")
+    check_uint8(image_u8, "image_u8")
     quality = operator.index(quality)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be an integer from 1 to 100, got {quality}")
@@ -116,7 +81,7 @@ def jpeg_crop(
     first (non-aligned double JPEG). `image_u8` is the crop with its context: each side must be at least `size` plus
     the phases of that axis. `subsampling` holds a key of `SUBSAMPLING` for each step; 4:2:0 by default.
     """
-    _check_uint8(image_u8, "image_u8")
+    check_uint8(image_u8, "image_u8")
     if not qualities or len(qualities) != len(phases):
         raise ValueError(f"expected one phase for each quality, got {len(qualities)} qualities, {len(phases)} phases")
     if size < 1 or any(shift < 0 for phase in phases for shift in phase):
@@ -132,28 +97,3 @@ def jpeg_crop(
         degraded = jpeg_roundtrip(degraded, quality, kept)[y:, x:]
         clean = clean[y:, x:]
     return np.ascontiguousarray(degraded[:size, :size]), np.ascontiguousarray(clean[:size, :size])
-
-
-def luma_bt601(rgb_u8: np.ndarray) -> np.ndarray:
-    """BT.601 luma of a uint8 HWC RGB image in limited range (16-235), rounded to uint8 HW.
-
-    The gray of the JPEG protocol, MATLAB's `rgb2ycbcr` channel Y: 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
-    """
-    _check_uint8(rgb_u8, "rgb_u8")
-    if rgb_u8.ndim != 3:
-        raise ValueError(
-            f"rgb_u8 must be HWC with 3 channels, got shape {rgb_u8.shape}; a gray image has no luma to take"
-        )
-    return np.rint(rgb_u8 @ _LUMA_BT601 + 16.0).astype(np.uint8)
-
-
-def gray_opencv(rgb_u8: np.ndarray) -> np.ndarray:
-    """Full-range gray of a uint8 HWC RGB image as OpenCV computes it (0.299 R + 0.587 G + 0.114 B), uint8 HW.
-
-    The gray of the denoising protocol for decoded arrays. Reading a file with OpenCV's gray flag leaves the conversion
-    to the file format's library, which may round differently by a gray level or two.
-    """
-    _check_uint8(rgb_u8, "rgb_u8")
-    if rgb_u8.ndim != 3:
-        raise ValueError(f"rgb_u8 must be HWC with 3 channels, got shape {rgb_u8.shape}; the image is gray already")
-    return cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2GRAY)

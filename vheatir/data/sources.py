@@ -17,9 +17,8 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from vheatir.data.degradations import gray_opencv
 from vheatir.errors import UserError
-from vheatir.image_io import Stored, decode_image, decode_opencv_gray, open_bytes
+from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 CACHES = ("none", "memory")

@@ -1,15 +1,25 @@
-"""`vheatir evaluate`: PSNR, SSIM and PSNR-B, by the protocol of the published tables."""
+"""`vheatir evaluate`: PSNR, SSIM and PSNR-B, by the protocol of the published tables.
 
-import importlib
+`vheatir.evaluate(...)` is the function of the command, see `vheatir.evaluate.api.evaluate`.
+"""
+
 from typing import TYPE_CHECKING
 
+from vheatir.utils.lazy import callable_package
+
 if TYPE_CHECKING:
-    from vheatir.evaluate.command import degrade, evaluate, evaluate_image, main
+    from vheatir.evaluate.api import evaluate
+    from vheatir.evaluate.command import main
+    from vheatir.evaluate.protocol import degrade, evaluate_image
 
 __all__ = ["degrade", "evaluate", "evaluate_image", "main"]
 
-
-def __getattr__(name: str):
-    if name not in __all__:
-        raise AttributeError(f"module 'vheatir.evaluate' has no attribute {name!r}")
-    return getattr(importlib.import_module("vheatir.evaluate.command"), name)
+callable_package(
+    __name__,
+    {
+        "degrade": "vheatir.evaluate.protocol",
+        "evaluate": "vheatir.evaluate.api",
+        "evaluate_image": "vheatir.evaluate.protocol",
+        "main": "vheatir.evaluate.command",
+    },
+)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vheatir.data.degradations import luma_bt601
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
+from vheatir.image_io.arrays import luma_bt601
 from vheatir.metrics.fidelity import scores
 
 _LISTED = 10  # names in an error message

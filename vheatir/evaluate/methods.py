@@ -1,14 +1,16 @@
 """What `vheatir evaluate --method` can restore with: our networks, or non-local means to compare with."""
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from skimage.restoration import denoise_nl_means
 
+from vheatir import weights as store
 from vheatir.errors import UserError
+from vheatir.evaluate.protocol import Method
+from vheatir.restore.restorer import Restorer
 from vheatir.utils.files import sha256
-
-Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, level) -> restored float image in [0, 1]
 
 
 def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -16,8 +18,6 @@ def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
 
     Patches 5x5, search distance 6, h = 0.6 sigma: the settings of scikit-image's own example for a known sigma.
     """
-    from skimage.restoration import denoise_nl_means
-
     if sigma == 0:
         return image
     deviation = sigma / 255.0
@@ -26,25 +26,37 @@ def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def open_method(
-    name: str, task: str, gray: bool, weights: str | None, device: str | None, tile: int | None
+    name: str, task: str, gray: bool, weights: str | Path | None, device: str | None, tile: int | None
 ) -> tuple[Method, dict[str, Any]]:
-    """The method of `--method` and what the metadata says about it."""
+    """A method by its name, and what metadata says about it.
+
+    Args:
+        name: "vheatir" or "nlm".
+        task: "denoise" or "jpeg".
+        gray: whether gray images are restored; chooses the default weights.
+        weights: shipped name or file for "vheatir"; None for the task's own.
+        device: torch device for "vheatir"; None for CUDA where there is one.
+        tile: side of the tiles in pixels, 0 for whole images, None to choose by size and memory.
+
+    Raises:
+        UserError: an unknown name, arguments that do not belong to the method, or unusable weights.
+    """
     if name == "nlm":
         if task != "denoise":
             raise UserError("--method nlm removes noise, with nothing to offer for --task jpeg; leave --method out")
         if weights is not None or device is not None or tile is not None:
             raise UserError("--method nlm takes none of --weights, --device, --tile; leave them out")
         return nlm, {"method": "nlm: non-local means told the true sigma", "weights": None}
-    from vheatir import weights as files
-    from vheatir.restore.restorer import Restorer
-
-    path = files.find(weights if weights is not None else files.DEFAULTS[task]["gray" if gray else "color"])
+    if name != "vheatir":
+        raise UserError(f"unknown method {name!r}; known: vheatir, nlm")
+    path = store.find(weights if weights is not None else store.DEFAULTS[task]["gray" if gray else "color"])
     restorer = Restorer(task, weights=path, device=device, tile=tile)
     if restorer.metadata["color"] == "gray" and not gray:
         raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
     about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
-    given = (lambda level: level) if restorer.takes_level else (lambda level: None)
-    return lambda image, level: restorer.restore(image, level=given(level)), about | {
-        "device": str(restorer.device),
-        "tile": tile,
-    }
+    about |= {"device": str(restorer.device), "tile": tile}
+
+    def method(image: np.ndarray, level: float) -> np.ndarray:
+        return restorer.restore(image, level=level if restorer.takes_level else None)
+
+    return method, about

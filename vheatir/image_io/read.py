@@ -13,8 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import vheatir.image_io.jpeg as jpeg
+import vheatir.image_io.pillow as pillow
+import vheatir.image_io.png as png
+import vheatir.image_io.pnm as pnm
+import vheatir.image_io.tiff as tiff
 from vheatir.errors import UserError
-from vheatir.image_io import jpeg, pillow, png, pnm, tiff
 from vheatir.image_io.formats import MAX_PIXELS, Encoded, Image, Stored, format_of, upright
 
 READERS: dict[str, Callable[[Encoded], Stored]] = {

@@ -37,6 +37,16 @@ def write_image(path: str | Path, image: Image) -> None:
     write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image), image.extras)
 
 
+def save_png(path: Path, image_u8: np.ndarray) -> None:
+    """Write a uint8 image (HWC RGB or HW) as PNG, atomically; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(".png", image_u8 if image_u8.ndim == 2 else image_u8[:, :, ::-1])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode {path}")
+    with atomic_open(path) as file:
+        file.write(data.tobytes())
+
+
 def write_blocks(
     path: Path, shape: tuple[int, int, int], bit_depth: int, blocks: Iterable[np.ndarray], extras: dict[str, Any]
 ) -> None:

@@ -6,6 +6,7 @@ The same protocol as `fidelity`, which stays the one for reported figures: outpu
 """
 
 import torch
+from kornia.metrics import ssim
 from torch import Tensor
 
 from vheatir.metrics.fidelity import WINDOW
@@ -13,13 +14,22 @@ from vheatir.metrics.fidelity import WINDOW
 
 @torch.no_grad()
 def batch_psnr_ssim(restored: Tensor, target: Tensor, *, border: int = 0) -> tuple[Tensor, Tensor]:
-    """PSNR in dB and SSIM of each image: two tensors (B,) on the device of the inputs.
+    """PSNR in dB and SSIM of each image.
 
-    restored, target: (B, C, H, W) of one floating dtype and device, in [0, 1]; both are clamped and rounded to steps of
-    1/255. 16-bit inputs are computed in float32. PSNR is inf where an image equals its target.
+    16-bit inputs are computed in float32. PSNR is inf where an image equals its target.
+
+    Args:
+        restored: (B, C, H, W) in [0, 1], clamped and rounded to steps of 1/255.
+        target: the same, of the same dtype and device.
+        border: pixels cut from each side before comparing.
+
+    Returns:
+        Two tensors (B,) on the device of the inputs.
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: shapes that differ, or too small for the window of the SSIM.
     """
-    from kornia.metrics import ssim
-
     if restored.shape != target.shape or restored.ndim != 4:
         raise ValueError(f"expected two (B, C, H, W) of one shape, got {tuple(restored.shape)}, {tuple(target.shape)}")
     if not (restored.is_floating_point() and target.is_floating_point()):

@@ -18,7 +18,7 @@ from typing import TypedDict
 import cv2
 import numpy as np
 
-from vheatir.data.degradations import luma_bt601
+from vheatir.image_io.arrays import luma_bt601
 
 PEAK = 255.0
 BLOCK = 8  # side of a JPEG block
@@ -92,9 +92,7 @@ def _kind(value: object) -> str:
 
 def _check(image: np.ndarray, name: str) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise TypeError(
-            f"{name} must be a uint8 array, got {_kind(image)}; convert with vheatir.data.degradations.to_uint8"
-        )
+        raise TypeError(f"{name} must be a uint8 array, got {_kind(image)}; convert with vheatir.image_io.to_uint8")
     if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):
         raise ValueError(
             f"{name} must be HWC with 3 channels or HW, got shape {image.shape}; convert or squeeze it first"

@@ -1,4 +1,4 @@
-"""Figures beside fidelity: LPIPS and DISTS compare with the clean image by features of networks, NIQE needs none.
+"""Metrics beside fidelity: LPIPS and DISTS compare with the clean image by features of networks, NIQE needs none.
 
 LPIPS and DISTS are torchmetrics' (Apache-2.0), NIQE is BasicSR's (Apache-2.0); lower is better for all three. The
 features are those of AlexNet and VGG16 as torchvision trained them on ImageNet, which are fetched at first use.
@@ -9,20 +9,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from vheatir.compat import basicsr_niqe
 from vheatir.errors import UserError
+from vheatir.metrics import PERCEPTUAL
 
-NAMES = ("lpips", "dists", "niqe")
+NAMES = PERCEPTUAL
 BLOCK = 96  # pixels; NIQE takes statistics over blocks of this side, at least two
 SMALLEST = 32  # pixels; what the features' poolings leave something of
 
-Figure = Callable[[np.ndarray, np.ndarray], float]
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Perceptual:
-    """Measures chosen figures of two uint8 images of equal shape, HWC RGB or HW (gray).
+    """Measures chosen metrics of two uint8 images of equal shape, HWC RGB or HW (gray).
 
-    names: of `NAMES`. device: a torch device, for LPIPS and DISTS.
+    Args:
+        names: of `NAMES`.
+        device: a torch device, for LPIPS and DISTS.
 
     Raises:
         UserError: unknown names, a missing library, or features that cannot be fetched.
@@ -32,11 +37,11 @@ class Perceptual:
         if unknown := [name for name in names if name not in NAMES]:
             raise UserError(f"unknown metrics {', '.join(unknown)}; known: {', '.join(NAMES)}")
         make = {"lpips": _lpips, "dists": _dists, "niqe": lambda _device: niqe_function()}
-        self._figures: dict[str, Figure] = {name: make[name](device) for name in dict.fromkeys(names)}
+        self._metrics: dict[str, Metric] = {name: make[name](device) for name in dict.fromkeys(names)}
 
     def __call__(self, image: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Each figure under its name; ValueError for images that are too small for one."""
-        return {name: figure(image, target) for name, figure in self._figures.items()}
+        """Each metric under its name; ValueError for images that are too small for one."""
+        return {name: metric(image, target) for name, metric in self._metrics.items()}
 
 
 def _torchmetrics(name: str) -> None:
@@ -49,7 +54,6 @@ def _torchmetrics(name: str) -> None:
 
 def _with_features(name: str, network: str, make: Callable):
     """What `make` builds on torchvision's trained `network`."""
-    import torch
     import torchvision
 
     try:
@@ -62,8 +66,6 @@ def _with_features(name: str, network: str, make: Callable):
 
 def _images(name: str, device: str, *images: np.ndarray):
     """(1, 3, H, W) in [0, 1] of each image; a gray one is three equal channels."""
-    import torch
-
     for image in images:
         if min(image.shape[:2]) < SMALLEST:
             raise ValueError(f"{name} needs {SMALLEST}x{SMALLEST} pixels, got {image.shape[0]}x{image.shape[1]}")
@@ -71,52 +73,48 @@ def _images(name: str, device: str, *images: np.ndarray):
         yield torch.from_numpy(np.ascontiguousarray(planes)).to(device).permute(2, 0, 1)[None].float() / 255
 
 
-def _lpips(device: str) -> Figure:
+def _lpips(device: str) -> Metric:
     """LPIPS 0.1 on AlexNet, Zhang et al., arXiv 1801.03924: 0 where equal, some 0.7 where nothing is alike."""
     _torchmetrics("lpips")
-    import torch
     from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
     metric = _with_features(
         "lpips", "alexnet", lambda: LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
     )
 
-    def figure(image: np.ndarray, target: np.ndarray) -> float:
+    def measure(image: np.ndarray, target: np.ndarray) -> float:
         with torch.no_grad():
             return float(metric(*_images("lpips", device, image, target)))
 
-    return figure
+    return measure
 
 
-def _dists(device: str) -> Figure:
+def _dists(device: str) -> Metric:
     """DISTS on VGG16, Ding et al., arXiv 2004.07728; images at their own size, as they are."""
     _torchmetrics("dists")
-    import torch
     from torchmetrics.functional.image.dists import DISTSNetwork
 
     network = _with_features("dists", "vgg16", lambda: DISTSNetwork().to(device))
 
-    def figure(image: np.ndarray, target: np.ndarray) -> float:
+    def measure(image: np.ndarray, target: np.ndarray) -> float:
         with torch.no_grad():
             return float(network(*_images("dists", device, image, target)))
 
-    return figure
+    return measure
 
 
-def niqe_function() -> Figure:
+def niqe_function() -> Metric:
     """NIQE, Mittal et al. 2013, with the authors' model of pristine pictures, on BT.601 luma; the target plays no part.
 
     Agrees with the authors' MATLAB code on BasicSR's own test picture to four digits. Border 0, blocks of 96x96.
     """
-    from vheatir.train.registry import basicsr_niqe
-
     calculate = basicsr_niqe()
 
-    def figure(image: np.ndarray, _target: np.ndarray) -> float:
+    def measure(image: np.ndarray, _target: np.ndarray) -> float:
         if (image.shape[0] // BLOCK) * (image.shape[1] // BLOCK) < 2:
             raise ValueError(f"niqe needs {BLOCK}x{2 * BLOCK} pixels, got {image.shape[0]}x{image.shape[1]}")
         if image.ndim == 2:
             return float(calculate(image, 0, input_order="HW"))
         return float(calculate(np.ascontiguousarray(image[:, :, ::-1]), 0))
 
-    return figure
+    return measure

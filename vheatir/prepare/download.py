@@ -26,10 +26,16 @@ _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass; oth
 
 
 def download(url: str, target: Path, checksum: str, progress: Callable[[int, int | None], None] | None = None) -> None:
-    """Fetch `url` into `target`, which appears only when it is whole and has the checksum.
+    """Fetch a file, which appears only when it is whole and has the checksum.
 
-    checksum: "sha256:…" or "md5:…" in hexadecimal. What an interrupted call has fetched stands in `target.part`, and
-    the next call goes on from there where the server allows it. progress: called with bytes here and in all.
+    What an interrupted call has fetched stands in `target.part`, and the next call goes on from there where the server
+    allows it.
+
+    Args:
+        url: http or https address.
+        target: file to write.
+        checksum: "sha256:…" or "md5:…" in hexadecimal.
+        progress: called with bytes here and in all.
 
     Raises:
         UserError: the address is not of http(s), cannot be reached after five tries, or gives other bytes.
@@ -91,10 +97,22 @@ def unpack(
     exclude: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> int:
-    """Files of a ZIP or TAR archive whose paths match a pattern, side by side in the new folder `target`.
+    """Files of a ZIP or TAR archive whose paths match a pattern, side by side in a new folder.
 
-    exclude, only: names without suffix that are left out, or alone are taken. Of a member's path only the name is
-    used, so that no archive can write elsewhere. Returns how many; UserError for none and for two of one name.
+    Of a member's path only the name is used, so that no archive can write elsewhere.
+
+    Args:
+        archive: the file.
+        target: folder to make.
+        members: patterns that paths in the archive must match.
+        exclude: names without suffix that are left out.
+        only: names without suffix that alone are taken.
+
+    Returns:
+        How many files.
+
+    Raises:
+        UserError: none matches, or two have one name.
     """
     partial = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(partial, ignore_errors=True)

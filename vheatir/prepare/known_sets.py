@@ -65,10 +65,18 @@ def find_sets(name: str) -> list[ImageSet]:
 
 
 def survey(folder: Path, min_size: int = 1, channels: int | None = None) -> list[dict[str, Any]]:
-    """Every image below a folder, decoded: {"name", "sha256", "height", "width", "channels"}, in order of names.
+    """Every image below a folder, decoded.
 
-    Raises one UserError that lists all that cannot be decoded, are smaller than `min_size` pixels on a side or are gray
-    where `channels` is 3.
+    Args:
+        folder: searched recursively.
+        min_size: least side in pixels.
+        channels: 3 refuses gray images.
+
+    Returns:
+        {"name", "sha256", "height", "width", "channels"} of each, in order of names.
+
+    Raises:
+        UserError: lists all that cannot be decoded, are too small or gray.
     """
     images = ImageSource(folder, backend="disk")
 
@@ -90,7 +98,15 @@ def survey(folder: Path, min_size: int = 1, channels: int | None = None) -> list
 
 
 def write_manifest(path: Path, name: str, terms: str, url: str | None, files: list[dict[str, Any]]) -> None:
-    """{"name", "images", "terms", "url", "written", "files"} as JSON."""
+    """Write {"name", "images", "terms", "url", "written", "files"} as JSON.
+
+    Args:
+        path: file to write.
+        name: of the set.
+        terms: its license in words.
+        url: where it comes from.
+        files: what `survey` found.
+    """
     facts = {"name": name, "images": len(files), "terms": terms, "url": url}
     write_json(path, facts | {"written": datetime.now(UTC).isoformat(timespec="seconds"), "files": files})
 
@@ -107,7 +123,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def compare(path: Path, earlier: Mapping[str, Any], files: list[dict[str, Any]]) -> None:
-    """UserError that lists what has changed since the manifest at `path` was written."""
+    """UserError that lists what has changed since a manifest was written.
+
+    Args:
+        path: of the manifest.
+        earlier: its content, from `read_manifest`.
+        files: what `survey` finds now.
+    """
     now = {item["name"]: item["sha256"] for item in files}
     before = {name: item["sha256"] for name, item in earlier["files"].items()}
     problems = [f"{name}: missing" for name in sorted(before.keys() - now.keys())]

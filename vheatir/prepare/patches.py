@@ -109,11 +109,25 @@ def extract_patches(
     progress: Progress | None = None,
     shrink: int = 1,
 ) -> int:
-    """Cut every image below `source` into PNG sub-images `stem_y_x.png` below `target`; returns how many.
+    """Cut every image of a folder into PNG sub-images `stem_y_x.png`.
 
-    An image no larger than `size` on an axis stays whole along it. 512 pixels with 96 of overlap is usual for DFWB:
-    reading a crop then costs one small file instead of a 2K one, and the overlap keeps all positions likely. `shrink`
-    first makes each square of that many pixels a side one, their mean: large JPEGs lose their artefacts by it.
+    512 pixels with 96 of overlap is usual for DFWB: reading a crop then costs one small file instead of a 2K one, and
+    the overlap keeps all positions likely.
+
+    Args:
+        source: folder of images, searched recursively.
+        target: folder to make.
+        size: side of a sub-image in pixels; an image no larger on an axis stays whole along it.
+        overlap: pixels that neighbors share.
+        compress_level: of PNG, 0 fast to 9 small.
+        progress: called with images done and in all.
+        shrink: first make each square of that many pixels a side one, their mean: large JPEGs lose their artifacts.
+
+    Returns:
+        How many sub-images.
+
+    Raises:
+        UserError: arguments out of range, the target exists, or images that cannot be read.
     """
     if size < 1 or not 0 <= overlap < size:
         raise UserError(f"expected size >= 1 and 0 <= overlap < size, got size {size}, overlap {overlap}")
@@ -161,11 +175,23 @@ def _in_batches(function: Callable, keys: list[str], done: dict[str, Any], progr
 
 
 def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, progress: Progress | None = None) -> int:
-    """Pack every image below `source` into an LMDB in BasicSR's layout; returns how many.
+    """Pack every image of a folder into an LMDB in BasicSR's layout.
 
     A key is the relative path without suffix, the value a PNG, `meta_info.txt` has `key.png (h,w,c) level` lines in the
     folder's order, so that training on the LMDB draws the same samples. 16-bit images are stored as 8 bits. The
     map grows with the data instead of being guessed; everything is read back and compared before the rename.
+
+    Args:
+        source: folder of images, searched recursively.
+        target: LMDB to make, whose name ends in .lmdb.
+        compress_level: of PNG, 0 fast to 9 small.
+        progress: called with images done and in all.
+
+    Returns:
+        How many images.
+
+    Raises:
+        UserError: arguments out of range, the target exists, or images that cannot be read.
     """
     target = Path(target)
     if target.suffix != ".lmdb":

@@ -11,9 +11,9 @@ from typing import Any
 
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
+from vheatir.prepare.defaults import FREE
 from vheatir.prepare.download import download
 
-FREE = ("creativecommons.org/publicdomain/zero/", "creativecommons.org/publicdomain/mark/")
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}
 _NEEDED = ("url", "hash", "license")  # the last is the address of the licence's text, the second an MD5
 _AT_ONCE = 8  # connections
@@ -64,8 +64,11 @@ def choose(
 ) -> list[Mapping[str, Any]]:
     """The rows that may be used, in the order of their hashes: the first N are the same random choice for all.
 
-    min_side: the smallest side in pixels; rows that do not tell theirs are left out, unless it is 1. source: text that
-    the column `source` must hold. licenses: one of these must be part of the licence's address.
+    Args:
+        rows: of a list, see `read_list`.
+        min_side: the smallest side in pixels; rows that do not tell theirs are left out, unless it is 1.
+        source: text that the column `source` must hold.
+        licenses: one of these must be part of the license's address.
     """
     found = {}
     for row in rows:
@@ -81,16 +84,30 @@ def _suffix(row: Mapping[str, Any]) -> str | None:
     if row.get("mime_type"):
         return _SUFFIXES.get(str(row["mime_type"]))
     suffix = Path(str(row["url"]).partition("?")[0]).suffix.lower()
-    return ".jpg" if suffix == ".jpeg" else suffix if suffix in _SUFFIXES.values() else None
+    if suffix == ".jpeg":
+        return ".jpg"
+    return suffix if suffix in _SUFFIXES.values() else None
 
 
 def collect(
-    rows: Sequence[Mapping[str, Any]], folder: Path, count: int, told: Callable[[int, str | None], None]
+    rows: Sequence[Mapping[str, Any]], folder: Path, count: int, report: Callable[[int, str | None], None]
 ) -> dict[str, Mapping[str, Any]]:
-    """Fetch the first `count` pictures that can be had into `folder`; {file name: its row}.
+    """Fetch the first images that can be had.
 
     Files have their MD5 as name and stay where they are there: the same call goes on where an earlier one stopped.
-    `told` hears the number of pictures there, and what is wrong with one that cannot be had, which the next replaces.
+
+    Args:
+        rows: of `choose`.
+        folder: where files go.
+        count: how many are wanted.
+        report: called with the number of images there, and with what is wrong with one that cannot be had, which the
+            next replaces, or None.
+
+    Returns:
+        The row of each file, by file name.
+
+    Raises:
+        UserError: the rows give fewer images.
     """
     have: dict[str, Mapping[str, Any]] = {}
 
@@ -112,7 +129,7 @@ def collect(
             for name, row, problem in pool.map(fetch, batch):
                 if problem is None:
                     have[name] = row
-                told(len(have), problem)
+                report(len(have), problem)
     if len(have) < count:
         raise UserError(f"the list gives {len(have)} pictures that can be had, {count} are wanted; give a longer one")
     return have

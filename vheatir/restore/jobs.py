@@ -9,31 +9,55 @@ from typing import NamedTuple
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
-from vheatir.restore.locations import Place, Url, is_url, place
+from vheatir.restore.locations import Location, Url, is_url, location
 
 
 class Job(NamedTuple):
     """One file to read and the file to write."""
 
-    source: Place
-    target: Place
+    source: Location
+    target: Location
+
+    def absolute(self) -> "Job":
+        """The same job with local paths that hold in every folder; URLs stay."""
+        return Job(_absolute(self.source), _absolute(self.target))
 
 
-def plan_jobs(inputs: Sequence[str], out: str | Path | Url) -> list[Job]:
-    """What is read and where it goes; nothing is written here. Inputs and OUT are paths or fsspec URLs.
+def _absolute(where: Location) -> Location:
+    return where.absolute() if isinstance(where, Path) else where
+
+
+def plan_file(source: str | Path | Url, target: str | Path | Url) -> Job:
+    """The job of restoring one file into another; UserError where the source is missing, or is the target."""
+    job = Job(location(source), location(target))
+    if not job.source.exists():
+        raise UserError(f"{source}: there is no such file or folder")
+    _check_targets([job])
+    return job
+
+
+def plan_jobs(inputs: Sequence[str | Path], out: str | Path | Url) -> list[Job]:
+    """What is read and where it goes; nothing is written here.
 
     A file goes to OUT/name; of a folder, every picture at any depth goes to OUT/path-below-that-folder. Hidden files
-    and OUT itself are never found inside a folder or by a glob. Raises UserError for an input that does not exist, a
-    glob or folder without pictures, two inputs with one target, and a target that is an input.
+    and OUT itself are never found inside a folder or by a glob.
+
+    Args:
+        inputs: files, folders, globs or fsspec URLs.
+        out: a folder or the fsspec URL of one.
+
+    Raises:
+        UserError: an input that does not exist, a glob or folder without pictures, two inputs with one target, or a
+            target that is an input.
     """
-    out = place(out)
+    out = location(out)
     if isinstance(out, Path) and out.exists() and not out.is_dir():
         raise UserError(f"{out}: the output must be a folder, this is a file; give a folder with -o")
-    jobs: dict[Place, Job] = {}
-    for text in inputs:
+    jobs: dict[Location, Job] = {}
+    for text in map(str, inputs):
         for job in _expand_url(Url(text), out) if is_url(text) else _expand(text, out):
             other = jobs.setdefault(job.target, job)
-            if _place(other.source) != _place(job.source):
+            if _real(other.source) != _real(job.source):
                 raise UserError(
                     f"{other.source} and {job.source} would both be written to {job.target}; "
                     "nothing was done, restore them into different folders"
@@ -42,7 +66,7 @@ def plan_jobs(inputs: Sequence[str], out: str | Path | Url) -> list[Job]:
     return list(jobs.values())
 
 
-def _expand_url(url: Url, out: Place) -> Iterator[Job]:
+def _expand_url(url: Url, out: Location) -> Iterator[Job]:
     """As `_expand` and `_folder_jobs` do, in another file system."""
     file_system, path = url.open()
     try:
@@ -72,11 +96,11 @@ def _expand_url(url: Url, out: Place) -> Iterator[Job]:
         raise UserError(f"{url}: no pictures ({', '.join(FORMATS)}) there")
 
 
-def _full(out: Place) -> Url | None:
+def _full(out: Location) -> Url | None:
     return out.full(out.open()[1]) if isinstance(out, Url) else None
 
 
-def _expand(text: str, out: Place) -> Iterator[Job]:
+def _expand(text: str, out: Location) -> Iterator[Job]:
     path = Path(text)
     if path.is_dir():
         yield from _folder_jobs(path, out)
@@ -85,9 +109,9 @@ def _expand(text: str, out: Place) -> Iterator[Job]:
             raise UserError(f"{text}: there is no such file or folder")
         yield Job(path, out / path.name)
     else:
-        inside = _place(out)
+        inside = _real(out)
         found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        found = [match for match in found if inside not in (_place(match), *_place(match).parents)]
+        found = [match for match in found if inside not in (_real(match), *_real(match).parents)]
         files = [match for match in found if match.is_file() and match.suffix.lower() in FORMATS]
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
@@ -97,12 +121,12 @@ def _expand(text: str, out: Place) -> Iterator[Job]:
             yield from _folder_jobs(folder, out)
 
 
-def _folder_jobs(folder: Path, out: Place) -> Iterator[Job]:
-    inside = _place(out)
+def _folder_jobs(folder: Path, out: Location) -> Iterator[Job]:
+    inside = _real(out)
     count = 0
     for root, folders, files in os.walk(folder, onerror=_unreadable):
         here = Path(root)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and _place(here / name) != inside)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and _real(here / name) != inside)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in FORMATS:
                 count += 1
@@ -115,17 +139,17 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
-def _place(path: Place) -> Place:
+def _real(path: Location) -> Location:
     """Where a path really is, whatever way it is written."""
     return path.full(path.open()[1]) if isinstance(path, Url) else Path(os.path.realpath(path))
 
 
 def _check_targets(jobs: Iterable[Job]) -> None:
     jobs = list(jobs)
-    sources = {_place(job.source) for job in jobs}
+    sources = {_real(job.source) for job in jobs}
     targets = {job.target for job in jobs}
     for job in jobs:
-        if _place(job.target) in sources:
+        if _real(job.target) in sources:
             raise UserError(f"{job.target} is an input and would be overwritten; nothing was done, choose another -o")
         blocked = next((parent for parent in job.target.parents if parent in targets), None)
         if blocked is not None:

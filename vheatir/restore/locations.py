@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
+
 from vheatir.errors import UserError
 from vheatir.utils.files import TEMPORARY_PREFIX
 
@@ -58,8 +60,6 @@ class Url:
 
     def open(self) -> tuple[Any, str]:
         """The file system and the path in it; UserError when that cannot be had."""
-        import fsspec
-
         try:
             return fsspec.core.url_to_fs(self.text)
         except Exception as error:  # an unknown protocol, a missing library or key: every file system's own kinds
@@ -75,17 +75,17 @@ class Url:
         return file_system.exists(path)
 
 
-Place = Path | Url
+Location = Path | Url
 
 
-def place(text: str | Path | Url) -> Place:
+def location(text: str | Path | Url) -> Location:
     """A path or a URL."""
     if isinstance(text, Url):
         return text
     return Url(str(text)) if is_url(str(text)) else Path(text)
 
 
-def size_of(source: Place) -> int:
+def size_of(source: Location) -> int:
     """Bytes of a local file, for the progress bar; 1 where that is not known cheaply."""
     try:
         return max(source.stat().st_size, 1) if isinstance(source, Path) else 1
@@ -93,7 +93,7 @@ def size_of(source: Place) -> int:
         return 1
 
 
-def existing(targets: list[Place], out: Place) -> set[Place]:
+def existing(targets: list[Location], out: Location) -> set[Location]:
     """Which targets exist; behind a URL by listing OUT once."""
     if isinstance(out, Path):
         return {target for target in targets if target.exists()}
@@ -107,7 +107,7 @@ def existing(targets: list[Place], out: Place) -> set[Place]:
 
 
 @contextmanager
-def fetched(source: Place) -> Iterator[Path]:
+def fetched(source: Location) -> Iterator[Path]:
     """A local file with the content of `source`; a copy of it when that is behind a URL."""
     if isinstance(source, Path):
         yield source
@@ -121,7 +121,7 @@ def fetched(source: Place) -> Iterator[Path]:
 
 
 @contextmanager
-def stored(target: Place) -> Iterator[Path]:
+def stored(target: Location) -> Iterator[Path]:
     """A local path to write; what it holds at the end of the block goes to `target`, unless the block raises."""
     if isinstance(target, Path):
         make_folder(target.parent)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vheatir.errors import UserError
 from vheatir.restore.jobs import Job
-from vheatir.restore.locations import Place, is_url
+from vheatir.restore.locations import Location, is_url
 from vheatir.restore.one_file import Outcome
 from vheatir.utils.files import atomic_open
 
@@ -67,7 +67,7 @@ class Manifest:
             raise UserError(f"{self.path}: the manifest cannot be written: {error.strerror}") from error
 
 
-def _key(where: Place | str) -> str:
+def _key(where: Location | str) -> str:
     """The same for all ways to write one path."""
     return str(where) if is_url(str(where)) else os.path.abspath(where)
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
-from vheatir.image_io.formats import Stored
+from vheatir.image_io.formats import DEPTHS, Stored, format_of
 from vheatir.image_io.write import write_blocks
+from vheatir.restore.estimate_level import quality_of_tables
 from vheatir.restore.restorer import Restorer
 
 BY_ROWS = 8_000_000  # pixels; larger TIFFs are read as they are restored
@@ -18,7 +19,13 @@ BY_ROWS = 8_000_000  # pixels; larger TIFFs are read as they are restored
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What holds for every file. level: sigma (0-255) or JPEG quality for weights that take one; None: estimated."""
+    """What holds for every file.
+
+    Attributes:
+        level: sigma (0-255) or JPEG quality for weights that take one; None: estimated.
+        max_pixels: larger images are refused.
+        by_rows: TIFFs of more pixels are read while they are restored.
+    """
 
     level: float | None = None
     max_pixels: int = MAX_PIXELS
@@ -27,7 +34,15 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What became of one file. status: done, kept (it was there before), failed, open. level: what was found."""
+    """What became of one file.
+
+    Attributes:
+        status: done, kept (it was there before), failed, open.
+        message: why it failed.
+        level: the noise level or JPEG quality that was found, in words.
+        notes: what the user should know, such as metadata that the format cannot hold.
+        seconds: that it took.
+    """
 
     status: str
     message: str = ""
@@ -43,17 +58,36 @@ def restore_file(
     options: FileOptions,
     on_tile: Callable[[float], None] | None = None,
 ) -> Outcome:
-    """Restore `source` into `target`, whose folder exists; raises what goes wrong, and then leaves `target` alone."""
+    """Restore one file into another; whatever goes wrong is raised, and leaves the target alone.
+
+    Args:
+        restorer: what restores.
+        source: image file.
+        target: file to write, in the format of its suffix; its folder exists.
+        options: see `FileOptions`.
+        on_tile: called with the share done, from 0 to 1.
+    """
     begun = time.monotonic()
     stored = open_image(source, max_pixels=options.max_pixels, by_rows=options.by_rows)
     try:
         shape = (stored.height, stored.width, stored.colors)
+        _check_target(target, stored)
         level, text = find_level(restorer, stored, options.level)
         blocks = _blocks(restorer, stored, restorer.restore_rows(stored.floats, shape, level=level, on_tile=on_tile))
         write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)
     finally:
         stored.close()
     return Outcome("done", level=text, notes=list(stored.notes), seconds=round(time.monotonic() - begun, 3))
+
+
+def _check_target(target: Path, stored: Stored) -> None:
+    """Refuse a format that cannot hold the image; that of the source always can."""
+    kind = format_of(target)
+    if stored.bit_depth not in DEPTHS[kind]:
+        able = ", ".join(name for name, depths in DEPTHS.items() if stored.bit_depth in depths)
+        raise UserError(f"{target}: {kind} cannot hold {stored.bit_depth} bits; write {able}")
+    if stored.has_alpha and kind == "JPEG":
+        raise UserError(f"{target}: JPEG cannot hold transparency; write another format, such as PNG")
 
 
 def _blocks(restorer: Restorer, stored: Stored, restored: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -71,8 +105,6 @@ def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple
         return given, f"noise level {given:g} (given)" if noise else f"JPEG quality {given:g} (given)"
     tables = stored.extras.get("quantization")
     if not noise and tables:
-        from vheatir.restore.estimate_level import quality_of_tables
-
         level, exact = quality_of_tables(tables)
         text = f"JPEG quality {level} (from the file)" if exact else f"JPEG quality about {level} (nearest tables)"
     else:

@@ -10,16 +10,15 @@ import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vheatir.errors import UserError
 from vheatir.restore.jobs import Job
 from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome
-from vheatir.restore.workers import Report, follow, restore_job
-
-if TYPE_CHECKING:
-    from vheatir.restore.command import Settings
+from vheatir.restore.progress import Progress
+from vheatir.restore.restorer import RestorerSettings
+from vheatir.restore.workers import follow, restore_job
 
 _FILES_PER_TASK = 16  # at most; what is lost with a worker is done again
 _RETRIES = 3  # of a task whose worker is lost; one picture may be what kills it
@@ -29,7 +28,7 @@ _CPUS_PER_WORKER = 4  # where there are no GPUs, by default
 class _Worker:
     """One actor: a network, and files one after the other."""
 
-    def __init__(self, settings: "Settings", options: FileOptions, overwrite: bool):
+    def __init__(self, settings: RestorerSettings, options: FileOptions, overwrite: bool):
         self._restorer, self._options, self._overwrite = settings.restorer(), options, overwrite
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -44,25 +43,37 @@ class _Worker:
 
 
 def run_on_ray(
-    settings: "Settings",
+    settings: RestorerSettings,
     jobs: Sequence[Job],
     options: FileOptions,
     *,
     workers: int | None,
     overwrite: bool,
-    report: Report,
+    progress: Progress,
     manifest: Manifest | None,
-) -> None:
-    """Restore all jobs on the cluster that RAY_ADDRESS names, or on a local one."""
-    sent = [Job(*(part.absolute() if isinstance(part, Path) else part for part in job)) for job in jobs]
+) -> list[Outcome]:
+    """Restore all jobs on the cluster that RAY_ADDRESS names, or on a local one.
+
+    Args:
+        settings: of the networks, one for each worker.
+        jobs: files to restore.
+        options: see `FileOptions`.
+        workers: networks at work; None for one on each GPU, or on every four CPUs where there are none.
+        overwrite: replace outputs that exist; without it, one that appears meanwhile is a lost worker's and stays.
+        progress: hears of each outcome.
+        manifest: notes each outcome.
+
+    Returns:
+        The outcome of each job, in their order.
+    """
+    sent = [job.absolute() for job in jobs]
     if settings.weights is not None and Path(settings.weights).is_file():
         settings = replace(settings, weights=str(Path(settings.weights).absolute()))
-    with report:
-        follow(_outcomes(settings, sent, options, workers, overwrite), jobs, report, manifest)
+    return follow(_outcomes(settings, sent, options, workers, overwrite), jobs, progress, manifest)
 
 
 def _outcomes(
-    settings: "Settings", jobs: Sequence[Job], options: FileOptions, workers: int | None, overwrite: bool
+    settings: RestorerSettings, jobs: Sequence[Job], options: FileOptions, workers: int | None, overwrite: bool
 ) -> Iterator[tuple[int, Outcome]]:
     ray = _ray()
     resources = ray.cluster_resources()

@@ -2,55 +2,87 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
+import vheatir.restore.estimate_level as estimate_level
+import vheatir.restore.tile_memory as tile_memory
+import vheatir.restore.tiling as tiling
+from vheatir import weights as store
+from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
+from vheatir.restore.defaults import MAX_LEVEL, TASKS
+from vheatir.restore.self_ensemble import self_ensemble
 
-if TYPE_CHECKING:
-    import torch
-
-TASKS = ("denoise", "jpeg")
-MAX_LEVEL = {"denoise": 255.0, "jpeg": 100.0}  # sigma on the 0-255 scale; libjpeg quality
 _FLOATS = (np.float16, np.float32, np.float64)
 _MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
-Rows = tuple[np.ndarray, np.ndarray | None]  # colours (rows, width, 1 or 3) and alpha (rows, width) or None, float32
+Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
+
+
+@dataclass(frozen=True)
+class RestorerSettings:
+    """The arguments of a `Restorer`, small and plain, so that they can be sent to other machines."""
+
+    task: str
+    weights: str | None = None
+    device: str | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    strength: float = 1.0
+    ensemble: bool = False
+
+    def restorer(self) -> "Restorer":
+        """A new one."""
+        return Restorer(
+            self.task,
+            self.weights,
+            self.device,
+            self.tile,
+            self.overlap,
+            strength=self.strength,
+            ensemble=self.ensemble,
+        )
 
 
 class Restorer:
-    """Restores images with one set of weights, or by default with the task's own: one for colour and one for gray.
-
-    task: "denoise" or "jpeg". weights: shipped name or path of a safetensors file, used for all images. device: a
-    torch device; a GPU when there is one by default. tile: side of the overlapping tiles in pixels, 0 for the whole
-    image at once; chosen by the image's size and the free memory by default, and halved where memory runs out. overlap:
-    pixels that neighbouring tiles share. strength: the result is input + strength * (restored - input); 0.7 leaves 30 %
-    of the noise's amplitude, and of the detail that restoring would cost. ensemble: the mean over the eight flips and
-    rotations, for eight times the time.
+    """Restores images with one set of weights, or by default with the task's own: one for color and one for gray.
 
     May be used from several threads; the network computes for one at a time. It is frozen (`vheatir.backbone.freeze`):
     after writing to values of its weights' `.data`, call `network.eval()`.
+
+    Args:
+        task: "denoise" or "jpeg".
+        weights: shipped name or path of a safetensors file, used for all images.
+        device: a torch device; a GPU when there is one by default.
+        tile: side of the overlapping tiles in pixels, 0 for the whole image at once; chosen by the image's size and the
+            free memory by default, and halved where memory runs out.
+        overlap: pixels that neighboring tiles share; 32, or a quarter of smaller tiles, by default.
+        strength: the result is input + strength * (restored - input), from 0 to 1; 0.7 leaves 30 % of the noise's
+            amplitude, and of the detail that restoring would cost.
+        ensemble: the mean over the eight flips and rotations, for eight times the time.
+
+    Raises:
+        UserError: an unknown task, unusable weights or device, or a tile, overlap or strength out of range.
     """
 
     def __init__(
         self,
         task: str,
         weights: str | Path | None = None,
-        device: "str | torch.device | None" = None,
+        device: str | torch.device | None = None,
         tile: int | None = None,
         overlap: int | None = None,
         *,
         strength: float = 1.0,
         ensemble: bool = False,
     ):
-        from vheatir import weights as store
-        from vheatir.backbone.layers.freezing import freeze
-        from vheatir.restore import tiling
-
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
         if not 0 <= strength <= 1:
@@ -84,13 +116,23 @@ class Restorer:
         alpha: np.ndarray | None = None,
         on_tile: Callable[[float], None] | None = None,
     ) -> np.ndarray:
-        """The restored image, of the same shape and dtype, in [0, 1].
+        """Restore an image in memory.
 
-        image: float32, float64 or float16, HWC RGB or HW gray, in [0, 1]; noise may leave that range, it is not
-        clipped. A gray image goes to a colour network as three equal channels and comes back as their mean. Computed in
-        float32. level: sigma (0-255) or JPEG quality, for weights that take one; estimated by default, refused by blind
-        weights. alpha: float HW; where it is 0 the image stays, and its colours do not run into what can be seen.
-        `on_tile` is called with the share done.
+        A gray image goes to a color network as three equal channels and comes back as their mean. Computed in float32.
+
+        Args:
+            image: float32, float64 or float16, HWC RGB or HW gray, in [0, 1]; noise may leave that range, it is not
+                clipped.
+            level: sigma (0-255) or JPEG quality, for weights that take one; estimated by default.
+            alpha: float HW; where it is 0 the image stays, and its colors do not run into what can be seen.
+            on_tile: called with the share done, from 0 to 1.
+
+        Returns:
+            The restored image, of the same shape and dtype, in [0, 1].
+
+        Raises:
+            TypeError: another kind of array.
+            ValueError: another shape, NaN, values on another scale, or a level for blind weights.
         """
         check_image(image)
         height, width = image.shape[:2]
@@ -119,13 +161,12 @@ class Restorer:
     ) -> Iterator[np.ndarray]:
         """Restored rows from the top in blocks (rows, width, 1 or 3), float32 and not clipped.
 
-        read: rows start:stop of the picture, see `Rows`; asked for in order, each row of tiles once. shape: height,
-        width and the number of colours.
+        Args:
+            read: rows start:stop of the image, see `Rows`; asked for in order, each row of tiles once.
+            shape: height, width and the number of colors.
+            level: see `restore`.
+            on_tile: called with the share done, from 0 to 1.
         """
-        import torch
-
-        from vheatir.restore import tile_memory, tiling
-
         height, width, colors = shape
         if colors == 3 and self.metadata["color"] == "gray":
             raise ValueError("these weights are for gray images, the image has three channels; use colour weights")
@@ -153,8 +194,6 @@ class Restorer:
 
     def measure(self, read: Callable[[int, int], Rows], shape: tuple[int, int, int]) -> float | None:
         """The estimated noise level (0-255) or JPEG quality, None where there is no trace of compression."""
-        from vheatir.restore import estimate_level
-
         patches = []
         for rows, columns in estimate_level.sample_patches(*shape[:2]):
             patch = read(rows.start, rows.stop)[0][:, columns]
@@ -177,7 +216,7 @@ class Restorer:
             raise ValueError(f"expected a level from 0 to {MAX_LEVEL[self.task]:g}, got {level}")
         return level / MAX_LEVEL[self.task]
 
-    def _patch(self, patch: "torch.Tensor", colors: int, level: float | None) -> "torch.Tensor":
+    def _patch(self, patch: torch.Tensor, colors: int, level: float | None) -> torch.Tensor:
         """One tile (1, colours and perhaps alpha, H, W), restored: (1, colours, H, W)."""
         image = patch[:, :colors]
         hidden = patch[:, colors:] <= 0 if patch.shape[1] > colors else None
@@ -187,10 +226,8 @@ class Restorer:
         output = output if self.strength == 1 else seen + self.strength * (output - seen)
         return output if hidden is None else output.where(~hidden, image)
 
-    def _in_memory(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
+    def _in_memory(self, image: torch.Tensor, level: float | None) -> torch.Tensor:
         """The network's result, in smaller tiles where memory runs out."""
-        from vheatir.restore import tile_memory, tiling
-
         side = max(image.shape[-2:])
         if self._largest is None or side <= self._largest:
             try:
@@ -208,19 +245,12 @@ class Restorer:
         tile = self._largest
         return tiling.apply_tiled(lambda part: self._in_memory(part, level), image, tile, min(self.overlap, tile // 4))
 
-    def _gray_network(self) -> "torch.nn.Module":
+    def _gray_network(self) -> torch.nn.Module:
         if self._gray is None:  # most users never restore a gray image
-            from vheatir import weights as store
-            from vheatir.backbone.layers.freezing import freeze
-
             self._gray = freeze(store.load(self._gray_weights, self.device)[0])
         return self._gray
 
-    def _forward(self, image: "torch.Tensor", level: float | None) -> "torch.Tensor":
-        import torch
-
-        from vheatir.restore.self_ensemble import self_ensemble
-
+    def _forward(self, image: torch.Tensor, level: float | None) -> torch.Tensor:
         gray = image.shape[1] == 1
         network = self._gray_network() if gray and self._gray_weights else self.network
         gray_as_color = gray and network.config["in_chans"] == 3
@@ -233,10 +263,8 @@ class Restorer:
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
 
 
-def _fill(image: "torch.Tensor", hidden: "torch.Tensor") -> "torch.Tensor":
+def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """Colours of the nearest pixel that can be seen, where nothing can: what lies under alpha must not leave halos."""
-    import torch
-
     mask = hidden[0, 0].numpy()
     if mask.all() or not mask.any():
         return image
@@ -249,23 +277,17 @@ def _fill(image: "torch.Tensor", hidden: "torch.Tensor") -> "torch.Tensor":
     return image.flatten(2)[:, :, torch.from_numpy(source[labels.ravel()])].view_as(image)
 
 
-def _release(device: "torch.device") -> None:
-    import torch
-
+def _release(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def default_overlap(tile: int | None) -> int:
     """The overlap for a tile, None or 0 for one that is chosen later."""
-    from vheatir.restore import tiling
-
     return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
 
 
-def _device(name: "str | torch.device | None") -> "torch.device":
-    import torch
-
+def _device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

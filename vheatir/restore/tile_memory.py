@@ -3,12 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vheatir.restore import tiling
+import torch
 
-if TYPE_CHECKING:
-    import torch
+import vheatir.restore.tiling as tiling
 
 SMALLEST_TILE = 32  # pixels; what does not fit then never will
 _SHARE = 0.5  # of the free memory that the network may fill
@@ -17,10 +16,8 @@ _MAPS_PER_UNET_PASS = 14  # the same for a VHeatUNet, in feature maps of full re
 _NO_LIMIT = 1 << 60  # what control groups without a limit state
 
 
-def free_memory(device: "torch.device") -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be had on a device; None where the system does not tell."""
-    import torch
-
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -99,8 +96,6 @@ def tile_below(side: float) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on whatever device."""
-    import torch
-
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()

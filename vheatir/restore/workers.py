@@ -1,25 +1,18 @@
-"""Many files: workers that read, restore and write at the same time, progress with the time left, a clean stop."""
+"""Many files: workers that read, restore and write at the same time, and a clean stop."""
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+import vheatir.restore.locations as locations
 from vheatir.errors import UserError
-from vheatir.restore import locations
 from vheatir.restore.jobs import Job
 from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome, restore_file
+from vheatir.restore.progress import Progress
 from vheatir.restore.restorer import Restorer
-from vheatir.utils.files import printable
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-_REPORT_SECONDS = 30.0  # between lines of progress where there is no terminal
 _POLL_SECONDS = 0.1
 
 
@@ -30,7 +23,14 @@ class Stopped(Exception):
 def restore_job(
     restorer: Restorer, job: Job, options: FileOptions, on_tile: Callable[[float], None] | None = None
 ) -> Outcome:
-    """One job from wherever it is to wherever it goes; failures become an outcome, `Stopped` is passed on."""
+    """One job from wherever it is to wherever it goes; failures become an outcome, `Stopped` is passed on.
+
+    Args:
+        restorer: what restores.
+        job: file to read and file to write.
+        options: see `FileOptions`.
+        on_tile: called with the share done, from 0 to 1.
+    """
     local = None
     try:
         with locations.fetched(job.source) as local, locations.stored(job.target) as target:
@@ -57,13 +57,22 @@ def reason(job: Job, error: Exception) -> str:
 def outcomes(
     restorer: Restorer, jobs: Sequence[Job], options: FileOptions, workers: int, on_share: Callable[[int, float], None]
 ) -> Iterator[tuple[int, Outcome]]:
-    """Number and outcome of each job as it ends; `on_share` gets a job's number and the share of it that is done.
+    """Number and outcome of each job as it ends.
 
     Each worker holds one file; the network computes for one of them while the others read and write. Closing the
     iterator, as Ctrl-C does, stops the workers at their next tile and waits for them.
+
+    Args:
+        restorer: the network of all workers.
+        jobs: files to restore.
+        options: see `FileOptions`.
+        workers: files in work at the same time.
+        on_share: called with a job's number and the share of it that is done.
     """
-    stop, ended = threading.Event(), queue.SimpleQueue()
-    numbers, lock = iter(range(len(jobs))), threading.Lock()
+    stop = threading.Event()
+    ended = queue.SimpleQueue()
+    numbers = iter(range(len(jobs)))
+    lock = threading.Lock()
 
     def told(number: int, share: float) -> None:
         if stop.is_set():
@@ -99,93 +108,52 @@ def outcomes(
                 thread.join()
 
 
-class Report:
-    """What the user sees of a run: a bar on a terminal, a line now and then elsewhere, and a line for each finding."""
-
-    def __init__(self, console: "Console", jobs: Sequence[Job], *, quiet: bool):
-        self._console, self._jobs, self._quiet = console, jobs, quiet
-        self._sizes = [locations.size_of(job.source) for job in jobs]
-        self._shares: dict[int, float] = {}
-        self._ended = self._ended_bytes = 0
-        self._begun = self._told = time.monotonic()
-        self._progress = _bar(console)
-        self._bar = self._progress.add_task("", total=sum(self._sizes), files=f"0/{len(jobs)}")
-        self.failed = 0
-
-    def __enter__(self) -> "Report":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._progress.stop()
-
-    def share(self, number: int, share: float) -> None:
-        """A part of a job is done; called by the workers."""
-        self._shares[number] = share
-        self._show(printable(self._jobs[number].source.name))
-
-    def ended(self, number: int, outcome: Outcome) -> None:
-        """A job has ended."""
-        self._shares.pop(number, None)
-        self._ended += 1
-        self._ended_bytes += self._sizes[number]
-        source = self._jobs[number].source
-        if outcome.status == "failed":
-            self.failed += 1
-            self._console.print(printable(f"error: {outcome.message}"))
-        elif outcome.level and not self._quiet:
-            self._console.print(printable(f"{source}: {outcome.level}"))
-        for note in outcome.notes:
-            self._console.print(printable(f"note: {source}: {note}"))
-        self._show("")
-
-    def _show(self, description: str) -> None:
-        done = self._ended_bytes + sum(share * self._sizes[number] for number, share in list(self._shares.items()))
-        files = f"{self._ended}/{len(self._jobs)}"
-        self._progress.update(self._bar, completed=done, files=files, description=description)
-        now = time.monotonic()
-        if not self._console.is_terminal and not self._quiet and done and now - self._told > _REPORT_SECONDS:
-            self._told = now
-            left = (now - self._begun) * (sum(self._sizes) / done - 1)
-            self._console.print(f"{files} files, about {left / 60:.1f} minutes left")
-
-
 def run(
     restorer: Restorer,
     jobs: Sequence[Job],
     options: FileOptions,
     *,
     workers: int,
-    report: Report,
+    progress: Progress,
     manifest: Manifest | None,
-) -> None:
-    """Restore all jobs in this process."""
-    with report:
-        follow(outcomes(restorer, jobs, options, workers, report.share), jobs, report, manifest)
+) -> list[Outcome]:
+    """Restore all jobs in this process.
+
+    Args:
+        restorer: the network of all workers.
+        jobs: files to restore.
+        options: see `FileOptions`.
+        workers: files in work at the same time.
+        progress: hears of shares and outcomes.
+        manifest: notes each outcome.
+
+    Returns:
+        The outcome of each job, in their order.
+    """
+    return follow(outcomes(restorer, jobs, options, workers, progress.share), jobs, progress, manifest)
 
 
 def follow(
-    results: Iterator[tuple[int, Outcome]], jobs: Sequence[Job], report: Report, manifest: Manifest | None
-) -> None:
-    """Tell report and manifest of each outcome; the workers behind the results are stopped when this is left."""
+    results: Iterator[tuple[int, Outcome]], jobs: Sequence[Job], progress: Progress, manifest: Manifest | None
+) -> list[Outcome]:
+    """Tell progress and manifest of each outcome; the workers behind the results are stopped when this is left.
+
+    Args:
+        results: number and outcome of each job as it ends.
+        jobs: the jobs of these numbers.
+        progress: hears of each outcome.
+        manifest: notes each outcome.
+
+    Returns:
+        The outcomes in the order of the jobs.
+    """
+    found: dict[int, Outcome] = {}
     try:
         for number, outcome in results:
+            found[number] = outcome
             if manifest is not None:
                 manifest.record(jobs[number], outcome)
-            report.ended(number, outcome)
+            progress.ended(number, outcome)
     finally:
         results.close()
-
-
-def _bar(console: "Console") -> "Progress":
-    from rich import progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.TextColumn("{task.fields[files]} files"),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.description}", markup=False),
-    )
-    return progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return [found[number] for number in range(len(jobs))]

@@ -12,9 +12,9 @@ from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
 from vheatir.tasks.session import TaskSession, best_weights, train
-from vheatir.train.options import find_options, load_table
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
+from vheatir.utils.recipes import find_options, load_table
 from vheatir.utils.timing import interleave, peak_mib
 
 _SIZES = ("224", "512", "800x1280")
@@ -210,8 +210,8 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
 
 def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     """Draw what is found in the pictures of a folder."""
+    from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
-    from vheatir.backbone.pixels import SUFFIXES
 
     source, target = arguments.predict, arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from vheatir.backbone.training.processes import add_arguments, started
-from vheatir.cli import run as run_command
 from vheatir.train.equal_time import RESULT, compare
 from vheatir.train.trainer import train
 
@@ -67,7 +66,3 @@ def main(argv: list[str]) -> int:
             argv=argv,
         )
     return 0 if finished else 130
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

@@ -25,11 +25,12 @@ from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest, save_checkpoint
 from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.equal_time_report import plot, table
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.task import RestorationTask
 from vheatir.utils.files import atomic_open
 from vheatir.utils.lock import Lock
+from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
 from vheatir.utils.timing import interleave, peak_mib
 

@@ -66,14 +66,6 @@ def load_plugins(files: Iterable[str | Path]) -> None:
                 raise UserError(f"--plugin {path}: there is a dataset {name} already; give the class another name")
 
 
-def basicsr_niqe():
-    """BasicSR's `calculate_niqe(img, crop_border, input_order)`: BGR or gray in 0-255."""
-    require_basicsr()
-    from basicsr.metrics.niqe import calculate_niqe
-
-    return calculate_niqe
-
-
 def _metric(name: str, function):
     """`function` under the signature that BasicSR's `calculate_metric` calls: uint8 RGB arrays img and img2."""
 

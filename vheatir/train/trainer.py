@@ -28,10 +28,11 @@ from vheatir.runs.folder import RunFolder
 from vheatir.runs.journal import RunJournal
 from vheatir.runs.training import find_run, train_in
 from vheatir.train.build import TASKS, build_datasets, build_model, complete_options, try_samples
-from vheatir.train.options import find_options, read_options
+from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.task import RestorationTask
 from vheatir.utils.files import atomic_open
+from vheatir.utils.recipes import find_options
 
 _LICENSE = "depends on the training data; not stated"
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vheatir.backbone.training.loop import DIVERGED
 from vheatir.backbone.training.processes import Processes
-from vheatir.data.degradations import to_uint8
 from vheatir.errors import UserError
-from vheatir.evaluate.command import save_png
+from vheatir.image_io.arrays import to_uint8
+from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import scores_of_degraded
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile

@@ -1,7 +1,10 @@
 """Result files: JSON whose metadata says how to measure the same again, written atomically."""
 
+import importlib.metadata
 import json
 import math
+import os
+import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -9,22 +12,80 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vheatir import __version__
 from vheatir.errors import UserError
 from vheatir.utils.files import atomic_open
 
-_QUIET = {"capture_output": True, "text": True, "check": False}
+# name shown -> names of the distributions that may provide it
+_PACKAGES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "basicsr": ("basicsr",),
+    "numpy": ("numpy",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
+    "kornia": ("kornia",),
+    "scikit-image": ("scikit-image",),
+    "lmdb": ("lmdb",),
+    "einops": ("einops",),
+    "safetensors": ("safetensors",),
+    "timm": ("timm",),
+}
 
 
 def run_metadata(command: Sequence[str]) -> dict[str, Any]:
     """What a result needs to be measured again: command, versions, commit of the checkout, machine, time."""
-    from vheatir import info
-
     return {
         "command": shlex.join(command),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": info.versions(),
-        "machine": info.machine(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return f"{importlib.metadata.version(name)}" + (f" ({name})" if len(distributions) > 1 else "")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of this package, Python and the libraries it uses; None for one that is not installed."""
+    found = {"vheatir": __version__, "python": platform.python_version()}
+    return found | {name: _version(distributions) for name, distributions in _PACKAGES.items()}
+
+
+def _processor() -> str:
+    """The name of the CPU; the architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """CPU, its vector instructions as torch uses them, threads, and the CUDA devices torch sees."""
+    import torch  # slow to import, and commands need this module before they know that they need torch
+
+    return {
+        "system": platform.platform(),
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda_build": torch.version.cuda,
+        "cuda_devices": [
+            {
+                "name": torch.cuda.get_device_name(index),
+                "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+                "memory_gib": round(torch.cuda.get_device_properties(index).total_memory / 2**30, 1),
+            }
+            for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        ],
     }
 
 
@@ -32,11 +93,15 @@ def _commit() -> str | None:
     """The commit of the checkout that holds this file, with "-dirty" for edited files; None when there is none."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
-        described = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **_QUIET)
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **_QUIET)
+        described = _run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
+        tracked = _run([*git, "ls-files", "--error-unmatch", Path(__file__).name])
     except OSError:
         return None
     return described.stdout.strip() if described.returncode == tracked.returncode == 0 else None
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

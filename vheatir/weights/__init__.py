@@ -1,5 +1,6 @@
 """The shipped weights, and reading and writing files of weights."""
 
+from vheatir.weights.card import card
 from vheatir.weights.store import (
     DEFAULTS,
     FOLDER,
@@ -7,7 +8,6 @@ from vheatir.weights.store import (
     REQUIRED,
     SUFFIX,
     available,
-    card,
     find,
     load,
     load_checkpoint,

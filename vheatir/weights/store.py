@@ -5,7 +5,6 @@ runs code from the file: training checkpoints of BasicSR go through `load_checkp
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from vheatir.archs.networks import NETWORKS, build
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open, sha256
+from vheatir.utils.files import atomic_open
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".safetensors"
@@ -168,53 +167,3 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected tensors by name, under params_ema or params or at the top; found none")
     return {name.removeprefix("module."): value for name, value in state.items()}, key or "state dict"
-
-
-def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str, str], results: list[dict]) -> str:
-    """The Markdown card of a weights file.
-
-    facts: text per line of the table (data, recipe, command, commit, hardware, time). results: rows of the JSON that
-    `vheatir evaluate --json` writes.
-    """
-    task = metadata["task"]
-    purposes = {"denoise": "Removal of Gaussian noise", "jpeg": "Removal of JPEG artefacts"}
-    purpose = (purposes | {"photo": "Removal of the noise of cameras and of JPEG artefacts"}).get(task, task)
-    about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."
-    if task == "denoise":
-        about += " Noise of cameras is different: do not expect it to be removed."
-    rows = {**facts, "parameters": f"{_count(path):,}", "size": f"{path.stat().st_size / 1e6:.2f} MB, float16"}
-    rows |= {"SHA-256": f"`{sha256(path)}`", "licence": metadata["license"]}
-    lines = [f"# {name}", "", about, "", "| | |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
-    if results:
-        figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
-        lines += ["", f"{figures} (dB), mean over the images of a set:", ""]
-        level = "quality" if task == "jpeg" else "sigma"
-        lines += [
-            f"| set | channels | {level} | images | input | restored | gain in dB |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [_result_row(result) for result in results]
-    lines += ["", "Configuration:", "", "```json", metadata["config"], "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _count(path: Path) -> int:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a mapping)
-
-
-def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _result_row(result: Mapping[str, Any]) -> str:
-    before, after = result["input"], result["restored"]
-    gain = f"{after['psnr'] - before['psnr']:+.2f}"
-    cells = [Path(str(result["data"])).name, result["color"], f"{result['level']:g}", result["images"]]
-    cells += [_figures(before, result["task"]), _figures(after, result["task"]), gain]
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _figures(scores: Mapping[str, float], task: str) -> str:
-    text = f"{scores['psnr']:.2f} / {scores['ssim']:.4f}"
-    return f"{text} / {scores['psnrb']:.2f}" if task == "jpeg" else text

@@ -12,8 +12,7 @@ from vheatir.backbone.classification.recipe import read_recipe
 from vheatir.backbone.classification.task import scaled_rates
 from vheatir.backbone.models.create import create_model, list_models
 from vheatir.pretrain import main
-from vheatir.train.options import find_options, load_table
-from vheatir.utils.recipes import recipes
+from vheatir.utils.recipes import find_options, load_table, recipes
 
 NAMES = sorted(path.stem for path in (recipes() / "classification").glob("*.yml"))
 PVT = "[8, 16, 40, 64]"

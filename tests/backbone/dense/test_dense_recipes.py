@@ -17,8 +17,7 @@ from vheatir.backbone.segmentation.upernet import Segmenter
 from vheatir.backbone.training.batches import checked, train_loader
 from vheatir.detect import DetectSession
 from vheatir.segment import SegmentSession
-from vheatir.train.options import find_options, load_table
-from vheatir.utils.recipes import recipes
+from vheatir.utils.recipes import find_options, load_table, recipes
 
 SESSIONS = {"detection": DetectSession, "segmentation": SegmentSession}
 NAMES = [(task, path.stem) for task in SESSIONS for path in sorted((recipes() / task).glob("*.yml"))]

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vheatir.archs.vheatir_arch import VHeatIR
-from vheatir.backbone.layers.common import ChannelsLastConv2d, Linear
 from vheatir.backbone.layers.freezing import KeptInfo, freeze, frozen, kept_info, unfreeze
 from vheatir.backbone.layers.heat import HeatLayer
+from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.backbone.models.vheat import VHeat
 
 _MIXERS = ("halo", "pvt", "swin", "convnext", "dcn_v3", "heat")

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from vheatir.backbone.layers.common import ChannelsLastConv2d, DropPath, drop_path_rates, init_linear
+from vheatir.backbone.layers.common import DropPath, drop_path_rates, init_linear
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach, resize_embedding
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
+from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.reference import hco_reference
 

@@ -10,11 +10,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from vheatir.backbone.layers import common as layers
-from vheatir.backbone.layers.common import ChannelsLastConv2d, Linear, Mlp
+from vheatir.backbone.layers import packed
 from vheatir.backbone.layers.freezing import freeze, kept_info
+from vheatir.backbone.layers.mlp import Mlp
+from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 
-needs_onednn = pytest.mark.skipif(not layers.has_fast_onednn(), reason="needs a processor with AVX2 or AVX-512")
+needs_onednn = pytest.mark.skipif(not packed.has_fast_onednn(), reason="needs a processor with AVX2 or AVX-512")
 
 
 def value(module, x):
@@ -29,7 +30,7 @@ def ready(request):
 
 
 @needs_onednn
-@pytest.mark.parametrize("rows", [1, 49, layers.MOST_ROWS_PACKED + 1])
+@pytest.mark.parametrize("rows", [1, 49, packed.MOST_ROWS_PACKED + 1])
 def test_values_without_gradients(rows, ready):
     torch.manual_seed(0)
     x, linear, mlp = torch.randn(1, 1, rows, 24), ready(Linear(24, 40)), Mlp(24, 48)
@@ -52,7 +53,7 @@ def test_a_weight_in_any_order_of_memory(ready):
 @needs_onednn
 @pytest.mark.parametrize("inside", [False, True], ids=["GELU after it", "GELU inside"])
 def test_a_part_of_wider_maps_and_gelu_far_from_zero(inside, monkeypatch):
-    monkeypatch.setattr(layers, "_has_fast_onednn_gelu", lambda: inside)
+    monkeypatch.setattr(packed, "_has_fast_onednn_gelu", lambda: inside)
     wide, conv = torch.linspace(-60, 60, 5 * 7 * 48).view(1, 5, 7, 48), ChannelsLastConv2d(24, 24, 1)
     part = wide.chunk(2, -1)[1]
     with torch.no_grad():
@@ -63,7 +64,7 @@ def test_a_part_of_wider_maps_and_gelu_far_from_zero(inside, monkeypatch):
 @pytest.fixture(params=[False, True], ids=["channels-last weight", "oneDNN"])
 def onednn(request, monkeypatch):
     """Convolutions with the weight kept in either order; both are right, and one of them fast, on any processor."""
-    monkeypatch.setattr(layers, "has_fast_onednn", lambda: request.param)
+    monkeypatch.setattr(packed, "has_fast_onednn", lambda: request.param)
 
 
 @pytest.mark.parametrize("how", [{"padding_mode": "reflect"}, {"padding": "same"}, {"dilation": 2}], ids=str)

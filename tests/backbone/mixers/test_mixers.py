@@ -9,7 +9,7 @@ pytest.importorskip("torchvision", reason="the backbones need the extra `backbon
 
 from torchvision.ops import deform_conv2d
 
-from vheatir.backbone.mixers import MIXERS, Place, mixer_named
+from vheatir.backbone.mixers import MIXERS, BlockPosition, Place, block, mixer_named
 from vheatir.backbone.mixers.deformable import DeformableSampling
 from vheatir.backbone.mixers.depthwise import DepthwiseBlock
 from vheatir.backbone.mixers.halo import HaloAttention
@@ -40,7 +40,7 @@ def pixels(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("size", [(8, 12), (9, 6), (5, 7), (3, 10), (1, 1)], ids=str)
 def test_windows_attend_to_pixels_of_the_map_alone(size, index):
     window = 4
-    block = randomised(ShiftedWindowBlock(DIM, Place(index=index), num_heads=HEADS, window_size=window))
+    block = randomised(ShiftedWindowBlock(DIM, BlockPosition(index=index), num_heads=HEADS, window_size=window))
     attention, maps = block.attn, torch.randn(1, *size, DIM, dtype=torch.float64)
     shift = window // 2 if index and min(size) > window else 0
     same, offset = torch.tensor(True), []
@@ -104,7 +104,7 @@ def test_deformable_sampling_equals_torchvision(size):
 def test_without_layer_scale_no_factor_is_learned(name):
     args = {"num_heads": HEADS} if "num_heads" in MIXERS[name].per_stage else {}
     args |= {"sr_ratio": 2} if "sr_ratio" in MIXERS[name].per_stage else {}
-    block = MIXERS[name](DIM, Place(layer_scale=0), **args)
+    block = MIXERS[name](DIM, BlockPosition(layer_scale=0), **args)
     assert [key for key in block.state_dict() if "gamma" in key] == []
 
 
@@ -118,4 +118,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="square number of points"):
         DeformableSampling(DIM, HEADS, points=8)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
-        DepthwiseBlock(DIM, Place(), kernel_size=4)
+        DepthwiseBlock(DIM, BlockPosition(), kernel_size=4)
+
+
+def test_the_former_name_of_a_position_works():
+    assert Place is BlockPosition and block.Place is BlockPosition

@@ -16,7 +16,7 @@ pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
 
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
-from vheatir.backbone.mixers import MIXERS, Place
+from vheatir.backbone.mixers import MIXERS, BlockPosition
 from vheatir.backbone.mixers.deformable import DeformableSampling, base_offsets, pixel_centres, sample_weighted
 from vheatir.backbone.mixers.halo import HaloAttention
 from vheatir.backbone.models.checkpoint import fit_state, resize_by_index
@@ -146,7 +146,7 @@ def mixer_block(case):
     mixer, stage = case.name.split("/")[0], args.pop("stage", 0)
     args.pop("total_depth", None)
     size = tuple(args.pop("input_resolution", (56, 56)))
-    place = Place(stage, args.pop("depth", 0), size, args.pop("drop_path"), args.pop("layer_scale_init_value"))
+    place = BlockPosition(stage, args.pop("depth", 0), size, args.pop("drop_path"), args.pop("layer_scale_init_value"))
     args = {k: v[stage] if isinstance(v, list) else v for k, v in renamed(args).items()}
     block = case.fill(MIXERS[mixer](args.pop("dim"), place, **args))
     x = with_gradient(case.inputs["x"])

@@ -13,12 +13,12 @@ import pytest
 import scipy.fft
 import torch
 
-from vheatir.bench.published_operator import PublishedConduction
+from vheatir.bench.published import PublishedConduction
 from vheatir.kernels import dispatch
 from vheatir.kernels.cpu import build as cpu_build
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, axis_plan, longest_product
+from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, longest_product, transform_plan
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.reference import hco_reference
 
@@ -305,7 +305,7 @@ def test_the_longest_dense_product_of_a_side(n, product):
 @pytest.mark.parametrize("longest_leaf", [SHORT_LEAF, LONG_LEAF])
 @pytest.mark.parametrize("n", [1, 2, 16, 28, 32, 56, 105, 481, 720])
 def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n, longest_leaf):
-    plan = axis_plan(n, longest_leaf)
+    plan = transform_plan(n, longest_leaf)
     read, written = [], []
     for _, _, size, count, flags, _, _, rows in plan.steps:
         cells = size * count

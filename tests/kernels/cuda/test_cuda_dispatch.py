@@ -152,6 +152,14 @@ def kernels(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_numbers_of_the_driver_are_those_of_its_bindings():
+    bindings = pytest.importorskip("cuda.bindings.driver")
+    found = {name: int(getattr(bindings.CUdevice_attribute, name)) for name in cuda_driver.ATTRIBUTES}
+    assert found == cuda_driver.ATTRIBUTES
+    most = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert int(most) == cuda_driver.MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
 def test_a_launch_gets_size_stream_and_job(kernels, monkeypatch):
     driver = Driver()
     monkeypatch.setattr(cuda_driver, "_open_driver", lambda: driver)

@@ -55,8 +55,7 @@ def test_cost(tmp_path, capsys):
 
 
 def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vheatir.backbone.models.create.list_models", lambda: ["vheat_tiny", "unified_heat_micro"])
-    monkeypatch.setattr("vheatir.backbone.list_models", lambda: ["vheat_tiny", "unified_heat_micro"], raising=False)
+    monkeypatch.setattr("vheatir.analyze.networks.list_models", lambda: ["vheat_tiny", "unified_heat_micro"])
     rows = analyse(tmp_path, "cost", "--rounds", "0")["results"]
     assert [(row["network"], "training" in row) for row in rows] == [
         ("vheat_tiny", False),

@@ -6,7 +6,9 @@ import os
 import pytest
 import torch
 
+import vheatir
 from vheatir import cli
+from vheatir.bench import api
 from vheatir.bench import command as bench
 from vheatir.bench import operator as bench_operator
 from vheatir.errors import UserError
@@ -39,11 +41,16 @@ def in_this_process(monkeypatch):
 
 
 def options(*arguments):
-    return bench._parser().parse_args(["hco", "--shape", "1x6x9x2", "--rounds", "2", *arguments])
+    return vars(bench._parser().parse_args(["hco", "--shape", "1x6x9x2", "--rounds", "2", *arguments]))
 
 
 def run(*arguments):
-    return bench.run(options(*arguments), lambda result: None)
+    return measured(options(*arguments))
+
+
+def measured(chosen):
+    chosen.pop("json")
+    return vheatir.bench(**chosen)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_the_cpu_kernel_goes_by_its_name(monkeypatch):
 @pytest.mark.parametrize("dtype", bench.DTYPES)
 def test_every_type_passes_the_gate(dtype):
     for result in run("--dtype", dtype, "--backward", "--shape", "1x6x9x2", "2x130x5x3"):
-        limits = bench.BASELINE_TOLERANCE if result["backend"] == "published" else bench.TOLERANCE
+        limits = api.BASELINE_TOLERANCE if result["backend"] == "published" else api.TOLERANCE
         assert result["error"] <= limits[dtype]
 
 
@@ -171,7 +178,7 @@ def test_processor_time_is_for_processors(capsys):
 
 
 def results_of(*arguments):
-    return bench.run(bench._parser().parse_args([*arguments, "--rounds", "2"]), lambda result: None)
+    return measured(vars(bench._parser().parse_args([*arguments, "--rounds", "2"])))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def test_restoration_is_compared_with_swinir():
 
 def test_a_network_with_other_weights_does_not_pass_the_gate(monkeypatch):
     pytest.importorskip("timm")
-    from vheatir.bench.published_vheat import PublishedHeatLayer
+    from vheatir.bench.published import PublishedHeatLayer
 
     forward = PublishedHeatLayer.forward
     monkeypatch.setattr(PublishedHeatLayer, "forward", lambda *inputs: 1.5 * forward(*inputs))

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from vheatir.compare.command import find_crop, main
+from vheatir.compare.api import find_crop
+from vheatir.compare.command import main
 from vheatir.errors import UserError
-from vheatir.evaluate.command import evaluate
+from vheatir.evaluate.api import evaluate
 from vheatir.evaluate.methods import nlm
 
 pytest.importorskip("matplotlib", reason="the figures need it")

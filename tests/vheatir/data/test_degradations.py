@@ -4,16 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vheatir.data.degradations import (
-    add_gaussian_noise,
-    draw_grid_phase,
-    gray_opencv,
-    jpeg_crop,
-    jpeg_roundtrip,
-    luma_bt601,
-    to_float,
-    to_uint8,
-)
+from vheatir.data.degradations import add_gaussian_noise, draw_grid_phase, jpeg_crop, jpeg_roundtrip
+from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float, to_uint8
 
 GRAY, COLOR = (53, 70), (53, 70, 3)
 

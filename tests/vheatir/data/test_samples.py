@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from vheatir.data import datasets
-from vheatir.data.degradations import jpeg_roundtrip, luma_bt601
+from vheatir.data.degradations import jpeg_roundtrip
 from vheatir.data.sources import ImageSource
+from vheatir.image_io.arrays import luma_bt601
 
 KINDS = ("noise", "jpeg")
 

@@ -12,13 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
-from vheatir.data.degradations import jpeg_roundtrip, luma_bt601, to_float, to_uint8
+from vheatir.data.degradations import jpeg_roundtrip
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
 from vheatir.evaluate import command as evaluation
-from vheatir.evaluate.command import degrade, evaluate, evaluate_image, mean_scores, read_clean
+from vheatir.evaluate import methods
+from vheatir.evaluate.api import evaluate
 from vheatir.evaluate.folders import compare_folders
 from vheatir.evaluate.methods import nlm
+from vheatir.evaluate.protocol import degrade, evaluate_image, mean_scores, read_clean
+from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
 from vheatir.metrics.fidelity import psnr, scores
 from vheatir.utils.run_metadata import write_json
 
@@ -62,7 +65,7 @@ def smooth(image: np.ndarray, level: float) -> np.ndarray:
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: "-".join(map(str, case)))
 def test_published_input_rows(case, test_data):
     data, task, color, level = case
-    (result,) = evaluate([test_data(data)], task, [level], gray=color == "gray")
+    (result,) = evaluate([test_data(data)], task, [level], gray=color == "gray", method=None)
     for figure, (value, tolerance) in GOLDEN[case].items():
         assert result["input"][figure] == pytest.approx(value, abs=tolerance), figure
 
@@ -83,8 +86,8 @@ def test_results_have_the_documented_layout(pictures, task, gray):
 
 
 def test_levels_default_to_those_of_the_tables(pictures):
-    assert [r["level"] for r in evaluate([pictures], "denoise", gray=True)] == [15, 25, 50]
-    assert [r["level"] for r in evaluate([pictures], "jpeg", gray=True)] == [10, 20, 30, 40]
+    assert [r["level"] for r in evaluate([pictures], "denoise", gray=True, method=None)] == [15, 25, 50]
+    assert [r["level"] for r in evaluate([pictures], "jpeg", gray=True, method=None)] == [10, 20, 30, 40]
 
 
 def test_noise_starts_anew_for_every_image_and_level():
@@ -176,7 +179,7 @@ def test_identical_output_is_infinite_and_null_in_json(tmp_path):
         ({"levels": []}, "at least one"),
         ({"task": "jpeg", "levels": [0]}, "quality 0"),
         ({"limit": 0}, "at least 1 image"),
-        ({"save_images": "out"}, "nothing is restored"),
+        ({"save_images": "out", "method": None}, "nothing is restored"),
         ({"data": ["missing"]}, "missing: no such folder"),
     ],
     ids=["task", "sigma", "twice", "none", "quality", "limit", "save", "folder"],
@@ -190,20 +193,20 @@ def test_wrong_requests_are_refused(pictures, changes, message):
 def test_data_that_cannot_be_evaluated_names_itself(pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no images"):
-        evaluate([tmp_path / "empty"], "denoise", gray=True)
+        evaluate([tmp_path / "empty"], "denoise", gray=True, method=None)
     with pytest.raises(UserError, match="two data folders are called set"):
-        evaluate([pictures, pictures], "denoise", gray=True)
+        evaluate([pictures, pictures], "denoise", gray=True, method=None)
     cv2.imwrite(str(pictures / "a.bmp"), picture(40, 50))
     with pytest.raises(UserError, match="differ only in suffix"):
         evaluate([pictures], "denoise", gray=True, method=smooth, save_images=tmp_path / "out")
     cv2.imwrite(str(pictures / "a.bmp"), picture(10, 50))
     with pytest.raises(UserError, match=r"a\.bmp: 10x50 pixels"):
-        evaluate([pictures], "denoise", gray=True)
+        evaluate([pictures], "denoise", gray=True, method=None)
     data = (pictures / "a.png").read_bytes()
     (pictures / "a.bmp").unlink()
     (pictures / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"a\.png"):
-        evaluate([pictures], "denoise", gray=True)
+        evaluate([pictures], "denoise", gray=True, method=None)
 
 
 def test_a_method_that_changes_the_size_is_an_error():
@@ -214,7 +217,7 @@ def test_a_method_that_changes_the_size_is_an_error():
 def test_command_writes_table_and_json(pictures, tmp_path, capsys, monkeypatch):
     about = {"method": "vheatir", "weights": {"name": "mine", "sha256": "0" * 64}, "device": "cpu", "tile": 64}
     asked = []
-    monkeypatch.setattr(evaluation, "open_method", lambda *arguments: (asked.append(arguments), (smooth, about))[1])
+    monkeypatch.setattr(methods, "open_method", lambda *arguments: (asked.append(arguments), (smooth, about))[1])
     target = tmp_path / "deep" / "out.json"
     command = ["--task", "denoise", "--data", str(pictures), "--color", "--sigma", "15", "25.5", "--json", str(target)]
     assert evaluation.main([*command, "--weights", "mine", "--tile", "64", "--device", "cpu", "--limit", "2"]) == 0

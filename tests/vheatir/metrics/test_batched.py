@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vheatir.data.degradations import add_gaussian_noise, to_uint8
+from vheatir.data.degradations import add_gaussian_noise
+from vheatir.image_io.arrays import to_uint8
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import psnr, ssim
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip, luma_bt601, to_float, to_uint8
+from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
+from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
 from vheatir.metrics.fidelity import psnr, psnrb, scores, scores_of_degraded, ssim
 
 SHAPES = [(11, 11), (32, 48), (61, 37), (16, 9999), (11, 11, 3), (40, 40, 3), (57, 90, 3)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+import vheatir.restore.ray_workers as ray_workers
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
 from vheatir.image_io import Image, read_image, write_image
-from vheatir.restore import ray_workers
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vheatir[ray]'")
 COUNT = 24

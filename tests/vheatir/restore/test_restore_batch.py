@@ -302,12 +302,12 @@ def test_damage_behind_a_url_names_the_url_and_uploads_that_fail_leave_nothing(
 def test_ctrl_c_stops_between_tiles_and_closes_the_manifest(command, tiny, monkeypatch, capfd):
     for number in range(3):
         tiny.picture(f"in/{number}.png", (300, 300, 3))
-    from vheatir.restore import workers as batch
+    from vheatir.restore.progress import ConsoleProgress
 
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch.Report, "ended", interrupted)
+    monkeypatch.setattr(ConsoleProgress, "ended", interrupted)
     assert command("in", "-o", "out", "--tile", "64", "--workers", "2", "--manifest", "list.jsonl") == 130
     assert "interrupted" in capfd.readouterr().err
     assert len(lines("list.jsonl")) == 3 and not list(Path("out").glob(".*"))
@@ -315,9 +315,9 @@ def test_ctrl_c_stops_between_tiles_and_closes_the_manifest(command, tiny, monke
 
 
 def test_lines_of_progress_where_there_is_no_terminal(command, tiny, monkeypatch, capfd):
-    from vheatir.restore import workers as batch
+    from vheatir.restore import progress
 
-    monkeypatch.setattr(batch, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_REPORT_SECONDS", 0.0)
     for number in range(3):
         tiny.picture(f"in/{number}.png", (40, 40, 3))
     assert command("in", "-o", "out") == 0

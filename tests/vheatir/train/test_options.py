@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from vheatir.errors import UserError
-from vheatir.train.options import find_options, load_table, read_options
+from vheatir.train.options import read_options
+from vheatir.utils.recipes import find_options, load_table
 
 
 def test_numbers_with_exponents_are_numbers(recipe):

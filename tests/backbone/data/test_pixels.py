@@ -9,7 +9,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from vheatir.backbone.pixels import OfOneChannel, PictureError, as_pixels, check_decodes, read_pixels, sizes
+from vheatir.backbone.data.pixels import OfOneChannel, PictureError, as_pixels, check_decodes, read_pixels, sizes
 
 RNG = np.random.default_rng(0)
 GRAY16 = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)

@@ -1,0 +1,1 @@
+"""Images and text files, read the same way for every task."""

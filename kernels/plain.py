@@ -1,0 +1,42 @@
+"""Whether tensors hold values that kernels may read past PyTorch's dispatcher."""
+
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+_KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
+_PLAIN_KEYS = reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in _KEYS))
+
+
+def runs_plainly() -> bool:
+    """Whether operators compute values at once and nothing else.
+
+    False while a graph is traced, operators are counted or faked, `vmap` and the like transform them, or values carry
+    tangents: custom operators raise, or silently return wrong values, under these modes.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors or parameters with values of their own in memory, and `runs_plainly`.
+
+    False for None, subclasses and fakes, batches of `vmap` of both kinds, and views with a pending sign or conjugation.
+    """
+    if not runs_plainly():  # first: what traces a graph cannot look at keys
+        return False
+    for tensor in tensors:
+        if tensor is None or type(tensor) not in (Tensor, Parameter):
+            return False
+        if torch._C._dispatch_keys(tensor).raw_repr() & ~_PLAIN_KEYS:
+            return False
+    return True

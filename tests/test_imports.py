@@ -1,0 +1,130 @@
+"""The library under the commands: documented paths, functions of the commands, and no parsed arguments below them."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import vheatir
+from vheatir import cli
+from vheatir.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Documented, or used by scripts: they go on working, wherever the code stands.
+KEPT_PATHS = """
+    vheatir.image_io vheatir.image_io.read_image vheatir.weights.find vheatir.weights.load vheatir.tiling.apply_tiled
+    vheatir.hub vheatir.openmmlab vheatir.data.custom vheatir.evaluate.evaluate vheatir.evaluate.main
+    vheatir.evaluate.evaluate_image vheatir.metrics.fidelity vheatir.metrics.batched vheatir.integrations.spandrel
+    vheatir.integrations.deepinv vheatir.integrations.huggingface vheatir.integrations.openmmlab
+    vheatir.backbone.create_model vheatir.backbone.load_checkpoint vheatir.backbone.dense_backbone
+    vheatir.backbone.MetaArch vheatir.backbone.mixers vheatir.backbone.mixers.block vheatir.backbone.feature_maps
+    vheatir.backbone.analysis.cost vheatir.backbone.detection.model vheatir.backbone.detection.recipe
+    vheatir.backbone.segmentation.recipe vheatir.backbone.segmentation.upernet
+"""
+EXTRAS = {
+    "vheatir.hub": "huggingface_hub",
+    "vheatir.integrations.huggingface": "huggingface_hub",
+    "vheatir.integrations.spandrel": "spandrel",
+    "vheatir.integrations.deepinv": "deepinv",
+}
+FUNCTIONS = ("analyze", "bench", "compare", "evaluate", "export", "prepare", "restore", "train")
+
+
+def found_at(path: str) -> object:
+    """The module or the member of one at a dotted path."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("path", KEPT_PATHS.split())
+def test_documented_paths_are_there(path):
+    if path in EXTRAS:
+        pytest.importorskip(EXTRAS[path])
+    assert found_at(path).__name__.rpartition(".")[2] in (path.rpartition(".")[2], "store", "tiling")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_function_of_a_command_is_its_package_too(name):
+    package = getattr(vheatir, name)
+    function = getattr(package, name)
+    assert package is importlib.import_module(f"vheatir.{name}") and inspect.ismodule(package)
+    assert inspect.signature(package) == inspect.signature(function)
+    documented = inspect.getdoc(function)
+    for parameter in inspect.signature(function).parameters:
+        assert f"\n    {parameter}: " in documented or f"\n    **{parameter}: " in documented, parameter
+
+
+def test_a_call_of_a_package_reaches_the_function(monkeypatch):
+    calls = []
+    monkeypatch.setattr(vheatir.restore, "restore", lambda *args, **kwargs: calls.append((args, kwargs)) or "done")
+    assert vheatir.restore("in.jpg", "out.jpg", task="denoise") == "done"
+    assert calls == [(("in.jpg", "out.jpg"), {"task": "denoise"})]
+    with pytest.raises(AttributeError, match=r"'vheatir\.restore' has no attribute 'restorre'"):
+        _ = vheatir.restore.restorre
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: vheatir.restore("none.png", "out", task="denoise"), "none.png: there is no such file"),
+        (lambda: vheatir.restore("none.png", "out", task="denoise", quality=10), "--quality does not belong"),
+        (lambda: vheatir.restore("none.png", "out", task="blur"), "unknown task 'blur'"),
+        (lambda: vheatir.restore("none.png", "out", task="jpeg", engine="far"), "unknown engine 'far'"),
+        (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method=None), "none: no such folder"),
+        (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method="bm3d"), "unknown method 'bm3d'"),
+        (lambda: vheatir.prepare("none"), "none: neither a folder nor a known set"),
+        (lambda: vheatir.compare(["none.png"], task="denoise"), "how is the picture to be degraded"),
+        (lambda: vheatir.bench("attention"), "unknown benchmark 'attention'; known: hco"),
+        (lambda: vheatir.bench("hco", against="swin"), "hco is compared with published or none, not with 'swin'"),
+        (lambda: vheatir.analyze("depth"), "unknown analysis 'depth'"),
+        (lambda: vheatir.export("denoise_color_blind"), "give either a file"),
+        (lambda: vheatir.train("no_such_recipe"), "no_such_recipe: no such options file"),
+    ],
+)
+def test_functions_refuse_what_the_commands_refuse(call, message, tmp_path, monkeypatch):
+    if "train" in message or "options file" in message:
+        pytest.importorskip("basicsr")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, module", cli.COMMANDS.items())
+def test_a_command_is_a_file_or_a_package_of_its_name(name, module):
+    own = f"vheatir.{name.replace('-', '_')}"
+    assert module in (own, f"{own}.command")
+
+
+def takers_of_arguments(path: Path) -> list[str]:
+    """Functions with a parameter of parsed arguments."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(one.annotation and "Namespace" in ast.unparse(one.annotation) for one in _parameters(node))
+    ]
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+
+
+def test_parsed_arguments_stay_in_the_commands():
+    # The sessions of tasks/ hand the options of --predict to their commands.
+    waiting = {"vheatir/tasks/dense.py", "vheatir/detect.py", "vheatir/segment.py", "vheatir/train/equal_time.py"}
+    found = {
+        path.relative_to(ROOT).as_posix(): takers
+        for folder in ("vheatir", "backbone", "kernels")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "command.py" and (takers := takers_of_arguments(path))
+    }
+    assert set(found) <= waiting

@@ -1,0 +1,198 @@
+"""`vheatir.bench`: speed and memory against others, checked against float64 before anything is timed.
+
+A benchmark is a function that yields cases; a case is a name, candidates to run in turn, and the values they must give.
+`BENCHMARKS` names them; `measure_case` is the same for all: first every candidate is checked, then all are timed in
+turn within one process.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from vheatir.bench.case import Case
+from vheatir.bench.defaults import BENCHMARKS
+from vheatir.errors import UserError
+from vheatir.utils import timing
+
+# Largest error against float64 as a share of the largest value. The published formulation builds its tables in
+# float32 and computes 16-bit maps in 16 bits, so that more is allowed to it: it is there to be timed.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}
+BASELINE_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+
+
+def errors(case: Case) -> dict[str, float]:
+    """Largest error of each candidate over all its values, as a share of the largest value expected.
+
+    Raises:
+        UserError: a candidate misses its tolerance; nothing wrong is timed.
+    """
+    found = {}
+    for name, candidate in case.candidates.items():
+        limit = case.slack * (BASELINE_TOLERANCE if name == case.baseline else TOLERANCE)[case.dtype]
+        shares = {}
+        for key, value in candidate().items():
+            want = case.expected[key]
+            shares[key] = ((value.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+        worst = max(shares, key=shares.get)
+        if not shares[worst] <= limit:
+            raise UserError(
+                f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "
+                f"{limit:.3g}; nothing was timed. Please report this with the output of `vheatir info`"
+            )
+        found[name] = shares[worst]
+    return found
+
+
+def measure_case(
+    case: Case,
+    threads: int,
+    rounds: int | None,
+    clock: str = "wall",
+    turn: float = 0.0,
+    roof: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Check every candidate of a case, then time all of them in turn.
+
+    Args:
+        case: what is measured.
+        threads: CPU threads, set for torch.
+        rounds: of the case; None: as many as two seconds hold, 5 to 201.
+        clock: "wall", or "cpu" for processor time.
+        turn: least seconds of a candidate's turn; shorter calls are repeated.
+        roof: what `vheatir.utils.timing.roofline` found for these threads.
+
+    Returns:
+        One result for each candidate.
+
+    Raises:
+        UserError: a candidate misses its tolerance.
+    """
+    torch.set_num_threads(threads)
+    found = errors(case)
+    timings = timing.interleave(case.candidates, case.device, rounds=rounds, clock=clock, turn=turn)
+    baseline = timings.get(case.baseline)
+    return [
+        {
+            "case": case.name,
+            "backend": name,
+            **case.about,
+            "threads": threads,
+            "clock": clock,
+            "median_us": round(one.median_us, 1),
+            "iqr_us": round(one.iqr_us, 1),
+            "rounds": len(one.microseconds),
+            "calls": one.calls,
+            "speedup": round(one.speedup_over(baseline), 3) if baseline else None,
+            "peak_mib": round(timing.peak_mib(case.candidates[name], case.device), 2),
+            "error": float(f"{found[name]:.2e}"),
+            **_shares(case, name, one.median_us, roof or {}),
+        }
+        for name, one in timings.items()
+    ]
+
+
+def _shares(case: Case, candidate: str, microseconds: float, roof: dict[str, float]) -> dict[str, float]:
+    """Of this machine's matrix products and copies: how near a candidate comes to them, where its work is known."""
+    shares = {}
+    if flops := case.flops.get(candidate):
+        shares["gflop_s"] = round(flops / microseconds / 1e3, 1)
+        if "gemm_gflop_s" in roof:
+            shares["share_of_gemm"] = float(f"{flops / microseconds / 1e3 / roof['gemm_gflop_s']:.3g}")
+    if case.traffic and "copy_gb_s" in roof:
+        shares["share_of_copy"] = float(f"{case.traffic / microseconds / 1e3 / roof['copy_gb_s']:.3g}")
+    return shares
+
+
+def rooflines(
+    threads: Sequence[int] | None = None, device: str = "cpu", dtype: str = "float32", clock: str = "wall"
+) -> dict[int, dict[str, float]]:
+    """What the machine reaches with each number of threads, see `vheatir.utils.timing.roofline`.
+
+    Args:
+        threads: CPU threads, each in turn; those of torch by default.
+        device: where it is measured.
+        dtype: of the matrix products on a GPU; those on a CPU are float32.
+        clock: "wall" or "cpu".
+    """
+    before, found = torch.get_num_threads(), {}
+    narrow = torch.float32 if device == "cpu" else getattr(torch, dtype)
+    try:
+        for count in threads or [before]:
+            torch.set_num_threads(count)
+            found[count] = timing.roofline(torch.device(device), narrow, clock)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def bench(  # long function: most of it says what its arguments mean
+    benchmark: str,
+    *,
+    against: str | None = None,
+    threads: Sequence[int] | None = None,
+    dtype: Sequence[str] = ("float32",),
+    device: str = "cpu",
+    rounds: int | None = None,
+    turn_ms: float = 5.0,
+    clock: str = "wall",
+    roofs: dict[int, dict[str, float]] | None = None,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Measure the speed, memory and error of a part of the project beside what it is compared with.
+
+    `vheatir bench` runs in a process whose C library keeps its heap (`KEPT_HEAP` of `vheatir.bench.command`); called
+    from Python, set these variables before the process starts for times that compare with its.
+
+    Args:
+        benchmark: "hco", "block", "model" or "restore".
+        against: what it is compared with, see `BENCHMARKS`; "none" for nothing.
+        threads: CPU threads, each in turn; those of torch by default.
+        dtype: names of torch's types; for networks by autocast.
+        device: cpu, cuda, cuda:1, ...
+        rounds: of each case; by default what two seconds hold, 5 to 201.
+        turn_ms: least milliseconds of a candidate's turn; shorter calls are repeated; 0: one call.
+        clock: "wall", or "cpu" for processor time, for one thread.
+        roofs: what `rooflines` found, for the shares of it in the results.
+        on_result: called with each result when it is there.
+        **options: of the benchmark: see `vheatir.bench.operator.hco`, `vheatir.bench.operator.block`,
+            `vheatir.bench.classifier.model`, `vheatir.bench.restoration.restore`.
+
+    Returns:
+        One result for each case, number of threads and candidate.
+
+    Raises:
+        UserError: an unknown benchmark, a missing device, or a candidate that misses its tolerance.
+    """
+    if benchmark not in BENCHMARKS:
+        raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    if clock == "cpu" and device != "cpu":
+        raise UserError(f"--clock cpu measures a processor, not --device {device}; leave it out")
+    check_device(device)
+    module, _, rivals = BENCHMARKS[benchmark]
+    against = rivals[0] if against is None else against
+    if against not in rivals:
+        raise UserError(f"{benchmark} is compared with {' or '.join(rivals)}, not with {against!r}")
+    if benchmark in ("model", "restore"):
+        options["against"] = against
+    before, results = torch.get_num_threads(), []
+    try:
+        for case in getattr(importlib.import_module(module), benchmark)(dtype=dtype, device=device, **options):
+            if against == "none":
+                case.candidates.pop(case.baseline, None)
+            for count in threads or [before]:
+                for result in measure_case(case, count, rounds, clock, turn_ms / 1e3, (roofs or {}).get(count)):
+                    results.append(result)
+                    if on_result is not None:
+                        on_result(result)
+    finally:
+        torch.set_num_threads(before)
+    return results
+
+
+def check_device(device: str) -> None:
+    """UserError where torch sees no such device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; try --device cpu")

@@ -1,0 +1,160 @@
+"""`vheatir.evaluate`: PSNR, SSIM and PSNR-B on folders of clean images, by the protocol of the published tables."""
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from vheatir.data.sources import ImageSource
+from vheatir.errors import UserError
+from vheatir.evaluate.methods import open_method
+from vheatir.evaluate.protocol import (
+    LEVEL_NAMES,
+    LEVELS,
+    ExtraMetrics,
+    Method,
+    evaluate_image,
+    mean_scores,
+    read_clean,
+)
+from vheatir.image_io.write import save_png
+from vheatir.metrics.fidelity import WINDOW
+from vheatir.metrics.perceptual import Perceptual
+
+
+def evaluate(  # long function: most of it says what its arguments mean
+    data: Sequence[str | Path],
+    task: str,
+    levels: Sequence[float] | None = None,
+    *,
+    gray: bool,
+    method: Method | str | None = "vheatir",
+    weights: str | Path | None = None,
+    device: str | None = None,
+    tile: int | None = None,
+    metrics: Sequence[str] | ExtraMetrics = (),
+    save_images: str | Path | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Degrade the clean images of folders, restore them, and measure both.
+
+    Args:
+        data: folders of clean images, searched recursively.
+        task: "denoise" (levels are sigma on the 0-255 scale) or "jpeg" (levels are qualities).
+        levels: None takes those of the published tables.
+        gray: the gray protocol instead of the color one.
+        method: "vheatir", our network; "nlm", non-local means; a function of (degraded float image, level) that returns
+            the restored float image in [0, 1]; None measures the degraded input only.
+        weights: shipped name or .safetensors file for "vheatir"; the task's own by default.
+        device: torch device for "vheatir" and the metrics; by default CUDA where there is one, the CPU for metrics.
+        tile: side in pixels of the tiles in which "vheatir" restores; 0: whole images; chosen by default.
+        metrics: beside PSNR, SSIM and PSNR-B: names of `vheatir.metrics.perceptual.NAMES`, or a function of
+            (uint8 image, clean uint8 image) that returns metrics by name.
+        save_images: restored images go to this folder as data/levelname+level/name.png.
+        limit: use only the first images of each folder.
+        progress: show a progress line on a terminal.
+
+    Returns:
+        One result for each folder and each level, in that order: {"data", "task", "color", "level", "images", "input",
+        "restored", "per_image"}; metrics are by name, and "restored" is None where nothing restores.
+
+    Raises:
+        UserError: a folder, level, method or weights that cannot be used.
+    """
+    levels = checked_levels(task, levels)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1 image, got {limit}")
+    if save_images is not None and method is None:
+        raise UserError(
+            "nothing is restored, so there are no images to save; choose weights or leave --save-images out"
+        )
+    if isinstance(method, str):
+        method, _ = open_method(method, task, gray, weights, device, tile)
+    extra_metrics = metrics if callable(metrics) else Perceptual(metrics, device or "cpu") if metrics else None
+    sources = _open_sources(data, check_stems=save_images is not None)
+    total = sum(len(source.keys[:limit]) for source in sources.values()) * len(levels)
+    results = []
+    with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:
+        for name, source in sources.items():
+            for level in levels:
+                bar.set_description(f"{name} {LEVEL_NAMES[task]} {level:g}")
+                folder = Path(save_images, name, f"{LEVEL_NAMES[task]}{level:g}") if save_images is not None else None
+                records = []
+                for key in source.keys[:limit]:
+                    records.append(_evaluate_file(source, key, task, level, gray, method, folder, extra_metrics))
+                    bar.update()
+                results.append(_summary(name, task, gray, level, records))
+    return results
+
+
+def checked_levels(task: str, levels: Sequence[float] | None) -> list[float]:
+    """The levels of an evaluation, those of the published tables for None; UserError for others than a task takes."""
+    if task not in LEVELS:
+        raise UserError(f"unknown task {task!r}; known: {', '.join(LEVELS)}")
+    levels = list(LEVELS[task] if levels is None else levels)
+    for level in levels:
+        if task == "jpeg" and not 1 <= operator.index(level) <= 100:
+            raise UserError(f"quality {level}: expected integers from 1 to 100")
+        if task == "denoise" and not 0 <= level < math.inf:
+            raise UserError(f"sigma {level}: expected numbers >= 0 on the 0-255 scale")
+    if not levels or len(set(levels)) < len(levels):
+        raise UserError(f"levels {levels}: expected at least one, each only once")
+    return [int(level) if level == int(level) else float(level) for level in levels]
+
+
+def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, ImageSource]:
+    sources: dict[str, ImageSource] = {}
+    for folder in data:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise UserError(f"{folder}: no such folder, expected one with clean images; check --data")
+        name = path.resolve().name
+        if name in sources:
+            raise UserError(f"two data folders are called {name}; evaluate them in two runs")
+        sources[name] = ImageSource(path, backend="disk")
+        if check_stems:
+            sources[name].by_stem()  # refuses two files that would be saved under one name
+    return sources
+
+
+def _evaluate_file(
+    source: ImageSource,
+    key: str,
+    task: str,
+    level: float,
+    gray: bool,
+    method: Method | None,
+    folder: Path | None,
+    extra_metrics: ExtraMetrics | None,
+) -> dict[str, Any]:
+    clean = read_clean(source, key, task, gray)
+    if min(clean.shape[:2]) < WINDOW:
+        raise UserError(
+            f"{source.describe(key)}: {clean.shape[0]}x{clean.shape[1]} pixels; SSIM needs 11x11, remove it"
+        )
+    try:
+        record, restored = evaluate_image(clean, task, level, method, extra_metrics)
+    except ValueError as error:
+        raise UserError(f"{source.describe(key)}: {error}") from error
+    if folder is not None and restored is not None:
+        save_png(folder / PurePosixPath(key).with_suffix(".png"), restored)
+    return {"image": key, "height": clean.shape[0], "width": clean.shape[1], **record}
+
+
+def _summary(name: str, task: str, gray: bool, level: float, records: list[dict[str, Any]]) -> dict[str, Any]:
+    restored = [record["restored"] for record in records if record["restored"] is not None]
+    return {
+        "data": name,
+        "task": task,
+        "color": "gray" if gray else "color",
+        "level": level,
+        "images": len(records),
+        "input": mean_scores([record["input"] for record in records]),
+        "restored": mean_scores(restored) if restored else None,
+        "per_image": records,
+    }

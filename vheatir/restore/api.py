@@ -1,0 +1,214 @@
+"""`vheatir.restore`: images through a network, one or many, from files into files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import vheatir.restore.locations as locations
+from vheatir.errors import UserError
+from vheatir.image_io import FORMATS, MAX_PIXELS
+from vheatir.restore.defaults import MAX_LEVEL, MOST_WORKERS, TASKS
+from vheatir.restore.jobs import Job, plan_file, plan_jobs
+from vheatir.restore.locations import Location
+from vheatir.restore.manifest import Manifest
+from vheatir.restore.one_file import FileOptions, Outcome
+from vheatir.restore.progress import Progress
+from vheatir.restore.ray_workers import run_on_ray
+from vheatir.restore.restorer import RestorerSettings
+from vheatir.restore.workers import run
+
+
+class Restored(NamedTuple):
+    """A file, where its result is, and what became of it."""
+
+    source: Location
+    target: Location
+    outcome: Outcome
+
+
+def restore(  # long function: most of it says what its arguments mean
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    task: str,
+    weights: str | Path | None = None,
+    sigma: float | None = None,
+    quality: float | None = None,
+    strength: float = 1.0,
+    ensemble: bool = False,
+    device: str | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    max_megapixels: float = MAX_PIXELS / 1e6,
+    workers: int | None = None,
+    engine: str = "local",
+    manifest: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Restored]:
+    """Denoise image files, or remove the artifacts of JPEG compression.
+
+    Bit depth, alpha, color profile and EXIF are kept. Outputs are whole or not there. `Restorer` does the same for
+    arrays.
+
+    Args:
+        inputs: one or several files, folders, globs or fsspec URLs.
+        output: folder for the results, made where it does not exist; a file goes to output/name, a folder's content to
+            output/path-below-that-folder. For a single file also the file to write, when its name ends like an image's
+            and no such folder exists; the format is that of the name.
+        task: "denoise" (Gaussian noise) or "jpeg".
+        weights: shipped name or safetensors file; the task's own by default.
+        sigma: noise level (0-255) instead of the estimated one, for weights that take a level.
+        quality: JPEG quality (0-100) instead of the one read from the file or estimated, likewise.
+        strength: result = input + strength * (restored - input), from 0 (the input) to 1.
+        ensemble: mean over eight flips and rotations: better, eight times slower.
+        device: torch device; a GPU when there is one by default.
+        tile: side of the tiles in pixels; 0: the whole image; by the image's size and the free memory by default.
+        overlap: pixels that neighboring tiles share.
+        max_megapixels: refuse images that claim to be larger.
+        workers: files in work at the same time; by default one per core, at most 4.
+        engine: "local", or "ray" for the machines of a Ray cluster.
+        manifest: JSON lines in which every input stands once, with what became of it.
+        overwrite: replace outputs that exist; without it they stay and their inputs are not read.
+        progress: hears what happens, such as `vheatir.restore.progress.ConsoleProgress`.
+
+    Returns:
+        Every file with its target and outcome, in the order of the inputs. The status of an outcome is "done", "kept"
+        or "failed"; what is wrong with one file does not stop the others.
+
+    Raises:
+        UserError: nothing was begun because of an argument; or, where `output` names a file, that file failed.
+    """
+    progress = progress or Progress()
+    options = _file_options(task, sigma, quality, max_megapixels)
+    settings = RestorerSettings(
+        task=task,
+        weights=None if weights is None else str(weights),
+        device=device,
+        tile=tile,
+        overlap=overlap,
+        strength=strength,
+        ensemble=ensemble,
+    )
+    machines = _Machines(engine, workers, overwrite)
+    machines.check()
+    plan = _plan(inputs, output, overwrite)
+    if plan.kept:
+        progress.note(f"{len(plan.kept)} existing outputs stay as they are (--overwrite replaces them)")
+    found = {}
+    if plan.todo or manifest is not None:
+        found = _run(plan, settings, options, machines, manifest, progress)
+    results = [Restored(*job, found.get(job, Outcome("kept"))) for job in plan.jobs]
+    if plan.as_file and results[0].outcome.status == "failed":
+        raise UserError(results[0].outcome.message)
+    return results
+
+
+@dataclass(frozen=True)
+class _Machines:
+    """Where the work is done, and by how many workers."""
+
+    engine: str
+    workers: int | None
+    overwrite: bool
+
+    def check(self) -> None:
+        if self.engine not in ("local", "ray"):
+            raise UserError(f"unknown engine {self.engine!r}; known: local, ray")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers must be at least 1, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All jobs, those to do, those whose outputs exist and stay, and where outputs go."""
+
+    jobs: list[Job]
+    todo: list[Job]
+    kept: list[Job]
+    out: Location
+    as_file: bool
+
+
+def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwrite: bool) -> _Plan:
+    as_file = isinstance(inputs, str | Path) and _is_one_file(inputs) and _names_a_file(output)
+    if as_file:
+        jobs = [plan_file(inputs, output)]
+        target = jobs[0].target
+        out = target.parent if isinstance(target, Path) else target
+        existing = {target} if target.exists() else set()
+    else:
+        jobs = plan_jobs([inputs] if isinstance(inputs, str | Path) else inputs, output)
+        out = locations.location(output)
+        existing = set() if overwrite else locations.existing([job.target for job in jobs], out)
+    if overwrite:
+        existing = set()
+    todo = [job for job in jobs if job.target not in existing]
+    kept = [job for job in jobs if job.target in existing]
+    return _Plan(jobs, todo, kept, out, as_file)
+
+
+def _is_one_file(source: str | Path) -> bool:
+    where = locations.location(source)
+    if isinstance(where, Path):
+        return where.is_file()
+    file_system, path = where.open()
+    return file_system.isfile(path)
+
+
+def _names_a_file(output: str | Path) -> bool:
+    where = locations.location(output)
+    return where.suffix.lower() in FORMATS and not (isinstance(where, Path) and where.is_dir())
+
+
+def _file_options(task: str, sigma: float | None, quality: float | None, max_megapixels: float) -> FileOptions:
+    if task not in TASKS:
+        raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    if task == "denoise":
+        level, other, other_name = sigma, quality, "--quality"
+    else:
+        level, other, other_name = quality, sigma, "--sigma"
+    if other is not None:
+        raise UserError(f"{other_name} does not belong to the task {task}; leave it out")
+    if level is not None and not 0 <= level <= MAX_LEVEL[task]:
+        raise UserError(f"the level must lie between 0 and {MAX_LEVEL[task]:g}, got {level:g}")
+    if not max_megapixels > 0:
+        raise UserError(f"--max-megapixels must be above 0, got {max_megapixels}")
+    return FileOptions(level=level, max_pixels=round(min(max_megapixels, 1e9) * 1e6))
+
+
+def _run(
+    plan: _Plan,
+    settings: RestorerSettings,
+    options: FileOptions,
+    machines: _Machines,
+    manifest: str | Path | None,
+    progress: Progress,
+) -> dict[Job, Outcome]:
+    """The outcomes of the jobs to do."""
+    restorer = settings.restorer() if plan.todo else None  # with Ray too: what is wrong shows before anything starts
+    if restorer is not None and options.level is not None and not restorer.takes_level:
+        progress.note("note: these weights are blind: --sigma and --quality have no effect on them")
+    if isinstance(plan.out, Path):
+        locations.make_folder(plan.out)
+    listed = None if manifest is None else Manifest(Path(manifest), plan.jobs, plan.kept)
+    try:
+        if restorer is None:
+            return {}
+        progress.begin(plan.todo)
+        try:
+            how = {"progress": progress, "manifest": listed}
+            if machines.engine == "ray":
+                overwrite = machines.overwrite
+                found = run_on_ray(settings, plan.todo, options, workers=machines.workers, overwrite=overwrite, **how)
+            else:
+                workers = machines.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+                found = run(restorer, plan.todo, options, workers=workers, **how)
+        finally:
+            progress.end()
+        return dict(zip(plan.todo, found, strict=True))
+    finally:
+        if listed is not None:
+            listed.close()

@@ -1,0 +1,5 @@
+"""Tasks and defaults of `vheatir restore`, which the command line reads without loading torch."""
+
+TASKS = ("denoise", "jpeg")
+MAX_LEVEL = {"denoise": 255.0, "jpeg": 100.0}  # sigma on the 0-255 scale; libjpeg quality
+MOST_WORKERS = 4  # by default; each holds an image, and the network works for one at a time
