@@ -23,7 +23,8 @@ def _stored_classes(weights: str) -> tuple[str, ...] | None:
 class DetectSession(DenseSession):
     """A detection recipe. The classes are those of the weights, of the recipe or of the data, in this order."""
 
-    command, task_name = "detect", "detection"
+    command = "detect"
+    task_name = "detection"
     sections = ("backbone", "data", "detector", "augment", "train", "val", "path", "logger")
     needs = (*DenseSession.needs, "pycocotools")
     classes: tuple[str, ...] | None
@@ -79,7 +80,8 @@ class DetectSession(DenseSession):
         import torch
 
         image = torch.rand(3, *size, device=self.device)
-        self.model.transform.min_size, self.model.transform.max_size = (min(size),), max(size)
+        self.model.transform.min_size = (min(size),)
+        self.model.transform.max_size = max(size)
         return lambda: self.model([image])
 
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:

@@ -27,7 +27,8 @@ SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
 class PretrainSession(TaskSession):
     """What training, evaluation and measuring of a classification recipe share."""
 
-    command, task_name = "pretrain", "classification"
+    command = "pretrain"
+    task_name = "classification"
 
     def __init__(self, path: Path, options: dict[str, Any], processes: Processes):
         import torch
@@ -35,7 +36,8 @@ class PretrainSession(TaskSession):
         from vheatir.backbone.classification import task as classify
         from vheatir.backbone.classification.recipe import read_recipe
 
-        self.options, self.classify = options, classify
+        self.options = options
+        self.classify = classify
         with as_user_error(str(path)):
             super().__init__(path, read_recipe(options), processes)
         torch.manual_seed(self.recipe.manual_seed)
@@ -105,7 +107,8 @@ def measure(session: PretrainSession) -> dict[str, Any]:
     """Images per second of the merged form on the first batch of the evaluation set."""
     from vheatir.backbone.training.batches import checked
 
-    val, task = session.recipe.val, session.task()
+    val = session.recipe.val
+    task = session.task()
     with as_user_error(str(session.path)):
         images = next(checked(task.loader()))[0].to(session.device)
     passes = (val.throughput_warmup, val.throughput_passes)

@@ -11,7 +11,8 @@ from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_
 class SegmentSession(DenseSession):
     """A segmentation recipe."""
 
-    command, task_name = "segment", "segmentation"
+    command = "segment"
+    task_name = "segmentation"
     sections = ("backbone", "data", "head", "augment", "train", "val", "path", "logger")
 
     @staticmethod

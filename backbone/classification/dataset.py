@@ -24,7 +24,9 @@ class Samples(Dataset):
     """
 
     def __init__(self, reader: Reader, transform: Callable[[Image.Image], Tensor], num_classes: int):
-        self.reader, self.transform, self.num_classes = reader, transform, num_classes
+        self.reader = reader
+        self.transform = transform
+        self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self.reader)

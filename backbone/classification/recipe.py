@@ -146,7 +146,9 @@ def read_recipe(options: Mapping) -> Recipe:
 
 
 def _check_together(recipe: Recipe) -> None:
-    data, augment, train = recipe.data, recipe.augment, recipe.train
+    data = recipe.data
+    augment = recipe.augment
+    train = recipe.train
     if data.reader not in READERS and "/" not in data.reader:
         raise ValueError(
             f"data.reader must be one of {', '.join(READERS)}, or a reader of timm with a prefix such as hfds/NAME, "

@@ -44,7 +44,8 @@ def build_model(recipe: Recipe) -> nn.Module:
         ValueError: an unknown name or argument.
     """
     arguments = dict(recipe.model)
-    name, checkpointing = arguments.pop("name"), arguments.pop("grad_checkpointing", False)
+    name = arguments.pop("name")
+    checkpointing = arguments.pop("grad_checkpointing", False)
     try:
         model = create_model(name, **arguments)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -123,7 +124,8 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
 
 def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> EpochPlan:
     """The order of the training images."""
-    data, train = recipe.data, recipe.train
+    data = recipe.data
+    train = recipe.train
     parted = data.cache == "part"
     how = {"seed": recipe.manual_seed, "repeats": recipe.augment.repeats, "parted": parted}
     return EpochPlan(size, data.batch_size, train.accumulate, rank, world, **how)
@@ -209,7 +211,8 @@ class Classification(DatasetTask):
         device: of the network.
     """
 
-    best, weights_key = "top1", "path.finetune"
+    best = "top1"
+    weights_key = "path.finetune"
 
     def __init__(
         self,
@@ -221,7 +224,8 @@ class Classification(DatasetTask):
     ):
         super().__init__(processes, device)
         augment = recipe.augment
-        self.recipe, self.samples = recipe, samples
+        self.recipe = recipe
+        self.samples = samples
         self.mix = None
         if augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None:
             self.mix = Mixup(
@@ -250,8 +254,10 @@ class Classification(DatasetTask):
     def loader(self) -> Iterable:
         """This process's part of the evaluation set."""
         if self._loader is None:
-            data, batch = self.recipe.data, self.recipe.data.val_batch_size or self.recipe.data.batch_size
-            where, pin = (self.processes.rank, self.processes.world), self.device.type == "cuda"
+            data = self.recipe.data
+            batch = self.recipe.data.val_batch_size or self.recipe.data.batch_size
+            where = (self.processes.rank, self.processes.world)
+            pin = self.device.type == "cuda"
             self._loader = val_loader(self.samples, batch, *where, data.workers, pin)
         return self._loader
 
@@ -278,7 +284,8 @@ class Classification(DatasetTask):
 def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) -> Tensor:
     """Sums over a batch: right at first place, among the first five, loss, images."""
     if subset is None:
-        log_p, accepted = scores.log_softmax(1), F.one_hot(targets, scores.shape[1]).bool()
+        log_p = scores.log_softmax(1)
+        accepted = F.one_hot(targets, scores.shape[1]).bool()
     else:
         log_p, accepted = subset.score(scores, targets)
     ranked = log_p.topk(min(5, log_p.shape[1]), 1).indices

@@ -91,7 +91,9 @@ def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
 
 def make_until(recipe: Any, plan: EpochPlan) -> Epochs:
     """The length of a run; one counted in steps is one of so many evaluations."""
-    train, every, save_every = recipe.train, recipe.val.every, recipe.logger.save_freq
+    train = recipe.train
+    every = recipe.val.every
+    save_every = recipe.logger.save_freq
     if train.epochs is not None:
         return Epochs(train.epochs, plan.steps_per_epoch, every, save_every)
     return Epochs(train.steps // every, every, save_every=save_every, period="evaluation")

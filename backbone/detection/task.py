@@ -26,14 +26,18 @@ class Detection(DatasetTask):
         device: of the network.
     """
 
-    best, weights_key = "box_ap", "path.pretrained"
+    best = "box_ap"
+    weights_key = "path.pretrained"
 
     def __init__(self, catalogue: Catalogue, masks: bool, workers: int, processes: Processes, device: torch.device):
         super().__init__(processes, device)
         if not any(record.things for record in catalogue.records):
             raise ValueError("the evaluation set has no objects; name another one in data.val")
-        self.catalogue, self.masks, self.workers = catalogue, masks, workers
-        self.truth, self.samples = catalogue.as_coco(), Pictures(catalogue.records, masks)
+        self.catalogue = catalogue
+        self.masks = masks
+        self.workers = workers
+        self.truth = catalogue.as_coco()
+        self.samples = Pictures(catalogue.records, masks)
 
     def loss(self, model: nn.Module, batch: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each by name: classes, boxes, masks, objectness and proposals."""
@@ -47,7 +51,8 @@ class Detection(DatasetTask):
 
     def detect(self, model: nn.Module) -> list[dict]:
         """COCO's result entries of this process's part."""
-        device, results = self.device, []
+        device = self.device
+        results = []
         hidden = None if self.processes.writes else True
         with frozen(model), torch.no_grad():
             for images, targets in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):

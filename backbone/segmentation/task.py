@@ -31,7 +31,8 @@ def _starts(length: int, crop: int, stride: int) -> list[int]:
 def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Tensor:
     """Scores (1, K, H, W) of an image (1, 3, H, W): the mean over all windows that a pixel is in."""
     height, width = image.shape[2:]
-    total, count = None, image.new_zeros(1, 1, height, width)
+    total = None
+    count = image.new_zeros(1, 1, height, width)
     for top in _starts(height, crop, stride):
         for left in _starts(width, crop, stride):
             part = (..., slice(top, top + crop), slice(left, left + crop))
@@ -48,7 +49,8 @@ def predict(model: nn.Module, image: Tensor, val: Val, tta: bool = False) -> Ten
     The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
     `tta` the mean over `val.ratios`, each mirrored too with `val.flip`.
     """
-    size, total = image.shape[1:], 0.0
+    size = image.shape[1:]
+    total = 0.0
     ratios, flips = (val.ratios, (False, True)[: 1 + val.flip]) if tta else ((1.0,), (False,))
     for ratio in ratios:
         small = list(scaled_size(*size, [side * ratio for side in val.scale]))
@@ -76,8 +78,11 @@ def segmentation_scores(counts: Tensor) -> dict[str, float]:
     predictions do not count; `majority_miou` is the figure of predicting the most frequent class everywhere.
     """
     counts = counts.double().cpu()
-    right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    union, present = labelled + predicted - right, labelled > 0
+    right = counts.diagonal()
+    labelled = counts.sum(1)
+    predicted = counts.sum(0)
+    union = labelled + predicted - right
+    present = labelled > 0
     iou = right[union > 0] / union[union > 0]
     return {
         "miou": 100 * iou.mean().item(),
@@ -105,7 +110,8 @@ class Segmentation(DatasetTask):
         tta: evaluate with views of several sizes.
     """
 
-    best, weights_key = "miou", "path.pretrained"
+    best = "miou"
+    weights_key = "path.pretrained"
 
     def __init__(
         self,
@@ -116,7 +122,9 @@ class Segmentation(DatasetTask):
         tta: bool = False,
     ):
         super().__init__(processes, device)
-        self.recipe, self.samples, self.tta = recipe, samples, tta
+        self.recipe = recipe
+        self.samples = samples
+        self.tta = tta
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each head's; the share in percent of right pixels."""
@@ -137,7 +145,8 @@ class Segmentation(DatasetTask):
 
     def count(self, model: nn.Module) -> Tensor:
         """Confusion matrix over the evaluation set."""
-        device, classes = self.device, self.recipe.data.num_classes
+        device = self.device
+        classes = self.recipe.data.num_classes
         counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         hidden = None if self.processes.writes else True
         with frozen(model), torch.no_grad():

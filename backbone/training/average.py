@@ -35,7 +35,9 @@ class Average:
         average_buffers: bool = False,
         network_average: nn.Module | None = None,
     ):
-        self.decay, self.young, self.average_buffers = decay, young, average_buffers
+        self.decay = decay
+        self.young = young
+        self.average_buffers = average_buffers
         self.network = copy.deepcopy(network) if network_average is None else network_average
         self.network.eval()
 
@@ -50,7 +52,8 @@ class Average:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Take the weights after a step, counted from 1, into the average."""
-        kept, new = list(self.network.parameters()), list(network.parameters())
+        kept = list(self.network.parameters())
+        new = list(network.parameters())
         copied = []
         for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
             if self.average_buffers and own.is_floating_point():

@@ -121,13 +121,17 @@ class StepSampler(Sampler):
     """Batches of (index, seed of the sample) for this process, from step `start` to `stop`, through all epochs."""
 
     def __init__(self, plan: EpochPlan, start: int, stop: int):
-        self.plan, self.start, self.stop = plan, start, stop
+        self.plan = plan
+        self.start = start
+        self.stop = stop
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.plan.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan, epoch, order = self.plan, -1, None
+        plan = self.plan
+        epoch = -1
+        order = None
         for step in range(self.start, self.stop):
             if step // plan.steps_per_epoch != epoch:
                 epoch = step // plan.steps_per_epoch

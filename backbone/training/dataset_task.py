@@ -21,7 +21,8 @@ class DatasetTask(Task):
     """
 
     def __init__(self, processes: Processes, device: torch.device):
-        self.processes, self.device = processes, device
+        self.processes = processes
+        self.device = device
 
     def learn_from(
         self, samples: Any, plan: EpochPlan, stop: int, set_rates: Callable[[int], None], workers: int
@@ -35,8 +36,12 @@ class DatasetTask(Task):
             set_rates: sets the learning rates of a step, counted from 0.
             workers: loader processes of each process.
         """
-        self.training_set, self.plan, self.stop, self.workers = samples, plan, stop, workers
-        self.batches_per_step, self._set_rates = plan.accumulate, set_rates
+        self.training_set = samples
+        self.plan = plan
+        self.stop = stop
+        self.workers = workers
+        self.batches_per_step = plan.accumulate
+        self._set_rates = set_rates
 
     def batches(self, step: int) -> Iterable:
         pin = self.device.type == "cuda"

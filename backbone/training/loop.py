@@ -57,9 +57,14 @@ class Loop:
     """
 
     def __init__(self, task: Task, update: Update, until: Until, settings: LoopSettings, journal: Journal | None):
-        self.task, self.update, self.until = task, update, until
-        self.settings, self.journal, self.processes = settings, journal, update.processes
-        self.step, self.best = 0, {}
+        self.task = task
+        self.update = update
+        self.until = until
+        self.settings = settings
+        self.journal = journal
+        self.processes = update.processes
+        self.step = 0
+        self.best = {}
         self.window: dict[str, list[Any]] = {}  # sums and counts since the last line of the log
         self.last: dict[str, float] = {}  # scores of the last evaluation
         self._unit = {"iteration": "it"}.get(until.unit, until.unit)
@@ -95,12 +100,15 @@ class Loop:
             ) from error
         self.until.load_state(state["until"])
         self.step = self.task.resume_at(state["iteration"], state["position"])
-        self.best, self.window = state["best"], state["window"]
+        self.best = state["best"]
+        self.window = state["window"]
 
     def run(self) -> bool:
         """Train to the end; False when a signal stopped it, after a checkpoint."""
-        until, settings = self.until, self.settings
-        started, first = time.perf_counter(), self.step
+        until = self.until
+        settings = self.settings
+        started = time.perf_counter()
+        first = self.step
         self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
         with stop_on_signal() as stop, self._bar() as bar:
             source = iter(self.task.batches(self.step))
@@ -122,7 +130,8 @@ class Loop:
         return True
 
     def _bar(self) -> tqdm:
-        until, silent = self.until, None if self.journal is not None else True  # None: where stderr is no terminal
+        until = self.until
+        silent = None if self.journal is not None else True  # None: where stderr is no terminal
         first = until.position(self.step)
         return tqdm(
             total=until.total,
@@ -202,7 +211,8 @@ class Loop:
         return dict(zip(self.window, means, strict=True))
 
     def _log(self, bar: tqdm, seconds: float) -> None:
-        means, further = self._means(), self.processes.gather(self.task.last_scores())
+        means = self._means()
+        further = self.processes.gather(self.task.last_scores())
         self.window = {}
         means |= {name: sum(part[name] for part in further) / len(further) for name in further[0]}
         total = means.get(self.task.total or "", 0.0)
@@ -218,7 +228,8 @@ class Loop:
         text = " ".join(f"{name} {value}" for name, value in shown.items())
         bar.set_postfix_str(text)
         if bar.disable:
-            position, total = self.until.position(self.step), self.until.total
+            position = self.until.position(self.step)
+            total = self.until.total
             left = timedelta(seconds=round(seconds * (total - position)))
             self.journal.info(f"{position}/{total} {text} {seconds:.3g} s/{self._unit}, {left} left")
 
@@ -227,7 +238,8 @@ class Loop:
         self.update.share_buffers()
         average = self.update.average
         networks = self.task.networks(self.update.bare, None if average is None else average.network)
-        self.last, is_best = {}, False
+        self.last = {}
+        is_best = False
         for ending, network in networks.items():
             scores = self.task.evaluate(network)
             if not scores:
@@ -243,7 +255,8 @@ class Loop:
         return is_best
 
     def _keep_if_best(self, name: str, network: nn.Module, value: float | None) -> bool:
-        former, sign = self.best.get(name), -1 if self.task.lower_is_better else 1
+        former = self.best.get(name)
+        sign = -1 if self.task.lower_is_better else 1
         # against NaN, no later score would be the better one
         if value is None or not math.isfinite(value) or (former and sign * value <= sign * former["value"]):
             return False

@@ -74,7 +74,8 @@ class Processes:
         """
         if self.world == 1:
             return work()
-        error, value = None, None
+        error = None
+        value = None
         try:
             value = work()
         except Exception as caught:
@@ -146,7 +147,8 @@ class Processes:
         """
         # Those of depthwise kernels, of which one axis has length 1 and so any stride.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        wrapper, on_gpu = nn.parallel.DistributedDataParallel, next(network.parameters()).is_cuda
+        wrapper = nn.parallel.DistributedDataParallel
+        on_gpu = next(network.parameters()).is_cuda
         is_new = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # torch 2.15
         return wrapper(
             network,
@@ -241,7 +243,8 @@ def place(launcher: str | None) -> Processes:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         how = "torchrun --nproc_per_node=N -m vheatir.train -opt FILE --launcher pytorch"
         return Processes(*_integers(launcher, names, how))
-    names, how = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "srun python -m vheatir.train -opt FILE"
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    how = "srun python -m vheatir.train -opt FILE"
     rank, world, local_rank = _integers(launcher, names, how)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local_rank))
     if "MASTER_ADDR" not in os.environ:

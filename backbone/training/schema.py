@@ -131,7 +131,8 @@ def fill(kind: type, table: Mapping, where: str = "") -> Any:
     Raises:
         ValueError: an unknown key, a wrong type, a broken rule, or a key that is missing; named as section.key.
     """
-    hints, values = get_type_hints(kind, include_extras=True), {}
+    hints = get_type_hints(kind, include_extras=True)
+    values = {}
     for key, value in table.items():
         if key not in hints:
             raise ValueError(f"unknown key {where}{key}; {_known(key, list(hints))}")

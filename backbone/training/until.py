@@ -128,7 +128,9 @@ class TrainingClock:
     """
 
     def __init__(self, device: torch.device, used: float = 0.0, wall: float = 0.0):
-        self.used, self.wall, self._cuda = used, wall, device.type == "cuda"
+        self.used = used
+        self.wall = wall
+        self._cuda = device.type == "cuda"
 
     def _now(self) -> tuple[float, float]:
         if self._cuda:
@@ -152,7 +154,10 @@ class Seconds:
     unit = "s"
 
     def __init__(self, seconds: float, evaluate_every: float, clock: TrainingClock):
-        self.seconds, self.evaluate_every, self.clock, self.evaluated = seconds, evaluate_every, clock, 0
+        self.seconds = seconds
+        self.evaluate_every = evaluate_every
+        self.clock = clock
+        self.evaluated = 0
 
     @property
     def total(self) -> int:
@@ -185,4 +190,6 @@ class Seconds:
         return {"used_s": self.clock.used, "wall_s": self.clock.wall, "evaluated": self.evaluated}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.clock.used, self.clock.wall, self.evaluated = state["used_s"], state["wall_s"], state["evaluated"]
+        self.clock.used = state["used_s"]
+        self.clock.wall = state["wall_s"]
+        self.evaluated = state["evaluated"]

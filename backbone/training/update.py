@@ -56,13 +56,21 @@ class Update:
         section: str = "train",
         schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
     ):
-        self.bare, self.optimizer, self.average = network, optimizer, average
+        self.bare = network
+        self.optimizer = optimizer
+        self.average = average
         self.device = next(network.parameters()).device
-        self.dtype, self.grad_clip = dtype, grad_clip
-        self.section, self.schedulers = section, schedulers
-        self.check_each, self.mean_statistics, self.unit = check_each, mean_statistics, unit
+        self.dtype = dtype
+        self.grad_clip = grad_clip
+        self.section = section
+        self.schedulers = schedulers
+        self.check_each = check_each
+        self.mean_statistics = mean_statistics
+        self.unit = unit
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
-        self.processes, self.find_unused, self.compile_network = processes or Processes(), find_unused, compile_network
+        self.processes = processes or Processes()
+        self.find_unused = find_unused
+        self.compile_network = compile_network
         self._wrapped: nn.Module | None = None  # the network in DistributedDataParallel, where several processes train
         self._forward: nn.Module | None = None  # and compiled, where that is wanted
 
@@ -172,7 +180,8 @@ class Update:
             self.average.network.load_state_dict(state.get("network_ema", state["network"]))
         cycled = any(saved.get("cycle_momentum") for saved in state["schedulers"])
         moving = frozenset({"lr", "betas", "momentum"} if cycled else {"lr"})
-        (saved,), built = state["optimizers"], self.optimizer.state_dict()
+        (saved,) = state["optimizers"]
+        built = self.optimizer.state_dict()
         # torch would load the state of another optimizer without complaint, and stumble over it later
         for group, own in zip(saved["param_groups"], built["param_groups"], strict=True):
             if group.keys() != own.keys():

@@ -32,8 +32,12 @@ class RunFolder:
 
         `command` is the one that trains: `vheatir <command>`. A run that another process is writing is refused.
         """
-        self.root, self.name, self.folder, self.command = root, name, root / name, command
-        self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
+        self.root = root
+        self.name = name
+        self.folder = root / name
+        self.command = command
+        self.checkpoints = self.folder / "checkpoints"
+        self.models = self.folder / "models"
         self.pictures = self.folder / "pictures"
         self.writer = None
         self.resumed: dict[str, Any] | None = None

@@ -24,7 +24,9 @@ class RunJournal:
     """
 
     def __init__(self, run: RunFolder, keep: int, write_weights: WriteWeights):
-        self.run, self.keep, self.write_weights = run, keep, write_weights
+        self.run = run
+        self.keep = keep
+        self.write_weights = write_weights
 
     def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
         """Add a point to the curves."""

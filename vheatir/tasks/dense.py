@@ -158,7 +158,8 @@ def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, 
     from vheatir.backbone.dense.cost import cost_at
     from vheatir.backbone.layers.freezing import freeze
 
-    device, table = session.device, {}
+    device = session.device
+    table = {}
     model = freeze(session.model.to(device))
     for size in map(_size, sizes):
         entry = table[f"{size[0]}x{size[1]}"] = cost_at(model, size)
@@ -176,7 +177,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     for size, entry in result.get("cost", {}).items():
         for form in ("training", "merged"):
             if form in entry:
-                counts, macs = entry[form]["parameters"], entry[form]["macs"]["total"]
+                counts = entry[form]["parameters"]
+                macs = entry[form]["macs"]["total"]
                 yield (
                     f"{size} {form} form: {counts['total']:,} parameters, {counts['trainable']:,} trainable, "
                     f"{macs / 1e9:.1f} GMACs"
@@ -196,7 +198,8 @@ def png_below(folder: Path, file: Path, source: Path) -> Path:
 
 def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | None]) -> None:
     """Raise UserError where one of the pictures, or what is made of another one, would be overwritten."""
-    pictures, taken = {file.resolve() for file in files}, {}
+    pictures = {file.resolve() for file in files}
+    taken = {}
     for folder, file in ((folder, file) for folder in folders if folder is not None for file in files):
         path = png_below(folder, file, source)
         if path.resolve() in pictures:
@@ -213,7 +216,8 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
 
-    source, target = arguments.predict, arguments.output
+    source = arguments.predict
+    target = arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")

@@ -36,8 +36,11 @@ class TaskSession(ABC):
     network: dict[str, Any]
 
     def __init__(self, path: Path, recipe: Any, processes: Processes):
-        self.path, self.recipe, self.processes = path, recipe, processes
-        self.device, self.place = processes.device(recipe.device), (processes.rank, processes.world)
+        self.path = path
+        self.recipe = recipe
+        self.processes = processes
+        self.device = processes.device(recipe.device)
+        self.place = (processes.rank, processes.world)
 
     @abstractmethod
     def pretrained(self) -> str | None:
@@ -82,7 +85,8 @@ def _update(session: TaskSession, optimizer: Any) -> Any:
     from vheatir.backbone.training.precision import autocast_dtype
     from vheatir.backbone.training.update import Update
 
-    train, average = session.recipe.train, None
+    train = session.recipe.train
+    average = None
     if train.ema_decay is not None:
         young = "power" if train.ema_warmup else None
         average = Average(session.model, train.ema_decay, young=young, average_buffers=True)
@@ -110,8 +114,10 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
     with as_user_error(str(session.path)):
         samples = session.samples()
         plan = session.plan(len(samples))
-        until, optimizer = session.until(plan), session.optimizer(plan)
-        update, task = _update(session, optimizer), session.task()
+        until = session.until(plan)
+        optimizer = session.optimizer(plan)
+        update = _update(session, optimizer)
+        task = session.task()
         task.learn_from(samples, plan, until.total, session.rates(optimizer, plan), recipe.data.workers)
     journal = None
     if run is not None:
@@ -129,7 +135,8 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
 
 def train(session: TaskSession, argv: list[str], resume: bool) -> int:
     """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
-    recipe, processes = session.recipe, session.processes
+    recipe = session.recipe
+    processes = session.processes
     run, resumed = find_run(processes, Path(recipe.path.experiments_root), recipe.name, resume, session.command)
 
     def build() -> tuple[Any, list[str]]:

@@ -32,7 +32,8 @@ def complete_options(
     processes on each machine, all of them with a GPU.
     """
     processes = processes or Processes()
-    gpus, found = options.get("num_gpu", "auto"), torch.cuda.device_count()
+    gpus = options.get("num_gpu", "auto")
+    found = torch.cuda.device_count()
     if gpus != "auto" and not (is_number(gpus, integer=True) and gpus >= 0):
         raise UserError(f"{path}: num_gpu must be auto, 0 or the number of GPUs on each machine, got {gpus!r}")
     if gpus not in ("auto", 0, processes.local_world or gpus):
@@ -61,7 +62,8 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """
     from basicsr.utils.registry import DATASET_REGISTRY
 
-    datasets, problems = {}, []
+    datasets = {}
+    problems = []
     borders = [table.get("border") for table in (options["val"].get("metrics") or {}).values()]
     border = max((border for border in borders if is_number(border, integer=True)), default=0)
     for phase, table in options["datasets"].items():

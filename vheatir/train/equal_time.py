@@ -34,7 +34,8 @@ from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
 from vheatir.utils.timing import interleave, peak_mib
 
-_WARMUP, _LAST_RATE = 0.03, 1e-3  # share of the budget; share of the recipe's learning rate
+_WARMUP = 0.03
+_LAST_RATE = 1e-3  # share of the budget; share of the recipe's learning rate
 _PICTURE = (321, 481)  # height and width of the BSD pictures, at which inference is timed
 _ENDLESS = 2**62
 RESULT = "comparison.json"
@@ -56,7 +57,8 @@ class TimedTask(RestorationTask):
 
     def __init__(self, *arguments: Any, clock: TrainingClock, seconds: float):
         super().__init__(*arguments)
-        self.clock, self.seconds = clock, seconds
+        self.clock = clock
+        self.seconds = seconds
         self.points: list[dict[str, Any]] = []
 
     def set_rates(self, step: int) -> None:
@@ -107,7 +109,9 @@ class Contestant:
         torch.manual_seed(options["manual_seed"])
         if options.get("threads"):
             torch.set_num_threads(options["threads"])
-        self.options, self.folder, self.on_save = options, folder, on_save
+        self.options = options
+        self.folder = folder
+        self.on_save = on_save
         datasets = build_datasets(path, options)
         self.train_set = datasets.pop("train")
         self.model = build_model(path, options)
@@ -157,7 +161,8 @@ class Contestant:
     def cost(self) -> dict[str, Any]:
         """Parameters, pace, peak memory in MiB and seconds for a picture of 481x321, measured after the training."""
         batch = next(iter(self.task.batches(self.loop.step)))
-        network, device = self.model.network_for_test(), self.model.device
+        network = self.model.network_for_test()
+        device = self.model.device
         picture = torch.rand(1, self.train_set.in_chans, *_PICTURE, device=device)
         inputs = (picture,) if "level" not in batch else (picture, torch.full((1,), 0.1, device=device))
         with frozen(network), torch.no_grad():
@@ -292,7 +297,8 @@ def compare(
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} must be a positive number, got {value}")
     out.mkdir(parents=True, exist_ok=True)
-    what, advice = f"the comparison in {out}", "wait for it, stop that process, or choose another --out"
+    what = f"the comparison in {out}"
+    advice = "wait for it, stop that process, or choose another --out"
     lock = Lock(out / ".comparison.lock", what, advice)
     try:
         result = _start(recipes, minutes, validate_every or minutes / 10, out / RESULT, resume, argv)
@@ -302,7 +308,8 @@ def compare(
 
 
 def _train_each(result: dict[str, Any], recipes: dict[Path, dict[str, Any]], out: Path, resume: bool) -> bool:
-    seconds, every = result["budget_minutes"] * 60, result["validate_every_minutes"] * 60
+    seconds = result["budget_minutes"] * 60
+    every = result["validate_every_minutes"] * 60
     for path, options in recipes.items():
         run = result["recipes"][options["name"]]
         if run["cost"] is not None:

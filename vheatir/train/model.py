@@ -29,7 +29,8 @@ from vheatir.restore.tiling import check_tile
 from vheatir.train.validation import restore_planes, validate
 from vheatir.utils.files import atomic_open
 
-_OUR_METRICS, _METRIC_ARGUMENTS = ("psnr", "ssim", "psnrb"), ("border", "luma")
+_OUR_METRICS = ("psnr", "ssim", "psnrb")
+_METRIC_ARGUMENTS = ("border", "luma")
 
 
 class VHeatIRModel(SRModel):
@@ -106,7 +107,8 @@ class VHeatIRModel(SRModel):
         if options["pixel_opt"].get("reduction", "mean") not in ("mean", "sum"):
             raise UserError(f"train.pixel_opt.reduction must be mean or sum, got {options['pixel_opt']['reduction']!r}")
         super().init_training_settings()
-        self.mixup, consistency = options.get("mixup"), options.get("consistency_opt")
+        self.mixup = options.get("mixup")
+        consistency = options.get("consistency_opt")
         self.cri_consistency = build_loss(consistency) if consistency else None
         average = None
         if self.ema_decay > 0:
@@ -140,7 +142,8 @@ class VHeatIRModel(SRModel):
     def setup_schedulers(self) -> None:
         options = self.opt["train"]["scheduler"]
         if options["type"] in ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"):
-            periods, total = sum(options.get("periods") or ()), self.opt["train"]["total_iter"]
+            periods = sum(options.get("periods") or ())
+            total = self.opt["train"]["total_iter"]
             if options["type"] == "CosineAnnealingRestartLR" and periods < total:
                 raise UserError(f"train.scheduler.periods add up to {periods}, train.total_iter is {total}; raise them")
             super().setup_schedulers()
@@ -167,7 +170,9 @@ class VHeatIRModel(SRModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         data = finish_batch(data, self.device)
         super().feed_data(data)
-        self.level, self.passes, self.paths = data.get("level"), data.get("jpeg"), data.get("lq_path")
+        self.level = data.get("level")
+        self.passes = data.get("jpeg")
+        self.paths = data.get("lq_path")
 
     def inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
         """What the network takes of a part of the batch."""
@@ -195,7 +200,8 @@ class VHeatIRModel(SRModel):
         # The loss in float32: 16 bits would round differences of 1e-3 away.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.losses(output.float(), part)
-        self.output, self.output_gt = output.detach().float(), self.gt[part]
+        self.output = output.detach().float()
+        self.output_gt = self.gt[part]
         return sum(losses.values()), losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -241,7 +247,8 @@ class VHeatIRModel(SRModel):
         """Restore the images that were fed, in the way of `val`, into `output`."""
         options = self.opt["val"]
         with frozen(self.network_for_test()) as network:
-            tile, ensemble = options.get("tile"), options.get("self_ensemble", False)
+            tile = options.get("tile")
+            ensemble = options.get("self_ensemble", False)
             self.output = restore_planes(network, self.lq, self.level, tile, ensemble)
 
     def nondist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:

@@ -170,7 +170,8 @@ def _check_datasets(path: Path, options: dict[str, Any]) -> None:
 
 
 def _check_what_goes_together(path: Path, options: dict[str, Any]) -> None:
-    train, dataset = options["train"], options["datasets"]["train"]
+    train = options["train"]
+    dataset = options["datasets"]["train"]
     if train.get("consistency_opt") and dataset["type"] != "JPEGDataset":
         raise UserError(f"{path}: train.consistency_opt needs datasets.train.type JPEGDataset, got {dataset['type']!r}")
     if not train.get("mixup"):

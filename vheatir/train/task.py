@@ -27,7 +27,8 @@ class RestorationTask(Task):
         pictures: folder for validated pictures; None for none.
     """
 
-    total, weights_key = None, "path.pretrain_network_g"
+    total = None
+    weights_key = "path.pretrain_network_g"
 
     def __init__(
         self,
@@ -38,9 +39,15 @@ class RestorationTask(Task):
         total: int,
         pictures: Path | None = None,
     ):
-        self.model, self.train_set, self.validation_sets, self.options = model, train_set, validation_sets, options
-        self.stop, self.pictures, self.best = total, pictures, options["val"].get("best") or "psnr"
-        self.iteration, self.results = 0, {}
+        self.model = model
+        self.train_set = train_set
+        self.validation_sets = validation_sets
+        self.options = options
+        self.stop = total
+        self.pictures = pictures
+        self.best = options["val"].get("best") or "psnr"
+        self.iteration = 0
+        self.results = {}
         self.sampler = self._sampler(0, None)
 
     def _sampler(self, step: int, first_sample: int | None) -> IterationSampler:
@@ -83,7 +90,8 @@ class RestorationTask(Task):
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Scores of all validation sets, restored and as they were given."""
-        scores, self.results = {}, {}
+        scores = {}
+        self.results = {}
         for phase, dataset in self.validation_sets.items():
             folder = None if self.pictures is None else self.pictures / f"{self.iteration:08d}" / phase
             result = self.results[phase] = self.model.validate(dataset, folder)

@@ -59,7 +59,9 @@ class Trainer:
         processes: Processes | None = None,
         resumed: dict[str, Any] | None = None,
     ):
-        self.path, self.options, self.run = path, options, run
+        self.path = path
+        self.options = options
+        self.run = run
         self.processes = processes or Processes()
         torch.manual_seed(options["manual_seed"])
         if options.get("threads"):
@@ -75,7 +77,9 @@ class Trainer:
             self.loop.restore(resumed)
 
     def _loop(self) -> Loop:
-        options, logger, val = self.options, self.options["logger"], self.options["val"]
+        options = self.options
+        logger = self.options["logger"]
+        val = self.options["val"]
         total = options["train"]["total_iter"]
         until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
         # Processes that do not write pictures hand them to the one that does.
@@ -102,7 +106,8 @@ class Trainer:
     def describe(self) -> str:
         """Size, device and data in a line."""
         count = sum(parameter.numel() for parameter in self.model.update.bare.parameters())
-        world, narrow = self.processes.world, self.model.amp_dtype
+        world = self.processes.world
+        narrow = self.model.amp_dtype
         together = f"{world} processes, " if world > 1 else ""
         device = f"{self.model.device}" + (f" in {narrow}".replace("torch.", "") if narrow else "")
         return f"{count:,} parameters on {device}, {together}{len(self.train_set)} images"

@@ -78,7 +78,8 @@ def validate(
         if index >= count:
             return None
         sample = dataset[index]
-        lq, level = sample["lq"][None].to(device), sample.get("level")
+        lq = sample["lq"][None].to(device)
+        level = sample.get("level")
         output = restore_planes(network, lq, None if level is None else level[None].to(device), tile, ensemble)
         record, restored = _scored(sample, output, metrics)
         return record, None if save_dir is None else restored
