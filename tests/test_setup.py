@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,23 @@ def test_torch_and_torchvision_are_kept_together_or_not_at_all(environment, monk
     monkeypatch.setattr(environment.importlib.metadata, "version", version)
     monkeypatch.setattr(sys, "path", [*sys.path, "/somewhere/site-packages"])
     assert ("/somewhere/site-packages" in environment.own_packages()) is kept
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    found = _script("oldest_versions").constraints(
+        {
+            "dependencies": ["torch>=2.9", "setuptools>=77"],
+            "optional-dependencies": {
+                "a": ["vheatir[b]", "ray[data]>=2.40,<2.64", "aiohttp"],
+                "b": ["basicsr==1.4.2; python_version < '3.13'", "torch>=2.9"],
+            },
+        }
+    )
+    assert found == ["basicsr==1.4.2; python_version < '3.13'", "ray==2.40", "torch==2.9"]
+
+
+def test_every_dependency_that_has_a_version_gets_a_constraint():
+    project = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    constraints = _script("oldest_versions").constraints(project)
+    names = {line.partition("=")[0] for line in constraints}
+    assert {"torch", "opencv-python", "timm", "gradio", "numpy"} <= names and len(names) == len(constraints)
