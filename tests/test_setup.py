@@ -1,6 +1,7 @@
 """The set-up behind `make`: it names what is missing, keeps a torch that is there, and does nothing when up to date."""
 
 import importlib.util
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -154,21 +155,9 @@ def test_torch_and_torchvision_are_kept_together_or_not_at_all(environment, monk
     assert ("/somewhere/site-packages" in environment.own_packages()) is kept
 
 
-def test_the_oldest_versions_are_the_lower_bounds():
-    found = _script("oldest_versions").constraints(
-        {
-            "dependencies": ["torch>=2.9", "setuptools>=77"],
-            "optional-dependencies": {
-                "a": ["vheatir[b]", "ray[data]>=2.40,<2.64", "aiohttp"],
-                "b": ["basicsr==1.4.2; python_version < '3.13'", "torch>=2.9"],
-            },
-        }
-    )
-    assert found == ["basicsr==1.4.2; python_version < '3.13'", "ray==2.40", "torch==2.9"]
-
-
-def test_every_dependency_that_has_a_version_gets_a_constraint():
+def test_every_dependency_has_a_lower_bound():
+    """`make test-oldest` would else take whatever was released first."""
     project = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    constraints = _script("oldest_versions").constraints(project)
-    names = {line.partition("=")[0] for line in constraints}
-    assert {"torch", "opencv-python", "timm", "gradio", "numpy"} <= names and len(names) == len(constraints)
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    exempt = ("vheatir[", "scipy<", "setuptools")  # bounds from above for others' sake; `vheatir` is the package itself
+    assert [text for text in texts if not re.search(r"[>=]=", text) and not text.startswith(exempt)] == []

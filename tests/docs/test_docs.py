@@ -60,7 +60,9 @@ def test_the_site_is_built_and_fetches_nothing(tmp_path):
     assert "heat" in start
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"?https?://", start)
     reference = (tmp_path / "site" / "reference" / "operator.html").read_text(encoding="utf-8")
-    assert "float64, float32, bfloat16, float16" in reference  # from the docstring of heat_conduction
+    assert (
+        "channels-last; float64, float32, bfloat16 or float16; any strides" in reference
+    )  # from the docstring of heat_conduction
 
 
 class _Parsed(Exception):
