@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -105,3 +106,13 @@ def test_commands_that_are_not_run_take_these_arguments(arguments, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
     with pytest.raises(_Parsed):
         vheatir_main(arguments)
+
+
+def test_the_drawings_are_those_that_the_script_makes(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "draw_networks.py"), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")}
+    assert set(drawn) == {"operator.svg", "vheatir.svg", "vheatunet.svg"}
+    for name, text in drawn.items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == text
+        ElementTree.fromstring(text)
