@@ -1,4 +1,9 @@
-"""A lock that the operating system drops with its process, so that nothing is left to clean up after a kill."""
+"""A lock that the operating system drops with its process, so that nothing is left to clean up after a kill.
+
+Not `filelock`, though torch brings it: its locks do not say who holds them, children inherit them by fork (loader
+workers that outlive a killed trainer would keep its run locked), and its `FileLock` cannot be asked for, shared, whether
+somebody holds it.
+"""
 
 import logging
 import os
