@@ -16,9 +16,12 @@ def heat(chosen: Chosen, *, say: Callable[[str], None]) -> Analysis:
         chosen: the networks.
         say: hears nothing here; every analysis takes it.
     """
-    content, drawn = [], {}
+    content = []
+    drawn = {}
     for network in chosen.networks:
-        layers, points, decays = [], {}, []
+        layers = []
+        points = {}
+        decays = []
         with told_to_the_user():
             everything = list(measures.decays(chosen.build(network)))
         for stage, block, decay in everything:

@@ -38,7 +38,8 @@ def invariance(
     """
     rows = []
     for network in chosen.networks:
-        model, found = chosen.build(network), {}
+        model = chosen.build(network)
+        found = {}
         for kind in kinds:
             with told_to_the_user():
                 levels, batches = view_batches(
