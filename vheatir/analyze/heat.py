@@ -17,7 +17,8 @@ def heat(chosen: Chosen, *, say: Callable[[str], None]) -> Analysis:
         chosen: the networks.
         say: hears nothing here; every analysis takes it.
     """
-    content, drawn = [], {}
+    content = []
+    drawn = {}
     for network in chosen.networks:
         layers, points, decays = [], {}, []
         with as_user_error():

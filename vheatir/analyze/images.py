@@ -83,7 +83,8 @@ def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int,
         batch: images at once.
         seed: of the noise.
     """
-    device, size = next(model.parameters()).device, _side(model)
+    device = next(model.parameters()).device
+    size = _side(model)
     if folder is None:
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, limit, batch):

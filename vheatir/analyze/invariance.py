@@ -39,7 +39,8 @@ def invariance(
     """
     rows = []
     for network in chosen.networks:
-        model, found = chosen.build(network), {}
+        model = chosen.build(network)
+        found = {}
         for kind in kinds:
             with as_user_error():
                 levels, batches = view_batches(

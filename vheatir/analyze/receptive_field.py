@@ -31,7 +31,8 @@ def receptive_field(
         batch: images of a pass.
         workers: taken for likeness with "invariance"; images are read in this process.
     """
-    rows, fields = [], {}
+    rows = []
+    fields = {}
     for network in chosen.networks:
         states = {"at the start": chosen.build(network, fresh=True)}
         if network.weights is not None or network.arguments.get("pretrained"):

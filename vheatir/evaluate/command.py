@@ -78,15 +78,18 @@ def main(argv: list[str]) -> int:
     from vheatir.evaluate.methods import open_method
 
     if options.task == "denoise":
-        levels, others = options.sigma, options.quality
+        levels = options.sigma
+        others = options.quality
     else:
-        levels, others = options.quality, options.sigma
+        levels = options.quality
+        others = options.sigma
     if others is not None:
         raise UserError(f"--task {options.task} takes --{LEVEL_NAMES[options.task]}, not the levels of the other task")
     levels = checked_levels(options.task, levels)
     if options.json is not None:
         prepare_output(options.json)
-    method, about = None, {"method": None, "weights": None}
+    method = None
+    about = {"method": None, "weights": None}
     if options.weights != WEIGHTS_NONE or options.method == "nlm":
         method, about = open_method(
             options.method, options.task, options.gray, options.weights, options.device, options.tile

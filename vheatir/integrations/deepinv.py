@@ -44,7 +44,8 @@ class HeatDenoiser(Denoiser):
         self.takes_level = bool(self.network.config["level_map"])
         if inject_noise and self.takes_level:
             raise UserError("inject_noise is for blind weights; these take sigma as an input")
-        self.inject_noise, self.generator = inject_noise, generator
+        self.inject_noise = inject_noise
+        self.generator = generator
         self.in_chans = self.network.config["in_chans"]
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:

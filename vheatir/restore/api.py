@@ -167,9 +167,13 @@ def _file_options(task: str, sigma: float | None, quality: float | None, max_meg
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     if task == "denoise":
-        level, other, other_name = sigma, quality, "--quality"
+        level = sigma
+        other = quality
+        other_name = "--quality"
     else:
-        level, other, other_name = quality, sigma, "--sigma"
+        level = quality
+        other = sigma
+        other_name = "--sigma"
     if other is not None:
         raise UserError(f"{other_name} does not belong to the task {task}; leave it out")
     if level is not None and not 0 <= level <= MAX_LEVEL[task]:

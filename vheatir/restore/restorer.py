@@ -87,18 +87,22 @@ class Restorer:
             raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
         if not 0 <= strength <= 1:
             raise UserError(f"strength must lie between 0 (the input) and 1 (fully restored), got {strength}")
-        self.tile, self.strength, self.ensemble = tile, float(strength), ensemble
+        self.tile = tile
+        self.strength = float(strength)
+        self.ensemble = ensemble
         self._overlap_given = overlap is not None
         self.overlap = default_overlap(tile) if overlap is None else overlap
         try:
             tiling.check_tile(tiling.DEFAULT_TILE if tile is None else tile, self.overlap)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.task, self.device = task, _device(device)
+        self.task = task
+        self.device = _device(device)
         default = store.DEFAULTS[task]
         network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
         self.network = freeze(network)
-        self._gray, self._gray_weights = None, default["gray"] if weights is None else None
+        self._gray = None
+        self._gray_weights = default["gray"] if weights is None else None
         if self.metadata["task"] != task:
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "

@@ -92,11 +92,13 @@ def tiled_rows(
     called after each tile with the share of all tiles done.
     """
     height, width = size
-    rows, columns = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    rows = plan_axis(height, tile, overlap)
+    columns = plan_axis(width, tile, overlap)
     count = len(rows) * len(columns)
     carried = None  # what the tiles above have added to the next row of tiles
     for index, row in enumerate(rows):
-        image, band = read(row.start, row.stop), None
+        image = read(row.start, row.stop)
+        band = None
         for column_index, column in enumerate(columns):
             patch = function(image[..., column.start : column.stop])
             if patch.shape[-2:] != (row.stop - row.start, column.stop - column.start):
@@ -139,7 +141,8 @@ def apply_tiled(
     image: (B, C, H, W). Returns (B, C', H, W), channels-last in memory where there are several tiles.
     """
     size = (image.shape[-2], image.shape[-1])
-    result, top = None, 0
+    result = None
+    top = 0
 
     def read(start: int, stop: int) -> Tensor:
         return image[..., start:stop, :]
