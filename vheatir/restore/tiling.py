@@ -112,6 +112,7 @@ def tiled_rows(
                 band[..., column.start : column.stop] += patch * weight
             if on_tile is not None:
                 on_tile((index * len(columns) + column_index + 1) / count)
+        assert band is not None, "a row has at least one tile"
         ready = (rows[index + 1].start if index + 1 < len(rows) else height) - row.start
         yield band[..., :ready, :]
         carried = band[..., ready:, :]
@@ -139,7 +140,8 @@ def apply_tiled(
     image: (B, C, H, W). Returns (B, C', H, W), channels-last in memory where there are several tiles.
     """
     size = (image.shape[-2], image.shape[-1])
-    result, top = None, 0
+    result = None
+    top = 0
 
     def read(start: int, stop: int) -> Tensor:
         return image[..., start:stop, :]
@@ -150,4 +152,6 @@ def apply_tiled(
         result = _band(band, *size, None) if result is None else result
         result[..., top : top + band.shape[-2], :] = band
         top += band.shape[-2]
+    if result is None:
+        raise ValueError(f"expected an image with rows, got {tuple(image.shape)}")
     return result
