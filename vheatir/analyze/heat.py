@@ -20,7 +20,9 @@ def heat(chosen: Chosen, *, say: Callable[[str], None]) -> Analysis:
     content = []
     drawn = {}
     for network in chosen.networks:
-        layers, points, decays = [], {}, []
+        layers = []
+        points = {}
+        decays = []
         with as_user_error():
             everything = list(measures.decays(chosen.build(network)))
         for stage, block, decay in everything:

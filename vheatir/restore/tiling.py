@@ -114,6 +114,7 @@ def tiled_rows(
                 band[..., column.start : column.stop] += patch * weight
             if on_tile is not None:
                 on_tile((index * len(columns) + column_index + 1) / count)
+        assert band is not None, "a row has at least one tile"
         ready = (rows[index + 1].start if index + 1 < len(rows) else height) - row.start
         yield band[..., :ready, :]
         carried = band[..., ready:, :]
@@ -153,4 +154,6 @@ def apply_tiled(
         result = _band(band, *size, None) if result is None else result
         result[..., top : top + band.shape[-2], :] = band
         top += band.shape[-2]
+    if result is None:
+        raise ValueError(f"expected an image with rows, got {tuple(image.shape)}")
     return result
