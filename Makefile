@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
+OLDEST_VENV ?= .venv-oldest
 GPU_JSON ?= results/gpu/bench_hco.json
 GPU_SHAPES ?= 128x56x56x96 128x28x28x192 128x14x14x384 128x7x7x768 1x256x256x60 1x512x512x60 1x1024x1024x60
 SANITIZER := $(shell command -v compute-sanitizer)
@@ -15,13 +16,16 @@ else
 RUN := $(VENV)/bin/python
 endif
 
-.PHONY: help setup demo test lint gpu
+.PHONY: help setup demo test test-oldest lint docs dist gpu
 
 help:
 	@echo "make demo   install into $(or $(strip $(VENV)),nothing) and run the demonstration: restore two photographs, train for a minute"
 	@echo "make test   the same installation, then ruff, pyright and pytest"
 	@echo "make setup  the installation alone"
-	@echo "make lint   ruff and pyright alone"
+	@echo "make lint   ruff, codespell and pyright alone"
+	@echo "make docs   the documentation as a site, in results/site"
+	@echo "make dist   source archive and wheels, in dist; needs the release extra"
+	@echo "make test-oldest  the tests with the oldest versions of all dependencies, in $(OLDEST_VENV)"
 	@echo "make gpu    CUDA kernels, operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
 	@echo "variables   PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) PIP_ARGS='$(PIP_ARGS)' PYTEST_ARGS='$(PYTEST_ARGS)'"
 
@@ -36,11 +40,28 @@ demo: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m codespell_lib
 	$(RUN) scripts/check_types.py
 
 # One thread for each test process: the processes share the cores.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
+
+# The lower bounds of pyproject.toml, all at once, raised only where they exclude each other. Without `train`: the one
+# version of BasicSR cannot be asked for its dependencies before it is built.
+OLDEST_EXTRAS := $(addprefix --extra ,cli backbone detection figures export metrics integrations serve docs tiff dev)
+test-oldest: setup
+	$(RUN) -m uv pip compile --quiet --no-header --only-binary :all: --resolution lowest-direct \
+		--python-version $$($(RUN) -c "import sys; print('{}.{}'.format(*sys.version_info))") \
+		$(OLDEST_EXTRAS) --output-file oldest-constraints.txt pyproject.toml
+	@$(PYTHON) scripts/environment.py --venv "$(OLDEST_VENV)" --pip-args="$(PIP_ARGS) --constraint oldest-constraints.txt"
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+docs: setup
+	$(RUN) -m mkdocs build --strict
+
+dist: setup
+	$(RUN) scripts/build_packages.py
 
 # The CUDA kernels first, by themselves: compiled, against float64, under the sanitizer; then all else, as it runs without
 # VHEATIR_CUDA; then the benchmark, with the kernels as the default.

@@ -1,8 +1,9 @@
 """Maps the folders of the checkout to packages: `kernels/` is vheatir.kernels, `backbone/` vheatir.backbone.
 
-Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower. Builds
-the CUDA kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it.
-Everything that is not code layout (metadata, extras, the command) is in pyproject.toml.
+Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower.
+VHEATIR_CPU_KERNEL=0 leaves it out, VHEATIR_CPU_KERNEL=1 makes its absence an error, for releases. Builds the CUDA
+kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it. Everything
+that is not code layout (metadata, extras, the command) is in pyproject.toml.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 # `kernels/` and `options/` hold no __init__.py, so they are named here instead of being found.
@@ -28,6 +30,13 @@ from vheatir.kernels.cuda import build as cuda_build  # noqa: E402
 
 def builds_kernel() -> bool:
     return os.environ.get("VHEATIR_CPU_KERNEL") != "0" and cpu_build.compiler() is not None
+
+
+def builds_cuda() -> bool:
+    try:
+        return bool(cuda_build.planned_architectures())
+    except cuda_build.BuildError:
+        return False
 
 
 class BuildWithKernels(build_py):
@@ -49,7 +58,10 @@ class BuildWithKernels(build_py):
             sys.stderr.write(f"warning: the CUDA kernels were not built: {error}\n")
 
     def build_for_cpu(self):
+        required = os.environ.get("VHEATIR_CPU_KERNEL") == "1"
         if not builds_kernel():
+            if required:
+                raise cpu_build.BuildError(f"VHEATIR_CPU_KERNEL=1 asks for the CPU kernel, but {cpu_build.NO_COMPILER}")
             return
         target = Path(self.build_lib, "vheatir", "kernels", "cpu", cpu_build.library_name())
         try:
@@ -59,6 +71,8 @@ class BuildWithKernels(build_py):
             else:
                 cpu_build.build(target)
         except (cpu_build.BuildError, OSError) as error:
+            if required:
+                raise
             sys.stderr.write(f"warning: the CPU kernel was not built, the slower PyTorch path will run: {error}\n")
 
 
@@ -66,11 +80,19 @@ class BinaryWhereBuilt(Distribution):
     """A wheel with a compiled library belongs to one kind of machine."""
 
     def has_ext_modules(self):
-        return builds_kernel()
+        return builds_kernel() or builds_cuda()
+
+
+class WheelForEveryPython(bdist_wheel):
+    """The libraries are plain C, loaded by ctypes: they belong to a platform and to no version of Python."""
+
+    def get_tag(self):
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
 
 
 setup(
-    cmdclass={"build_py": BuildWithKernels},
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython},
     distclass=BinaryWhereBuilt,
     package_dir=FOLDERS,
     packages=[

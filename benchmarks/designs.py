@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vheatir.cli import run
-from vheatir.train.equal_time import main as compare
+from vheatir.train.command import main as train
 
 BASE = Path(__file__).resolve().parent.parent / "options" / "denoise_light.yml"
 _HEAT, _MEAN, _NONE = "heat", "mean", "none"
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     given = ["--compare", *(str(folder / f"{name}.yml") for name in arguments.only)]
     given += ["--minutes", str(arguments.minutes), "--validate-every", str(arguments.minutes / 2)]
     given += ["--out", str(arguments.out), *(text for item in arguments.set for text in ("--set", item))]
-    return compare(given + ["--resume"] * arguments.resume)
+    return train(given + ["--resume"] * arguments.resume)
 
 
 if __name__ == "__main__":

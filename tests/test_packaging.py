@@ -3,6 +3,8 @@
 Nothing is downloaded: the new environments see the packages of the running one.
 """
 
+import email
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -10,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -21,7 +24,17 @@ import pytest
 from vheatir.kernels.cpu import build as cpu_build
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("vheatir", "kernels", "backbone", "options", "setup.py", "pyproject.toml", "LICENSE", "README.md")
+SOURCES = (
+    "vheatir",
+    "kernels",
+    "backbone",
+    "options",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "LICENSE",
+    "README.md",
+)
 LINKS = ("backbone", "kernels")  # in vheatir/, to the folders beside it
 NOT_SOURCE = shutil.ignore_patterns("*.egg-info", "__pycache__", "build")
 LOWER = [path for folder in ("kernels", "backbone") for path in (ROOT / folder).rglob("[!_]*.py")]
@@ -89,9 +102,8 @@ def _copy(target: Path) -> Path:
 def _without_links(root: Path) -> Path:
     """As an archive unpacks, or git where it makes no links: these are files that hold the target's name."""
     for name in LINKS:
-        target = os.readlink(root / "vheatir" / name)
-        (root / "vheatir" / name).unlink()
-        (root / "vheatir" / name).write_text(target)
+        (root / "vheatir" / name).unlink(missing_ok=True)
+        (root / "vheatir" / name).write_text(f"../{name}")
     return root
 
 
@@ -173,6 +185,7 @@ def test_nothing_is_installed_under_a_name_of_others(layout):
     assert top_level <= {"vheatir", "__pycache__"}
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a source archive holds no links")
 def test_the_links_lead_to_the_folders_beside_the_package():
     assert {name: os.readlink(ROOT / "vheatir" / name) for name in LINKS} == {name: f"../{name}" for name in LINKS}
 
@@ -193,16 +206,57 @@ def _expected() -> set[str]:
     return expected
 
 
-def test_a_wheel_holds_every_file_once(tmp_path):
+def _wheel(folder: Path, monkeypatch, kernel: str) -> Path:
+    """The wheel of a copy of the sources, built with VHEATIR_CPU_KERNEL=`kernel`."""
+    monkeypatch.setenv("VHEATIR_CPU_KERNEL", kernel)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    _run([*command, "--wheel-dir", tmp_path, "."], _copy(tmp_path / "source"))
-    (wheel,) = tmp_path.glob("*.whl")
+    _run([*command, "--wheel-dir", folder, "."], _copy(folder / "source"))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+needs_compiler = pytest.mark.skipif(cpu_build.compiler() is None, reason=cpu_build.NO_COMPILER)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param("1", marks=needs_compiler), "0"], ids=["native", "pure"])
+def test_a_wheel_holds_every_file_once(kernel, tmp_path, monkeypatch):
+    wheel = _wheel(tmp_path, monkeypatch, kernel)
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")]
     native = [name for name in names if name.endswith(".so")]
     assert len(names) == len(set(names))
     assert set(names) - set(native) == _expected()
-    if cpu_build.compiler() is not None and os.environ.get("VHEATIR_CPU_KERNEL") != "0":
-        assert native == [f"vheatir/kernels/cpu/{cpu_build.library_name()}"]
+    assert native == ([f"vheatir/kernels/cpu/{cpu_build.library_name()}"] if kernel == "1" else [])
+
+
+@needs_compiler
+def test_a_wheel_with_the_kernel_belongs_to_a_platform_and_to_every_python(tmp_path, monkeypatch):
+    wheel = _wheel(tmp_path, monkeypatch, "1")
+    *_, python, abi, platform = wheel.stem.split("-")
+    assert (python, abi) == ("py3", "none")
+    assert platform == sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+def test_a_wheel_without_the_kernel_is_for_every_machine(tmp_path, monkeypatch):
+    assert _wheel(tmp_path, monkeypatch, "0").name.endswith("-py3-none-any.whl")
+
+
+def test_a_kernel_that_was_asked_for_and_cannot_be_built_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler-of-that-name")
+    with pytest.raises(AssertionError, match="asks for the CPU kernel"):
+        _wheel(tmp_path, monkeypatch, "1")
+
+
+def test_the_metadata_name_the_readme_and_both_licenses(tmp_path, monkeypatch):
+    wheel = zipfile.ZipFile(_wheel(tmp_path, monkeypatch, "0"))
+    (path,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = email.message_from_bytes(wheel.read(path))
+    assert metadata["Version"] == importlib.import_module("vheatir").__version__
+    assert metadata.get_payload().startswith((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[0])
+    assert metadata["License-Expression"] == "Apache-2.0 AND LicenseRef-vHeatIR-Weights"
+    folder = path.removesuffix("METADATA") + "licenses/"
+    files = {folder + name for name in metadata.get_all("License-File")}
+    assert files == {folder + "LICENSE", folder + "vheatir/weights/LICENSE-WEIGHTS"} and files <= set(wheel.namelist())
+    assert metadata["Keywords"] and metadata["Author"] and len(metadata.get_all("Classifier")) > 5
 
 
 def test_a_source_archive_holds_every_file_once(tmp_path):
@@ -221,3 +275,19 @@ def test_a_source_archive_holds_every_file_once(tmp_path):
         wanted.add(moved.get(start, "") + name.removeprefix(start))
     assert wanted <= set(names)
     assert not [name for name in names if name.startswith(tuple(moved))]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compares with what git holds")
+def test_a_source_archive_holds_what_git_holds(tmp_path):
+    """So the tests run from it; the links in vheatir/ are the one difference."""
+    held = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in held.split("\0") if (ROOT / name).is_file()]
+    source = tmp_path / "source"
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    _run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path], source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        packed = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
+    assert set(names) - packed == set()

@@ -1,7 +1,9 @@
 """The set-up behind `make`: it names what is missing, keeps a torch that is there, and does nothing when up to date."""
 
 import importlib.util
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,11 @@ def test_torch_and_torchvision_are_kept_together_or_not_at_all(environment, monk
     monkeypatch.setattr(environment.importlib.metadata, "version", version)
     monkeypatch.setattr(sys, "path", [*sys.path, "/somewhere/site-packages"])
     assert ("/somewhere/site-packages" in environment.own_packages()) is kept
+
+
+def test_every_dependency_has_a_lower_bound():
+    """`make test-oldest` would else take whatever was released first."""
+    project = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    exempt = ("vheatir[", "scipy<", "setuptools")  # bounds from above for others' sake; `vheatir` is the package itself
+    assert [text for text in texts if not re.search(r"[>=]=", text) and not text.startswith(exempt)] == []

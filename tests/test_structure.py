@@ -19,25 +19,13 @@ LONG_FILE = 350  # from here on a file is worth a look: the test warns
 LONGEST_FUNCTION = 60
 MOST_ROOMS = {"vheatir": 32, "backbone": 12, "kernels": 12}
 # Imports that go the wrong way and wait for their cure: the list may only get shorter.
-WRONG_WAY: set[tuple[str, str]] = {
-    ("vheatir.backbone.training.batches", "vheatir.backbone.classification.recipe"),
-    ("vheatir.compare.command", "vheatir.evaluate.command"),
-    ("vheatir.data.base", "vheatir.metrics.fidelity"),
-    ("vheatir.metrics.perceptual", "vheatir.train.registry"),
-    ("vheatir.preview", "vheatir.evaluate.command"),
-    ("vheatir.receptive_field", "vheatir.compare.command"),
-    ("vheatir.receptive_field", "vheatir.evaluate.command"),
-    ("vheatir.restore.ray_workers", "vheatir.restore.command"),
-    ("vheatir.train.validation", "vheatir.evaluate.command"),
-    ("vheatir.utils.run_metadata", "vheatir.info"),
-}
+WRONG_WAY: set[tuple[str, str]] = set()
 # Statements such as `a, b = x, y` in the packages that could be two: the number may only fall.
-MOST_PACKED = 264
+MOST_PACKED = 117
 
 KERNELS_MAY_IMPORT = {"torch", "numpy", "cuda"}  # cuda-bindings: NVRTC
 BACKBONE_MAY_IMPORT = KERNELS_MAY_IMPORT | {
     "PIL",
-    "accelerate",
     "cv2",
     "einops",
     "pycocotools",
@@ -251,7 +239,8 @@ def test_statements_are_not_packed():
     found = offenders(files_in("kernels/", "backbone/", "vheatir/"), packed_statements)
     count = sum(map(len, found.values()))
     assert count <= MOST_PACKED, found
-    assert count == MOST_PACKED, f"set MOST_PACKED to {count}"
+    if count < MOST_PACKED:
+        warnings.warn(f"set MOST_PACKED to {count}", stacklevel=1)
 
 
 @pytest.mark.parametrize(

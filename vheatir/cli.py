@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from vheatir import __version__
 from vheatir.errors import UserError
+from vheatir.utils import extras
 
 _TABLE = (
     ("restore", "vheatir.restore.command", "denoise pictures or remove their JPEG artefacts"),
@@ -56,12 +57,19 @@ def _parser() -> argparse.ArgumentParser:
 def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Call a command's main; a `UserError` becomes its message on stderr and status 2, Ctrl-C status 130.
 
+    So does the want of a library that an extra brings, with the extra's name.
+
     Modules that are also started with `python -m` end in `raise SystemExit(run(main))`.
     """
     try:
         return command(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except ModuleNotFoundError as error:
+        if (advice := extras.advice(error)) is None:
+            raise
+        sys.stderr.write(f"error: {advice}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -70,4 +78,4 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
 def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(argv)
-    return run(importlib.import_module(COMMANDS[parsed.command]).main, parsed.args)
+    return run(lambda arguments: importlib.import_module(COMMANDS[parsed.command]).main(arguments), parsed.args)

@@ -63,7 +63,8 @@ def train_smoke(out: Path) -> int:
     curves = [json.loads(line) for line in (out / "smoke" / "curves.jsonl").read_text().splitlines()]
     losses = [point["train/l_pix"] for point in curves if "train/l_pix" in point]
     last = next(point for point in reversed(curves) if "val/psnr" in point)
-    before, after = last["val/input_psnr"], last["val/psnr"]
+    before = last["val/input_psnr"]
+    after = last["val/psnr"]
     sys.stdout.write(
         f"training: loss {losses[0]:.4f} -> {losses[-1]:.4f}, validation PSNR {before:.2f} (noisy) -> {after:.2f} dB\n"
     )

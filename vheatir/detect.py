@@ -23,7 +23,8 @@ def _stored_classes(weights: str) -> tuple[str, ...] | None:
 class DetectSession(DenseSession):
     """A detection recipe. The classes are those of the weights, of the recipe or of the data, in this order."""
 
-    command, task_name, best = "detect", "detection", "box_ap"
+    command = "detect"
+    task_name = "detection"
     sections = ("backbone", "data", "detector", "augment", "train", "val", "path", "logger")
     needs = (*DenseSession.needs, "pycocotools")
     classes: tuple[str, ...] | None
@@ -71,13 +72,16 @@ class DetectSession(DenseSession):
         from vheatir.backbone.detection.task import Detection
 
         recipe = self.recipe
-        return Detection(self._catalogue(False), recipe.detector.masks, recipe.data.workers, self.accelerator)
+        return Detection(
+            self._catalogue(False), recipe.detector.masks, recipe.data.workers, self.processes, self.device
+        )
 
     def at_size(self, size: tuple[int, int]):
         import torch
 
-        image = torch.rand(3, *size, device=self.accelerator.device)
-        self.model.transform.min_size, self.model.transform.max_size = (min(size),), max(size)
+        image = torch.rand(3, *size, device=self.device)
+        self.model.transform.min_size = (min(size),)
+        self.model.transform.max_size = max(size)
         return lambda: self.model([image])
 
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
@@ -88,7 +92,7 @@ class DetectSession(DenseSession):
 
         image = self.read_picture(file)
         with torch.no_grad():
-            found = self.model([image.to(self.accelerator.device) / 255])[0]
+            found = self.model([image.to(self.device) / 255])[0]
         found = {key: value.cpu() for key, value in found.items()}
         entries = [one for one in as_results(found, 0) if one["score"] >= arguments.threshold]
         for one in entries:

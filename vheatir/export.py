@@ -41,7 +41,8 @@ def _cosines(n: int, like: Tensor) -> Tensor:
 
 def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     """What `vheatir::conduct` becomes."""
-    rows, columns = _cosines(x.shape[1], x), _cosines(x.shape[2], x)
+    rows = _cosines(x.shape[1], x)
+    columns = _cosines(x.shape[2], x)
     spectrum = torch.einsum("nh,bhwc,mw->bnmc", rows, x, columns)
     return torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(x.dtype), columns)
 
@@ -59,7 +60,8 @@ def trace(network: nn.Module) -> torch.export.ExportedProgram:
     to the CPU and to eval mode.
     """
     network = network.cpu().float().eval().requires_grad_(False)
-    batch, side = torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC
+    batch = torch.export.Dim("batch", min=1)
+    side = torch.export.Dim.DYNAMIC
     shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
     with torch.no_grad():
         program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
@@ -259,8 +261,10 @@ def main(argv: list[str]) -> int:
     sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in found["differences"].items())
     sys.stdout.write(f"{options.output}: {FORMATS[options.output.suffix]}, differs from PyTorch by {sizes}\n")
     if found["seconds"]:
-        side, threads = options.time, torch.get_num_threads()
-        ours, theirs = found["seconds"]["exported"], found["seconds"]["pytorch"]
+        side = options.time
+        threads = torch.get_num_threads()
+        ours = found["seconds"]["exported"]
+        theirs = found["seconds"]["pytorch"]
         sys.stdout.write(f"{side}x{side} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s\n")
     return 0
 

@@ -12,34 +12,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
+from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.tasks.session import TaskSession, best_weights, train
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
 from vheatir.utils.recipes import find_options, load_table
 
-_NEEDED = ("timm", "accelerate", "torchvision")
+_NEEDED = ("timm", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
 
 
-class Session:
-    """What training, evaluation and measuring of a recipe share: recipe, processes and network."""
+class PretrainSession(TaskSession):
+    """What training, evaluation and measuring of a classification recipe share."""
 
-    command, task_name = "pretrain", "classification"
+    command = "pretrain"
+    task_name = "classification"
 
-    def __init__(self, path: Path, options: dict[str, Any]):
+    def __init__(self, path: Path, options: dict[str, Any], processes: Processes):
         import torch
 
         from vheatir.backbone.classification import task as classify
         from vheatir.backbone.classification.recipe import read_recipe
 
-        self.path, self.options, self.classify = path, options, classify
-        with told_to_the_user(str(path)):
-            self.recipe = read_recipe(options)
-        self.accelerator = make_accelerator(self.recipe.device)
-        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.options = options
+        self.classify = classify
+        with as_user_error(str(path)):
+            super().__init__(path, read_recipe(options), processes)
         torch.manual_seed(self.recipe.manual_seed)
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.model = classify.build_model(self.recipe)
         self.network = self.recipe.model
 
@@ -50,7 +52,7 @@ class Session:
     def load(self, file: str, whole: bool) -> str:
         """Load weights; returns the report. With `whole`, weights without their head are refused."""
         paths = self.recipe.path
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             report = self.classify.load_weights(self.model, file, paths.finetune_weights, paths.finetune_embeddings)
         if whole and report.dropped:
             raise UserError(f"{file}: {report}; set model.num_classes to what the file was trained for")
@@ -66,8 +68,8 @@ class Session:
     def plan(self, size: int):
         return self.classify.make_plan(self.recipe, size, *self.place)
 
-    def settings(self, plan):
-        return self.classify.make_settings(self.recipe, plan.steps_per_epoch)
+    def until(self, plan):
+        return self.classify.make_until(self.recipe, plan)
 
     def optimizer(self, plan):
         return self.classify.make_optimizer(self.recipe.train, self.model, plan.images_per_step)
@@ -77,35 +79,38 @@ class Session:
 
     def task(self):
         """The task with the evaluation set."""
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             samples = self.classify.make_samples(self.recipe, self.model, False)
-            return self.classify.Classification(self.recipe, self.model.num_classes, samples, self.accelerator)
+            return self.classify.Classification(
+                self.recipe, self.model.num_classes, samples, self.processes, self.device
+            )
 
 
-def _weights_to_judge(session: Session, given: str | None) -> str | None:
+def _weights_to_judge(session: PretrainSession, given: str | None) -> str | None:
     if given is not None or session.recipe.model.get("pretrained"):
         return given
     return best_weights(session.recipe, ", or --set model.pretrained=true")
 
 
-def evaluate(session: Session, weights: str | None) -> dict[str, Any]:
+def evaluate(session: PretrainSession, weights: str | None) -> dict[str, Any]:
     """Scores, parameters and multiply-accumulates of trained weights."""
     weights = _weights_to_judge(session, weights)
     if weights is not None:
         session.load(weights, True)
-    model = session.model.to(session.accelerator.device)
-    with told_to_the_user(str(session.path)):
+    model = session.model.to(session.device)
+    with as_user_error(str(session.path)):
         scores = session.task().evaluate(model)
     return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
 
 
-def measure(session: Session) -> dict[str, Any]:
+def measure(session: PretrainSession) -> dict[str, Any]:
     """Images per second of the merged form on the first batch of the evaluation set."""
     from vheatir.backbone.training.batches import checked
 
-    val, task = session.recipe.val, session.task()
-    with told_to_the_user(str(session.path)):
-        images = next(checked(task.loader()))[0].to(session.accelerator.device)
+    val = session.recipe.val
+    task = session.task()
+    with as_user_error(str(session.path)):
+        images = next(checked(task.loader()))[0].to(session.device)
     passes = (val.throughput_warmup, val.throughput_passes)
     return {
         "throughput": session.classify.throughput(session.model, images, *passes),
@@ -147,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--finetune", metavar="FILE", help="weights to start from; another head or size is fitted")
     parser.add_argument("--weights", metavar="FILE", help="weights to evaluate")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what --eval or --throughput found")
+    add_arguments(parser)
     return parser
 
 
@@ -167,19 +173,18 @@ def main(argv: list[str]) -> int:
         options["path"] = {**(options.get("path") or {}), "finetune": arguments.finetune}
     if arguments.json:
         run_metadata.prepare_output(arguments.json)
-    session = Session(path, options)
-    if not judging:
-        status = train(session, argv, arguments.resume)
-        session.accelerator.end_training()
-        return status
-    result = evaluate(session, arguments.weights) if arguments.eval else measure(session)
-    if session.accelerator.is_main_process:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(session.recipe.model["name"], session.size, result))
-        if arguments.json:
-            described = {
-                "metadata": run_metadata.run_metadata(["vheatir", "pretrain", *argv]),
-                "model": session.recipe.model,
-            }
-            run_metadata.write_json(arguments.json, {**described, **result})
-    session.accelerator.end_training()
-    return 0
+    with started(arguments.launcher, arguments.timeout) as processes:
+        session = PretrainSession(path, options, processes)
+        if not judging:
+            return train(session, argv, arguments.resume)
+        result = evaluate(session, arguments.weights) if arguments.eval else measure(session)
+        if processes.writes:
+            _report(session, result, arguments.json, argv)
+        return 0
+
+
+def _report(session: PretrainSession, result: dict[str, Any], file: Path | None, argv: list[str]) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in _lines(session.recipe.model["name"], session.size, result))
+    if file:
+        metadata = run_metadata.run_metadata(["vheatir", "pretrain", *argv])
+        run_metadata.write_json(file, {"metadata": metadata, "model": session.recipe.model, **result})

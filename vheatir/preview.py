@@ -24,7 +24,10 @@ from vheatir.train.registry import load_plugins, register_all
 from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
-_PANEL, _GAP, _LINE = 192, 8, 14  # pixels: least side of a panel, white between, height of a line of text
+# pixels: least side of a panel, white between, height of a line of text
+_PANEL = 192
+_GAP = 8
+_LINE = 14
 _STRETCH = 8  # of the difference
 _ACROSS = 3  # samples beside each other
 
@@ -56,7 +59,8 @@ def samples(dataset: RestorationDataset, count: int) -> Iterator[Pair]:
     """The first `count` samples of a data set, with the steps that it leaves to the device."""
     for number in range(count):
         batch = finish_batch(default_collate([dataset[number]]), torch.device("cpu"))
-        noisy, clean = _rgb(batch["lq"][0]), _rgb(batch["gt"][0])
+        noisy = _rgb(batch["lq"][0])
+        clean = _rgb(batch["gt"][0])
         yield Pair(noisy, clean, noise_statistics(noisy, clean))
 
 

@@ -46,7 +46,8 @@ def receptive_field(
     Raises:
         ValueError: no images.
     """
-    field, count = None, 0
+    field = None
+    count = 0
     for image in images:
         image = image.detach().requires_grad_()
         inputs = (image,) if level is None else (image, torch.full((len(image),), level, device=image.device))
@@ -81,7 +82,8 @@ def _inputs(
         clean = read_clean_file(path, task, gray)
         height, width = clean.shape[:2]
         x, y = (width // 2, height // 2) if at is None else at
-        left, top = x - size // 2, y - size // 2
+        left = x - size // 2
+        top = y - size // 2
         if left < 0 or top < 0 or left + size > width or top + size > height:
             raise UserError(
                 f"{path}: {size}x{size} pixels around {x},{y} reach out of its {width}x{height}; "
@@ -156,7 +158,8 @@ def measure_weights(
     if size < 2:
         raise UserError(f"--size must be at least 2 pixels, got {size}")
     level = checked_level(task, level)
-    fields, results = {}, []
+    fields = {}
+    results = []
     for name in weights or [store.DEFAULTS[task]["color"]]:
         path = store.find(name)
         if path.stem in fields:

@@ -4,14 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
 from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_png
-from vheatir.tasks.session import told_to_the_user
 
 
 class SegmentSession(DenseSession):
     """A segmentation recipe."""
 
-    command, task_name, best = "segment", "segmentation", "miou"
+    command = "segment"
+    task_name = "segmentation"
     sections = ("backbone", "data", "head", "augment", "train", "val", "path", "logger")
 
     @staticmethod
@@ -44,21 +45,21 @@ class SegmentSession(DenseSession):
     def task(self, tta: bool = False):
         from vheatir.backbone.segmentation.task import Segmentation
 
-        return Segmentation(self.recipe, self._labelled(False), self.accelerator, tta)
+        return Segmentation(self.recipe, self._labelled(False), self.processes, self.device, tta)
 
     def evaluate(self, tta: bool) -> dict[str, Any]:
         """Scores on the evaluation set, and each class's."""
         from vheatir.backbone.segmentation.task import class_ious, segmentation_scores
 
-        with told_to_the_user(str(self.path)):
-            counts = self.task(tta).count(self.model.to(self.accelerator.device))
+        with as_user_error(str(self.path)):
+            counts = self.task(tta).count(self.model.to(self.device))
         ious = dict(zip(self.classes, class_ious(counts), strict=True))
         return {"tta": tta, "scores": segmentation_scores(counts), "iou": ious}
 
     def at_size(self, size: tuple[int, int]):
         import torch
 
-        image = torch.rand(1, 3, *size, device=self.accelerator.device)
+        image = torch.rand(1, 3, *size, device=self.device)
         return lambda: self.model(image)
 
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
@@ -69,7 +70,7 @@ class SegmentSession(DenseSession):
 
         image = self.read_picture(file)
         with torch.no_grad():
-            classes = predict(self.model, image.to(self.accelerator.device) / 255, self.recipe.val, arguments.tta)
+            classes = predict(self.model, image.to(self.device) / 255, self.recipe.val, arguments.tta)
         classes = classes.argmax(0).cpu().to(torch.uint8)
         if arguments.label_maps:
             write_png(png_below(arguments.label_maps, file, arguments.predict), classes[None])

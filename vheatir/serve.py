@@ -37,7 +37,9 @@ class Page:
     """
 
     def __init__(self, root: Path, max_pixels: int, device: str | None = None):
-        self.root, self.options, self.device = root, FileOptions(max_pixels=max_pixels), device
+        self.root = root
+        self.options = FileOptions(max_pixels=max_pixels)
+        self.device = device
         self._restorers: dict[tuple[str, float, bool], Restorer] = {}
 
     def restorer(self, task: str, strength: float = 1.0, ensemble: bool = False) -> Restorer:
@@ -115,7 +117,8 @@ def _eight_bits(image) -> np.ndarray:
 
 def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:
     height, width = (max(1, round(side / max(1.0, zoom))) for side in picture.shape[:2])
-    top, left = round((picture.shape[0] - height) * down), round((picture.shape[1] - width) * across)
+    top = round((picture.shape[0] - height) * down)
+    left = round((picture.shape[1] - width) * across)
     part = np.ascontiguousarray(picture[top : top + height, left : left + width])
     scale = min(max(1.0, zoom), _SHOWN / max(height, width))
     if scale == 1:

@@ -19,7 +19,8 @@ from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:
     """Take the network's arguments from its safetensors file where the options leave them out."""
-    source, network = options["path"].get("pretrain_network_g"), options["network_g"]
+    source = options["path"].get("pretrain_network_g")
+    network = options["network_g"]
     if source is None:
         raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
     if set(network) == {"type"} and network["type"] in NETWORKS and Path(source).suffix not in (".pth", ".pt"):

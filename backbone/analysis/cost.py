@@ -27,7 +27,7 @@ def _norm(shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 5 * _elements(shape)
 
 
-def _sampled(*args, out_shape=None, **kwargs) -> int:
+def _sampled(*args, out_shape: Sequence[int], **kwargs) -> int:
     return 2 * 4 * _elements(out_shape)
 
 
@@ -82,7 +82,10 @@ def count_macs(model: nn.Module, img_size: int | Sequence[int] = 224) -> dict[st
     """
     height, width = image_size(img_size)
     stand_in = copy.deepcopy(model).to("meta").eval()
-    image = torch.empty(1, model.in_chans, height, width, device="meta")
+    channels = model.in_chans
+    if not isinstance(channels, int):
+        raise TypeError(f"in_chans of {type(model).__name__} must be its number of input channels, got {channels!r}")
+    image = torch.empty(1, channels, height, width, device="meta")
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with counter:
         stand_in(image)

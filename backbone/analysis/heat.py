@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vheatir.backbone.models.heat_pyramid import HeatPyramid
+from vheatir.backbone.models.heat_pyramid import HeatPyramid, heat_layer_of
 from vheatir.kernels.dct import decay_map, squared_frequencies
 from vheatir.kernels.ops import heat_conduction
 
@@ -21,8 +21,13 @@ def decays(model: HeatPyramid) -> Iterator[tuple[int, int, Tensor]]:
     for stage in range(len(model.depths)):
         for index, block in enumerate(model.blocks_of(stage)):
             with torch.no_grad():
-                folded = block.op.k_exp
-                decay = folded if folded is not None else decay_map(block.op.diffusivity(model.freq_embed[stage]))
+                layer = heat_layer_of(block)
+                if layer.k_exp is not None:
+                    decay = layer.k_exp
+                elif model.freq_embed is not None:
+                    decay = decay_map(layer.diffusivity(model.freq_embed[stage]))
+                else:
+                    raise ValueError("the network is folded in part; fold or unfold it whole")
             yield stage, index, decay.detach()
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as T
 
+# pyright: reportArgumentType=false, reportReturnType=false
+# torchvision annotates its functions with tensors alone; they take PIL images too, and give them back.
+
 CROP_RATIO = 0.875
 # Rows down and columns right, by direction; the published evaluation never draws the last.
 DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1))

@@ -44,7 +44,9 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
     generator = torch.Generator().manual_seed(0)
     for batch in images:
         batch = batch.detach().requires_grad_()
-        (maps,) = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
+        found = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
+        assert isinstance(found, list)
+        (maps,) = found
         centre = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
         signs = torch.randint(2, centre.shape, generator=generator).to(centre) * 2 - 1
         (gradient,) = torch.autograd.grad((centre * signs).sum(), batch)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from vheatir.backbone.training.schema import Run, check, fill
+from vheatir.backbone.training.schema import Amp, NotNegative, Positive, RunSection, Share, below, fill, one_of
 
 READERS = ("folder", "list", "zip", "tar")
 STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
@@ -29,10 +30,10 @@ class Data:
     reader: str = "folder"
     train: str = "train"
     val: str = "val"
-    cache: str = "none"
-    batch_size: int = 128
-    val_batch_size: int | None = None
-    workers: int = 8
+    cache: Annotated[str, one_of("none", "full", "part")] = "none"
+    batch_size: Annotated[int, Positive] = 128
+    val_batch_size: Annotated[int | None, Positive] = None
+    workers: Annotated[int, NotNegative] = 8
     class_map: str | None = None
 
     @property
@@ -45,25 +46,27 @@ class Data:
 class Augment:
     """Training views by timm's transforms, mixing and smoothing; see the recipes for the meaning of each key."""
 
-    crop: str = "random_resized"  # or "padded": 4 pixels of zeros around the image, then a crop
+    crop: Annotated[str, one_of("random_resized", "padded")] = (
+        "random_resized"  # or "padded": 4 pixels of zeros around the image, then a crop
+    )
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
-    hflip: float = 0.5
-    vflip: float = 0.0
+    hflip: Annotated[float, Share] = 0.5
+    vflip: Annotated[float, Share] = 0.0
     color_jitter: float = 0.4
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     interpolation: str = "bicubic"
-    erase: float = 0.25
+    erase: Annotated[float, Share] = 0.25
     erase_mode: str = "pixel"
     erase_count: int = 1
-    repeats: int = 1
-    mixup: float = 0.8
-    cutmix: float = 1.0
+    repeats: Annotated[int, Positive] = 1
+    mixup: Annotated[float, NotNegative] = 0.8
+    cutmix: Annotated[float, NotNegative] = 1.0
     cutmix_minmax: tuple[float, float] | None = None
-    mix_prob: float = 1.0
-    mix_switch: float = 0.5
-    mix_mode: str = "batch"
-    smoothing: float = 0.1
+    mix_prob: Annotated[float, Share] = 1.0
+    mix_switch: Annotated[float, Share] = 0.5
+    mix_mode: Annotated[str, one_of("batch", "pair", "elem")] = "batch"
+    smoothing: Annotated[float, Share] = 0.1
 
 
 @dataclass
@@ -74,22 +77,22 @@ class Train:
     are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.
     """
 
-    epochs: int = 300
-    warmup_epochs: int = 20
+    epochs: Annotated[int, Positive] = 300
+    warmup_epochs: Annotated[int, NotNegative] = 20
     optimizer: str = "adamw"
-    lr: float = 5e-4
-    warmup_lr: float = 5e-7
-    min_lr: float = 5e-6
-    lr_for_batch: int | None = None
-    weight_decay: float = 0.05
+    lr: Annotated[float, Positive] = 5e-4
+    warmup_lr: Annotated[float, NotNegative] = 5e-7
+    min_lr: Annotated[float, NotNegative] = 5e-6
+    lr_for_batch: Annotated[int | None, Positive] = None
+    weight_decay: Annotated[float, NotNegative] = 0.05
     optimizer_args: dict = field(default_factory=dict)
-    layer_decay: float | None = None
+    layer_decay: Annotated[float | None, Positive] = None
     scheduler: str = "unified"
     scheduler_args: dict = field(default_factory=dict)
-    accumulate: int = 1
-    grad_clip: float | None = 5.0
-    amp: str = "auto"
-    ema_decay: float | None = 0.9999
+    accumulate: Annotated[int, Positive] = 1
+    grad_clip: Annotated[float | None, Positive] = 5.0
+    amp: Annotated[str, Amp] = "auto"
+    ema_decay: Annotated[float | None, NotNegative, below(1)] = 0.9999
     ema_warmup: bool = False
 
 
@@ -97,14 +100,14 @@ class Train:
 class Val:
     """Evaluation: every so many epochs, views, and a mapping for sets of a subset of the classes."""
 
-    every: int = 1
-    crop_pct: float = 0.875
+    every: Annotated[int, Positive] = 1
+    crop_pct: Annotated[float, Positive] = 0.875
     crop_mode: str = "center"
     interpolation: str = "bicubic"
     subset: str | None = None
     subset_only: bool = True
-    throughput_warmup: int = 50
-    throughput_passes: int = 30
+    throughput_warmup: Annotated[int, NotNegative] = 50
+    throughput_passes: Annotated[int, Positive] = 30
 
 
 @dataclass
@@ -113,12 +116,12 @@ class Paths:
 
     experiments_root: str = "experiments"
     finetune: str | None = None
-    finetune_weights: str = "model"
-    finetune_embeddings: str = "relative"
+    finetune_weights: Annotated[str, one_of("model", "ema")] = "model"
+    finetune_embeddings: Annotated[str, one_of("relative", "index")] = "relative"
 
 
 @dataclass(kw_only=True)
-class Recipe(Run):
+class Recipe(RunSection):
     """A classification run. `model` holds `name` and the arguments of `create_model`."""
 
     model: dict
@@ -127,23 +130,6 @@ class Recipe(Run):
     train: Train = field(default_factory=Train)
     val: Val = field(default_factory=Val)
     path: Paths = field(default_factory=Paths)
-
-
-_CHOICES = {
-    "data.cache": ("none", "full", "part"),
-    "augment.crop": ("random_resized", "padded"),
-    "augment.mix_mode": ("batch", "pair", "elem"),
-    "train.amp": ("auto", "none", "bf16", "fp16"),
-    "path.finetune_weights": ("model", "ema"),
-    "path.finetune_embeddings": ("relative", "index"),
-    "device": ("auto", "cpu"),
-}
-_POSITIVE = ("data.batch_size", "data.val_batch_size", "train.epochs", "train.accumulate", "val.every", "val.crop_pct")
-_POSITIVE += ("augment.repeats", "logger.print_freq", "logger.save_freq", "logger.keep_checkpoints", "train.lr")
-_POSITIVE += ("train.lr_for_batch", "val.throughput_passes", "train.grad_clip", "train.layer_decay")
-_NOT_NEGATIVE = ("data.workers", "train.warmup_epochs", "train.weight_decay", "val.throughput_warmup", "manual_seed")
-_NOT_NEGATIVE += ("train.warmup_lr", "train.min_lr", "augment.mixup", "augment.cutmix", "train.ema_decay")
-_SHARES = tuple(f"augment.{key}" for key in ("hflip", "vflip", "erase", "mix_prob", "mix_switch", "smoothing"))
 
 
 def read_recipe(options: Mapping) -> Recipe:
@@ -155,15 +141,14 @@ def read_recipe(options: Mapping) -> Recipe:
     recipe = fill(Recipe, options)
     if not isinstance(recipe.model.get("name"), str):
         raise ValueError("model.name is missing; for example `name: vheat_tiny`")
-    check(recipe, _CHOICES, _POSITIVE, _NOT_NEGATIVE, _SHARES)
     _check_together(recipe)
     return recipe
 
 
 def _check_together(recipe: Recipe) -> None:
-    data, augment, train = recipe.data, recipe.augment, recipe.train
-    if train.ema_decay is not None and train.ema_decay >= 1:
-        raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
+    data = recipe.data
+    augment = recipe.augment
+    train = recipe.train
     if data.reader not in READERS and "/" not in data.reader:
         raise ValueError(
             f"data.reader must be one of {', '.join(READERS)}, or a reader of timm with a prefix such as hfds/NAME, "

@@ -14,10 +14,13 @@ from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
 from vheatir.backbone.data.pixels import as_pixels
-from vheatir.backbone.training.batches import DataError, Plan, Samples, Streamed, ignore_signals, mixed, seed_all
+from vheatir.backbone.errors import DataError
+from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
+from vheatir.backbone.training.signals import ignore_signals
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
@@ -60,7 +63,7 @@ class Stream(Streamed):
             seed_all(seed)
         return self.transform(as_pixels(image)), int(target)
 
-    def train_batches(self, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
+    def train_batches(self, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
         """Batches of this process for steps `start` to `stop`."""
         batches = StreamedTraining(self, plan, start, stop)
         how = {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
@@ -80,7 +83,7 @@ class StreamedTraining(IterableDataset):
     The first ones may come before `start`, so that each loader process keeps its share of the shards in a resumed run.
     """
 
-    def __init__(self, stream: Stream, plan: Plan, start: int, stop: int):
+    def __init__(self, stream: Stream, plan: EpochPlan, start: int, stop: int):
         self.stream, self.plan, self.start, self.stop = stream, plan, start * plan.accumulate, stop * plan.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | DataError]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -17,6 +16,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from vheatir.backbone.analysis.cost import count_macs, count_parameters
+from vheatir.backbone.classification.dataset import Samples, train_transform, val_transform
 from vheatir.backbone.classification.readers import check_classes, check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Recipe, Train
 from vheatir.backbone.classification.streams import Stream
@@ -27,9 +27,12 @@ from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
-from vheatir.backbone.training.batches import Plan, Samples, checked, train_transform, val_loader, val_transform
-from vheatir.backbone.training.loop import Settings, to_device
+from vheatir.backbone.training.batches import EpochPlan, checked, val_loader
+from vheatir.backbone.training.dataset_task import DatasetTask
+from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.schedules import unified_schedule, vheat_schedule
+from vheatir.backbone.training.task import to_device
+from vheatir.backbone.training.until import Epochs
 
 _PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}
 
@@ -41,7 +44,8 @@ def build_model(recipe: Recipe) -> nn.Module:
         ValueError: an unknown name or argument.
     """
     arguments = dict(recipe.model)
-    name, checkpointing = arguments.pop("name"), arguments.pop("grad_checkpointing", False)
+    name = arguments.pop("name")
+    checkpointing = arguments.pop("grad_checkpointing", False)
     try:
         model = create_model(name, **arguments)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -118,30 +122,18 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
     return Samples(reader, transform, model.num_classes)
 
 
-def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> Plan:
+def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> EpochPlan:
     """The order of the training images."""
-    data, train = recipe.data, recipe.train
+    data = recipe.data
+    train = recipe.train
     parted = data.cache == "part"
     how = {"seed": recipe.manual_seed, "repeats": recipe.augment.repeats, "parted": parted}
-    return Plan(size, data.batch_size, train.accumulate, rank, world, **how)
+    return EpochPlan(size, data.batch_size, train.accumulate, rank, world, **how)
 
 
-def make_settings(recipe: Recipe, steps_per_epoch: int) -> Settings:
-    """What the loop needs of a recipe."""
-    train, logger = recipe.train, recipe.logger
-    return Settings(
-        train.epochs,
-        steps_per_epoch,
-        train.accumulate,
-        train.grad_clip,
-        train.amp,
-        train.ema_decay,
-        train.ema_warmup,
-        recipe.manual_seed,
-        recipe.val.every,
-        print_freq=logger.print_freq,
-        save_freq=logger.save_freq,
-    )
+def make_until(recipe: Recipe, plan: EpochPlan) -> Epochs:
+    """The length of a run."""
+    return Epochs(recipe.train.epochs, plan.steps_per_epoch, recipe.val.every, recipe.logger.save_freq)
 
 
 def make_optimizer(train: Train, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
@@ -208,12 +200,32 @@ def make_rates(
     return scheduler.step_update
 
 
-class Classification:
-    """The task for the loop: mixing and loss of a batch, scores on the evaluation set."""
+class Classification(DatasetTask):
+    """The task for the loop: mixing and loss of a batch, scores on the evaluation set.
 
-    def __init__(self, recipe: Recipe, num_classes: int, samples: Samples | Stream, accelerator: Accelerator):
+    Args:
+        recipe: of the run.
+        num_classes: of the network.
+        samples: the evaluation set.
+        processes: those that train, or evaluate, together.
+        device: of the network.
+    """
+
+    best = "top1"
+    weights_key = "path.finetune"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        samples: Samples | Stream,
+        processes: Processes,
+        device: torch.device,
+    ):
+        super().__init__(processes, device)
         augment = recipe.augment
-        self.recipe, self.samples, self.accelerator = recipe, samples, accelerator
+        self.recipe = recipe
+        self.samples = samples
         self.mix = None
         if augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None:
             self.mix = Mixup(
@@ -242,10 +254,10 @@ class Classification:
     def loader(self) -> Iterable:
         """This process's part of the evaluation set."""
         if self._loader is None:
-            data, accelerator = self.recipe.data, self.accelerator
-            batch = data.val_batch_size or data.batch_size
-            where = (accelerator.process_index, accelerator.num_processes)
-            pin = accelerator.device.type == "cuda"
+            data = self.recipe.data
+            batch = self.recipe.data.val_batch_size or self.recipe.data.batch_size
+            where = (self.processes.rank, self.processes.world)
+            pin = self.device.type == "cuda"
             self._loader = val_loader(self.samples, batch, *where, data.workers, pin)
         return self._loader
 
@@ -254,7 +266,7 @@ class Classification:
 
         Sets of a subset of the classes are scored through `val.subset`; see `Subset`.
         """
-        device = self.accelerator.device
+        device = self.device
         subset = None
         if self.recipe.val.subset:
             subset = Subset.read(self.recipe.val.subset, self.samples.reader).to(
@@ -265,14 +277,15 @@ class Classification:
             for batch in checked(self.loader()):
                 images, targets = to_device(batch, device)
                 sums += scored(model(images).float(), targets, subset)
-        top1, top5, loss, count = self.accelerator.reduce(sums, "sum").tolist()
+        top1, top5, loss, count = self.processes.sum_(sums).tolist()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": count}
 
 
 def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) -> Tensor:
     """Sums over a batch: right at first place, among the first five, loss, images."""
     if subset is None:
-        log_p, accepted = scores.log_softmax(1), F.one_hot(targets, scores.shape[1]).bool()
+        log_p = scores.log_softmax(1)
+        accepted = F.one_hot(targets, scores.shape[1]).bool()
     else:
         log_p, accepted = subset.score(scores, targets)
     ranked = log_p.topk(min(5, log_p.shape[1]), 1).indices

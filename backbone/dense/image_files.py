@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from vheatir.backbone.data.pixels import PictureError, check_decodes, read_pixels, sizes
-from vheatir.backbone.training.batches import DataError
+from vheatir.backbone.errors import DataError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 12

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from vheatir.backbone.training.batches import Plan
-from vheatir.backbone.training.loop import Settings
+from vheatir.backbone.training.batches import EpochPlan
 from vheatir.backbone.training.schedules import poly_factor, warmup_factor
-from vheatir.backbone.training.schema import Run
+from vheatir.backbone.training.schema import Amp, NotNegative, Positive, RunSection, Share, below, one_of
+from vheatir.backbone.training.until import Epochs
 
 
 @dataclass
@@ -26,25 +26,25 @@ class Train:
             `power` of what is left.
         accumulate: forward passes for a step.
         grad_clip: largest norm of the gradient.
-        amp: "auto" (fp16 on CUDA), "none", "bf16" or "fp16".
+        amp: see `autocast_dtype`.
         ema_decay, ema_warmup: average of the weights.
     """
 
-    epochs: int | None = None
-    steps: int | None = None
-    lr: float = 1e-4
-    weight_decay: float = 0.05
+    epochs: Annotated[int | None, Positive] = None
+    steps: Annotated[int | None, Positive] = None
+    lr: Annotated[float, Positive] = 1e-4
+    weight_decay: Annotated[float, NotNegative] = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     no_decay: tuple[str, ...] = ("norm", "absolute_pos_embed", "relative_position_bias_table")
-    warmup_steps: int = 1000
-    warmup_factor: float = 1e-3
-    schedule: str = "steps"
+    warmup_steps: Annotated[int, NotNegative] = 1000
+    warmup_factor: Annotated[float, Share] = 1e-3
+    schedule: Annotated[str, one_of("steps", "poly")] = "steps"
     milestones: tuple[int, ...] = (8, 11)
-    power: float = 1.0
-    accumulate: int = 1
-    grad_clip: float | None = None
-    amp: str = "none"
-    ema_decay: float | None = None
+    power: Annotated[float, Positive] = 1.0
+    accumulate: Annotated[int, Positive] = 1
+    grad_clip: Annotated[float | None, Positive] = None
+    amp: Annotated[str, Amp] = "none"
+    ema_decay: Annotated[float | None, NotNegative, below(1)] = None
     ema_warmup: bool = False
 
 
@@ -54,31 +54,17 @@ class Paths:
 
     experiments_root: str = "experiments"
     pretrained: str | None = None
-    pretrained_weights: str = "model"
-    pretrained_embeddings: str = "relative"
+    pretrained_weights: Annotated[str, one_of("model", "ema")] = "model"
+    pretrained_embeddings: Annotated[str, one_of("relative", "index")] = "relative"
 
 
 @dataclass(kw_only=True)
-class DenseRun(Run):
+class DenseRun(RunSection):
     """What recipes of both tasks have. `backbone` holds `name` and the arguments of `dense_backbone`."""
 
     backbone: dict
     train: Train = field(default_factory=Train)
     path: Paths = field(default_factory=Paths)
-
-
-CHOICES = {
-    "train.schedule": ("steps", "poly"),
-    "train.amp": ("auto", "none", "bf16", "fp16"),
-    "path.pretrained_weights": ("model", "ema"),
-    "path.pretrained_embeddings": ("relative", "index"),
-    "data.invalid": ("refuse", "skip"),
-    "device": ("auto", "cpu"),
-}
-POSITIVE = ("train.epochs", "train.steps", "train.lr", "train.accumulate", "train.grad_clip", "train.power")
-POSITIVE += ("val.every", "data.batch_size", "logger.print_freq", "logger.save_freq", "logger.keep_checkpoints")
-NOT_NEGATIVE = ("train.weight_decay", "train.warmup_steps", "data.workers", "manual_seed")
-SHARES = ("train.warmup_factor", "augment.hflip", "train.ema_decay")
 
 
 def check_together(recipe: Any) -> None:
@@ -96,34 +82,21 @@ def check_together(recipe: Any) -> None:
         raise ValueError(f"train.steps, {train.steps}, must be a multiple of val.every, {recipe.val.every} steps")
     if train.steps is not None and train.schedule == "steps":
         raise ValueError("train.schedule steps counts epochs; give train.epochs, or take poly")
-    if train.ema_decay is not None and train.ema_decay >= 1:
-        raise ValueError(f"train.ema_decay must be below 1, got {train.ema_decay}; ~ for no average")
 
 
-def make_plan(recipe: Any, size: int, rank: int, world: int) -> Plan:
+def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
     """The order of that many training images."""
-    return Plan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
+    return EpochPlan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
 
 
-def make_settings(recipe: Any, plan: Plan, best: str) -> Settings:
-    """What the loop needs; a run counted in steps is one of so many evaluations."""
-    train, every, logger = recipe.train, recipe.val.every, recipe.logger
+def make_until(recipe: Any, plan: EpochPlan) -> Epochs:
+    """The length of a run; one counted in steps is one of so many evaluations."""
+    train = recipe.train
+    every = recipe.val.every
+    save_every = recipe.logger.save_freq
     if train.epochs is not None:
-        length = {"epochs": train.epochs, "steps_per_epoch": plan.steps_per_epoch, "val_every": every}
-    else:
-        length = {"epochs": train.steps // every, "steps_per_epoch": every, "period": "evaluation"}
-    return Settings(
-        **length,
-        accumulate=train.accumulate,
-        grad_clip=train.grad_clip,
-        amp=train.amp,
-        ema_decay=train.ema_decay,
-        ema_warmup=train.ema_warmup,
-        seed=recipe.manual_seed,
-        best=best,
-        print_freq=logger.print_freq,
-        save_freq=logger.save_freq,
-    )
+        return Epochs(train.epochs, plan.steps_per_epoch, every, save_every)
+    return Epochs(train.steps // every, every, save_every=save_every, period="evaluation")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict]:

@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 from vheatir.backbone.dense.image_files import read_rgb
 from vheatir.backbone.detection.recipe import Augment
 from vheatir.backbone.detection.records import Record, decode
-from vheatir.backbone.training.batches import DataError, first_error, seed_all
+from vheatir.backbone.errors import DataError
+from vheatir.backbone.training.batches import first_error, seed_all
 
 
 class CropBetween(v2.Transform):

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from vheatir.backbone.dense import recipe as dense_recipe
-from vheatir.backbone.dense.recipe import DenseRun
-from vheatir.backbone.training.schema import check, fill
+from vheatir.backbone.dense.recipe import DenseRun, check_together
+from vheatir.backbone.training.schema import NotNegative, Positive, Share, fill, one_of
 
 FORMATS = ("coco", "voc")
 
@@ -27,16 +27,16 @@ class Data:
     """
 
     root: str
-    format: str = "coco"
+    format: Annotated[str, one_of(*FORMATS)] = "coco"
     train: str = "annotations/instances_train2017.json"
     val: str = "annotations/instances_val2017.json"
     train_images: str = "train2017"
     val_images: str = "val2017"
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, Positive] = None
     classes: tuple[str, ...] | None = None
-    invalid: str = "refuse"
-    batch_size: int = 2
-    workers: int = 4
+    invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"
+    batch_size: Annotated[int, Positive] = 2
+    workers: Annotated[int, NotNegative] = 4
 
 
 @dataclass
@@ -55,16 +55,16 @@ class Detector:
     """
 
     masks: bool = True
-    channels: int = 256
+    channels: Annotated[int, Positive] = 256
     anchors: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    short_side: int = 800
-    long_side: int = 1333
+    short_side: Annotated[int, Positive] = 800
+    long_side: Annotated[int, Positive] = 1333
     proposals: tuple[int, int] = (1000, 1000)
-    proposals_nms: float = 0.7
-    box_samples: int = 512
-    score: float = 0.05
-    nms: float = 0.5
-    detections: int = 100
+    proposals_nms: Annotated[float, Share] = 0.7
+    box_samples: Annotated[int, Positive] = 512
+    score: Annotated[float, Share] = 0.05
+    nms: Annotated[float, Share] = 0.5
+    detections: Annotated[int, Positive] = 100
 
 
 @dataclass
@@ -79,16 +79,16 @@ class Augment:
     """
 
     short_sides: tuple[int, ...] = (800,)
-    long_side: int = 1333
+    long_side: Annotated[int, Positive] = 1333
     crop: bool = False
-    hflip: float = 0.5
+    hflip: Annotated[float, Share] = 0.5
 
 
 @dataclass
 class Val:
     """Evaluation: every so many epochs, or steps where training is counted in steps."""
 
-    every: int = 1
+    every: Annotated[int, Positive] = 1
 
 
 @dataclass(kw_only=True)
@@ -101,12 +101,6 @@ class Recipe(DenseRun):
     val: Val = field(default_factory=Val)
 
 
-_CHOICES = {**dense_recipe.CHOICES, "data.format": FORMATS}
-_POSITIVE = (*dense_recipe.POSITIVE, "detector.channels", "detector.short_side", "detector.long_side")
-_POSITIVE += ("detector.detections", "detector.box_samples", "augment.long_side", "data.num_classes")
-_SHARES = (*dense_recipe.SHARES, "detector.score", "detector.nms", "detector.proposals_nms")
-
-
 def read_recipe(options: Mapping) -> Recipe:
     """The recipe that a table of options states.
 
@@ -114,8 +108,7 @@ def read_recipe(options: Mapping) -> Recipe:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
     recipe = fill(Recipe, options)
-    check(recipe, _CHOICES, _POSITIVE, dense_recipe.NOT_NEGATIVE, _SHARES)
-    dense_recipe.check_together(recipe)
+    check_together(recipe)
     if recipe.data.format == "voc" and recipe.detector.masks:
         raise ValueError("detector.masks: VOC's XML files hold boxes alone; set it to false, or take data.format coco")
     data = recipe.data

@@ -1,8 +1,6 @@
 """The task of detection for the loop: losses of a batch, average precision on the evaluation set."""
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,24 +10,34 @@ from vheatir.backbone.detection.dataset import Pictures
 from vheatir.backbone.detection.records import Catalogue
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.batches import checked, val_loader
-from vheatir.backbone.training.loop import to_device
+from vheatir.backbone.training.dataset_task import DatasetTask
+from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.task import to_device
 
 
-class Detection:
+class Detection(DatasetTask):
     """Losses of torchvision's R-CNNs, and COCO's figures on a catalogue.
 
     Args:
         catalogue: the evaluation set.
         masks: objects have masks.
         workers: loader processes.
-        accelerator: device and processes.
+        processes: those that train, or evaluate, together.
+        device: of the network.
     """
 
-    def __init__(self, catalogue: Catalogue, masks: bool, workers: int, accelerator: Accelerator):
+    best = "box_ap"
+    weights_key = "path.pretrained"
+
+    def __init__(self, catalogue: Catalogue, masks: bool, workers: int, processes: Processes, device: torch.device):
+        super().__init__(processes, device)
         if not any(record.things for record in catalogue.records):
             raise ValueError("the evaluation set has no objects; name another one in data.val")
-        self.catalogue, self.masks, self.workers, self.accelerator = catalogue, masks, workers, accelerator
-        self.truth, self.samples = catalogue.as_coco(), Pictures(catalogue.records, masks)
+        self.catalogue = catalogue
+        self.masks = masks
+        self.workers = workers
+        self.truth = catalogue.as_coco()
+        self.samples = Pictures(catalogue.records, masks)
 
     def loss(self, model: nn.Module, batch: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each by name: classes, boxes, masks, objectness and proposals."""
@@ -38,13 +46,14 @@ class Detection:
 
     def loader(self) -> DataLoader:
         """This process's part of the evaluation set, picture by picture."""
-        place = (self.accelerator.process_index, self.accelerator.num_processes)
-        return val_loader(self.samples, 1, *place, self.workers, self.accelerator.device.type == "cuda")
+        place = (self.processes.rank, self.processes.world)
+        return val_loader(self.samples, 1, *place, self.workers, self.device.type == "cuda")
 
     def detect(self, model: nn.Module) -> list[dict]:
         """COCO's result entries of this process's part."""
-        device, results = self.accelerator.device, []
-        hidden = None if self.accelerator.is_main_process else True
+        device = self.device
+        results = []
+        hidden = None if self.processes.writes else True
         with frozen(model), torch.no_grad():
             for images, targets in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 for output, target in zip(model(to_device(images, device)), targets, strict=True):
@@ -53,8 +62,6 @@ class Detection:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Average precision in percent, see `average_precision`, and the number of `images`."""
-        results, scores = gather_object(self.detect(model)), [None]
-        if self.accelerator.is_main_process:
-            scores = [average_precision(self.truth, results, self.masks)]
-        broadcast_object_list(scores)
-        return {**scores[0], "images": float(len(self.samples))}
+        results = [entry for part in self.processes.gather(self.detect(model)) for entry in part]
+        scores = self.processes.from_first(lambda: average_precision(self.truth, results, self.masks))
+        return {**scores, "images": float(len(self.samples))}

@@ -18,6 +18,10 @@ _NARROW = (torch.bfloat16, torch.float16)
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
 
 
+def _size(decay: Tensor) -> str:
+    return f"{decay.shape[0]}x{decay.shape[1]}"
+
+
 class HeatLayer(KeptForms):
     """Depthwise conv, linear, heat conduction, norm, SiLU gate, linear.
 
@@ -66,7 +70,9 @@ class HeatLayer(KeptForms):
     def init_reach(self) -> None:
         """Apply `reach` to the starting diffusivities; networks call it after their own initialisation."""
         if self.reach is not None and self.to_k is not None:
-            init_diffusivity_reach(self.to_k[0], self.reach)
+            linear = next(self.to_k.children())
+            assert isinstance(linear, nn.Linear)
+            init_diffusivity_reach(linear, self.reach)
 
     def diffusivity(self, embedding: Tensor) -> Tensor:
         """k >= 0 of shape (H, W, C), in squared pixels, from a frequency embedding of that shape."""
@@ -76,17 +82,17 @@ class HeatLayer(KeptForms):
         with full_precision(embedding):
             return self.to_k(embedding)
 
-    def _folded_size(self) -> str:
-        return f"{self.k_exp.shape[0]}x{self.k_exp.shape[1]}"
-
     def _decay(self, height: int, width: int, embedding: Tensor | EmbeddingAt | None) -> Tensor | PreparedDecay:
-        if self.k_exp is not None and self.k_exp.shape[:2] != (height, width):
-            raise ValueError(
-                f"this layer is folded for maps of {self._folded_size()}, got {height}x{width}; unfold it first"
-            )
-        if self.k_exp is None and embedding is None:
+        if self.k_exp is not None:
+            if self.k_exp.shape[:2] != (height, width):
+                raise ValueError(
+                    f"this layer is folded for maps of {_size(self.k_exp)}, got {height}x{width}; unfold it first"
+                )
+            sources: list[Tensor] = [self.k_exp]
+        elif embedding is None:
             raise ValueError("an unfolded heat layer needs a frequency embedding")
-        sources = [self.k_exp if self.k_exp is not None else getattr(embedding, "source", embedding)]
+        else:
+            sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
         sources += self.to_k.parameters() if self.to_k is not None else []
         # A folded decay is as large as what is made of it: comparing would take as long.
         if not self.may_keep(*sources, compared=self.k_exp is None):
@@ -97,7 +103,10 @@ class HeatLayer(KeptForms):
     def _fresh_decay(self, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.k_exp is not None:
             return self.k_exp
-        k = self.diffusivity(embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding)
+        table = embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding
+        if table is None:
+            raise ValueError("an unfolded heat layer needs a frequency embedding")
+        k = self.diffusivity(table)
         return decay_map(k.float() if k.dtype in _NARROW else k)
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
@@ -120,7 +129,7 @@ class HeatLayer(KeptForms):
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
         """Replace the learned diffusivity by its decay `k_exp` for one map size: the published merged form."""
         if self.k_exp is not None:
-            raise ValueError(f"this layer is folded already, for maps of {self._folded_size()}")
+            raise ValueError(f"this layer is folded already, for maps of {_size(self.k_exp)}")
         with torch.no_grad():
             decay = self._fresh_decay(embedding)
         self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)
@@ -157,6 +166,10 @@ def _sum(x: Tensor, fresh: Tensor) -> Tensor:
     if torch.is_grad_enabled() or fresh.dtype != x.dtype:
         return x + fresh
     return fresh.add_(x)
+
+
+def _factor(dim: int, start: float | None) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full((dim,), float(start)))
 
 
 class HeatBlock(nn.Module):
@@ -198,9 +211,8 @@ class HeatBlock(nn.Module):
         # rounded: a ratio read back from weights is a quotient, whose product with dim may fall just short
         self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), mlp_dwconv) if mlp_ratio > 0 else None
         self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale is not None else None
-        scaled_mlp = layer_scale is not None and mlp_ratio > 0
-        self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale))) if scaled_mlp else None
+        self.gamma1 = _factor(dim, layer_scale)
+        self.gamma2 = _factor(dim, layer_scale) if mlp_ratio > 0 else None
 
     def _scaled(self, y: Tensor, gamma: Tensor | None) -> Tensor:
         return self.drop_path(y if gamma is None else y * gamma)
@@ -213,9 +225,11 @@ class HeatBlock(nn.Module):
     def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.post_norm:
             x = self._post_norm(x, _own(self.op(x, embedding), self.op), self.norm1, self.gamma1)
-            return x if self.mlp is None else self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
+            if self.mlp is None or self.norm2 is None:
+                return x
+            return self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
         y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), self.op, self.drop_path)
-        if self.mlp is None:
+        if self.mlp is None or self.norm2 is None:
             return _sum(x, y)
         x, y = add_norm(x, y, self.norm2)
         return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), self.mlp, self.drop_path))

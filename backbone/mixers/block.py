@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import ClassVar
+from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -122,21 +122,27 @@ class AttentionBlock(MixerBlock):
         return self.add_branch(x, self.mlp(self.norm2(x)), 1)
 
 
-def cached_table(build: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+_Sizes = ParamSpec("_Sizes")
+_Table = TypeVar("_Table", Tensor, Tensor | None)
+
+
+def cached_table(build: Callable[_Sizes, _Table]) -> Callable[_Sizes, _Table]:
     """Keep the last results of a function of sizes and device that makes an index or a mask.
 
     Built outside inference mode, so that autograd may save it later; kept where `may_cache`.
     """
 
-    def outside_inference(*args):
+    def outside_inference(*args: _Sizes.args, **kwargs: _Sizes.kwargs) -> _Table:
         with torch.inference_mode(False), torch.no_grad():
-            return build(*args)
+            return build(*args, **kwargs)
 
     kept = lru_cache(maxsize=64)(outside_inference)
 
     @wraps(build)
-    def table(*args) -> Tensor | None:
-        return kept(*args) if may_cache() else outside_inference(*args)
+    def table(*args: _Sizes.args, **kwargs: _Sizes.kwargs) -> _Table:
+        if not may_cache():
+            return outside_inference(*args, **kwargs)
+        return kept(*args, **kwargs)  # pyright: ignore[reportArgumentType] (sizes and devices can be keys)
 
     return table
 

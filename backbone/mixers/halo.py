@@ -80,7 +80,10 @@ class QueryFreePosition(nn.Module):
         return rearrange(bias, "q k h -> h q k")
 
 
-POSITIONS = {"query_related": QueryRelatedPosition, "query_free": QueryFreePosition}
+POSITIONS: dict[str, type[QueryRelatedPosition | QueryFreePosition]] = {
+    "query_related": QueryRelatedPosition,
+    "query_free": QueryFreePosition,
+}
 
 
 @cached_table
@@ -184,6 +187,7 @@ class HaloBlock(AttentionBlock):
     }
     not_decayed: ClassVar = ("relative_position_bias_table",)
     structural: ClassVar = ("relative_position_index",)
+    attn: HaloAttention
 
     def __init__(
         self,

@@ -103,6 +103,7 @@ class ShiftedWindowBlock(AttentionBlock):
     resizers: ClassVar = {"relative_position_bias_table": resize_bias_table}
     not_decayed: ClassVar = ("relative_position_bias_table",)
     structural: ClassVar = ("relative_position_index", "attn_mask")
+    attn: WindowAttention
 
     def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, window_size: int = 7, mlp_ratio: float = 4.0):
         self.window_size = window_size

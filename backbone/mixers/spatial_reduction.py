@@ -50,7 +50,7 @@ class ReducedAttention(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         query = rearrange(self.q(maps), "b y x (h d) -> b h (y x) d", h=self.num_heads)
         source = maps
-        if self.sr is not None:
+        if self.sr is not None and self.norm is not None:
             # The published dense backbone leaves the rest out; where nothing would be left, it fails.
             if self.extend or min(maps.shape[1:3]) < self.sr_ratio:
                 source = _extend(maps, self.sr_ratio)

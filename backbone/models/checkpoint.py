@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ _FACTS = {"epoch": "epoch", "max_accuracy": "max_accuracy", "best_acc": "max_acc
 _FACTS |= {"max_accuracy_ema": "max_accuracy_ema", "max_accuray_ema": "max_accuracy_ema"}
 
 # Stand-ins and plain containers that published files hold beside tensors; none of them runs code when built.
-_SCALARS = [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_SCALAR = np.float64().__reduce__()[0]  # the function that rebuilds a number; it has no public name
+_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _DTYPES = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
 _ALLOWED = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace, np.dtype, *_DTYPES, *_SCALARS]
 
@@ -137,13 +139,14 @@ def _kind(key: str) -> str:
 
 def _match_form(state: dict, model: nn.Module) -> None:
     """Fold or unfold a heat network, as the checkpoint is."""
-    if not getattr(model, "freq_embed", None) and not getattr(model, "folded", False):
+    network: Any = model  # HeatPyramid, which stands above this file
+    if not getattr(network, "freq_embed", None) and not getattr(network, "folded", False):
         return
     folded = any(key.endswith(".op.k_exp") for key in state)
-    if folded and not model.folded:
-        model.fold()
-    elif model.folded and not folded:
-        model.unfold()
+    if folded and not network.folded:
+        network.fold()
+    elif network.folded and not folded:
+        network.unfold()
 
 
 def _fitted(key: str, value: Tensor, want: torch.Size, model: nn.Module, resizers: dict[str, Callable]) -> Tensor | str:
@@ -184,7 +187,8 @@ def fit_state(
         raise ValueError(f"embeddings must be one of {', '.join(EMBEDDINGS)}, got {embeddings!r}")
     report = report or LoadReport()
     _match_form(state, model)
-    resizers = {**model.resizers, "freq_embed": lambda value, shape: EMBEDDINGS[embeddings](value, shape[:2])}
+    own: Any = model.resizers
+    resizers = {**own, "freq_embed": lambda value, shape: EMBEDDINGS[embeddings](value, shape[:2])}
     wanted = model.state_dict()
     fitted = {}
     for key, value in state.items():
@@ -225,7 +229,8 @@ def load_checkpoint(
     """
     state, report = unwrap(read_checkpoint(path), weights)
     state, report = fit_state(state, model, embeddings, report)
-    lacking = [key for key in report.missing if not (model.fresh and key.startswith(model.fresh))]
+    fresh: Any = model.fresh
+    lacking = [key for key in report.missing if not (fresh and key.startswith(fresh))]
     if not report.loaded or (strict and lacking):
         raise ValueError(f"{path} lacks {len(lacking)} of the model's tensors, among them {', '.join(lacking[:5])}")
     state = {key: value.to(model.state_dict()[key].dtype) for key, value in state.items()}

@@ -1,5 +1,7 @@
 """All backbones by name. Importing this module registers them with timm."""
 
+from typing import cast
+
 from timm import create_model as _create_model
 
 from vheatir.backbone.models import unified, vheat
@@ -20,4 +22,4 @@ def create_model(name: str, **arguments) -> Pyramid:
         **arguments: img_size, num_classes, in_chans, drop_path_rate, features_only, out_indices, pretrained and
             further arguments of the network.
     """
-    return _create_model(name, **arguments)
+    return cast("Pyramid", _create_model(name, **arguments))

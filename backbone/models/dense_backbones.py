@@ -17,7 +17,7 @@ PADDINGS = ("published", "masked")
 def _outputs(model: Pyramid, image: Tensor) -> list[Tensor]:
     """The chosen stages' maps, each with its own norm; what goes on to the next stage has none."""
     _, maps = model.features(image, model.out_indices)
-    norms = [getattr(model, f"{model.norm_name}{index}") for index in model.out_indices]
+    norms = [model.get_submodule(f"{model.norm_name}{index}") for index in model.out_indices]
     return [to_channels_first(norm(one)) for norm, one in zip(norms, maps, strict=True)]
 
 

@@ -26,17 +26,19 @@ class ResidualMaps(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         network = models.get_model(name, weights=None)
-        width = network.fc.in_features
+        width = network.get_submodule("fc").in_features
+        assert isinstance(width, int)
         self.dims = (width // 8, width // 4, width // 2, width)
         for key, module in network.named_children():
             if key not in ("avgpool", "fc"):
                 self.add_module(key, module)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in ("conv1", "bn1", "relu", "maxpool"):
+            x = self.get_submodule(name)(x)
         found = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
             found.append(x)
         return found
 

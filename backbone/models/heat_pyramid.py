@@ -10,6 +10,14 @@ from vheatir.backbone.layers.heat import HeatLayer
 from vheatir.backbone.models.pyramid import Pyramid, image_size, map_sizes
 
 
+def heat_layer_of(block: nn.Module) -> HeatLayer:
+    """The heat layer of a heat block."""
+    layer = block.op
+    if not isinstance(layer, HeatLayer):
+        raise TypeError(f"{type(block).__name__} has no heat layer")
+    return layer
+
+
 class HeatPyramid(Pyramid):
     """A pyramid whose stages may hold heat blocks: one embedding for each stage, in `freq_embed`.
 
@@ -17,6 +25,8 @@ class HeatPyramid(Pyramid):
     """
 
     resize: str
+    freq_embed: nn.ParameterList | None
+    _unfolded: nn.ParameterList | None
 
     def blocks_of(self, index: int) -> list[nn.Module]:
         """The blocks of a stage, in order."""
@@ -31,7 +41,7 @@ class HeatPyramid(Pyramid):
 
     def embedding_at(self, index: int, maps: Tensor) -> EmbeddingAt | None:
         """What the heat blocks of a stage take beside the maps; None where they are folded."""
-        if self.folded:
+        if self.freq_embed is None:
             return None
         return EmbeddingAt(self.freq_embed[index], (maps.shape[1], maps.shape[2]), self.resize)
 
@@ -45,7 +55,7 @@ class HeatPyramid(Pyramid):
         Raises:
             ValueError: the network is folded.
         """
-        if self.folded:
+        if self.freq_embed is None:
             raise ValueError("a folded network is frozen to its image size; unfold it first")
         self.img_size = image_size(img_size)
         with torch.no_grad():
@@ -64,12 +74,13 @@ class HeatPyramid(Pyramid):
         Raises:
             ValueError: folded already.
         """
-        if self.folded:
+        embeddings = self.freq_embed
+        if embeddings is None:
             raise ValueError("this network is folded already")
-        for index, embedding in enumerate(self.freq_embed):
+        for index, embedding in enumerate(embeddings):
             for block in self.blocks_of(index):
-                block.op.fold(embedding)
-        object.__setattr__(self, "_unfolded", self.freq_embed)  # not a submodule: it leaves the state dict
+                heat_layer_of(block).fold(embedding)
+        object.__setattr__(self, "_unfolded", embeddings)  # not a submodule: it leaves the state dict
         self.freq_embed = None
         return self
 
@@ -81,9 +92,11 @@ class HeatPyramid(Pyramid):
         """
         if not self.folded:
             raise ValueError("this network is not folded")
-        like = self.heat_layers()[0].k_exp
+        like = next(layer.k_exp for layer in self.heat_layers() if layer.k_exp is not None)
         for layer in self.heat_layers():
             layer.unfold()
+        if self._unfolded is None:
+            raise ValueError("this network was built in folded form: load unfolded weights to get its embeddings back")
         self.freq_embed = self._unfolded.to(like)
         object.__setattr__(self, "_unfolded", None)
         return self

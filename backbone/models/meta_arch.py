@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
-from vheatir.backbone.mixers import BlockPosition, mixer_named
+from vheatir.backbone.mixers import BlockPosition, MixerBlock, mixer_named
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import GlobalMean, image_size, map_sizes, widths
 
@@ -154,11 +154,14 @@ class MetaArch(HeatPyramid):
         if self.block_class.shares_embedding:
             self.make_embeddings(self.img_size)
         for index in range(len(self.depths)):
-            for block in self.blocks_of(index):
+            for block in self._mixer_blocks(index):
                 block.init_tables()
 
     def blocks_of(self, index: int) -> list[nn.Module]:
-        return list(self.stages[index])
+        return list(self.stages[index].children())
+
+    def _mixer_blocks(self, index: int) -> list[MixerBlock]:
+        return [block for block in self.blocks_of(index) if isinstance(block, MixerBlock)]
 
     def stem(self, maps: Tensor) -> Tensor:
         return self.downsample_layers[0](maps)
@@ -186,7 +189,9 @@ class MetaArch(HeatPyramid):
 
     @property
     def pooling(self) -> GlobalMean:
-        return self.avg_head[0]
+        pooling = self.avg_head[0]
+        assert isinstance(pooling, GlobalMean)
+        return pooling
 
     def _keep_stages(self, count: int) -> None:
         self.downsample_layers = self.downsample_layers[:count]
@@ -220,7 +225,7 @@ class MetaArch(HeatPyramid):
             self.resize_embeddings(img_size)
         self.img_size = image_size(img_size)
         for index, size in enumerate(map_sizes(img_size, len(self.dims))):
-            for block in self.blocks_of(index):
+            for block in self._mixer_blocks(index):
                 block.set_map_size(size)
 
     @property

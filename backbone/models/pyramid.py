@@ -76,6 +76,14 @@ class Pyramid(nn.Module):
     resizers: dict = {}  # noqa: RUF012 (last component of a key -> function(tensor, target shape), for loading)
     dims: tuple[int, ...]
     depths: tuple[int, ...]
+    in_chans: int
+    img_size: tuple[int, int]
+    num_classes: int
+    num_features: int
+    head_hidden_size: int
+    norm_name: str  # how the keys of the output norms begin, in backbones for dense prediction
+    out_indices: tuple[int, ...]  # their stages
+    _stage_name: str
 
     def __init__(self):
         super().__init__()
@@ -192,7 +200,9 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self._chosen is not None:
-            return self.forward_intermediates(x, self._chosen, stop_early=True, intermediates_only=True)
+            found = self.forward_intermediates(x, self._chosen, stop_early=True, intermediates_only=True)
+            assert isinstance(found, list)
+            return found
         return self.forward_head(self.forward_features(x))
 
     def _keep_stages(self, count: int) -> None:
@@ -219,6 +229,8 @@ class Pyramid(nn.Module):
     def as_features(self, out_indices: int | Sequence[int] = (0, 1, 2, 3), output_fmt: str = "NCHW") -> "Pyramid":
         """Turn the classifier into an extractor of those stages' maps, in place; what `features_only` does."""
         info = self.feature_info
+        if isinstance(info, FeatureInfo):
+            raise ValueError("this network is an extractor of features already")
         indices = out_indices if isinstance(out_indices, int) else list(out_indices)
         self._chosen = self.prune_intermediate_layers(indices)
         self.feature_info = FeatureInfo(info, tuple(self._chosen))

@@ -119,7 +119,7 @@ class VHeat(HeatPyramid):
             layer.init_reach()
 
     def blocks_of(self, index: int) -> list[nn.Module]:
-        return list(self.layers[index])[:-1]
+        return list(self.layers[index].children())[:-1]
 
     def stem(self, maps: Tensor) -> Tensor:
         return self.patch_embed(maps)
@@ -128,7 +128,7 @@ class VHeat(HeatPyramid):
         return self.run_blocks(self.blocks_of(index), maps, self.embedding_at(index, maps))
 
     def transition(self, index: int, maps: Tensor) -> Tensor:
-        return self.layers[index][-1](maps)
+        return list(self.layers[index].children())[-1](maps)
 
     def final_norm(self, maps: Tensor) -> Tensor:
         return self.classifier[0](maps)
@@ -142,16 +142,20 @@ class VHeat(HeatPyramid):
 
     @property
     def pooling(self) -> GlobalMean:
-        return self.classifier[1]
+        pooling = self.classifier[1]
+        assert isinstance(pooling, GlobalMean)
+        return pooling
 
     def _keep_stages(self, count: int) -> None:
         self.layers = self.layers[:count]
-        self.layers[-1][-1] = nn.Identity()
-        if not self.folded:
+        last = self.layers[-1]
+        assert isinstance(last, nn.ModuleList)
+        last[-1] = nn.Identity()
+        if self.freq_embed is not None:
             self.freq_embed = self.freq_embed[:count]
 
     def _drop_head(self) -> None:
-        self.classifier = None
+        self.classifier = nn.Sequential()
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: by stage, or by block; embeddings go with their stage."""

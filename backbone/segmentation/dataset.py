@@ -10,10 +10,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from vheatir.backbone.dense.image_files import read_labels, read_rgb
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.feature_maps import MEAN
 from vheatir.backbone.segmentation.label_maps import IGNORED, Pair
 from vheatir.backbone.segmentation.recipe import Augment
-from vheatir.backbone.training.batches import DataError, first_error, seed_all
+from vheatir.backbone.training.batches import first_error, seed_all
 
 _TRIES = 10
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vheatir.backbone.data.pixels import SUFFIXES, sizes
 from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_labels
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.segmentation.recipe import Data
-from vheatir.backbone.training.batches import DataError
 
 _log = logging.getLogger(__name__)
 IGNORED, _UNKNOWN = 255, 254

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from vheatir.backbone.dense import recipe as dense_recipe
-from vheatir.backbone.dense.recipe import DenseRun
-from vheatir.backbone.training.schema import check, fill
+from vheatir.backbone.dense.recipe import DenseRun, check_together
+from vheatir.backbone.training.schema import NotNegative, Positive, Share, fill, one_of
 
 LAYOUTS = ("ade20k", "cityscapes", "folders")
 
@@ -30,16 +30,16 @@ class Data:
     """
 
     root: str
-    layout: str = "folders"
+    layout: Annotated[str, one_of(*LAYOUTS)] = "folders"
     train: str | None = None
     val: str | None = None
-    num_classes: int = 150
+    num_classes: Annotated[int, Positive] = 150
     classes: tuple[str, ...] | None = None
     ignore: tuple[int, ...] | None = None
     label_ids: tuple[int, ...] | None = None
-    invalid: str = "refuse"
-    batch_size: int = 2
-    workers: int = 4
+    invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"
+    batch_size: Annotated[int, Positive] = 2
+    workers: Annotated[int, NotNegative] = 4
 
 
 @dataclass
@@ -54,11 +54,11 @@ class Head:
         aux_weight: of its loss.
     """
 
-    channels: int = 512
+    channels: Annotated[int, Positive] = 512
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    dropout: float = 0.1
-    aux_channels: int = 256
-    aux_weight: float = 0.4
+    dropout: Annotated[float, Share] = 0.1
+    aux_channels: Annotated[int, NotNegative] = 256
+    aux_weight: Annotated[float, NotNegative] = 0.4
 
 
 @dataclass
@@ -76,9 +76,9 @@ class Augment:
 
     scale: tuple[int, int] = (2048, 512)
     ratio: tuple[float, float] = (0.5, 2.0)
-    crop: int = 512
-    cat_max: float = 0.75
-    hflip: float = 0.5
+    crop: Annotated[int, Positive] = 512
+    cat_max: Annotated[float, Share] = 0.75
+    hflip: Annotated[float, Share] = 0.5
     colour: bool = True
 
 
@@ -94,11 +94,11 @@ class Val:
         ratios, flip: of `--tta`: factors on `scale`, and each mirrored too.
     """
 
-    every: int = 1
+    every: Annotated[int, Positive] = 1
     scale: tuple[int, int] = (2048, 512)
-    mode: str = "slide"
-    crop: int = 512
-    stride: int = 341
+    mode: Annotated[str, one_of("slide", "whole")] = "slide"
+    crop: Annotated[int, Positive] = 512
+    stride: Annotated[int, Positive] = 341
     ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
 
@@ -113,12 +113,6 @@ class Recipe(DenseRun):
     val: Val = field(default_factory=Val)
 
 
-_CHOICES = {**dense_recipe.CHOICES, "data.layout": LAYOUTS, "val.mode": ("slide", "whole")}
-_POSITIVE = (*dense_recipe.POSITIVE, "data.num_classes", "head.channels", "augment.crop", "val.crop", "val.stride")
-_NOT_NEGATIVE = (*dense_recipe.NOT_NEGATIVE, "head.aux_channels", "head.aux_weight")
-_SHARES = (*dense_recipe.SHARES, "head.dropout", "augment.cat_max")
-
-
 def read_recipe(options: Mapping) -> Recipe:
     """The recipe that a table of options states.
 
@@ -126,8 +120,7 @@ def read_recipe(options: Mapping) -> Recipe:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
     recipe = fill(Recipe, options)
-    check(recipe, _CHOICES, _POSITIVE, _NOT_NEGATIVE, _SHARES)
-    dense_recipe.check_together(recipe)
+    check_together(recipe)
     data, val = recipe.data, recipe.val
     if data.classes is not None and len(data.classes) != data.num_classes:
         raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")

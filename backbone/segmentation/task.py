@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,7 +11,9 @@ from vheatir.backbone.segmentation.dataset import LabelledPictures, scaled_size
 from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
 from vheatir.backbone.training.batches import checked, val_loader
-from vheatir.backbone.training.loop import to_device
+from vheatir.backbone.training.dataset_task import DatasetTask
+from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.task import to_device
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +31,8 @@ def _starts(length: int, crop: int, stride: int) -> list[int]:
 def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Tensor:
     """Scores (1, K, H, W) of an image (1, 3, H, W): the mean over all windows that a pixel is in."""
     height, width = image.shape[2:]
-    total, count = None, image.new_zeros(1, 1, height, width)
+    total = None
+    count = image.new_zeros(1, 1, height, width)
     for top in _starts(height, crop, stride):
         for left in _starts(width, crop, stride):
             part = (..., slice(top, top + crop), slice(left, left + crop))
@@ -47,7 +49,8 @@ def predict(model: nn.Module, image: Tensor, val: Val, tta: bool = False) -> Ten
     The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
     `tta` the mean over `val.ratios`, each mirrored too with `val.flip`.
     """
-    size, total = image.shape[1:], 0.0
+    size = image.shape[1:]
+    total = 0.0
     ratios, flips = (val.ratios, (False, True)[: 1 + val.flip]) if tta else ((1.0,), (False,))
     for ratio in ratios:
         small = list(scaled_size(*size, [side * ratio for side in val.scale]))
@@ -75,8 +78,11 @@ def segmentation_scores(counts: Tensor) -> dict[str, float]:
     predictions do not count; `majority_miou` is the figure of predicting the most frequent class everywhere.
     """
     counts = counts.double().cpu()
-    right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    union, present = labelled + predicted - right, labelled > 0
+    right = counts.diagonal()
+    labelled = counts.sum(1)
+    predicted = counts.sum(0)
+    union = labelled + predicted - right
+    present = labelled > 0
     iou = right[union > 0] / union[union > 0]
     return {
         "miou": 100 * iou.mean().item(),
@@ -93,11 +99,32 @@ def class_ious(counts: Tensor) -> list[float | None]:
     return [100 * r / u if u else None for r, u in zip(counts.diagonal().tolist(), union.tolist(), strict=True)]
 
 
-class Segmentation:
-    """Losses of the two heads, and scores on an evaluation set."""
+class Segmentation(DatasetTask):
+    """Losses of the two heads, and scores on an evaluation set.
 
-    def __init__(self, recipe: Recipe, samples: LabelledPictures, accelerator: Accelerator, tta: bool = False):
-        self.recipe, self.samples, self.accelerator, self.tta = recipe, samples, accelerator, tta
+    Args:
+        recipe: of the run.
+        samples: the evaluation set.
+        processes: those that train, or evaluate, together.
+        device: of the network.
+        tta: evaluate with views of several sizes.
+    """
+
+    best = "miou"
+    weights_key = "path.pretrained"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: LabelledPictures,
+        processes: Processes,
+        device: torch.device,
+        tta: bool = False,
+    ):
+        super().__init__(processes, device)
+        self.recipe = recipe
+        self.samples = samples
+        self.tta = tta
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each head's; the share in percent of right pixels."""
@@ -113,20 +140,21 @@ class Segmentation:
 
     def loader(self) -> DataLoader:
         """This process's part of the evaluation set, picture by picture."""
-        place = (self.accelerator.process_index, self.accelerator.num_processes)
-        return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.accelerator.device.type == "cuda")
+        place = (self.processes.rank, self.processes.world)
+        return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.device.type == "cuda")
 
     def count(self, model: nn.Module) -> Tensor:
         """Confusion matrix over the evaluation set."""
-        device, classes = self.accelerator.device, self.recipe.data.num_classes
+        device = self.device
+        classes = self.recipe.data.num_classes
         counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-        hidden = None if self.accelerator.is_main_process else True
+        hidden = None if self.processes.writes else True
         with frozen(model), torch.no_grad():
             for batch in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 images, labels = to_device(batch, device)
                 found = predict(model, images[0], self.recipe.val, self.tta).argmax(0)
                 counts += confusion(found, labels[0], classes)
-        return self.accelerator.reduce(counts, "sum")
+        return self.processes.sum_(counts)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """See `segmentation_scores`, and the number of `images`."""

@@ -5,28 +5,20 @@ processes nor on how many processes train.
 """
 
 import random
-import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_transform
-from timm.data.readers.reader import Reader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import RandomCrop
+from torch.utils.data import DataLoader, Sampler
 
-from vheatir.backbone.classification.recipe import Augment, Val
-from vheatir.backbone.data.pixels import PictureError, as_pixels, read_pixels
+from vheatir.backbone.errors import DataError, UserError
+from vheatir.backbone.training.signals import ignore_signals
 
 _MASK = (1 << 63) - 1
-
-
-class DataError(ValueError):
-    """A file of the data set that cannot be used; names it."""
 
 
 def mixed(*numbers: int) -> int:
@@ -42,7 +34,7 @@ def seed_all(seed: int) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """The order of samples in a training run.
 
     Attributes:
@@ -53,6 +45,7 @@ class Plan:
         seed: changes the order and all augmentation.
         repeats: times that each image comes in a row, with other augmentation; an epoch stays as long.
         parted: each process draws images rank, rank + world, ... alone, which it keeps in memory.
+        begun: an epoch that a run with other batches began, and how many of its images that run has seen.
     """
 
     size: int
@@ -63,6 +56,7 @@ class Plan:
     seed: int = 0
     repeats: int = 1
     parted: bool = False
+    begun: tuple[int, int] = (-1, 0)
 
     @property
     def images_per_step(self) -> int:
@@ -90,7 +84,34 @@ class Plan:
             shares = [np.arange(rank, self.size, self.world) for rank in range(self.world)]
             drawn = [self._shuffled(share, epoch, rank)[: count // self.world] for rank, share in enumerate(shares)]
             return np.stack(drawn, 1).reshape(self.steps_per_epoch, -1)
+        if epoch == self.begun[0]:
+            left = self._left(self.begun[1])
+            seen = np.zeros((self.steps_per_epoch - left) * self.images_per_step, np.int64)  # nobody asks for them
+            rest = self._shuffled(np.arange(self.size), epoch)[self.begun[1] :][: left * self.images_per_step]
+            return np.concatenate([seen, rest]).reshape(self.steps_per_epoch, -1)
         return self._shuffled(np.arange(self.size), epoch)[:count].reshape(self.steps_per_epoch, -1)
+
+    def _left(self, seen: int) -> int:
+        """Whole steps for an epoch of which so many images have been seen."""
+        return min(self.steps_per_epoch, max(0, self.size - seen) // self.images_per_step)
+
+    def images_seen(self, epoch: int, steps: int) -> int:
+        """Images of an epoch that have been seen after so many of its steps."""
+        if epoch != self.begun[0]:
+            return steps * self.images_per_step
+        return self.begun[1] + (steps - self.steps_per_epoch + self._left(self.begun[1])) * self.images_per_step
+
+    def resumed(self, epoch: int, images: int) -> tuple["EpochPlan", int]:
+        """The plan that goes on amid an epoch with the next image, and the number of steps that count as done.
+
+        Where each process has images of its own, whose order depends on their number, it goes on about there.
+
+        Args:
+            epoch: that was begun, counted from 0.
+            images: of it that have been seen, by all processes together.
+        """
+        done = (epoch + 1) * self.steps_per_epoch - self._left(images)
+        return (self if self.parted else replace(self, begun=(epoch, images))), done
 
     def _shuffled(self, indices: np.ndarray, *key: int) -> np.ndarray:
         return np.random.default_rng((self.seed, *key)).permutation(indices).repeat(self.repeats)
@@ -99,14 +120,18 @@ class Plan:
 class StepSampler(Sampler):
     """Batches of (index, seed of the sample) for this process, from step `start` to `stop`, through all epochs."""
 
-    def __init__(self, plan: Plan, start: int, stop: int):
-        self.plan, self.start, self.stop = plan, start, stop
+    def __init__(self, plan: EpochPlan, start: int, stop: int):
+        self.plan = plan
+        self.start = start
+        self.stop = stop
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.plan.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan, epoch, order = self.plan, -1, None
+        plan = self.plan
+        epoch = -1
+        order = None
         for step in range(self.start, self.stop):
             if step // plan.steps_per_epoch != epoch:
                 epoch = step // plan.steps_per_epoch
@@ -117,50 +142,11 @@ class StepSampler(Sampler):
                 yield [(int(indices[k]), mixed(plan.seed, step, int(k))) for k in part]
 
 
-class Samples(Dataset):
-    """Images of a reader through a transform; a sample is asked for by index, or by (index, seed).
-
-    A file that cannot be used gives a `DataError` in place of the sample: raised in a loader process it would lose its
-    form, and taking the next file instead, as timm does, would hide it.
-    """
-
-    def __init__(self, reader: Reader, transform: Callable[[Image.Image], Tensor], num_classes: int):
-        self.reader, self.transform, self.num_classes = reader, transform, num_classes
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | DataError:
-        index = key
-        if isinstance(key, tuple):
-            index, seed = key
-            seed_all(seed)
-        try:
-            content, target, *_ = self.reader[index]
-            with content:
-                pixels = as_pixels(content) if isinstance(content, Image.Image) else read_pixels(content)
-        except (OSError, ValueError) as error:
-            told = str(error) if isinstance(error, PictureError) else f"cannot be read as an image: {error}"
-            return DataError(f"{self.reader.filename(index, absolute=True)}: {told}")
-        if not 0 <= target < self.num_classes:
-            name = self.reader.filename(index, absolute=True)
-            return DataError(f"{name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
-        return self.transform(pixels), target
-
-    @staticmethod
-    def collate(samples: list) -> tuple[Tensor, Tensor] | DataError:
-        """Images (B, C, H, W) and classes (B,), or the first error."""
-        failed = first_error(samples)
-        if failed is not None:
-            return failed
-        return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
-
-
 class Streamed(ABC):
     """A data set that gives its images in a row and makes its batches itself; see `train_loader` and `val_loader`."""
 
     @abstractmethod
-    def train_batches(self, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterable: ...
+    def train_batches(self, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterable: ...
 
     @abstractmethod
     def val_batches(self, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable: ...
@@ -169,6 +155,20 @@ class Streamed(ABC):
 def first_error(samples: list) -> DataError | None:
     """The first error among samples; None where there is none."""
     return next((one for one in samples if isinstance(one, DataError)), None)
+
+
+def fetched(batches: Iterator) -> Any:
+    """The next batch.
+
+    Raises:
+        UserError: a sample cannot be used; without the traceback of the worker that said so.
+    """
+    try:
+        return next(batches)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def checked(loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
@@ -183,61 +183,20 @@ def checked(loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
-def train_transform(augment: Augment, size: tuple[int, int], mean, std):
-    """timm's training transform, with random erasing; ends in a normalised tensor."""
-    transform = create_transform(
-        (3, *size),
-        is_training=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.auto_augment,
-        interpolation=augment.interpolation,
-        mean=mean,
-        std=std,
-        re_prob=augment.erase,
-        re_mode=augment.erase_mode,
-        re_count=augment.erase_count,
-    )
-    if augment.crop == "padded":
-        transform.transforms[0] = RandomCrop(size, padding=4, pad_if_needed=True)
-    return transform
-
-
-def val_transform(val: Val, size: tuple[int, int], mean, std):
-    """timm's evaluation transform: resize to size / crop_pct, centre crop, normalise."""
-    return create_transform(
-        (3, *size),
-        interpolation=val.interpolation,
-        crop_pct=val.crop_pct,
-        crop_mode=val.crop_mode,
-        mean=mean,
-        std=std,
-    )
-
-
-def ignore_signals(worker: int) -> None:
-    """For loader processes: Ctrl-C and launchers signal them too, of which the last batches are still wanted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _loader(samples: Samples, workers: int, pin: bool, **how) -> DataLoader:
+def _loader(samples: Any, workers: int, pin: bool, **how) -> DataLoader:
     # A loader draws a number when it starts; from a generator of its own, so that nothing else shifts.
     how |= {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
     return DataLoader(samples, collate_fn=samples.collate, worker_init_fn=ignore_signals, **how)
 
 
-def train_loader(samples: Samples | Streamed, plan: Plan, start: int, stop: int, workers: int, pin: bool) -> Iterable:
+def train_loader(samples: Any, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterable:
     """Batches of this process for steps `start` to `stop`; its processes live as long as the run."""
     if isinstance(samples, Streamed):
         return samples.train_batches(plan, start, stop, workers, pin)
     return _loader(samples, workers, pin, batch_sampler=StepSampler(plan, start, stop))
 
 
-def val_loader(samples: Samples | Streamed, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable:
+def val_loader(samples: Any, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable:
     """Each image once: this process gets images rank, rank + world, ... in order."""
     if isinstance(samples, Streamed):
         return samples.val_batches(batch, rank, world, workers, pin)

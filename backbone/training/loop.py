@@ -1,344 +1,287 @@
-"""The training loop of all tasks: steps, accumulation, clipping, average of the weights, checkpoints, resume, log.
+"""The one training loop: steps, log, evaluation, best weights, checkpoints, signals, resume, for every kind of run.
 
-Works in one process or under torchrun (gloo or NCCL, through accelerate). What is random in a step depends on its
-number alone, so that a run that goes on from a checkpoint, also amid an epoch, does what an unbroken one would.
+Restoration, classification, detection, segmentation and the comparison at equal time are tasks of it. It works in one
+process or in several (see `Processes`). What is random in a step depends on its number alone, so that a run that goes
+on from a checkpoint, also amid an epoch, does what an unbroken one would.
 """
 
 import math
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vheatir.backbone.training.batches import mixed, seed_all
+from vheatir.backbone.errors import UserError
+from vheatir.backbone.training.batches import fetched, mixed, seed_all
+from vheatir.backbone.training.signals import stop_on_signal
+from vheatir.backbone.training.task import Journal, Task
+from vheatir.backbone.training.until import Until
+from vheatir.backbone.training.update import Update
 
-_SIGNAL_EVERY = 10  # steps between the questions whether another process was told to stop
-
-_DIVERGED = "go on from the last checkpoint with a lower learning rate, more warm-up or train.amp none"
-
-
-class Task(Protocol):
-    """What a task gives to the loop: its loss and its evaluation."""
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, already on the device, and further scalars to log."""
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Scores by name, the same in every process."""
+DIVERGED = "a lower learning rate, train.grad_clip or train.amp: none may help; --resume starts at the last checkpoint"
 
 
-class Journal(Protocol):
-    """Where a run is written to; the main process has one."""
-
-    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None: ...
-
-    def save(self, iteration: int, state: dict[str, Any]) -> None: ...
-
-    def save_weights(self, name: str, state: dict[str, Tensor]) -> None: ...
-
-    def info(self, text: str) -> None: ...
-
-
-@dataclass
-class Settings:
-    """Numbers of a run.
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop does besides training.
 
     Attributes:
-        epochs, steps_per_epoch: its length; a step is one update of the weights.
-        accumulate: forward passes for a step.
-        grad_clip: largest norm of the gradient; None for no limit.
-        amp: "none", "bf16" or "fp16"; "auto" is fp16 on CUDA, as published, and none elsewhere.
-        ema_decay, ema_warmup: average of the weights; None for none.
-        seed: of everything random.
-        val_every: epochs between evaluations.
-        best: score that decides which weights are best; `lower_is_better` for losses.
-        print_freq, save_freq: steps between lines of the log, and between checkpoints beside those of each epoch.
-        period: what an epoch is called in the log; runs counted in steps have none, but evaluations.
+        seed: of everything random in a step.
+        print_every: steps between lines of the log; None for no log.
+        unit: what the log calls a step: "step" or "iteration".
+        label: what stands beside the progress bar.
     """
 
-    epochs: int
-    steps_per_epoch: int
-    accumulate: int = 1
-    grad_clip: float | None = None
-    amp: str = "none"
-    ema_decay: float | None = None
-    ema_warmup: bool = False
     seed: int = 0
-    val_every: int = 1
-    best: str = "top1"
-    lower_is_better: bool = False
-    print_freq: int = 50
-    save_freq: int | None = None
-    period: str = "epoch"
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of autocast; None for none.
-
-    Raises:
-        ValueError: fp16 elsewhere than on CUDA, or bf16 on a GPU that has none.
-    """
-    if amp == "auto":
-        amp = "fp16" if device.type == "cuda" else "none"
-    if amp == "fp16" and device.type != "cuda":
-        raise ValueError(f"train.amp fp16 needs a CUDA device, this run is on {device}; take auto, bf16 or none")
-    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError("train.amp bf16: this GPU does not compute in bfloat16; take fp16 or none")
-    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that fills at Ctrl-C or SIGTERM; a second Ctrl-C ends the process as usual.
-
-    A second SIGTERM does not: SLURM sends one to all processes, torchrun passes its own on, and the checkpoint would be
-    lost.
-    """
-    stop: list[int] = []
-    former = {}
-
-    def request(number, frame):
-        stop.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, former[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, request)
-    except ValueError:  # only a main thread may ask for signals
-        former.clear()
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors in tuples, lists and tables moved to a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    print_every: int | None = 50
+    unit: str = "step"
+    label: str = ""
 
 
 class Loop:
     """One training run.
 
     Args:
-        task: loss and evaluation.
-        model: the network; moved to the device, and wrapped where several processes train.
-        optimizer: of its parameters.
-        set_rates: called with the number of the step, counted from 0, before each step.
-        settings: numbers of the run.
-        accelerator: device and processes.
-        journal: where the main process writes; None elsewhere.
+        task: batches, loss, evaluation.
+        update: the network and what moves its weights; knows the processes.
+        until: length of the run, and when it is evaluated and saved.
+        settings: seed and log.
+        journal: where the first process writes; None elsewhere.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        set_rates: Callable[[int], None],
-        settings: Settings,
-        accelerator: Accelerator,
-        journal: Journal | None,
-    ):
-        self.task, self.optimizer, self.set_rates = task, optimizer, set_rates
-        self.settings, self.accelerator, self.journal = settings, accelerator, journal
-        self.device = accelerator.device
-        self.dtype = amp_dtype(settings.amp, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.bare = model
-        decay = settings.ema_decay
-        self.ema = None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=settings.ema_warmup)
-        self.model = accelerator.prepare_model(model)
-        self.step, self.best = 0, {}
-        self.window: dict[str, list[float]] = {}  # sums and counts since the last line of the log
-        self.last: dict[str, float] = {}
+    def __init__(self, task: Task, update: Update, until: Until, settings: LoopSettings, journal: Journal | None):
+        self.task = task
+        self.update = update
+        self.until = until
+        self.settings = settings
+        self.journal = journal
+        self.processes = update.processes
+        self.step = 0
+        self.best = {}
+        self.window: dict[str, list[Any]] = {}  # sums and counts since the last line of the log
+        self.last: dict[str, float] = {}  # scores of the last evaluation
+        self._unit = {"iteration": "it"}.get(until.unit, until.unit)
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on; the random state is a function of the step."""
+        """All that a run needs to go on; the random state is a function of seed, step and place in the data."""
         return {
             "iteration": self.step,
+            "position": self.task.position(self.step),
+            "random": {"seed": self.settings.seed},
             "best": self.best,
-            "window": self.window,
-            "model": self.bare.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else {},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "window": {name: [float(total), count] for name, (total, count) in self.window.items()},
+            "until": self.until.state(),
+            "task": self.task.state(),
+            "model": self.update.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.
 
         Raises:
-            ValueError: it belongs to another model or other settings.
+            UserError: it belongs to another network or other options.
         """
         try:
-            self.bare.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"])
-            self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() else {})
+            if state["random"]["seed"] != self.settings.seed:
+                raise ValueError(f"manual_seed was {state['random']['seed']}, is now {self.settings.seed}")
+            self.update.load_state(state["model"])
+            self.task.load_state(state["task"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"the checkpoint does not fit these options: {error}") from error
-        self.step, self.best, self.window = state["iteration"], state["best"], state["window"]
+            raise UserError(
+                f"--resume: the checkpoint does not fit these options ({error}); resume with the options of the run, "
+                f"or start a new one from its weights with {self.task.weights_key}"
+            ) from error
+        self.until.load_state(state["until"])
+        self.step = self.task.resume_at(state["iteration"], state["position"])
+        self.best = state["best"]
+        self.window = state["window"]
 
-    def run(self, batches: Iterable) -> bool:
-        """Train to the last step on batches that begin at `self.step`; False when a signal stopped it."""
-        settings, main = self.settings, self.journal is not None
-        started, first, source = time.perf_counter(), self.step, iter(batches)
-        bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None if main else True, smoothing=0.05)
-        with _stop_on_signal() as stop, bar:
-            while self.step < settings.steps:
-                self._advance(source)
-                bar.update()
-                if self.step % settings.print_freq == 0 or self.step == settings.steps:
+    def run(self) -> bool:
+        """Train to the end; False when a signal stopped it, after a checkpoint."""
+        until = self.until
+        settings = self.settings
+        started = time.perf_counter()
+        first = self.step
+        self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
+        with stop_on_signal() as stop, self._bar() as bar:
+            source = iter(self.task.batches(self.step))
+            while not until.done(self.step):
+                with until.timed():
+                    self._advance(source)
+                bar.update(until.position(self.step) - bar.n)
+                is_last = until.done(self.step)
+                if settings.print_every and (self.step % settings.print_every == 0 or is_last):
                     self._log(bar, (time.perf_counter() - started) / (self.step - first))
-                epoch, within = divmod(self.step, settings.steps_per_epoch)
-                if within == 0 and (epoch % settings.val_every == 0 or epoch == settings.epochs):
-                    self._evaluate(epoch)
-                stopping = self._agreed(stop)
-                if within == 0 or stopping or (settings.save_freq and self.step % settings.save_freq == 0):
+                evaluated = until.evaluates(self.step)
+                is_best = evaluated and self._evaluate()
+                stopping = self.processes.any(bool(stop))
+                if is_best or stopping or until.saves(self.step, evaluated):
                     self.save()
-                if stopping and self.step < settings.steps:
-                    if main:
-                        self.journal.info(f"stopped at step {self.step}; go on with --resume")
+                if stopping and not is_last:
+                    self._tell(f"stopped at {settings.unit} {self.step}; go on with --resume")
                     return False
         return True
 
-    def _agreed(self, stop: list[int]) -> bool:
-        """Whether any process was told to stop; all must leave at the same step."""
-        if self.accelerator.num_processes == 1:
-            return bool(stop)
-        if self.step % _SIGNAL_EVERY and self.step != self.settings.steps:
-            return False
-        told = torch.tensor(float(bool(stop)), device=self.device)
-        return bool(self.accelerator.reduce(told, "sum") > 0)
+    def _bar(self) -> tqdm:
+        until = self.until
+        silent = None if self.journal is not None else True  # None: where stderr is no terminal
+        first = until.position(self.step)
+        return tqdm(
+            total=until.total,
+            initial=first,
+            unit=self._unit,
+            desc=self.settings.label or None,
+            disable=silent,
+            file=sys.stderr,
+            smoothing=0.05,
+        )
+
+    def _tell(self, text: str) -> None:
+        if self.journal is not None:
+            self.journal.info(text)
 
     def _advance(self, source: Iterator) -> None:
-        """One step: the gradients of `accumulate` batches, clipping, update, average."""
-        self.model.train()
-        self.set_rates(self.step)
-        for part in range(self.settings.accumulate):
-            batch = to_device(next(source), self.device)
-            self._seed(part)
-            last = part + 1 == self.settings.accumulate
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    loss, scalars = self.task.loss(self.model, batch)
-                self.scaler.scale(loss / self.settings.accumulate).backward()
-            self._note({"loss": loss, **scalars})
-        self.scaler.unscale_(self.optimizer)
-        if self.settings.grad_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.bare.parameters(), self.settings.grad_clip)
-            if torch.isfinite(norm) or not self.scaler.is_enabled():  # fp16 overflows now and then; its scale adapts
-                self._note({"grad_norm": norm})
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        """One step."""
+        self.update.bare.train()
+        self.task.set_rates(self.step)
+        seen: list[Any] = []
+        try:
+            noted = self.update.step(
+                self._parts(source, seen), self.task.loss, self.step + 1, self.task.batches_per_step
+            )
+        except FloatingPointError as error:  # alike in all processes
+            raise self._failure(error, seen) from error
         self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.bare, step=self.step)
+        self._note(noted)
 
-    def _seed(self, part: int) -> None:
-        seed = mixed(self.settings.seed, self.step, part, self.accelerator.process_index)
+    def _parts(self, source: Iterator, seen: list[Any]) -> Iterator[tuple[Any, bool]]:
+        """What the forward passes of the next step take, and whether it is the last one."""
+        for number in range(self.task.batches_per_step):
+            batch = self.processes.agree(partial(fetched, source))
+            if self.update.check_each:
+                seen.append(batch)
+            self._seed(number)
+            parts = self.task.parts(batch, self.step + 1, self.update.device)
+            is_last = number + 1 == self.task.batches_per_step
+            for index, part in enumerate(parts):
+                yield part, is_last and index + 1 == len(parts)
+
+    def _seed(self, batch: int) -> None:
+        """What a step draws itself (mixing, stochastic depth) is a function of seed, step, batch and process."""
+        seed = mixed(self.settings.seed, self.step, batch, self.processes.rank)
         seed_all(seed)
-        if self.device.type == "cuda":
+        if self.update.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _note(self, scalars: dict[str, Tensor]) -> None:
-        for name, value in scalars.items():
+    def _failure(self, error: FloatingPointError, seen: list[Any]) -> UserError:
+        batches = [batch for part in self.processes.gather(seen) for batch in part]
+        number = self.step + 1
+        name = f"nonfinite_{number:08d}.pt"
+        if self.journal is not None:
+            state = {"iteration": number, "batches": batches, "model": self.update.state()}
+            self.journal.save_failure(name, state)
+        what = f"{error}{self.task.culprits(batches)}"
+        return UserError(f"{what}; batch and weights are in {name} of the run; {DIVERGED}")
+
+    def _note(self, noted: dict[str, list[Tensor]]) -> None:
+        if self.update.check_each:
+            self.window = {}  # the log has the values of its own step
+        for name, values in noted.items():
+            if name == "loss":
+                if self.task.total is None:
+                    continue
+                name = self.task.total
             entry = self.window.setdefault(name, [0.0, 0])
-            entry[0] = entry[0] + value.detach().double()  # stays on the device until it is printed
-            entry[1] += 1
+            for value in values:
+                entry[0] = entry[0] + value.double()  # stays on the device until it is printed
+                entry[1] += 1
 
     def _means(self) -> dict[str, float]:
         """Means over the window and the processes."""
-        means = torch.stack([torch.as_tensor(total / count) for total, count in self.window.values()]).to(self.device)
-        means = self.accelerator.reduce(means.float(), "mean").tolist()
+        device = self.update.device
+        means = torch.stack([torch.as_tensor(total / count) for total, count in self.window.values()]).to(device)
+        means = self.processes.mean_(means.float()).tolist()
         return dict(zip(self.window, means, strict=True))
 
     def _log(self, bar: tqdm, seconds: float) -> None:
         means = self._means()
+        further = self.processes.gather(self.task.last_scores())
         self.window = {}
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(f"step {self.step}: the loss is {means['loss']}; {_DIVERGED}")
+        means |= {name: sum(part[name] for part in further) / len(further) for name in further[0]}
+        total = means.get(self.task.total or "", 0.0)
+        if not math.isfinite(total):
+            raise UserError(f"the loss is {total} at {self.settings.unit} {self.step}; {DIVERGED}")
         scalars = {f"train/{name}": value for name, value in means.items()}
-        scalars["train/lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        scalars["train/lr"] = max(group["lr"] for group in self.update.optimizer.param_groups)
         if self.journal is None:
             return
         self.journal.log_scalars(self.step, scalars)
-        text = " ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in scalars.items())
-        text += "".join(
-            f" {name} {value:.2f}" for name, value in self.last.items() if name.endswith(self.settings.best)
-        )
+        shown = {name.split("/")[1]: f"{value:.4g}" for name, value in scalars.items()}
+        shown |= {name: f"{value:.2f}" for name, value in self.last.items() if name.endswith(f"/{self.task.best}")}
+        text = " ".join(f"{name} {value}" for name, value in shown.items())
         bar.set_postfix_str(text)
         if bar.disable:
-            left = timedelta(seconds=round(seconds * (self.settings.steps - self.step)))
-            self.journal.info(f"{self.step}/{self.settings.steps} {text} {seconds:.3g} s/step, {left} left")
+            position = self.until.position(self.step)
+            total = self.until.total
+            left = timedelta(seconds=round(seconds * (total - position)))
+            self.journal.info(f"{position}/{total} {text} {seconds:.3g} s/{self._unit}, {left} left")
 
-    def _evaluate(self, epoch: int) -> None:
-        """Score the weights and their average, log both, and keep the best of each."""
-        self._share_buffers()
-        networks = {"val": self.bare} | ({"ema": self.ema.module} if self.ema else {})
+    def _evaluate(self) -> bool:
+        """Score the networks, log that, keep the best weights of each; whether the first of them is the best so far."""
+        self.update.share_buffers()
+        average = self.update.average
+        networks = self.task.networks(self.update.bare, None if average is None else average.network)
         self.last = {}
-        for prefix, network in networks.items():
+        is_best = False
+        for ending, network in networks.items():
             scores = self.task.evaluate(network)
-            self.last |= {f"{prefix}/{name}": value for name, value in scores.items()}
-            value, name = scores[self.settings.best], "best" if prefix == "val" else "best_ema"
-            former = self.best.get(name)
-            sign = -1 if self.settings.lower_is_better else 1
-            better = former is None or sign * value > sign * former["value"]
-            if better and math.isfinite(value):  # against NaN, no later score would be the better one
-                self.best[name] = {"metric": self.settings.best, "value": value, "epoch": epoch, "iteration": self.step}
-                if self.journal is not None:
-                    self.journal.save_weights(name, network.state_dict())
+            if not scores:
+                return False
+            self.last |= self.task.named(ending, scores)
+            improved = self._keep_if_best(f"best{ending}", network, self.task.decides(scores))
+            is_best = is_best or (improved and ending == "")
+        marks = self.until.marks(self.step)
+        where = " ".join(f"{name} {value}" for name, value in (marks or {self.settings.unit: self.step}).items())
         if self.journal is not None:
-            self.journal.log_scalars(self.step, {self.settings.period: epoch, **self.last})
-            self.journal.info(
-                f"{self.settings.period} {epoch}: " + ", ".join(f"{k} {v:.4g}" for k, v in self.last.items())
-            )
+            self.journal.log_scalars(self.step, {**marks, **self.last})
+            self.journal.info(self.task.report(where, self.last))
+        return is_best
 
-    def _share_buffers(self) -> None:
-        """The statistics of norms differ between processes on gloo; those of the first one count."""
-        if self.accelerator.num_processes > 1:
-            for network in [self.bare, *([self.ema.module] if self.ema else [])]:
-                for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+    def _keep_if_best(self, name: str, network: nn.Module, value: float | None) -> bool:
+        former = self.best.get(name)
+        sign = -1 if self.task.lower_is_better else 1
+        # against NaN, no later score would be the better one
+        if value is None or not math.isfinite(value) or (former and sign * value <= sign * former["value"]):
+            return False
+        record = {"metric": self.task.best, "value": value, "iteration": self.step, **self.until.marks(self.step)}
+        self.best[name] = record
+        if self.journal is not None:
+            self.journal.save_weights(name, network, self.step)
+        return True
 
     def save(self) -> None:
-        """Write weights and checkpoint, unless they are of no use.
+        """Write the current weights and, after them, a checkpoint; neither when they are of no use.
 
         Raises:
-            FloatingPointError: weights that are not finite; nothing is written.
+            UserError: weights that are not finite; nothing is written.
         """
+        average = self.update.average
+        networks = self.task.networks(self.update.bare, None if average is None else average.network)
+        for network in networks.values():
+            for name, value in network.state_dict().items():
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    where = f"{self.settings.unit} {self.step}"
+                    raise UserError(f"{where}: NaN or infinity in {name}, nothing written; {DIVERGED}")
         if self.journal is None:
             return
-        for name, value in self.bare.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise FloatingPointError(f"step {self.step}: NaN or infinity in {name}, nothing written; {_DIVERGED}")
-        state = self.state()
-        state["window"] = {name: [float(total), count] for name, (total, count) in self.window.items()}
-        self.journal.save_weights("latest", state["model"])
-        if self.ema is not None:
-            self.journal.save_weights("latest_ema", state["ema"])
-        self.journal.save(self.step, state)
+        for ending, network in networks.items():
+            self.journal.save_weights(f"latest{ending}", network, self.step)
+        best = self.best.get("best")
+        self.journal.save(self.step, self.state(), best["iteration"] if best else None)

@@ -4,10 +4,13 @@ Rank 0 writes. Questions between processes go over gloo on the CPU, also where g
 once that a process has died, and asks nothing of the GPU.
 """
 
+import argparse
 import atexit
+import inspect
 import os
 import signal
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +74,8 @@ class Processes:
         """
         if self.world == 1:
             return work()
-        error, value = None, None
+        error = None
+        value = None
         try:
             value = work()
         except Exception as caught:
@@ -87,7 +91,10 @@ class Processes:
 
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work` returns in the first process, which alone does it; where it fails, all raise."""
-        value = self.agree(work if self.writes else lambda: None)
+        return self.share(self.agree(work if self.writes else lambda: None))
+
+    def share(self, value: T) -> T:
+        """The first process's value, in all; pickled."""
         if self.world == 1:
             return value
         box = [value]
@@ -100,6 +107,61 @@ class Processes:
             distributed.all_reduce(tensor)
             tensor /= self.world
         return tensor
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The tensor, replaced by its sum over the processes."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def take_gpu(self) -> torch.device:
+        """The GPU of this process, one of those of its machine, which becomes the current one.
+
+        Raises:
+            UserError: the machine has fewer GPUs than processes.
+        """
+        found = torch.cuda.device_count()
+        index = 0 if self.local_world is None and found == 1 else self.local_rank  # SLURM may show only one
+        if index >= found:
+            raise UserError(
+                f"process {index} of this machine has no GPU: it has {found}; start {found} processes on each machine"
+            )
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+
+    def device(self, name: str) -> torch.device:
+        """Where this process computes: "cpu", or "auto" for its GPU where there are any."""
+        return self.take_gpu() if name == "auto" and torch.cuda.is_available() else torch.device("cpu")
+
+    def with_shared_norms(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network with batch norms over the batches of all processes on CUDA; as it is on gloo, which has none."""
+        shared = device.type == "cuda" and self.world > 1
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network) if shared else network
+
+    def wrap(self, network: nn.Module, find_unused: bool = False) -> nn.Module:
+        """The network in DistributedDataParallel; buffers are not exchanged, see `Update`.
+
+        Args:
+            network: on its device.
+            find_unused: not every forward pass uses all parameters.
+        """
+        # Those of depthwise kernels, of which one axis has length 1 and so any stride.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        wrapper = nn.parallel.DistributedDataParallel
+        on_gpu = next(network.parameters()).is_cuda
+        is_new = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # torch 2.15
+        return wrapper(
+            network,
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
+            find_unused_parameters=find_unused,
+        )
+
+    def broadcast_buffers(self, network: nn.Module) -> None:
+        """Give all processes the first one's buffers."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
 
     def share_statistics(self, network: nn.Module) -> None:
         """Running statistics of batch norms, which each process takes of its own samples, become their mean."""
@@ -165,8 +227,14 @@ def _integers(launcher: str, names: tuple[str, ...], how: str) -> list[int]:
 def place(launcher: str | None) -> Processes:
     """The place that the launcher's environment gives to this process; without a launcher, that of torchrun if any.
 
-    For SLURM, which names neither, the address and port of the first process are put into the environment.
+    Launchers that set the variables of torchrun, as accelerate's and MPI's may, are taken for it; two of the variables
+    alone may be left behind by something else. For SLURM, which names neither, the address and port of the first
+    process are put into the environment.
     """
+    alike = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ and all(map(os.environ.get, alike)):
+        local_world = os.environ.get("LOCAL_WORLD_SIZE")
+        return Processes(*_integers("pytorch", alike[:3], "torchrun"), int(local_world) if local_world else None)
     if launcher is None:
         launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
     if launcher == "none":
@@ -175,7 +243,8 @@ def place(launcher: str | None) -> Processes:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         how = "torchrun --nproc_per_node=N -m vheatir.train -opt FILE --launcher pytorch"
         return Processes(*_integers(launcher, names, how))
-    names, how = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "srun python -m vheatir.train -opt FILE"
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    how = "srun python -m vheatir.train -opt FILE"
     rank, world, local_rank = _integers(launcher, names, how)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local_rank))
     if "MASTER_ADDR" not in os.environ:
@@ -229,3 +298,15 @@ def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[P
             raise
         raise SystemExit(2) from error
     distributed.destroy_process_group()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that trains in several processes: `--launcher` and `--timeout`."""
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, help="what started the processes; by default pytorch under torchrun, else none"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="how long processes wait for each other"
+    )
+    # torch.distributed.launch adds it; the environment says the same
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)

@@ -32,7 +32,8 @@ def vheat_schedule(
 
     Source: recipe of vHeat, arXiv 2405.16555.
     """
-    warmup, total = warmup_epochs * iterations, epochs * iterations
+    warmup = warmup_epochs * iterations
+    total = epochs * iterations
     line = warmup_start + (base - warmup_start) * np.arange(warmup) / max(warmup, 1)
     on_time = np.concatenate([line, half_cosine(base, final, total - warmup)])
     return np.concatenate([on_time[:1], on_time[: total - 1]])

@@ -1,34 +1,70 @@
-"""Recipes as dataclasses: filled from tables with typed keys; what nobody reads is refused by name."""
+"""Options as dataclasses: filled from tables with typed keys, whose rules stand beside them.
+
+    lr: Annotated[float, Positive] = 1e-4
+
+What nobody reads is refused by name, and every message says the key, what was expected and what came.
+"""
 
 import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from vheatir.backbone.training.precision import AMP_TYPES
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be beyond its type; `text` follows the key in the message."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(least: float) -> Rule:
+    """Not below a number."""
+    return Rule(f"must be at least {least}", lambda value: value >= least)
+
+
+def below(limit: float) -> Rule:
+    """Below a number."""
+    return Rule(f"must be below {limit}", lambda value: value < limit)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some words."""
+    return Rule(f"must be one of {', '.join(choices)}", lambda value: value in choices)
+
+
+Positive = Rule("must be above 0", lambda value: value > 0)
+NotNegative = at_least(0)
+Share = Rule("must lie between 0 and 1", lambda value: 0 <= value <= 1)
+Amp = one_of(*AMP_TYPES)
 
 
 @dataclass
 class Logger:
     """What is written when; `save_freq` in steps, beside the checkpoint after each epoch or evaluation."""
 
-    print_freq: int = 50
-    save_freq: int | None = None
-    keep_checkpoints: int = 2
+    print_freq: Annotated[int, Positive] = 50
+    save_freq: Annotated[int | None, Positive] = None
+    keep_checkpoints: Annotated[int, Positive] = 2
     use_tb_logger: bool = True
 
 
 @dataclass(kw_only=True)
-class Run:
+class RunSection:
     """What every recipe has."""
 
     name: str
     logger: Logger = field(default_factory=Logger)
-    manual_seed: int = 0
-    device: str = "auto"
+    manual_seed: Annotated[int, NotNegative] = 0
+    device: Annotated[str, one_of("auto", "cpu")] = "auto"
 
 
-def _one_of(key: str, known: Sequence[str]) -> str:
+def _known(key: Any, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(key), known, n=1)
     return f"did you mean {close[0]}? known here: {', '.join(known)}" if close else f"known here: {', '.join(known)}"
 
@@ -50,7 +86,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _name(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_name(one) for one in get_args(kind))
+        return " or ".join(_name(one) for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         return "a list" if parts[-1] is Ellipsis else f"{len(parts)} numbers"
@@ -59,59 +95,49 @@ def _name(kind: Any) -> str:
     )
 
 
+def _split(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
+    """A field's type and its rules."""
+    if get_origin(hint) is Annotated:
+        kind, *rules = get_args(hint)
+        return kind, tuple(rules)
+    return hint, ()
+
+
+def _value(key: str, value: Any, hint: Any) -> Any:
+    """A value that fits its type and rules; `key` is its full name."""
+    kind, rules = _split(hint)
+    sections = [one for one in get_args(kind) if is_dataclass(one)]  # of a section that may be left out
+    kind = sections[0] if sections and value is not None else kind
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be a table, got {value!r}")
+        return fill(kind, value, f"{key}.")
+    if not _fits(value, kind):
+        raise ValueError(f"{key} must be {_name(kind)}, got {value!r}")
+    for rule in rules:
+        if value is not None and not rule.holds(value):
+            raise ValueError(f"{key} {rule.text}, got {value!r}")
+    return tuple(value) if isinstance(value, list) else value
+
+
 def fill(kind: type, table: Mapping, where: str = "") -> Any:
-    """A dataclass from a table, and those inside it; `where` is the section's name with a dot.
+    """A dataclass from a table, and those inside it.
+
+    Args:
+        kind: the dataclass.
+        table: values by name.
+        where: the section's full name with a dot, for messages; "" at the top.
 
     Raises:
-        ValueError: an unknown key, a wrong type, or a key that is missing; named as section.key.
+        ValueError: an unknown key, a wrong type, a broken rule, or a key that is missing; named as section.key.
     """
-    hints, values = get_type_hints(kind), {}
+    hints = get_type_hints(kind, include_extras=True)
+    values = {}
     for key, value in table.items():
         if key not in hints:
-            raise ValueError(f"unknown key {where}{key}; {_one_of(key, list(hints))}")
-        wanted = hints[key]
-        if is_dataclass(wanted):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}{key} must be a table, got {value!r}")
-            values[key] = fill(wanted, value, f"{key}.")
-        elif not _fits(value, wanted):
-            raise ValueError(f"{where}{key} must be {_name(wanted)}, got {value!r}")
-        else:
-            values[key] = tuple(value) if isinstance(value, list) else value
+            raise ValueError(f"unknown key {where}{key}; {_known(key, list(hints))}")
+        values[key] = _value(f"{where}{key}", value, hints[key])
     for one in fields(kind):
         if one.name not in values and one.default is MISSING and one.default_factory is MISSING:
             raise ValueError(f"{where}{one.name} is missing")
     return kind(**values)
-
-
-def get(recipe: Any, path: str) -> Any:
-    """The value of section.key."""
-    for part in path.split("."):
-        recipe = getattr(recipe, part)
-    return recipe
-
-
-def check(
-    recipe: Any,
-    choices: Mapping[str, Sequence[str]],
-    positive: Sequence[str] = (),
-    not_negative: Sequence[str] = (),
-    shares: Sequence[str] = (),
-) -> None:
-    """Check values by section.key; those that are None pass.
-
-    Raises:
-        ValueError: not one of its choices, not above 0, below 0, or not between 0 and 1.
-    """
-    for path, known in choices.items():
-        if get(recipe, path) not in known:
-            raise ValueError(f"{path} must be one of {', '.join(known)}, got {get(recipe, path)!r}")
-    for path in positive:
-        if (value := get(recipe, path)) is not None and value <= 0:
-            raise ValueError(f"{path} must be above 0, got {value}")
-    for path in not_negative:
-        if (value := get(recipe, path)) is not None and value < 0:
-            raise ValueError(f"{path} must not be below 0, got {value}")
-    for path in shares:
-        if (value := get(recipe, path)) is not None and not 0 <= value <= 1:
-            raise ValueError(f"{path} must lie between 0 and 1, got {value}")

@@ -9,7 +9,7 @@ import json
 import torch
 
 from vheatir.backbone import create_model
-from vheatir.tasks.session import make_accelerator, with_shared_norms
+from vheatir.backbone.training.processes import started
 
 
 def running_mean(model: torch.nn.Module) -> torch.Tensor:
@@ -17,19 +17,23 @@ def running_mean(model: torch.nn.Module) -> torch.Tensor:
 
 
 def main() -> None:
-    accelerator = make_accelerator("cpu")
+    with started() as processes:
+        compare(processes)
+
+
+def compare(processes) -> None:
+    device = processes.device("cpu")
     torch.manual_seed(0)
     model = create_model("unified_convnext_micro", dims=8, depths=(1, 1, 1, 1), img_size=32, num_classes=3)
-    model = with_shared_norms(model, accelerator.device, accelerator.num_processes)
-    alone, together = copy.deepcopy(model), accelerator.prepare_model(model)
-    images = torch.randn(3, 4, 3, 32, 32) + 2 * accelerator.process_index
+    model = processes.with_shared_norms(model, device)
+    alone, together = copy.deepcopy(model), processes.wrap(model)
+    images = torch.randn(3, 4, 3, 32, 32) + 2 * processes.rank
     for batch in images:
         alone.train()(batch)
         together.train()(batch).sum().backward()
-    got = accelerator.gather(torch.stack([running_mean(model), running_mean(alone)])[None])
-    if accelerator.is_main_process:
+    got = torch.stack(processes.gather(torch.stack([running_mean(model), running_mean(alone)])))
+    if processes.writes:
         print(json.dumps(got.tolist()))  # noqa: T201 (what the test reads)
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

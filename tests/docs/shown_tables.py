@@ -160,22 +160,22 @@ SAID = (
 WRITES = ("-o", "--out", "--json", "--picture", "--manifest", "--save-images", "--hub", "--label-maps", "--lmdb")
 
 # What a page needs: packages, and more than the pictures that every work place has.
-CLASSES = (("accelerate",), (shown_place.make_classes,))
+CLASSES = (("timm",), (shown_place.make_classes,))
 NEEDS = {
     "README.md": (("basicsr",), (shown_place.make_lmdb,)),
     "datasets/README.md": (("basicsr",), (shown_place.make_lmdb,)),
     "benchmarks/README.md": (("lmdb",), ()),
-    "docs/analysis.md": (("accelerate",), (shown_place.make_classes, shown_place.make_classifiers)),
+    "docs/analysis.md": (("timm",), (shown_place.make_classes, shown_place.make_classifiers)),
     "docs/architecture.md": (("basicsr", "matplotlib"), ()),
     "docs/backbone.md": (("timm",), (shown_place.make_full_classifier,)),
     "docs/classification.md": CLASSES,
     "docs/dense.md": (
-        ("accelerate", "pycocotools"),
+        ("timm", "pycocotools"),
         (shown_place.make_classes, shown_place.make_classifiers, shown_place.make_dense),
     ),
     "docs/export.md": (("onnxruntime", "onnxscript", "huggingface_hub"), (shown_place.make_small_denoiser,)),
     "docs/figures.md": (("matplotlib",), (shown_place.make_weights,)),
-    "docs/howto.md": (("basicsr", "accelerate"), (shown_place.make_classes, shown_place.make_mixer)),
+    "docs/howto.md": (("basicsr", "timm"), (shown_place.make_classes, shown_place.make_mixer)),
     "docs/integrations.md": (("spandrel", "deepinv"), ()),
     "docs/performance.md": (("basicsr", "matplotlib"), ()),
     "docs/restoration.md": ((), (shown_place.make_checkpoint,)),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -46,17 +47,23 @@ def _names(entries) -> list[str]:
 
 def test_every_page_is_in_the_site():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    assert sorted(_names(settings["nav"])) == sorted(path.name for path in ROOT.glob("docs/*.md"))
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    assert sorted(_names(settings["nav"])) == sorted(pages)
 
 
 def test_the_site_is_built_and_fetches_nothing(tmp_path):
     pytest.importorskip("material", reason="pip install 'vheatir[docs]'")
+    pytest.importorskip("mkdocstrings", reason="pip install 'vheatir[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     start = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "heat" in start
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"?https?://", start)
+    reference = (tmp_path / "site" / "reference" / "operator.html").read_text(encoding="utf-8")
+    assert (
+        "channels-last; float64, float32, bfloat16 or float16; any strides" in reference
+    )  # from the docstring of heat_conduction
 
 
 class _Parsed(Exception):
@@ -99,3 +106,13 @@ def test_commands_that_are_not_run_take_these_arguments(arguments, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
     with pytest.raises(_Parsed):
         vheatir_main(arguments)
+
+
+def test_the_drawings_are_those_that_the_script_makes(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "draw_networks.py"), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")}
+    assert set(drawn) == {"operator.svg", "vheatir.svg", "vheatunet.svg"}
+    for name, text in drawn.items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == text
+        ElementTree.fromstring(text)

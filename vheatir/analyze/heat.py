@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from vheatir.analyze.figures import decay_figure, point_figure
-from vheatir.analyze.networks import Analysis, Chosen, told_to_the_user
+from vheatir.analyze.networks import Analysis, Chosen
 from vheatir.backbone.analysis import heat as measures
+from vheatir.backbone.errors import as_user_error
 
 _SHOWN = (0, 0.25, 0.5, 0.75, 1)  # quantiles of the diffusivity whose channels are drawn
 
@@ -16,10 +17,13 @@ def heat(chosen: Chosen, *, say: Callable[[str], None]) -> Analysis:
         chosen: the networks.
         say: hears nothing here; every analysis takes it.
     """
-    content, drawn = [], {}
+    content = []
+    drawn = {}
     for network in chosen.networks:
-        layers, points, decays = [], {}, []
-        with told_to_the_user():
+        layers = []
+        points = {}
+        decays = []
+        with as_user_error():
             everything = list(measures.decays(chosen.build(network)))
         for stage, block, decay in everything:
             decay = decay.float().cpu()

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import functional as T
 
 from vheatir.backbone.analysis.invariance import Views, standard_view
+from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
 from vheatir.backbone.data.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
-from vheatir.backbone.training.batches import Samples, checked, mixed
+from vheatir.backbone.training.batches import checked, mixed
 
 
 def _side(model: nn.Module) -> int:
@@ -82,7 +83,8 @@ def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int,
         batch: images at once.
         seed: of the noise.
     """
-    device, size = next(model.parameters()).device, _side(model)
+    device = next(model.parameters()).device
+    size = _side(model)
     if folder is None:
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, limit, batch):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vheatir.analyze.figures import invariance_figure
 from vheatir.analyze.images import view_batches
-from vheatir.analyze.networks import Analysis, Chosen, told_to_the_user
+from vheatir.analyze.networks import Analysis, Chosen
 from vheatir.backbone.analysis.invariance import KINDS, PROTOCOLS, evaluate_views
+from vheatir.backbone.errors import as_user_error
 
 
 def invariance(
@@ -38,9 +39,10 @@ def invariance(
     """
     rows = []
     for network in chosen.networks:
-        model, found = chosen.build(network), {}
+        model = chosen.build(network)
+        found = {}
         for kind in kinds:
-            with told_to_the_user():
+            with as_user_error():
                 levels, batches = view_batches(
                     model,
                     kind,

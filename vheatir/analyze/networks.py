@@ -1,8 +1,7 @@
 """The networks that `vheatir analyze` looks at, and what it finds of them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,12 @@ from safetensors import SafetensorError, safe_open
 
 from vheatir.analyze.figures import save
 from vheatir.backbone import create_model, list_models, load_checkpoint
+from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.errors import UserError
 from vheatir.utils import run_metadata
 
 _NAMES_OF_RUNS = ("best", "best_ema", "latest", "latest_ema")
-
-
-@contextmanager
-def told_to_the_user() -> Iterator[None]:
-    """What the backbone refuses is something that the user gave."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Network:
         if not isinstance(model, Pyramid):
             raise UserError(f"{name} is none of this package's backbones: {', '.join(list_models())}")
         if self.weights is not None and not fresh:
-            with told_to_the_user():
+            with as_user_error():
                 report = load_checkpoint(model, self.weights)
             if report.dropped:
                 raise UserError(f"{self.weights}: {report}; set num_classes by --set num_classes=N")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vheatir.analyze.figures import receptive_field_figure
 from vheatir.analyze.images import image_batches
-from vheatir.analyze.networks import Analysis, Chosen, told_to_the_user
+from vheatir.analyze.networks import Analysis, Chosen
 from vheatir.backbone.analysis import receptive_field as measures
+from vheatir.backbone.errors import as_user_error
 
 
 def receptive_field(
@@ -30,7 +31,8 @@ def receptive_field(
         batch: images of a pass.
         workers: taken for likeness with "invariance"; images are read in this process.
     """
-    rows, fields = [], {}
+    rows = []
+    fields = {}
     for network in chosen.networks:
         states = {"at the start": chosen.build(network, fresh=True)}
         if network.weights is not None or network.arguments.get("pretrained"):
@@ -38,7 +40,7 @@ def receptive_field(
         fields[network.label] = {}
         for state, model in states.items():
             number = stage % len(model.depths)
-            with told_to_the_user():
+            with as_user_error():
                 batches = image_batches(model, None if images is None else Path(images), limit, batch, chosen.seed)
                 field = measures.receptive_field(model, batches, number)
             fields[network.label][state] = field.numpy()

@@ -30,13 +30,14 @@ class DnCNN(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_chans, dim, 3, padding=1), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers += [nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(dim, in_chans, 3, padding=1))
+        last = nn.Conv2d(dim, in_chans, 3, padding=1)
+        self.layers = nn.Sequential(*layers, last)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise (B, in_chans, H, W)."""

@@ -103,7 +103,8 @@ class VHeatIR(nn.Module):
             layer.init_reach()
         # The untrained network returns its input.
         nn.init.zeros_(self.conv_last.weight)
-        nn.init.zeros_(self.conv_last.bias)
+        if self.conv_last.bias is not None:
+            nn.init.zeros_(self.conv_last.bias)
 
     def heat_layers(self) -> list[HeatLayer]:
         """Every heat layer, in the order of the forward pass."""
@@ -222,7 +223,13 @@ def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: `state` is not that of a colour VHeatIR.
     """
     first, last, bias = (state.get(key) for key in ("conv_first.weight", "conv_last.weight", "conv_last.bias"))
-    if first is None or last is None or len(last) % 3 or math.isqrt(len(last) // 3) ** 2 * 3 != len(last):
+    if (
+        first is None
+        or last is None
+        or bias is None
+        or len(last) % 3
+        or math.isqrt(len(last) // 3) ** 2 * 3 != len(last)
+    ):
         raise ValueError("expected the weights of a colour VHeatIR (conv_last of 3 downscale^2 planes)")
     planes = len(last)
     image = first[:, :planes].unflatten(1, (3, -1)).sum(1)

@@ -116,7 +116,8 @@ def rooflines(
         dtype: of the matrix products on a GPU; those on a CPU are float32.
         clock: "wall" or "cpu".
     """
-    before, found = torch.get_num_threads(), {}
+    before = torch.get_num_threads()
+    found = {}
     narrow = torch.float32 if device == "cpu" else getattr(torch, dtype)
     try:
         for count in threads or [before]:
@@ -177,7 +178,8 @@ def bench(  # long function: most of it says what its arguments mean
         raise UserError(f"{benchmark} is compared with {' or '.join(rivals)}, not with {against!r}")
     if benchmark in ("model", "restore"):
         options["against"] = against
-    before, results = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    results = []
     try:
         for case in getattr(importlib.import_module(module), benchmark)(dtype=dtype, device=device, **options):
             if against == "none":

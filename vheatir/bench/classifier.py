@@ -37,7 +37,8 @@ def model(
     for kind in dtype:
         for pixels in side:
             torch.manual_seed(0)
-            ours, networks = VHeat(img_size=pixels, **settings), {}
+            ours = VHeat(img_size=pixels, **settings)
+            networks = {}
             if against == "published":
                 arguments = {key: settings[key] for key in ("post_norm", "layer_scale")}
                 networks[BASELINE] = PublishedVHeat(pixels, settings["dims"], settings["depths"], **arguments)

@@ -126,7 +126,9 @@ def _with_kept_heap(argv: list[str]) -> int:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir bench`."""
     options = vars(_parser().parse_args(argv))
-    path, device, clock = options.pop("json"), options["device"], options["clock"]
+    path = options.pop("json")
+    device = options["device"]
+    clock = options["clock"]
     if clock == "cpu" and device != "cpu":
         raise UserError(f"--clock cpu measures a processor, not --device {device}; leave it out")
     if path:

@@ -75,7 +75,9 @@ def network_case(
     place = torch.device(device)
     make = _training if training else _forward
     narrow = None if dtype == "float32" else getattr(torch, dtype)
-    expected, candidates, flops = {}, {}, {}
+    expected = {}
+    candidates = {}
+    flops = {}
     for candidate, network in networks.items():
         key = "ours" if candidate in alike else candidate
         if candidate not in alike or candidate == OURS:  # the published one cannot be brought to float64

@@ -18,7 +18,9 @@ from vheatir.kernels.dispatch import compute_dtype
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.reference import hco_reference
 
-NETWORK, LAYER = "denoise_color_blind", "groups.0.blocks.0.op"  # whose decays maps of its channels get
+# whose decays maps of its channels get
+NETWORK = "denoise_color_blind"
+LAYER = "groups.0.blocks.0.op"
 REACH = (0.5, 28.0)  # blur lengths in pixels, for all other maps: those between which such networks conduct
 
 
@@ -59,7 +61,8 @@ def hco_case(
     """
     generator = torch.Generator().manual_seed(0)
     wide_x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    what_decay, wide_decay = "uniform", torch.rand(shape[1:], generator=generator, dtype=torch.float64)
+    what_decay = "uniform"
+    wide_decay = torch.rand(shape[1:], generator=generator, dtype=torch.float64)
     if decays == "network":
         k, what_decay = network_diffusivities(*shape[1:])
         wide_decay = decay_map(k.to(compute_dtype(getattr(torch, dtype))))
@@ -140,7 +143,8 @@ def block_case(shape: tuple[int, int, int, int], dtype: str, device: torch.devic
     ours = HeatBlock(channels, post_norm=False)
     published = PublishedHeatBlock(channels, height, width)
     published.load_state_dict(ours.state_dict())
-    maps, embedding = torch.randn(shape), torch.randn(height, width, channels)
+    maps = torch.randn(shape)
+    embedding = torch.randn(height, width, channels)
     cotangent = torch.randn(shape).to(device)
     embedding.requires_grad_(backward)
 

@@ -92,7 +92,8 @@ class LayerNorm2d(nn.LayerNorm):
 class _Mlp(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
-        self.fc1, self.fc2 = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
+        self.fc1 = nn.Conv2d(dim, 4 * dim, 1)
+        self.fc2 = nn.Conv2d(4 * dim, dim, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(maps)))
@@ -104,8 +105,10 @@ class PublishedHeatBlock(nn.Module):
     def __init__(self, dim: int, height: int, width: int, post_norm: bool = False, layer_scale: float | None = None):
         super().__init__()
         self.post_norm = post_norm
-        self.norm1, self.norm2 = LayerNorm2d(dim), LayerNorm2d(dim)
-        self.op, self.mlp = PublishedHeatLayer(dim, height, width), _Mlp(dim)
+        self.norm1 = LayerNorm2d(dim)
+        self.norm2 = LayerNorm2d(dim)
+        self.op = PublishedHeatLayer(dim, height, width)
+        self.mlp = _Mlp(dim)
         self.gamma1 = self.gamma2 = None
         if layer_scale is not None:
             self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2))

@@ -37,7 +37,8 @@ def restore(
     for kind in dtype:
         for height, width in image:
             torch.manual_seed(0)
-            ours, networks = VHeatIR(dim=dim, depths=tuple(depths)), {}
+            ours = VHeatIR(dim=dim, depths=tuple(depths))
+            networks = {}
             nn.init.trunc_normal_(ours.conv_last.weight, std=0.02)  # it starts at zero: nothing would be compared
             if against == "swinir":
                 networks["swinir"] = _swinir(dim, list(depths))

@@ -161,9 +161,11 @@ def _checked_level(
     if task not in LEVEL_NAMES:
         raise UserError(f"unknown task {task!r}; known: {', '.join(LEVEL_NAMES)}")
     if task == "denoise":
-        level, other = sigma, quality
+        level = sigma
+        other = quality
     else:
-        level, other = quality, sigma
+        level = quality
+        other = sigma
     wanted = f"--{LEVEL_NAMES[task]}"
     if other is not None:
         raise UserError(f"--task {task} takes {wanted}, not the level of the other task")

@@ -18,7 +18,10 @@ from vheatir.metrics.fidelity import Scores
 
 DPI = 150
 PANEL = 240  # pixels that the longer side of a crop fills at least; a caption needs as many
-_GAP, _LINE, _BAR = 10, 22, 100  # pixels: between panels, of a line of text, of the column of colour bars
+# pixels: between panels, of a line of text, of the column of colour bars
+_GAP = 10
+_LINE = 22
+_BAR = 100
 _FONT = 8  # points
 _PLOT = (58, 52)  # pixels left and below of a plot for its labels
 
@@ -78,7 +81,8 @@ def radial_mean(spectrum: np.ndarray, bins: int = 32) -> tuple[np.ndarray, np.nd
     y, x = (np.fft.fftshift(np.fft.fftfreq(side)) for side in spectrum.shape)
     radius = np.hypot(y[:, None], x)
     ring = np.minimum((radius * 2 * bins).astype(int), bins)  # the last takes the corners, and is left out
-    sums, counts = np.bincount(ring.ravel(), spectrum.ravel(), bins + 1), np.bincount(ring.ravel(), minlength=bins + 1)
+    sums = np.bincount(ring.ravel(), spectrum.ravel(), bins + 1)
+    counts = np.bincount(ring.ravel(), minlength=bins + 1)
     filled = counts[:bins] > 0
     return ((np.arange(bins) + 0.5) / (2 * bins))[filled], sums[:bins][filled] / counts[:bins][filled]
 
@@ -93,7 +97,10 @@ class _Sheet:
     """Panels placed in pixels from the upper left corner; `draw` makes the figure when the size is known."""
 
     def __init__(self):
-        self.panels, self.texts, self.width, self.height = [], [], 0, 0
+        self.panels = []
+        self.texts = []
+        self.width = 0
+        self.height = 0
 
     def panel(self, x: float, y: float, width: float, height: float, fill) -> None:
         """`fill(axes)` will draw into this box."""
@@ -105,7 +112,8 @@ class _Sheet:
         self.height = max(self.height, y + _LINE)
 
     def draw(self) -> Figure:
-        width, height = self.width + _GAP, self.height + _GAP
+        width = self.width + _GAP
+        height = self.height + _GAP
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         for x, y, wide, high, fill in self.panels:
             fill(figure.add_axes((x / width, 1 - (y + high) / height, wide / width, high / height)))
@@ -165,7 +173,8 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
         blocks: PSNR-B too.
         zoom: figure pixels for each pixel of a crop; chosen by default.
     """
-    sheet, lines = _Sheet(), 1 + errors + spectra
+    sheet = _Sheet()
+    lines = 1 + errors + spectra
     zooms = [zoom or -(-PANEL // max(row.crop[2:])) for row in rows]
     sizes = [(row.crop[2] * scale, row.crop[3] * scale) for row, scale in zip(rows, zooms, strict=True)]
     column = max(PANEL, *(width for width, _ in sizes)) + _GAP

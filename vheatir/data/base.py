@@ -56,6 +56,7 @@ class RestorationDataset(Dataset):
     context = 0  # pixels beyond the crop's side that the degradation needs
 
     def __init__(self, opt: dict):
+        self.opt = opt  # where BasicSR's own loop looks for the name
         self.train = str(opt.get("phase", "train")).split("_")[0] == "train"
         self.in_chans = self._integer(opt, "in_chans", 3, 1, 3)
         if self.in_chans == 2:

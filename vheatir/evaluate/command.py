@@ -99,15 +99,18 @@ def main(argv: list[str]) -> int:
     if options.task != "photo" and not (options.gray or options.color):
         raise UserError(f"--task {options.task} needs --color or --gray, the protocol to follow")
     if options.task == "jpeg":
-        levels, others = options.quality, options.sigma
+        levels = options.quality
+        others = options.sigma
     else:
-        levels, others = options.sigma, options.quality
+        levels = options.sigma
+        others = options.quality
     if others is not None:
         raise UserError(f"--task {options.task} takes --{LEVEL_NAMES[options.task]}, not the levels of the other task")
     levels = checked_levels(options.task, levels, options.method)
     if options.json is not None:
         prepare_output(options.json)
-    method, about = None, {"method": None, "weights": None}
+    method = None
+    about = {"method": None, "weights": None}
     if options.weights != WEIGHTS_NONE or options.method in CLASSIC:
         method, about = open_method(
             options.method, options.task, options.gray, options.weights, options.device, options.tile

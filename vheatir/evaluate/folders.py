@@ -19,7 +19,8 @@ def pair_by_stem(restored: ImageSource, reference: ImageSource) -> list[tuple[st
 
     Every image must have its partner, so that a mean is never taken over a part of the set unnoticed.
     """
-    ours, theirs = restored.by_stem(), reference.by_stem()
+    ours = restored.by_stem()
+    theirs = reference.by_stem()
     problems = [
         f"{name}: in {reference.root}, missing in {restored.root}" for name in sorted(theirs.keys() - ours.keys())
     ]

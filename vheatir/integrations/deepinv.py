@@ -1,6 +1,7 @@
 """Our denoisers inside deepinv's plug-and-play and diffusion-like solvers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepinv.models.base import Denoiser
@@ -36,16 +37,18 @@ class HeatDenoiser(Denoiser):
         inject_noise: bool = False,
         generator: torch.Generator | None = None,
     ):
-        super().__init__(device)
+        super().__init__(str(device))
         network, metadata = store.load(weights, device)
         self.network = freeze(network)
         if metadata["task"] != "denoise":
             raise UserError(f"the weights {weights} are for the task {metadata['task']!r}; give those of a denoiser")
-        self.takes_level = bool(self.network.config["level_map"])
+        config: Any = network.config
+        self.takes_level = bool(config["level_map"])
         if inject_noise and self.takes_level:
             raise UserError("inject_noise is for blind weights; these take sigma as an input")
-        self.inject_noise, self.generator = inject_noise, generator
-        self.in_chans = self.network.config["in_chans"]
+        self.inject_noise = inject_noise
+        self.generator = generator
+        self.in_chans = int(config["in_chans"])
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """Denoise x (B, C, H, W), about [0, 1]; sigma on the same scale, one or (B,).

@@ -40,7 +40,9 @@ class VHeatIRBackbone(nn.Module):
     ):
         super().__init__()
         self.body = build_features({"name": name, **network})
-        self.checkpoint, self.weights, self.embeddings = checkpoint, weights, embeddings
+        self.checkpoint = checkpoint
+        self.weights = weights
+        self.embeddings = embeddings
 
     def init_weights(self) -> None:
         """Load the checkpoint, where there is one; the report is logged."""

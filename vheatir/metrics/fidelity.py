@@ -22,7 +22,8 @@ from vheatir.image_io.arrays import luma_bt601
 
 PEAK = 255.0
 BLOCK = 8  # side of a JPEG block
-WINDOW, WINDOW_SIGMA = 11, 1.5
+WINDOW = 11
+WINDOW_SIGMA = 1.5
 
 
 class Scores(TypedDict):
@@ -156,8 +157,10 @@ def _ssim_plane(a: np.ndarray, b: np.ndarray) -> float:
     def local_mean(plane: np.ndarray) -> np.ndarray:
         return cv2.sepFilter2D(plane, cv2.CV_64F, _window(), _window())[margin:-margin, margin:-margin]
 
-    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-    mean_a, mean_b = local_mean(a), local_mean(b)
+    c1 = (0.01 * PEAK) ** 2
+    c2 = (0.03 * PEAK) ** 2
+    mean_a = local_mean(a)
+    mean_b = local_mean(b)
     variances = local_mean(a * a) - mean_a**2 + local_mean(b * b) - mean_b**2
     covariance = local_mean(a * b) - mean_a * mean_b
     numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)

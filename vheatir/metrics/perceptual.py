@@ -7,6 +7,7 @@ features are those of AlexNet and VGG16 as torchvision trained them on ImageNet,
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def _with_features(name: str, network: str, make: Callable):
     try:
         return make()
     except (OSError, RuntimeError) as error:  # no connection, no space, a cut file whose hash is wrong
-        weights = torchvision.models.get_model_weights(network).DEFAULT
+        choices: Any = torchvision.models.get_model_weights(network)  # each network has its own enumeration
+        weights = choices.DEFAULT
         place = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
         raise UserError(f"{name} needs {weights.url}, which cannot be had ({error}); put it at {place}") from error
 

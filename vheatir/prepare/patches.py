@@ -141,7 +141,8 @@ def extract_patches(
     with _built_aside(Path(target), images, settings) as partial:
 
         def cut(key: str) -> dict[str, Any]:
-            image, base = _shrunk(images, key, shrink), partial.folder / stems[key]
+            image = _shrunk(images, key, shrink)
+            base = partial.folder / stems[key]
             base.parent.mkdir(parents=True, exist_ok=True)
             starts = [patch_starts(side, size, overlap) for side in image.shape[:2]]
             for y in starts[0]:

@@ -11,7 +11,9 @@ import numpy as np
 from einops import rearrange
 from skimage.restoration import estimate_sigma
 
-PATCHES, PATCH = 9, 256  # at most so many patches, of so many pixels a side
+# at most so many patches, of so many pixels a side
+PATCHES = 9
+PATCH = 256
 MAX_SIGMA = 255.0
 
 # The example luminance table of the JPEG standard (ITU-T T.81, annex K), row by row; libjpeg scales it by the quality.
@@ -29,7 +31,8 @@ _LUMINANCE = np.array(
 )
 _BT601 = np.array([0.299, 0.587, 0.114])
 _ROUNDING = 0.30  # mean square that rounding to integers leaves in a luma coefficient at the quality it was stored with
-_ENOUGH_BLOCKS, _MOST_BLOCKS = 4, 2000
+_ENOUGH_BLOCKS = 4
+_MOST_BLOCKS = 2000
 
 
 def sample_patches(height: int, width: int) -> Iterator[tuple[slice, slice]]:

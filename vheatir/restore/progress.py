@@ -42,7 +42,8 @@ class ConsoleProgress(Progress):
     """
 
     def __init__(self, console: Console, *, quiet: bool):
-        self._console, self._quiet = console, quiet
+        self._console = console
+        self._quiet = quiet
 
     def note(self, text: str) -> None:
         self._console.print(text)

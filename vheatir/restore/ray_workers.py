@@ -29,7 +29,9 @@ class _Worker:
     """One actor: a network, and files one after the other."""
 
     def __init__(self, settings: RestorerSettings, options: FileOptions, overwrite: bool):
-        self._restorer, self._options, self._overwrite = settings.restorer(), options, overwrite
+        self._restorer = settings.restorer()
+        self._options = options
+        self._overwrite = overwrite
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         results = []

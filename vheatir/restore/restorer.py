@@ -97,20 +97,25 @@ class Restorer:
         for name, share in (("strength", strength), ("luma", luma), ("chroma", chroma)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} must lie between 0 (the input) and 1 (fully restored), got {share}")
-        self.tile, self.ensemble = tile, ensemble
-        self.strength, self.luma, self.chroma = float(strength), float(luma), float(chroma)
+        self.tile = tile
+        self.strength = float(strength)
+        self.luma = float(luma)
+        self.chroma = float(chroma)
+        self.ensemble = ensemble
         self._overlap_given = overlap is not None
         self.overlap = default_overlap(tile) if overlap is None else overlap
         try:
             tiling.check_tile(tiling.DEFAULT_TILE if tile is None else tile, self.overlap)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.task, self.device = task, _device(device)
+        self.task = task
+        self.device = _device(device)
         default = store.DEFAULTS[task]
         network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
         self.network = freeze(network)
         own_gray = weights is None and default["gray"] != default["color"]
-        self._gray, self._gray_weights = None, default["gray"] if own_gray else None
+        self._gray = None
+        self._gray_weights = default["gray"] if own_gray else None
         if self.metadata["task"] != task:
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "

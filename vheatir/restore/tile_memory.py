@@ -43,9 +43,13 @@ def _group_limits() -> list[int]:
     for line in lines:
         _, controllers, below = line.split(":", 2)
         if controllers == "":
-            root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+            root = "/sys/fs/cgroup"
+            limit = "memory.max"
+            used = "memory.current"
         elif "memory" in controllers.split(","):
-            root, limit, used = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            root = "/sys/fs/cgroup/memory"
+            limit = "memory.limit_in_bytes"
+            used = "memory.usage_in_bytes"
         else:
             continue
         for folder in {Path(root), Path(root + below)}:

@@ -92,11 +92,13 @@ def tiled_rows(
     called after each tile with the share of all tiles done.
     """
     height, width = size
-    rows, columns = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    rows = plan_axis(height, tile, overlap)
+    columns = plan_axis(width, tile, overlap)
     count = len(rows) * len(columns)
     carried = None  # what the tiles above have added to the next row of tiles
     for index, row in enumerate(rows):
-        image, band = read(row.start, row.stop), None
+        image = read(row.start, row.stop)
+        band = None
         for column_index, column in enumerate(columns):
             patch = function(image[..., column.start : column.stop])
             if patch.shape[-2:] != (row.stop - row.start, column.stop - column.start):
@@ -112,6 +114,7 @@ def tiled_rows(
                 band[..., column.start : column.stop] += patch * weight
             if on_tile is not None:
                 on_tile((index * len(columns) + column_index + 1) / count)
+        assert band is not None, "a row has at least one tile"
         ready = (rows[index + 1].start if index + 1 < len(rows) else height) - row.start
         yield band[..., :ready, :]
         carried = band[..., ready:, :]
@@ -139,7 +142,8 @@ def apply_tiled(
     image: (B, C, H, W). Returns (B, C', H, W), channels-last in memory where there are several tiles.
     """
     size = (image.shape[-2], image.shape[-1])
-    result, top = None, 0
+    result = None
+    top = 0
 
     def read(start: int, stop: int) -> Tensor:
         return image[..., start:stop, :]
@@ -150,4 +154,6 @@ def apply_tiled(
         result = _band(band, *size, None) if result is None else result
         result[..., top : top + band.shape[-2], :] = band
         top += band.shape[-2]
+    if result is None:
+        raise ValueError(f"expected an image with rows, got {tuple(image.shape)}")
     return result

@@ -4,10 +4,8 @@ import json
 import logging
 import shlex
 import shutil
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +20,7 @@ from vheatir.utils.run_metadata import run_metadata, write_json
 logger = logging.getLogger("vheatir")
 
 
-@contextmanager
-def stop_on_signal():
-    """A list that fills at the first Ctrl-C or SIGTERM, so that the loop can end between iterations.
-
-    A second Ctrl-C ends the process at once. A second SIGTERM does not: SLURM sends one to all processes, torchrun
-    passes its own on, and the checkpoint would be lost.
-    """
-    stop: list[int] = []
-
-    def request(number, frame):
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, request)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class Run:
+class RunFolder:
     """One training run under `<root>/<name>/`.
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
@@ -61,8 +32,12 @@ class Run:
 
         `command` is the one that trains: `vheatir <command>`. A run that another process is writing is refused.
         """
-        self.root, self.name, self.folder, self.command = root, name, root / name, command
-        self.checkpoints, self.models = self.folder / "checkpoints", self.folder / "models"
+        self.root = root
+        self.name = name
+        self.folder = root / name
+        self.command = command
+        self.checkpoints = self.folder / "checkpoints"
+        self.models = self.folder / "models"
         self.pictures = self.folder / "pictures"
         self.writer = None
         self.resumed: dict[str, Any] | None = None

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vheatir.backbone.errors import as_user_error
+from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.session import best_weights, make_accelerator, told_to_the_user, train
+from vheatir.tasks.session import TaskSession, best_weights, train
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
 from vheatir.utils.recipes import find_options, load_table
@@ -18,32 +20,42 @@ from vheatir.utils.timing import interleave, peak_mib
 _SIZES = ("224", "512", "800x1280")
 
 
-class DenseSession:
+class DenseSession(TaskSession):
     """What the modes of a command share: recipe, processes and network.
 
-    Subclasses set `command`, `task_name`, `best`, `sections`, `needs`, and give `read`, `build`, `samples`, `task`,
+    Subclasses set `command`, `task_name`, `sections`, `needs`, and give `read`, `build`, `samples`, `task`,
     `at_size`, `draw`.
     """
 
-    command: str
-    task_name: str
-    best: str
     sections: tuple[str, ...]
-    needs = ("timm", "accelerate", "torchvision")
+    needs = ("timm", "torchvision")
 
-    def __init__(self, path: Path, options: dict[str, Any], mode: str, weights: str | None = None):
-        """`mode` is "train", "eval", "predict" or "cost"; `weights` a file to load."""
+    def __init__(
+        self,
+        path: Path,
+        options: dict[str, Any],
+        mode: str,
+        weights: str | None = None,
+        processes: Processes | None = None,
+    ):
+        """Read the recipe and build the network.
+
+        Args:
+            path: the recipe's file.
+            options: its table.
+            mode: "train", "eval", "predict" or "cost".
+            weights: a file to load.
+            processes: those that work together; by default this one alone.
+        """
         import torch
 
         from vheatir.backbone.models.feature_maps import build_features
 
-        self.path, self.mode = path, mode
-        with told_to_the_user(str(path)):
-            self.recipe = self.read(options)
-        self.accelerator = make_accelerator(self.recipe.device)
-        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.mode = mode
+        with as_user_error(str(path)):
+            super().__init__(path, self.read(options), processes or Processes())
         torch.manual_seed(self.recipe.manual_seed)
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             self.body = build_features(self.recipe.backbone)
             self.model = self.build(weights)
         if weights is not None:
@@ -61,7 +73,7 @@ class DenseSession:
     def _load(self, weights: str) -> None:
         from vheatir.backbone.models.checkpoint import read_checkpoint, unwrap
 
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             state, _ = unwrap(read_checkpoint(weights))
             try:
                 self.model.load_state_dict(state)
@@ -74,7 +86,7 @@ class DenseSession:
         paths = self.recipe.path
         if paths.pretrained is None:
             return None
-        with told_to_the_user(str(self.path)):
+        with as_user_error(str(self.path)):
             report = load_features(self.body, paths.pretrained, paths.pretrained_weights, paths.pretrained_embeddings)
         return f"{paths.pretrained}: {report}"
 
@@ -83,10 +95,10 @@ class DenseSession:
 
         return make_plan(self.recipe, size, *self.place)
 
-    def settings(self, plan):
-        from vheatir.backbone.dense.recipe import make_settings
+    def until(self, plan):
+        from vheatir.backbone.dense.recipe import make_until
 
-        return make_settings(self.recipe, plan, self.best)
+        return make_until(self.recipe, plan)
 
     def optimizer(self, plan):
         from vheatir.backbone.dense.recipe import make_optimizer
@@ -96,12 +108,12 @@ class DenseSession:
     def rates(self, optimizer, plan):
         from vheatir.backbone.dense.recipe import make_rates
 
-        return make_rates(self.recipe.train, optimizer, self.settings(plan).steps, plan.steps_per_epoch)
+        return make_rates(self.recipe.train, optimizer, self.until(plan).total, plan.steps_per_epoch)
 
     def evaluate(self, tta: bool) -> dict[str, Any]:
         """Scores on the evaluation set."""
-        model = self.model.to(self.accelerator.device)
-        with told_to_the_user(str(self.path)):
+        model = self.model.to(self.device)
+        with as_user_error(str(self.path)):
             return {"scores": self.task().evaluate(model)}
 
     def at_size(self, size: tuple[int, int]):
@@ -111,7 +123,7 @@ class DenseSession:
     def read_picture(self, file: Path):
         """A picture, (3, H, W) uint8 RGB."""
         from vheatir.backbone.dense.image_files import read_rgb
-        from vheatir.backbone.training.batches import DataError
+        from vheatir.backbone.errors import DataError
 
         image = read_rgb(file)
         if isinstance(image, DataError):
@@ -146,7 +158,8 @@ def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, 
     from vheatir.backbone.dense.cost import cost_at
     from vheatir.backbone.layers.freezing import freeze
 
-    device, table = session.accelerator.device, {}
+    device = session.device
+    table = {}
     model = freeze(session.model.to(device))
     for size in map(_size, sizes):
         entry = table[f"{size[0]}x{size[1]}"] = cost_at(model, size)
@@ -164,7 +177,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     for size, entry in result.get("cost", {}).items():
         for form in ("training", "merged"):
             if form in entry:
-                counts, macs = entry[form]["parameters"], entry[form]["macs"]["total"]
+                counts = entry[form]["parameters"]
+                macs = entry[form]["macs"]["total"]
                 yield (
                     f"{size} {form} form: {counts['total']:,} parameters, {counts['trainable']:,} trainable, "
                     f"{macs / 1e9:.1f} GMACs"
@@ -184,7 +198,8 @@ def png_below(folder: Path, file: Path, source: Path) -> Path:
 
 def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | None]) -> None:
     """Raise UserError where one of the pictures, or what is made of another one, would be overwritten."""
-    pictures, taken = {file.resolve() for file in files}, {}
+    pictures = {file.resolve() for file in files}
+    taken = {}
     for folder, file in ((folder, file) for folder in folders if folder is not None for file in files):
         path = png_below(folder, file, source)
         if path.resolve() in pictures:
@@ -201,12 +216,13 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
 
-    source, target = arguments.predict, arguments.output
+    source = arguments.predict
+    target = arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")
     _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
-    freeze(session.model.to(session.accelerator.device))
+    freeze(session.model.to(session.device))
     found = {}
     for file in files:
         path = png_below(target, file, source)
@@ -236,6 +252,7 @@ def parser_for(command: str, what: str) -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="HxW", help="sizes of images for --cost")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes for --cost; 0: count only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what --eval or --cost found")
+    add_arguments(parser)
     return parser
 
 
@@ -261,27 +278,26 @@ def run(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list[st
         run_metadata.prepare_output(arguments.json)
     weights = arguments.weights
     if weights is None and (arguments.eval or arguments.predict):
-        with told_to_the_user(str(path)):
+        with as_user_error(str(path)):
             weights = best_weights(kind.read(options))
     mode = "predict" if arguments.predict else "eval" if arguments.eval else "cost" if arguments.cost else "train"
-    session = kind(path, options, mode, weights)
-    if arguments.predict:
-        return predict(session, arguments)
-    if not judging:
-        status = train(session, argv, arguments.resume)
-        session.accelerator.end_training()
-        return status
-    if arguments.eval:
-        result = {"weights": weights, **session.evaluate(getattr(arguments, "tta", False))}
-    else:
-        result = cost(session, arguments.sizes, arguments.rounds)
-    if session.accelerator.is_main_process:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(result))
-        if arguments.json:
-            described = {
-                "metadata": run_metadata.run_metadata(["vheatir", kind.command, *argv]),
-                "backbone": session.recipe.backbone,
-            }
-            run_metadata.write_json(arguments.json, {**described, **result})
-    session.accelerator.end_training()
-    return 0
+    with started(arguments.launcher, arguments.timeout) as processes:
+        session = kind(path, options, mode, weights, processes)
+        if arguments.predict:
+            return predict(session, arguments)
+        if not judging:
+            return train(session, argv, arguments.resume)
+        if arguments.eval:
+            result = {"weights": weights, **session.evaluate(getattr(arguments, "tta", False))}
+        else:
+            result = cost(session, arguments.sizes, arguments.rounds)
+        if processes.writes:
+            _report(session, result, arguments.json, argv)
+        return 0
+
+
+def _report(session: DenseSession, result: dict[str, Any], file: Path | None, argv: list[str]) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in _lines(result))
+    if file:
+        metadata = run_metadata.run_metadata(["vheatir", session.command, *argv])
+        run_metadata.write_json(file, {"metadata": metadata, "backbone": session.recipe.backbone, **result})

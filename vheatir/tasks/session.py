@@ -1,40 +1,30 @@
-"""What the commands that train backbones share: a run's folder, its beginning and end, messages to the user.
-
-The work is done by `vheatir.backbone.training.loop`; the first of several processes writes.
-"""
+"""What the commands that train backbones share: a recipe with its processes and network, and its run."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from vheatir.backbone.errors import as_user_error
+from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
-from vheatir.runs.checkpoints import save_checkpoint
-from vheatir.runs.folder import Run, logger
+from vheatir.runs.folder import RunFolder, logger
+from vheatir.runs.training import find_run, train_in
 from vheatir.utils.files import atomic_open
 
 
-@contextmanager
-def told_to_the_user(where: str) -> Iterator[None]:
-    """What the backbone refuses is something that the user gave."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-class Session(Protocol):
+class TaskSession(ABC):
     """What a command knows of a recipe; `train` asks for the parts in this order.
 
     Attributes:
         command, task_name: of the command line, and in the weights' metadata.
         path: the recipe's file.
         recipe: a dataclass with name, data, path, logger.
-        accelerator: device and processes.
+        processes: those that work together.
+        device: of the network.
         model: the network.
         network: arguments of the network, for the weights' metadata.
         place: this process and how many there are.
@@ -42,154 +32,135 @@ class Session(Protocol):
 
     command: str
     task_name: str
-    path: Path
-    recipe: Any
-    accelerator: Any
     model: Any
     network: dict[str, Any]
-    place: tuple[int, int]
 
+    def __init__(self, path: Path, recipe: Any, processes: Processes):
+        self.path = path
+        self.recipe = recipe
+        self.processes = processes
+        self.device = processes.device(recipe.device)
+        self.place = (processes.rank, processes.world)
+
+    @abstractmethod
     def pretrained(self) -> str | None:
         """Load the weights to start from; the report, or None where there are none."""
 
+    @abstractmethod
     def samples(self) -> Any:
         """The training set."""
 
+    @abstractmethod
     def plan(self, size: int) -> Any:
-        """Order of that many samples."""
+        """Order of that many samples, an `EpochPlan`."""
 
-    def settings(self, plan: Any) -> Any:
-        """Numbers of the loop."""
+    @abstractmethod
+    def until(self, plan: Any) -> Any:
+        """Length of the run, `Epochs`."""
 
+    @abstractmethod
     def optimizer(self, plan: Any) -> Any:
-        """Optimiser of the model's parameters."""
+        """Optimizer of the model's parameters."""
 
-    def rates(self, optimizer: Any, plan: Any) -> Any:
+    @abstractmethod
+    def rates(self, optimizer: Any, plan: Any) -> Callable[[int], None]:
         """Function that sets the rates of a step."""
 
+    @abstractmethod
     def task(self) -> Any:
-        """Loss and evaluation."""
+        """Loss and evaluation, a `DatasetTask`."""
 
 
-def make_accelerator(device: str):
-    """Device and processes of a run; `device` is "cpu", or "auto" for CUDA where there is one.
+def _write_weights(metadata: dict[str, str], folder: Path, name: str, network: Any, step: int) -> None:
+    """Write a network's tensors as .safetensors, with the model's arguments."""
+    from safetensors.torch import save
 
-    Autocast and the scale of gradients are the loop's own. Batch norms keep statistics of their own process's batches.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    with atomic_open(folder / f"{name}.safetensors") as file:
+        file.write(save(tensors, metadata))
+
+
+def _update(session: TaskSession, optimizer: Any) -> Any:
+    from vheatir.backbone.training.average import Average
+    from vheatir.backbone.training.precision import autocast_dtype
+    from vheatir.backbone.training.update import Update
+
+    train = session.recipe.train
+    average = None
+    if train.ema_decay is not None:
+        young = "power" if train.ema_warmup else None
+        average = Average(session.model, train.ema_decay, young=young, average_buffers=True)
+    return Update(
+        session.model,
+        optimizer,
+        dtype=autocast_dtype(train.amp, session.device, refuse_emulation=True),
+        grad_clip=train.grad_clip,
+        average=average,
+        processes=session.processes,
+    )
+
+
+def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[str]]:
+    """The loop of a session, and what the log says of it.
+
+    Raises:
+        UserError: something in the recipe or its data cannot be used.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from vheatir.backbone.training.loop import Loop, LoopSettings
+    from vheatir.runs.journal import RunJournal
 
-    apart = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[apart])
-
-
-def with_shared_norms(model: Any, device: Any, processes: int) -> Any:
-    """The model with batch norms over the batches of all processes on CUDA; as it is on gloo, which has none."""
-    import torch
-
-    shared = device.type == "cuda" and processes > 1
-    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if shared else model
-
-
-@dataclass
-class Folder:
-    """Where the loop writes to: the run's curves, checkpoints and weights."""
-
-    run: Run
-    task: str
-    model: dict
-    keep: int
-
-    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
-        self.run.log_scalars(iteration, scalars)
-
-    def save(self, iteration: int, state: dict[str, Any]) -> None:
-        save_checkpoint(self.run.checkpoints, iteration, state, self.keep)
-
-    def save_weights(self, name: str, state: dict[str, Any]) -> None:
-        """Write tensors as .safetensors, with the model's arguments."""
-        from safetensors.torch import save
-
-        self.run.models.mkdir(exist_ok=True)
-        metadata = {
-            "task": self.task,
-            "model": json.dumps(self.model),
-            "license": "depends on the training data",
-        }
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-        with atomic_open(self.run.models / f"{name}.safetensors") as file:
-            file.write(save(tensors, metadata))
-
-    def info(self, text: str) -> None:
-        logger.info("%s", text)
-
-
-def train(session: Session, argv: list[str], resume: bool) -> int:
-    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
-    from vheatir.backbone.training.batches import DataError, checked, train_loader
-    from vheatir.backbone.training.loop import Loop
-
-    recipe, accelerator = session.recipe, session.accelerator
-    run = Run(Path(recipe.path.experiments_root), recipe.name, resume, session.command)
-    report = None if resume else session.pretrained()
-    model = with_shared_norms(session.model.to(accelerator.device), accelerator.device, accelerator.num_processes)
-    main = accelerator.is_main_process
-    journal = Folder(run, session.task_name, session.network, recipe.logger.keep_checkpoints) if main else None
-    with told_to_the_user(str(session.path)):
+    recipe = session.recipe
+    session.model = session.processes.with_shared_norms(session.model.to(session.device), session.device)
+    with as_user_error(str(session.path)):
         samples = session.samples()
         plan = session.plan(len(samples))
-        settings, optimizer = session.settings(plan), session.optimizer(plan)
-        rates = session.rates(optimizer, plan)
-        loop = Loop(session.task(), model, optimizer, rates, settings, accelerator, journal)
-        if run.resumed is not None:
-            loop.restore(run.resumed)
-    accelerator.wait_for_everyone()  # all have read the run before the first one changes its folder
-    if main:
-        run.open(session.path, asdict(recipe), argv)
-    try:
-        if main:
-            _announce(loop, plan, report)
-        pin = accelerator.device.type == "cuda"
-        loader = train_loader(samples, plan, loop.step, settings.steps, recipe.data.workers, pin)
-        finished = loop.run(checked(loader))
-        if main:
-            _conclude(run, loop)
-        return 0 if finished else 130
-    except (DataError, FloatingPointError) as error:
-        logger.error("%s", error)
-        raise UserError(str(error)) from error
-    finally:
-        if main:
-            run.close()
-
-
-def _announce(loop, plan, report: str | None) -> None:
-    count = sum(parameter.numel() for parameter in loop.bare.parameters())
-    logger.info(
-        "%s parameters on %s, %d process(es), %d images, %d steps of %d images an epoch",
-        f"{count:,}",
-        loop.device,
-        loop.accelerator.num_processes,
-        plan.size,
-        plan.steps_per_epoch,
-        plan.images_per_step,
+        until = session.until(plan)
+        optimizer = session.optimizer(plan)
+        update = _update(session, optimizer)
+        task = session.task()
+        task.learn_from(samples, plan, until.total, session.rates(optimizer, plan), recipe.data.workers)
+    journal = None
+    if run is not None:
+        license_text = "depends on the training data"
+        metadata = {"task": session.task_name, "model": json.dumps(session.network), "license": license_text}
+        journal = RunJournal(run, recipe.logger.keep_checkpoints, partial(_write_weights, metadata))
+    settings = LoopSettings(recipe.manual_seed, recipe.logger.print_freq)
+    count = sum(parameter.numel() for parameter in session.model.parameters())
+    line = (
+        f"{count:,} parameters on {session.device}, {session.processes.world} process(es), {plan.size} images, "
+        f"{plan.steps_per_epoch} steps of {plan.images_per_step} images an epoch"
     )
-    if report is not None:
-        logger.info("weights to start from: %s", report)
-    if loop.step:
-        logger.info("resumed at step %d", loop.step)
+    return Loop(task, update, until, settings, journal), [line]
 
 
-def _conclude(run: Run, loop) -> None:
+def train(session: TaskSession, argv: list[str], resume: bool) -> int:
+    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
+    recipe = session.recipe
+    processes = session.processes
+    run, resumed = find_run(processes, Path(recipe.path.experiments_root), recipe.name, resume, session.command)
+
+    def build() -> tuple[Any, list[str]]:
+        report = None if resumed is not None else session.pretrained()
+        loop, lines = build_loop(session, run)
+        if resumed is not None:
+            loop.restore(resumed)
+        return loop, lines if report is None else [*lines, f"weights to start from: {report}"]
+
+    def opened(folder: RunFolder) -> None:
+        folder.open(session.path, asdict(recipe), argv)
+
+    loop, lines = processes.agree(build)
+    return 0 if train_in(run, loop, opened, lines, _plot) else 130
+
+
+def _plot(run: RunFolder) -> None:
     from vheatir.runs.curves import plot_curves
 
-    for name, best in loop.best.items():
-        logger.info("%s: %s %.2f after step %d", name, best["metric"], best["value"], best["iteration"])
     try:
         if (run.folder / "curves.jsonl").is_file():  # a run may be stopped before its first line
             logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
     except ImportError as error:
         logger.warning("no plots (%s); curves.jsonl has the figures", error)
-    logger.info("weights: %s", run.models)
 
 
 def best_weights(recipe: Any, otherwise: str = "") -> str:

@@ -32,7 +32,8 @@ def complete_options(
     processes on each machine, all of them with a GPU.
     """
     processes = processes or Processes()
-    gpus, found = options.get("num_gpu", "auto"), torch.cuda.device_count()
+    gpus = options.get("num_gpu", "auto")
+    found = torch.cuda.device_count()
     if gpus != "auto" and not (is_number(gpus, integer=True) and gpus >= 0):
         raise UserError(f"{path}: num_gpu must be auto, 0 or the number of GPUs on each machine, got {gpus!r}")
     if gpus not in ("auto", 0, processes.local_world or gpus):
@@ -45,12 +46,7 @@ def complete_options(
     elif gpus and not found:
         raise UserError(f"{path}: num_gpu is {gpus}, but torch sees no CUDA device; set num_gpu: auto or 0")
     if gpus:
-        index = 0 if processes.local_world is None and found == 1 else processes.local_rank  # SLURM may show only one
-        if index >= found:
-            raise UserError(
-                f"process {index} of this machine has no GPU: it has {found}; start {found} processes on each machine"
-            )
-        torch.cuda.set_device(index)
+        processes.take_gpu()
     options["num_gpu"] = int(gpus > 0)
     options.update(is_train=is_train, scale=options.get("scale", 1))
     options.update(dist=processes.world > 1, rank=processes.rank, world_size=processes.world)
@@ -66,7 +62,8 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """
     from basicsr.utils.registry import DATASET_REGISTRY
 
-    datasets, problems = {}, []
+    datasets = {}
+    problems = []
     borders = [table.get("border") for table in (options["val"].get("metrics") or {}).values()]
     border = max((border for border in borders if is_number(border, integer=True)), default=0)
     for phase, table in options["datasets"].items():

@@ -1,9 +1,10 @@
-"""`vheatir train`: training from a YAML file in BasicSR's layout."""
+"""`vheatir train`: training from a YAML file in BasicSR's layout, and the comparison at equal time."""
 
 import argparse
+from pathlib import Path
 
-from vheatir.backbone.training.processes import LAUNCHERS, TIMEOUT, started
-from vheatir.train import equal_time
+from vheatir.backbone.training.processes import add_arguments, started
+from vheatir.train.equal_time import RESULT, compare
 from vheatir.train.trainer import train
 
 
@@ -19,21 +20,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--auto-resume", "--auto_resume", action="store_true", help="go on where there is a checkpoint, else start"
     )
-    parser.add_argument(
-        "--launcher", choices=LAUNCHERS, help="what started the processes; by default pytorch under torchrun, else none"
+    add_arguments(parser)
+    return parser
+
+
+def _comparison_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vheatir train --compare",
+        description="Train several recipes one after the other for the same time and compare PSNR over time. Writes "
+        f"{RESULT}, psnr_over_time.png and .svg, and the weights. On a CPU the time is processor time.",
     )
-    parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="how long processes wait for each other"
-    )
-    # torch.distributed.launch adds it; the environment says the same
-    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--compare", nargs="*", required=True, metavar="FILE", help="options files, or recipes' names")
+    parser.add_argument("--minutes", type=float, default=20.0, help="training time of each recipe (default 20)")
+    parser.add_argument("--validate-every", type=float, metavar="MINUTES", help="default: a tenth of --minutes")
+    parser.add_argument("--out", type=Path, default=Path("experiments/comparison"), help="folder (default %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option in all files")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
+    parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Entry of `vheatir train`."""
     if "--compare" in argv:
-        return equal_time.main(argv)
+        arguments = _comparison_parser().parse_args(argv)
+        finished = compare(
+            arguments.compare,
+            minutes=arguments.minutes,
+            validate_every=arguments.validate_every,
+            out=arguments.out,
+            overrides=arguments.set,
+            plugins=arguments.plugin,
+            resume=arguments.resume,
+            argv=argv,
+        )
+        return 0 if finished else 130
     arguments = _parser().parse_args(argv)
     with started(arguments.launcher, arguments.timeout) as processes:
         finished = train(

@@ -1,71 +1,44 @@
-"""`vheatir train --compare`: several recipes trained one after the other on the same data, for the same time.
+"""Several recipes trained one after the other on the same data, for the same time: `vheatir train --compare`.
 
 Every recipe gets the same minutes of training on the same machine, sees the same samples in the same order, and is
-validated on the same pictures at the same moments; validation is not counted. Each keeps its own network, optimiser,
+validated on the same pictures at the same moments; validation is not counted. Each keeps its own network, optimizer,
 learning rate and precision. A recipe's schedule over iterations would end too early or too late, since every network
 makes another number of them, so the rate follows the used share of the budget instead.
 """
 
-import argparse
 import json
 import math
 import statistics
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import nn
 
 from vheatir.backbone.layers.freezing import frozen
+from vheatir.backbone.training.loop import Loop, LoopSettings
+from vheatir.backbone.training.until import Seconds, TrainingClock
 from vheatir.compat import require_matplotlib
-from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest, save_checkpoint
-from vheatir.runs.folder import stop_on_signal
 from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
-from vheatir.train.validation import DIVERGED
+from vheatir.train.task import RestorationTask
 from vheatir.utils.files import atomic_open
 from vheatir.utils.lock import Lock
 from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
 from vheatir.utils.timing import interleave, peak_mib
 
-_WARMUP, _LAST_RATE = 0.03, 1e-3  # share of the budget; share of the recipe's learning rate
+_WARMUP = 0.03
+_LAST_RATE = 1e-3  # share of the budget; share of the recipe's learning rate
 _PICTURE = (321, 481)  # height and width of the BSD pictures, at which inference is timed
 _ENDLESS = 2**62
-_RESULT = "comparison.json"
-
-
-class TrainingClock:
-    """Seconds spent in `with clock:` blocks.
-
-    On a CPU `used` counts the processor time of this process, all its threads, so that a busy machine or a pause costs
-    no network anything; on a GPU it is wall time with the device's queue drained. `wall` always counts wall time.
-    """
-
-    def __init__(self, device: torch.device, used: float = 0.0, wall: float = 0.0):
-        self.used, self.wall, self._cuda = used, wall, device.type == "cuda"
-
-    def _now(self) -> tuple[float, float]:
-        if self._cuda:
-            torch.cuda.synchronize()
-        wall = time.perf_counter()
-        return (wall if self._cuda else time.process_time()), wall
-
-    def __enter__(self) -> "TrainingClock":
-        self._started = self._now()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        used, wall = self._now()
-        self.used += used - self._started[0]
-        self.wall += wall - self._started[1]
+RESULT = "comparison.json"
 
 
 def rate_at(share: float) -> float:
@@ -79,113 +52,143 @@ def rate_at(share: float) -> float:
     return _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Contestant:
-    """One recipe under the budget; its checkpoints lie in `folder`, its results in `points`."""
+class TimedTask(RestorationTask):
+    """Restoration against the clock: the rate follows the used share of the time, validation adds to `points`."""
 
-    def __init__(self, path: Path, options: dict[str, Any], folder: Path, seconds: float, every: float):
-        torch.manual_seed(options["manual_seed"])
-        if options.get("threads"):
-            torch.set_num_threads(options["threads"])
-        self.options, self.folder, self.seconds, self.every = options, folder, seconds, every
-        datasets = build_datasets(path, options)
-        self.train_set = datasets.pop("train")
-        self.validation_sets = datasets
-        self.model = build_model(path, options)
-        try_samples(path, self.model, self.train_set)
-        self.clock = TrainingClock(self.model.device)
-        self.iteration, self.points = 0, []
+    def __init__(self, *arguments: Any, clock: TrainingClock, seconds: float):
+        super().__init__(*arguments)
+        self.clock = clock
+        self.seconds = seconds
+        self.points: list[dict[str, Any]] = []
 
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint, where there is one."""
-        state = load_latest(self.folder)
-        if state is None:
-            return
-        self.model.load_state(state["model"])
-        self.clock = TrainingClock(self.model.device, state["used_s"], state["wall_s"])
-        self.iteration, self.points = state["iteration"], state["points"]
-
-    def save(self) -> None:
-        state = {"iteration": self.iteration, "used_s": self.clock.used, "wall_s": self.clock.wall}
-        state |= {"points": self.points, "model": self.model.state()}
-        save_checkpoint(self.folder, self.iteration, state, keep=2)
-
-    def _loader(self) -> DataLoader:
-        table = self.options["datasets"]["train"]
-        return DataLoader(
-            self.train_set,
-            batch_sampler=IterationSampler(table.get("batch_size_per_gpu") or 8, _ENDLESS, self.iteration),
-            num_workers=table.get("num_worker_per_gpu") or 0,
-            pin_memory=self.model.device.type == "cuda",
-        )
-
-    def step(self, batch: dict[str, Any]) -> None:
-        """One iteration of training at the rate that the clock gives."""
-        self.iteration += 1
+    def set_rates(self, step: int) -> None:
+        self.iteration = step + 1
         rate = self.options["train"]["optim_g"]["lr"] * rate_at(self.clock.used / self.seconds)
         for optimizer in self.model.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        self.model.feed_data(batch)
-        try:
-            self.model.optimize_parameters(self.iteration)
-        except FloatingPointError as error:
-            raise UserError(f"{self.options['name']}: {error}; {DIVERGED}") from error
 
-    def train(self, on_point) -> bool:
-        """Train until the budget is used up; False when a signal stopped it. `on_point()` follows each validation."""
-        batches = iter(self._loader())
-        bar = tqdm(total=round(self.seconds), initial=round(self.clock.used), unit="s", disable=None, file=sys.stderr)
-        with stop_on_signal() as stop, bar:
-            while self.clock.used < self.seconds and not stop:
-                with self.clock:
-                    self.step(next(batches))
-                bar.n = round(self.clock.used)
-                bar.set_postfix_str(self.options["name"])
-                # a last validation closer than half a step to the end would only repeat the end's
-                due = min(self.seconds, self.every * (len(self.points) + 1))
-                due = self.seconds if self.seconds - due < self.every / 2 else due
-                if self.clock.used >= due:
-                    self.validate()
-                    self.save()
-                    on_point()
-            if stop:
-                self.save()
-        return self.clock.used >= self.seconds
-
-    def validate(self) -> None:
-        """Score every validation set and add the point to the curve."""
-        point = {"minutes": self.clock.used / 60, "wall_minutes": self.clock.wall / 60, "iteration": self.iteration}
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Score every validation set and add the point to the curve; no weights are best, the last ones count."""
+        minutes = {"minutes": self.clock.used / 60, "wall_minutes": self.clock.wall / 60}
+        point: dict[str, Any] = {**minutes, "iteration": self.iteration}
         for phase, dataset in self.validation_sets.items():
             result = self.model.validate(dataset)
             point[phase] = {"images": result["images"], **{side: result[side] for side in ("input", "restored")}}
         self.points.append(point)
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def load_state(self, state: Any) -> None:
+        self.points = state["points"]
+
+
+class Contestant:
+    """One recipe under the budget, and the loop's journal of it: checkpoints lie in `folder`.
+
+    Args:
+        path: the recipe's file.
+        options: its options, checked and complete.
+        folder: for checkpoints and weights.
+        seconds: of training.
+        every: seconds between validations.
+        on_save: called with the points of the curve after each checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: dict[str, Any],
+        folder: Path,
+        seconds: float,
+        every: float,
+        on_save: Callable[[list[dict[str, Any]]], None],
+    ):
+        torch.manual_seed(options["manual_seed"])
+        if options.get("threads"):
+            torch.set_num_threads(options["threads"])
+        self.options = options
+        self.folder = folder
+        self.on_save = on_save
+        datasets = build_datasets(path, options)
+        self.train_set = datasets.pop("train")
+        self.model = build_model(path, options)
+        try_samples(path, self.model, self.train_set)
+        clock = TrainingClock(self.model.device)
+        self.task = TimedTask(self.model, self.train_set, datasets, options, _ENDLESS, clock=clock, seconds=seconds)
+        settings = LoopSettings(options["manual_seed"], None, "iteration", options["name"])
+        self.loop = Loop(self.task, self.model.update, Seconds(seconds, every, clock), settings, self)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, where there is one."""
+        state = load_latest(self.folder)
+        if state is not None:
+            self.loop.restore(state)
+
+    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Nothing: the curve is in the result."""
+
+    def save(self, iteration: int, state: dict[str, Any], best: int | None) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.folder, iteration, state, keep=2)
+        self.on_save(self.task.points)
+
+    def save_weights(self, name: str, network: nn.Module, step: int) -> None:
+        """Nothing: the checkpoint has them, and `finish` writes the last ones."""
+
+    def save_failure(self, name: str, state: dict[str, Any]) -> None:
+        """Write what a step that failed was given."""
+        with atomic_open(self.folder / name) as file:
+            torch.save(state, file)
+
+    def info(self, text: str) -> None:
+        """A line on stderr."""
+        sys.stderr.write(f"{self.options['name']}: {text}\n")
+
+    def train(self) -> bool:
+        """Train until the budget is used up; False when a signal stopped it.
+
+        Raises:
+            UserError: the training failed; names the recipe.
+        """
+        try:
+            return self.loop.run()
+        except UserError as error:
+            raise UserError(f"{self.options['name']}: {error}") from error
 
     def cost(self) -> dict[str, Any]:
         """Parameters, pace, peak memory in MiB and seconds for a picture of 481x321, measured after the training."""
-        batch = next(iter(self._loader()))
-        network, device = self.model.network_for_test(), self.model.device
+        batch = next(iter(self.task.batches(self.loop.step)))
+        network = self.model.network_for_test()
+        device = self.model.device
         picture = torch.rand(1, self.train_set.in_chans, *_PICTURE, device=device)
         inputs = (picture,) if "level" not in batch else (picture, torch.full((1,), 0.1, device=device))
         with frozen(network), torch.no_grad():
             clock = "wall" if device.type == "cuda" else "cpu"
             timing = interleave({"": lambda: network(*inputs)}, device, rounds=3, warmup=1, clock=clock)[""]
             inference_mib = peak_mib(lambda: network(*inputs), device)
-        self.model.optimizer_g.zero_grad(set_to_none=True)  # or freeing the old gradients would hide the new ones
+        last = self.task.points[-1]
         return {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "iterations_per_s": self.points[-1]["iteration"] / (60 * self.points[-1]["minutes"]),
-            "training_peak_mib": peak_mib(lambda: self.step(batch), device),
+            "iterations_per_s": last["iteration"] / (60 * last["minutes"]),
+            "training_peak_mib": peak_mib(lambda: self._step(batch), device),
             "inference_peak_mib": inference_mib,
             "inference_s": statistics.median(timing.microseconds) / 1e6,
         }
 
-    def save_weights(self) -> None:
+    def _step(self, batch: dict[str, Any]) -> None:
+        self.model.feed_data(batch)
+        self.model.optimize_parameters(self.loop.step + 1)
+
+    def save_result(self) -> None:
         """The trained network as BasicSR's .pth beside the checkpoints."""
         with atomic_open(self.folder / f"{self.options['name']}.pth") as file:
             torch.save({"params": self.model.network_for_test().state_dict()}, file)
 
 
-def read_recipes(files: list[str], overrides: list[str]) -> dict[Path, dict[str, Any]]:
+def read_recipes(files: Sequence[str | Path], overrides: Sequence[str]) -> dict[Path, dict[str, Any]]:
     """Options of each recipe.
 
     Raises:
@@ -224,29 +227,14 @@ def _common(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return table | {f"val.{key}": options["val"].get(key) for key in ("metrics", "max_images", "tile", "best")}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vheatir train --compare",
-        description="Train several recipes one after the other for the same time and compare PSNR over time. Writes "
-        f"{_RESULT}, psnr_over_time.png and .svg, and the weights. On a CPU the time is processor time.",
-    )
-    parser.add_argument("--compare", nargs="*", required=True, metavar="FILE", help="options files, or recipes' names")
-    parser.add_argument("--minutes", type=float, default=20.0, help="training time of each recipe (default 20)")
-    parser.add_argument("--validate-every", type=float, metavar="MINUTES", help="default: a tenth of --minutes")
-    parser.add_argument("--out", type=Path, default=Path("experiments/comparison"), help="folder (default %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option in all files")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
-    parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out")
-    return parser
-
-
-def _start(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], argv: list[str]) -> dict[str, Any]:
-    """The result to fill: a new one, or with --resume the one in --out, which must be of the same comparison."""
-    file, every = arguments.out / _RESULT, arguments.validate_every or arguments.minutes / 10
+def _start(
+    recipes: dict[Path, dict[str, Any]], minutes: float, every: float, file: Path, resume: bool, argv: Sequence[str]
+) -> dict[str, Any]:
+    """The result to fill: a new one, or to resume the one in `file`, which must be of the same comparison."""
     gpu = next(iter(recipes.values()))["num_gpu"]
     settings = {
-        "budget_minutes": arguments.minutes,
-        "validate_every_minutes": min(every, arguments.minutes),
+        "budget_minutes": minutes,
+        "validate_every_minutes": min(every, minutes),
         "clock": "wall time on a GPU" if gpu else "processor time",
         "schedule": f"linear to {_WARMUP:.0%} of the budget, then cosine to {_LAST_RATE} of the recipe's rate",
     }
@@ -254,7 +242,7 @@ def _start(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], a
         options["name"]: {"file": path.name, "options": options, "points": [], "cost": None}
         for path, options in recipes.items()
     }
-    if not arguments.resume:
+    if not resume:
         if file.exists():
             raise UserError(f"{file} exists; go on with --resume, or choose another --out")
         return {"metadata": run_metadata(["vheatir", "train", *argv]), **settings, "recipes": runs}
@@ -272,48 +260,76 @@ def _start(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], a
     return result
 
 
-def main(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
+def compare(
+    files: Sequence[str | Path],
+    *,
+    minutes: float = 20.0,
+    validate_every: float | None = None,
+    out: str | Path = "experiments/comparison",
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    resume: bool = False,
+    argv: Sequence[str] = (),
+) -> bool:
+    """Train several recipes one after the other for the same time and compare PSNR over time.
+
+    Args:
+        files: options files, or names of recipes; two or more with different names.
+        minutes: training time of each recipe; processor time on a CPU.
+        validate_every: minutes of training between validations; by default a tenth of `minutes`.
+        out: folder for the result, the figure and the weights.
+        overrides: `a.b=value` each, in YAML, for all recipes.
+        plugins: Python files with own networks, losses, datasets.
+        resume: go on with the comparison in `out`.
+        argv: what the command line said, for the record.
+
+    Returns:
+        Whether all recipes had their time; False where a signal stopped it, after a checkpoint.
+
+    Raises:
+        UserError: recipes that cannot be compared, a comparison that is there already, or a training that failed.
+    """
     require_matplotlib()
     register_all()
-    load_plugins(arguments.plugin)
-    recipes = read_recipes(arguments.compare, arguments.set)
-    for name, value in (("--minutes", arguments.minutes), ("--validate-every", arguments.validate_every)):
+    load_plugins(plugins)
+    recipes, out = read_recipes(files, overrides), Path(out)
+    for name, value in (("--minutes", minutes), ("--validate-every", validate_every)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} must be a positive number, got {value}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    what, advice = f"the comparison in {arguments.out}", "wait for it, stop that process, or choose another --out"
-    lock = Lock(arguments.out / ".comparison.lock", what, advice)
+    out.mkdir(parents=True, exist_ok=True)
+    what = f"the comparison in {out}"
+    advice = "wait for it, stop that process, or choose another --out"
+    lock = Lock(out / ".comparison.lock", what, advice)
     try:
-        return _compare(arguments, recipes, argv)
+        result = _start(recipes, minutes, validate_every or minutes / 10, out / RESULT, resume, argv)
+        return _train_each(result, recipes, out, resume)
     finally:
         lock.release()
 
 
-def _compare(arguments: argparse.Namespace, recipes: dict[Path, dict[str, Any]], argv: list[str]) -> int:
-    result = _start(arguments, recipes, argv)
-    seconds, every = result["budget_minutes"] * 60, result["validate_every_minutes"] * 60
+def _train_each(result: dict[str, Any], recipes: dict[Path, dict[str, Any]], out: Path, resume: bool) -> bool:
+    seconds = result["budget_minutes"] * 60
+    every = result["validate_every_minutes"] * 60
     for path, options in recipes.items():
         run = result["recipes"][options["name"]]
         if run["cost"] is not None:
             continue
-        contestant = Contestant(path, options, arguments.out / options["name"], seconds, every)
+
+        def write(points: list[dict[str, Any]], run: dict[str, Any] = run) -> None:
+            run["points"] = points
+            write_json(out / RESULT, result)
+
+        contestant = Contestant(path, options, out / options["name"], seconds, every, write)
         contestant.folder.mkdir(parents=True, exist_ok=True)
-
-        def write(run=run, contestant=contestant):
-            run["points"] = contestant.points
-            write_json(arguments.out / _RESULT, result)
-
-        if arguments.resume:
+        if resume:
             contestant.resume()
         else:
-            write_json(arguments.out / _RESULT, result)
-        if not contestant.train(write):
-            sys.stderr.write(f"stopped at iteration {contestant.iteration} of {options['name']}; --resume goes on\n")
-            return 130
-        contestant.save_weights()
+            write_json(out / RESULT, result)
+        if not contestant.train():
+            return False
+        contestant.save_result()
         run["cost"] = contestant.cost()
-        write()
-        plot(result, arguments.out)
-    sys.stdout.write(f"{table(result)}\nwritten: {arguments.out}\n")
-    return 0
+        write(contestant.task.points)
+        plot(result, out)
+    sys.stdout.write(f"{table(result)}\nwritten: {out}\n")
+    return True

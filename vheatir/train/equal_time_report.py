@@ -34,7 +34,8 @@ def table(result: dict[str, Any]) -> str:
     head += ["training peak MiB", "inference peak MiB", "s for 481x321"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, run in result["recipes"].items():
-        cost, points = run.get("cost"), run["points"]
+        cost = run.get("cost")
+        points = run["points"]
         if cost is None:
             continue
         half = min(points, key=lambda point: abs(point["minutes"] - result["budget_minutes"] / 2))

@@ -27,7 +27,8 @@ class JPEGConsistencyLoss(nn.Module):
         restored, degraded: (B, C, S, S) in [0, 1], C = 3 or 1. passes: (B, P, 3), see `JPEGDataset`. S must be at least
         2 P blocks (16 pixels each in colour, 8 in gray), so that a whole block is inside.
         """
-        block, (size, count) = block_of(restored), (restored.shape[-1], passes.shape[1])
+        block = block_of(restored)
+        (size, count) = (restored.shape[-1], passes.shape[1])
         context = block * count
         if size < 2 * context:
             raise ValueError(f"a crop of {size} pixels may hold no whole block; {2 * context} are enough")
@@ -46,7 +47,8 @@ def _whole_blocks(chain: Tensor, size: int, block: int) -> Tensor:
     """(size, size) booleans: where all blocks of all passes of a sample lie inside its crop. chain: (P, 3)."""
     axes = []
     for axis in (1, 2):
-        start, stop = 0, size
+        start = 0
+        stop = size
         for index, quality in enumerate(chain[:, 0].tolist()):
             if quality:
                 offset = int(chain[index:, axis].sum())  # of the crop's first pixel, in the grid of this pass

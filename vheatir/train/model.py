@@ -1,9 +1,7 @@
 """BasicSR's SRModel with what training on today's stack needs: mixed precision, clipping, accumulation, safetensors."""
 
-import inspect
-import warnings
 from collections import OrderedDict
-from contextlib import nullcontext
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,33 @@ from basicsr.losses import build_loss
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
-from torch import nn
+from torch import Tensor, distributed, nn
 
 from vheatir import weights
 from vheatir.archs.networks import config_from_state_dict, gray_from_color, name_of
 from vheatir.backbone.layers.freezing import frozen
+from vheatir.backbone.training.average import Average
 from vheatir.backbone.training.precision import autocast_dtype
 from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.update import Update
 from vheatir.data.batch_degradations import finish_batch, mixup
 from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.restore.tiling import check_tile
-from vheatir.train.validation import validate
+from vheatir.train.validation import restore_planes, validate
+from vheatir.utils.files import atomic_open
 
-_MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
-_MOVING |= {"T_cur", "T_i", "_schedulers"}  # what schedules change as they go; the rest comes from the options
-_OUR_METRICS, _METRIC_ARGUMENTS = ("psnr", "ssim", "psnrb"), ("border", "luma")
+_OUR_METRICS = ("psnr", "ssim", "psnrb")
+_METRIC_ARGUMENTS = ("border", "luma")
 
 
 class VHeatIRModel(SRModel):
-    """Training and validation of a restoration network under BasicSR's options.
+    """A restoration network under BasicSR's options, with its losses, optimizer, schedules and metrics.
+
+    The training loop of `vheatir train` takes its parts (see `RestorationTask`). BasicSR's own loop can drive it too,
+    through `feed_data`, `update_learning_rate`, `optimize_parameters`, `validation`, `save` and `resume_training`; both
+    ways each step is the same `Update`.
 
     Beyond SRModel: `train.amp` auto | none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a
     batch), `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers
@@ -45,6 +49,8 @@ class VHeatIRModel(SRModel):
     def __init__(self, opt: dict[str, Any]):
         self.processes = Processes()
         super().__init__(opt)
+        if opt.get("dist") and distributed.is_initialized():  # BasicSR's own loop says no more than that
+            self.join(Processes(distributed.get_rank(), distributed.get_world_size()))
         self.metrics = {
             name: partial(_metric, dict(arguments)) for name, arguments in (opt["val"].get("metrics") or {}).items()
         }
@@ -60,10 +66,16 @@ class VHeatIRModel(SRModel):
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"val.metrics.{name}: {error}") from error
 
+    def join(self, processes: Processes) -> None:
+        """Train and validate together with other processes: gradients are averaged, images are shared out."""
+        self.processes = processes
+        if self.is_train:
+            self.update.processes = processes
+
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        if self.opt["dist"] and self.device.type == "cuda":  # there is none for CPUs
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return net.to(self.device)
+        """The network on its device, norms shared between processes on GPUs; `Update` wraps it for several."""
+        world = self.opt.get("world_size", 1) if self.opt["dist"] else 1
+        return Processes(world=world).with_shared_norms(net, self.device).to(self.device)
 
     def print_network(self, net: nn.Module) -> None:
         """Nothing: the training command logs size and configuration in one line."""
@@ -74,7 +86,9 @@ class VHeatIRModel(SRModel):
         A gray network of ours also starts from the weights of a colour one (`gray_from_color`).
         """
         if Path(load_path).suffix in (".pth", ".pt"):
-            state, _ = weights.load_checkpoint(load_path, self.opt["path"].get("param_key_g"))
+            is_resumed = self.opt["path"].get("resume_state")  # by BasicSR's loop: the network and its average differ
+            key = param_key if is_resumed else self.opt["path"].get("param_key_g")
+            state, _ = weights.load_checkpoint(load_path, key)
         else:
             state, _ = weights.read(load_path)
         net = self.get_bare_model(net)
@@ -89,35 +103,30 @@ class VHeatIRModel(SRModel):
     def init_training_settings(self) -> None:
         options = self.opt["train"]
         self.amp_dtype = autocast_dtype(options.get("amp") or "none", self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
-        self.grad_clip, self.accumulate = options.get("grad_clip") or 0.0, options.get("accumulate") or 1
+        self.accumulate = options.get("accumulate") or 1
         if options["pixel_opt"].get("reduction", "mean") not in ("mean", "sum"):
             raise UserError(f"train.pixel_opt.reduction must be mean or sum, got {options['pixel_opt']['reduction']!r}")
         super().init_training_settings()
-        self.mixup, consistency = options.get("mixup"), options.get("consistency_opt")
+        self.mixup = options.get("mixup")
+        consistency = options.get("consistency_opt")
         self.cri_consistency = build_loss(consistency) if consistency else None
-        self._compile()
-
-    def _compile(self) -> None:
-        self.forward_g = torch.compile(self.net_g) if self.opt["train"].get("compile") else self.net_g
-
-    def distribute(self, processes: Processes) -> None:
-        """Train together with other processes: gradients are averaged, and all start with the first one's network."""
-        if processes.world == 1:
-            return
-        self.processes = processes
-        # Those of depthwise kernels, of which one axis has length 1 and so any stride.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        wrapper, on_gpu = nn.parallel.DistributedDataParallel, self.device.type == "cuda"
-        is_new = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # torch 2.15
-        self.net_g = wrapper(
+        average = None
+        if self.ema_decay > 0:
+            average = Average(self.net_g, self.ema_decay, network_average=self.net_g_ema)
+        self.update = Update(
             self.net_g,
-            device_ids=[torch.cuda.current_device()] if on_gpu else None,
-            # Statistics are averaged after the step instead, before anything reads them.
-            **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
-            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+            self.optimizer_g,
+            dtype=self.amp_dtype,
+            grad_clip=options.get("grad_clip"),
+            average=average,
+            compile_network=bool(options.get("compile")),
+            check_each=True,
+            mean_statistics=True,
+            unit="iteration",
+            find_unused=bool(self.opt.get("find_unused_parameters")),
+            section="train.optim_g",
+            schedulers=self.schedulers,
         )
-        self._compile()
 
     def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, optim_type, None)
@@ -133,7 +142,8 @@ class VHeatIRModel(SRModel):
     def setup_schedulers(self) -> None:
         options = self.opt["train"]["scheduler"]
         if options["type"] in ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"):
-            periods, total = sum(options.get("periods") or ()), self.opt["train"]["total_iter"]
+            periods = sum(options.get("periods") or ())
+            total = self.opt["train"]["total_iter"]
             if options["type"] == "CosineAnnealingRestartLR" and periods < total:
                 raise UserError(f"train.scheduler.periods add up to {periods}, train.total_iter is {total}; raise them")
             super().setup_schedulers()
@@ -160,13 +170,15 @@ class VHeatIRModel(SRModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         data = finish_batch(data, self.device)
         super().feed_data(data)
-        self.level, self.passes, self.paths = data.get("level"), data.get("jpeg"), data.get("lq_path")
+        self.level = data.get("level")
+        self.passes = data.get("jpeg")
+        self.paths = data.get("lq_path")
 
     def inputs(self, part: slice) -> tuple[torch.Tensor, ...]:
         """What the network takes of a part of the batch."""
         return (self.lq[part],) if self.level is None else (self.lq[part], self.level[part])
 
-    def losses(self, output: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+    def losses(self, output: Tensor, part: slice) -> dict[str, Tensor]:
         """The losses of a part of the batch, by their names in the log; over all parts they add up to the batch's."""
         share = len(output) / len(self.lq)
         is_mean = self.opt["train"]["pixel_opt"].get("reduction", "mean") == "mean"
@@ -175,44 +187,29 @@ class VHeatIRModel(SRModel):
             losses["l_consistency"] = self.cri_consistency(output, self.lq[part], self.passes[part]) * share
         return losses
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        self.optimizer_g.zero_grad(set_to_none=True)
+    def parts(self, iteration: int) -> Sequence[slice]:
+        """The batch that was fed, mixed where options say so, in the parts of one forward pass each."""
         if self.mixup:
-            self.lq, self.gt = mixup([self.lq, self.gt], self.opt["manual_seed"], current_iter, **self.mixup)
+            self.lq, self.gt = mixup([self.lq, self.gt], self.opt["manual_seed"], iteration, **self.mixup)
         step = -(-len(self.lq) // self.accumulate)
-        logged: dict[str, torch.Tensor] = {}
-        for start in range(0, len(self.lq), step):
-            part = slice(start, start + step)
-            is_last = start + step >= len(self.lq)  # gradients are exchanged once
-            with nullcontext() if is_last or self.processes.world == 1 else self.net_g.no_sync():
-                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                    output = self.forward_g(*self.inputs(part))
-                # The loss in float32: 16 bits would round differences of 1e-3 away.
-                losses = self.losses(output.float(), part)
-                self.output, self.output_gt = output.detach().float(), self.gt[part]
-                self.scaler.scale(sum(losses.values())).backward()
-            for name, loss in losses.items():
-                logged[name] = logged.get(name, 0) + loss.detach()
-        means = self.processes.mean_(torch.stack(list(logged.values())))
-        self.log_dict = OrderedDict(zip(logged, means, strict=True))
-        total = means.sum()
-        if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss is {float(total)} at iteration {current_iter}")
-        self.scaler.unscale_(self.optimizer_g)
-        gradients = [parameter.grad for parameter in self.net_g.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        # Such a step would write NaN into the weights; the scaler of fp16 skips it by itself.
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise FloatingPointError(f"the gradient's norm is {float(norm)} at iteration {current_iter}")
-        if self.grad_clip:
-            nn.utils.clip_grads_with_norm_(self.net_g.parameters(), self.grad_clip, norm)
-        self.log_dict["grad_norm"] = norm
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
-        self.processes.share_statistics(self.get_bare_model(self.net_g))
-        if self.ema_decay > 0:
-            # A young average follows quickly: at iteration 100 a decay of 0.999 would still be the untrained start.
-            self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+        return [slice(start, start + step) for start in range(0, len(self.lq), step)]
+
+    def part_loss(self, network: nn.Module, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses of a part of the batch, and each of them."""
+        output = network(*self.inputs(part))
+        # The loss in float32: 16 bits would round differences of 1e-3 away.
+        with torch.autocast(self.device.type, enabled=False):
+            losses = self.losses(output.float(), part)
+        self.output = output.detach().float()
+        self.output_gt = self.gt[part]
+        return sum(losses.values()), losses
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step on the batch that was fed, as BasicSR's own loop asks for it."""
+        parts = self.parts(current_iter)
+        marked = ((part, part is parts[-1]) for part in parts)
+        values = self.update.step(marked, self.part_loss, current_iter)
+        self.log_dict = OrderedDict((name, float(value)) for name, (value,) in values.items() if name != "loss")
 
     def batch_scores(self) -> dict[str, float]:
         """Mean PSNR and SSIM of the network in training on its last batch (its last part), computed on the device."""
@@ -222,12 +219,8 @@ class VHeatIRModel(SRModel):
         return {"batch_psnr": float(psnr.mean()), "batch_ssim": float(ssim.mean())}
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Exponential moving average of parameters; buffers are copied (stock BasicSR leaves them at their start)."""
-        net = self.get_bare_model(self.net_g)
-        averaged = [parameter.data for parameter in self.net_g_ema.parameters()]
-        torch._foreach_lerp_(averaged, [parameter.data for parameter in net.parameters()], 1 - decay)
-        for kept, buffer in zip(self.net_g_ema.buffers(), net.buffers(), strict=True):
-            kept.copy_(buffer)
+        """Take the network into its average with this decay; BasicSR copies it so before training."""
+        Average(self.net_g, decay, young=None, network_average=self.net_g_ema).update(self.net_g, 2)
 
     def network_for_test(self) -> nn.Module:
         """The network that is validated and published: the average where there is one."""
@@ -250,44 +243,46 @@ class VHeatIRModel(SRModel):
                 processes=self.processes,
             )
 
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs of the model."""
-        state = {
-            "network": self.get_bare_model(self.net_g).state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [dict(scheduler.state_dict()) for scheduler in self.schedulers],
-            "scaler": self.scaler.state_dict(),
-        }
-        if self.ema_decay > 0:
-            state["network_ema"] = self.net_g_ema.state_dict()
-        return state
+    def test(self) -> None:
+        """Restore the images that were fed, in the way of `val`, into `output`."""
+        options = self.opt["val"]
+        with frozen(self.network_for_test()) as network:
+            tile = options.get("tile")
+            ensemble = options.get("self_ensemble", False)
+            self.output = restore_planes(network, self.lq, self.level, tile, ensemble)
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.get_bare_model(self.net_g).load_state_dict(state["network"])
-        if self.ema_decay > 0:
-            self.net_g_ema.load_state_dict(state.get("network_ema", state["network"]))
-        cycled = any(saved.get("cycle_momentum") for saved in state["schedulers"])
-        moving = {"lr", "betas", "momentum"} if cycled else {"lr"}
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            # torch would load the state of another optimiser without complaint, and stumble over it later
-            if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
-                raise ValueError("it was written with another optim_g.type or scheduler.type")
-            _refuse_changes("optim_g", saved["param_groups"][0], optimizer.state_dict()["param_groups"][0], moving)
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            if saved.keys() != scheduler.state_dict().keys():
-                raise ValueError("it was written with another scheduler.type")
-            _refuse_changes("scheduler", saved, scheduler.state_dict(), _MOVING)
-            scheduler.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+    def nondist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:
+        """Scores of a validation set, kept and logged as BasicSR's loop does, by the protocol of `validate`."""
+        dataset = dataloader.dataset
+        name = dataset.opt.get("name", "val")
+        folder = Path(self.opt["path"]["visualization"], f"{current_iter:08d}", name) if save_img else None
+        result = self.validate(dataset, folder)
+        if self.opt["val"].get("metrics") is None or not self.processes.writes:
+            return
+        self._initialize_best_metric_results(name)
+        self.metric_results = result["restored"]
+        for metric, value in self.metric_results.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
 
+    def dist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:
+        """As in one process; the images are shared out."""
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
-def _refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], moving: set[str]) -> None:
-    """Raise ValueError where options differ from those of the checkpoint, which would silently win."""
-    for key, value in saved.items():
-        if key not in moving and isinstance(value, int | float | list | tuple | dict) and value != built[key]:
-            raise ValueError(f"train.{section}: {key} was {value}, is now {built[key]}")
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's file of optimizer and schedules, with the scale of fp16; -1, the end of a run, writes none."""
+        if current_iter == -1 or not self.processes.writes:
+            return
+        state = {"epoch": epoch, "iter": current_iter, "scaler": self.update.scaler.state_dict()}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        state["schedulers"] = [dict(scheduler.state_dict()) for scheduler in self.schedulers]
+        with atomic_open(Path(self.opt["path"]["training_states"]) / f"{current_iter}.state") as file:
+            torch.save(state, file)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Go on from BasicSR's file of optimizer and schedules; the weights come by `path.pretrain_network_g`."""
+        super().resume_training(resume_state)
+        self.update.scaler.load_state_dict(resume_state.get("scaler", {}))
 
 
 def _check_metric(where: str, table: dict[str, Any]) -> None:

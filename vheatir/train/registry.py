@@ -72,5 +72,6 @@ def _metric(name: str, function):
     def metric(img, img2, border: int = 0, luma: bool = False) -> float:
         return function(img, img2, border=border, luma=luma)
 
-    metric.__name__, metric.__doc__ = f"vheatir_{name}", function.__doc__
+    metric.__name__ = f"vheatir_{name}"
+    metric.__doc__ = function.__doc__
     return metric

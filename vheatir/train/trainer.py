@@ -1,4 +1,4 @@
-"""`vheatir.train`: training from a YAML file in BasicSR's layout.
+"""Training of a restoration network from an options file: read, build, train.
 
 BasicSR's registries, model and options are used; its loop is replaced, because on today's stack it repeats noise every
 epoch, cannot resume on a CPU, and loses its place. Here each batch is a function of (seed, iteration), and one
@@ -8,32 +8,29 @@ together under torchrun or SLURM; the first one writes.
 
 import json
 import os
-import signal
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.archs.networks import name_of
+from vheatir.backbone.training.loop import DIVERGED, Loop, LoopSettings
 from vheatir.backbone.training.processes import Processes
-from vheatir.data.progressive import DEFAULT_BATCH
-from vheatir.data.sampling import IterationSampler
+from vheatir.backbone.training.until import Steps
 from vheatir.errors import UserError
-from vheatir.runs.checkpoints import has_checkpoint, save_checkpoint
-from vheatir.runs.folder import Run, logger, stop_on_signal
+from vheatir.runs.checkpoints import has_checkpoint
+from vheatir.runs.folder import RunFolder
+from vheatir.runs.journal import RunJournal
+from vheatir.runs.training import find_run, train_in
 from vheatir.train.build import TASKS, build_datasets, build_model, complete_options, try_samples
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
-from vheatir.train.validation import DIVERGED, score_table
+from vheatir.train.task import RestorationTask
 from vheatir.utils.files import atomic_open
 from vheatir.utils.recipes import find_options
 
@@ -41,21 +38,31 @@ _LICENSE = "depends on the training data; not stated"
 
 
 class Trainer:
-    """One run of the training loop."""
+    """One run: model, task and loop.
+
+    Args:
+        path: the options file.
+        options: its options, checked and complete.
+        run: the folder to write to; None in processes that do not write.
+        processes: those that train together; by default this one alone.
+        resumed: the checkpoint to go on from.
+
+    Raises:
+        UserError: something that the options name cannot be used, or the checkpoint does not fit them.
+    """
 
     def __init__(
         self,
         path: Path,
         options: dict[str, Any],
-        run: Run | None,
+        run: RunFolder | None,
         processes: Processes | None = None,
         resumed: dict[str, Any] | None = None,
     ):
-        """Build everything from the options of the file `path`.
-
-        `run` is None in processes that do not write; `resumed` is the checkpoint to go on from.
-        """
-        self.options, self.run, self.processes = options, run, processes or Processes()
+        self.path = path
+        self.options = options
+        self.run = run
+        self.processes = processes or Processes()
         torch.manual_seed(options["manual_seed"])
         if options.get("threads"):
             torch.set_num_threads(options["threads"])
@@ -63,197 +70,93 @@ class Trainer:
         self.train_set = datasets.pop("train")
         self.validation_sets = datasets
         self.model = build_model(path, options)
-        self.total = options["train"]["total_iter"]
-        self.iteration, self.best = 0, None
         try_samples(path, self.model, self.train_set)
+        self.model.join(self.processes)
+        self.loop = self._loop()
         if resumed is not None:
-            self._restore(resumed)
-        world, batch = self.processes.world, options["datasets"]["train"].get("batch_size_per_gpu") or DEFAULT_BATCH
-        self.sampler = IterationSampler(
-            batch * world,
-            self.total,
-            self.iteration,
-            self.processes.rank,
-            world,
-            stages=self.train_set.stages,
-            first_sample=None if resumed is None else resumed.get("samples"),
+            self.loop.restore(resumed)
+
+    def _loop(self) -> Loop:
+        options = self.options
+        logger = self.options["logger"]
+        val = self.options["val"]
+        total = options["train"]["total_iter"]
+        until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
+        # Processes that do not write pictures hand them to the one that does.
+        pictures = None if not val.get("save_img") else Path() if self.run is None else self.run.pictures
+        self.task = RestorationTask(
+            self.model,
+            self.train_set,
+            self.validation_sets,
+            options,
+            total,
+            pictures,
         )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        seed = self.options["manual_seed"]
-        try:
-            if state["random"].get("seed", seed) != seed:
-                raise ValueError(f"manual_seed was {state['random']['seed']}, is now {seed}")
-            self.model.load_state(state["model"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--resume: the checkpoint does not fit these options ({error}); resume with the options of the run, "
-                "or start a new one from its weights with path.pretrain_network_g"
-            ) from error
-        self.iteration, self.best = state["iteration"], state["best"]
-
-    def save(self) -> None:
-        """Write the current weights and, after them, a checkpoint; neither when they are of no use."""
-        for name, value in self.model.network_for_test().state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise UserError(f"iteration {self.iteration}: NaN or infinity in {name}, nothing written; {DIVERGED}")
-        if self.run is None:
-            return
-        self.save_weights("latest")
-        state = {
-            "iteration": self.iteration,
-            "samples": self.sampler.position(self.iteration),
-            "best": self.best,
-            "random": {"seed": self.options["manual_seed"]},  # with iteration and samples: see _seed, and the datasets
-            "model": self.model.state(),
-        }
-        keep = self.options["logger"].get("keep_checkpoints") or 2
-        best = self.best["iteration"] if self.best else None
-        save_checkpoint(self.run.checkpoints, self.iteration, state, keep, best)
-
-    def save_weights(self, name: str) -> None:
-        """Write the validated network: safetensors for networks of ours, BasicSR's .pth for others."""
-        self.run.models.mkdir(exist_ok=True)
-        network = self.model.network_for_test()
-        if (arch := name_of(network)) is None:
-            with atomic_open(self.run.models / f"{name}.pth") as file:
-                torch.save({"params": network.state_dict()}, file)
-            return
-        table = self.options["datasets"]["train"]
-        task = TASKS.get(table["type"], "paired")
-        level = table.get("sigma", table.get("quality", "as in the pairs")) if task != "photo" else "as cameras have it"
-        metadata = {
-            "arch": arch,
-            "config": json.dumps(network.config),
-            "task": task,
-            "color": "gray" if network.config["in_chans"] == 1 else "color",
-            "levels": json.dumps(level),
-            "license": _LICENSE,
-            "iteration": str(self.iteration),
-        }
-        try:
-            weights.save(self.run.models / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
-        except ValueError as error:
-            raise UserError(f"iteration {self.iteration}: {error}; {DIVERGED}") from error
-
-    def validate(self) -> bool:
-        """Score all validation sets, log them, keep the weights of the best mean; whether this is the best."""
-        scores, results, key = {}, {}, self.options["val"].get("best") or "psnr"
-        for phase, dataset in self.validation_sets.items():
-            folder = self.run.pictures / f"{self.iteration:08d}" / phase if self.run else Path()
-            results[phase] = self.model.validate(dataset, folder if self.options["val"].get("save_img") else None)
-            scores |= {f"{phase}/{name}": value for name, value in results[phase]["restored"].items()}
-            scores |= {f"{phase}/input_{name}": value for name, value in results[phase]["input"].items()}
-        if not scores:
-            return False
-        logger.info("iteration %d, restored (input):\n%s", self.iteration, score_table(results))
-        chosen = [value for name, value in scores.items() if name.endswith(f"/{key}")]
-        mean = sum(chosen) / len(chosen)
-        self.last_score = mean
-        is_best = self.best is None or mean > self.best["value"]
-        if is_best:
-            self.best = {"metric": key, "value": mean, "iteration": self.iteration}
+        settings = LoopSettings(options["manual_seed"], logger.get("print_freq") or 100, "iteration")
+        journal = None
         if self.run is not None:
-            self.run.log_scalars(self.iteration, scores)
-            if is_best:
-                self.save_weights("best")
-        return is_best
+            write = partial(write_weights, options["datasets"]["train"])
+            journal = RunJournal(self.run, logger.get("keep_checkpoints") or 2, write)
+        return Loop(self.task, self.model.update, until, settings, journal)
 
     def loader(self) -> DataLoader:
         """This process's batches from the current iteration to the last; workers live as long as the run."""
-        return DataLoader(
-            self.train_set,
-            batch_sampler=self.sampler,
-            num_workers=self.options["datasets"]["train"].get("num_worker_per_gpu") or 0,
-            pin_memory=self.model.device.type == "cuda",
-            generator=torch.Generator(),  # a loader would draw its seed from the generator of the network
-            worker_init_fn=_ignore_signals,
-        )
+        return self.task.batches(self.loop.step)
 
-    def train(self) -> bool:
-        """Run to the last iteration; False when stopped by a signal (a checkpoint is written)."""
-        options = self.options
-        print_every = options["logger"].get("print_freq") or 100
-        save_every = options["logger"].get("save_checkpoint_freq") or 5000
-        validate_every = options["val"].get("val_freq") or 5000
-        warmup = options["train"].get("warmup_iter") or -1
-        self.model.distribute(self.processes)
-        self.last_score = self.best["value"] if self.best else None
-        started, start_iteration = time.perf_counter(), self.iteration
-        silent = None if self.processes.writes else True  # None: where stderr is no terminal
-        bar = tqdm(total=self.total, initial=self.iteration, unit="it", disable=silent, file=sys.stderr, smoothing=0.05)
-        self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
-        with stop_on_signal() as stop, bar:
-            batches = iter(self.loader())
-            while self.iteration < self.total:
-                if self.processes.any(bool(stop)):
-                    self.save()
-                    logger.info("stopped at iteration %d; go on with --resume", self.iteration)
-                    return False
-                batch = self.processes.agree(partial(_fetched, batches))
-                self.iteration += 1
-                self.model.update_learning_rate(self.iteration, warmup_iter=warmup)
-                self._seed()
-                self.model.feed_data(batch)
-                self._step(batch)
-                bar.update()
-                last = self.iteration == self.total
-                if self.iteration % print_every == 0 or last:
-                    self._log(bar, started, start_iteration)
-                is_best = (self.iteration % validate_every == 0 or last) and self.validate()
-                if self.iteration % save_every == 0 or last or is_best:
-                    self.save()
-        return True
+    def describe(self) -> str:
+        """Size, device and data in a line."""
+        count = sum(parameter.numel() for parameter in self.model.update.bare.parameters())
+        world = self.processes.world
+        narrow = self.model.amp_dtype
+        together = f"{world} processes, " if world > 1 else ""
+        device = f"{self.model.device}" + (f" in {narrow}".replace("torch.", "") if narrow else "")
+        return f"{count:,} parameters on {device}, {together}{len(self.train_set)} images"
 
-    def _seed(self) -> None:
-        """What the network itself draws (stochastic depth) is a function of seed, iteration and process."""
-        entropy = [self.options["manual_seed"], self.iteration, self.processes.rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+    def train(self, argv: Sequence[str] = ()) -> bool:
+        """Run to the last iteration; False when stopped by a signal (a checkpoint is written).
 
-    def _step(self, batch: dict[str, Any]) -> None:
-        try:
-            self.model.optimize_parameters(self.iteration)
-        except FloatingPointError as error:  # alike in all processes
-            parts = self.processes.gather(batch)
-            images = ", ".join(path for part in parts for path in part["lq_path"])
-            name = f"nonfinite_{self.iteration:08d}.pt"
-            if self.run is not None:
-                state = {"iteration": self.iteration, "batches": parts, "model": self.model.state()}
-                with atomic_open(self.run.folder / name) as file:
-                    torch.save(state, file)
-            raise UserError(
-                f"{error}, images {images}; batch and weights are in {name} of the run; {DIVERGED}"
-            ) from error
+        Args:
+            argv: what the command line said, for the run's record.
+        """
 
-    def _log(self, bar: tqdm, started: float, start_iteration: int) -> None:
-        scalars = {f"train/{name}": float(value) for name, value in self.model.get_current_log().items()}
-        parts = self.processes.gather(self.model.batch_scores())
-        scalars |= {f"train/{name}": sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-        scalars["train/lr"] = self.model.get_current_learning_rate()[0]
-        if self.run is None:
-            return
-        self.run.log_scalars(self.iteration, scalars)
-        seconds = (time.perf_counter() - started) / (self.iteration - start_iteration)
-        remaining = timedelta(seconds=round(seconds * (self.total - self.iteration)))
-        text = " ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in scalars.items())
-        score = "" if self.last_score is None else f" psnr {self.last_score:.2f}"
-        bar.set_postfix_str(text + score)
-        if bar.disable:
-            logger.info("%d/%d %s%s %.2f s/it, %s left", self.iteration, self.total, text, score, seconds, remaining)
+        def opened(run: RunFolder) -> None:
+            run.open(self.path, self.options, list(argv))
+
+        return train_in(self.run, self.loop, opened, [self.describe()])
 
 
-def _fetched(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """The next batch; what a worker says of a picture without the worker's traceback around it."""
+def write_weights(table: dict[str, Any], folder: Path, name: str, network: nn.Module, iteration: int) -> None:
+    """Write a network: safetensors for networks of ours, BasicSR's .pth for others.
+
+    Args:
+        table: options of the training set, which the metadata state.
+        folder: where to write.
+        name: of the file, without its ending.
+        network: that is validated and published.
+        iteration: after which its weights are these.
+
+    Raises:
+        UserError: weights that are not finite, or beyond float16.
+    """
+    if (arch := name_of(network)) is None:
+        with atomic_open(folder / f"{name}.pth") as file:
+            torch.save({"params": network.state_dict()}, file)
+        return
+    task = TASKS.get(table["type"], "paired")
+    level = table.get("sigma", table.get("quality", "as in the pairs")) if task != "photo" else "as cameras have it"
+    metadata = {
+        "arch": arch,
+        "config": json.dumps(network.config),
+        "task": task,
+        "color": "gray" if network.config["in_chans"] == 1 else "color",
+        "levels": json.dumps(level),
+        "license": _LICENSE,
+        "iteration": str(iteration),
+    }
     try:
-        return next(batches)
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and launchers signal loader workers too, of which the last batches are still wanted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        weights.save(folder / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
+    except ValueError as error:
+        raise UserError(f"iteration {iteration}: {error}; {DIVERGED}") from error
 
 
 def train(
@@ -274,7 +177,7 @@ def train(
         plugins: Python files with own networks, losses, datasets.
         resume: go on from the run's newest whole checkpoint.
         auto_resume: go on where there is a checkpoint, else start.
-        processes: those that train together; by default this one alone.
+        processes: those that train together, see `started`; by default this one alone.
         argv: what the command line said, for the run's record.
 
     Returns:
@@ -284,65 +187,23 @@ def train(
         UserError: something in the options cannot be used, or the run failed.
     """
     processes = processes or Processes()
-    path, options = processes.agree(partial(_read, opt, overrides, plugins, processes))
 
-    def find_run() -> Run | None:
-        return _find_run(options, resume, auto_resume) if processes.writes else None
+    def read() -> tuple[Path, dict[str, Any]]:
+        register_all()
+        load_plugins(plugins)
+        path = find_options(opt)
+        options = read_options(path, overrides)
+        if not options["train"]:
+            raise UserError(f"{path}: has no train section; `vheatir test` evaluates such a file")
+        return path, complete_options(path, options, is_train=True, processes=processes)
 
-    run = processes.agree(find_run)
-    resumed = processes.from_first(lambda: run.resumed)
+    path, options = processes.agree(read)
+    root = Path(options["path"].get("experiments_root") or "experiments")
+    again = auto_resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    goes_on = resume or (again and has_checkpoint(root / options["name"] / "checkpoints"))
+    run, resumed = find_run(processes, root, options["name"], goes_on)
 
     def build() -> Trainer:
         return Trainer(path, options, run, processes, resumed)
 
-    trainer = processes.agree(build)
-    processes.agree(lambda: run and run.open(path, options, list(argv)))
-    return _run(trainer, resumed is not None)
-
-
-def _read(
-    opt: str | Path, overrides: Sequence[str], plugins: Sequence[str | Path], processes: Processes
-) -> tuple[Path, dict[str, Any]]:
-    register_all()
-    load_plugins(plugins)
-    path = find_options(opt)
-    options = read_options(path, overrides)
-    if not options["train"]:
-        raise UserError(f"{path}: has no train section; `vheatir test` evaluates such a file")
-    return path, complete_options(path, options, is_train=True, processes=processes)
-
-
-def _find_run(options: dict[str, Any], resume: bool, auto_resume: bool) -> Run:
-    root = Path(options["path"].get("experiments_root") or "experiments")
-    again = auto_resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    resume = resume or (again and has_checkpoint(root / options["name"] / "checkpoints"))
-    return Run(root, options["name"], resume)
-
-
-def _run(trainer: Trainer, resumed: bool) -> bool:
-    """Train, and tell the log what is trained, on what, and how it ended."""
-    run, processes = trainer.run, trainer.processes
-    try:
-        count = sum(parameter.numel() for parameter in trainer.model.net_g.parameters())
-        together = f"{processes.world} processes, " if processes.world > 1 else ""
-        images = f"{together}{len(trainer.train_set)} images"
-        narrow = trainer.model.amp_dtype
-        device = f"{trainer.model.device}" + (f" in {narrow}".replace("torch.", "") if narrow else "")
-        logger.info("%s on %s, %s", f"{count:,} parameters", device, images)
-        if resumed:
-            logger.info("resumed at iteration %d", trainer.iteration)
-        with processes.watched():
-            finished = trainer.train()
-        if finished and trainer.best:
-            logger.info("best %(metric)s %(value).4f at iteration %(iteration)d", trainer.best)
-        if finished and run is not None:
-            logger.info("weights: %s", run.models)
-        return finished
-    except UserError as error:
-        logger.error("%s", error)
-        raise
-    except OSError as error:
-        raise UserError(f"{error}; what is written is whole, --resume goes on from the last checkpoint") from error
-    finally:
-        if run is not None:
-            run.close()
+    return processes.agree(build).train(argv)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vheatir.backbone.training.loop import DIVERGED
 from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_uint8
@@ -17,7 +18,6 @@ from vheatir.metrics.fidelity import scores_of_degraded
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 
-DIVERGED = "a lower learning rate, train.grad_clip or train.amp: none may help; --resume starts at the last checkpoint"
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -78,7 +78,8 @@ def validate(
         if index >= count:
             return None
         sample = dataset[index]
-        lq, level = sample["lq"][None].to(device), sample.get("level")
+        lq = sample["lq"][None].to(device)
+        level = sample.get("level")
         output = restore_planes(network, lq, None if level is None else level[None].to(device), tile, ensemble)
         record, restored = _scored(sample, output, metrics)
         return record, None if save_dir is None else restored

@@ -1,4 +1,9 @@
-"""A lock that the operating system drops with its process, so that nothing is left to clean up after a kill."""
+"""A lock that the operating system drops with its process, so that nothing is left to clean up after a kill.
+
+Not `filelock`, though torch brings it: its locks do not say who holds them, children inherit them by fork (loader
+workers that outlive a killed trainer would keep its run locked), and several processes cannot ask its `FileLock` at
+once whether somebody holds it.
+"""
 
 import logging
 import os
@@ -35,7 +40,8 @@ class Lock:
     """
 
     def __init__(self, path: Path, what: str, advice: str):
-        self.path, self._descriptor = path, _open(path)
+        self.path = path
+        self._descriptor = _open(path)
         try:
             while _take(self._descriptor, path, what, advice) and not _is_at(self._descriptor, path):
                 self._forget()  # its holder released it, and so removed it, between our opening and locking

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-_LEAST_ROUNDS, _MOST_ROUNDS = 5, 201
+_LEAST_ROUNDS = 5
+_MOST_ROUNDS = 201
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def interleave(
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
         turn: seconds; a candidate whose call is shorter is called as often as fits into them, at least once.
     """
-    synchronize, now = _synchronizer(device), CLOCKS[clock]
+    synchronize = _synchronizer(device)
+    now = CLOCKS[clock]
 
     def mean(function: Callable[[], object], calls: int) -> float:
         synchronize()

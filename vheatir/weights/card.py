@@ -56,7 +56,8 @@ def _cell(text: str) -> str:
 
 
 def _result_row(result: Mapping[str, Any]) -> str:
-    before, after = result["input"], result["restored"]
+    before = result["input"]
+    after = result["restored"]
     gain = f"{after['psnr'] - before['psnr']:+.2f}"
     cells = [Path(str(result["data"])).name, result["color"], f"{result['level']:g}", result["images"]]
     cells += [_figures(before, result["task"]), _figures(after, result["task"]), gain]

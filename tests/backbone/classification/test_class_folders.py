@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.readers import make_reader
@@ -263,7 +263,7 @@ def test_pictures_of_training_are_turned(tmp_path, orientation, shape):
     for name in ("a", "b"):
         picture(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
         Image.new("RGB", (60, 40)).save(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
-    from vheatir.backbone.training.batches import Samples
+    from vheatir.backbone.classification.dataset import Samples
 
     samples = Samples(make_reader(Data(str(tmp_path / "set")), "train"), lambda image: image.size, 2)
     size, _ = samples[0]

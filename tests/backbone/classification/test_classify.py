@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from safetensors.torch import load_file
 
@@ -152,6 +152,45 @@ def test_two_processes_train_what_one_does(pictures, tmp_path):
         torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
     assert scores_of_two["val/images"] == scores["val/images"] == 18
     assert scores_of_two["val/loss"] == pytest.approx(scores["val/loss"], abs=2e-3)
+
+
+def test_a_run_goes_on_in_another_number_of_processes(pictures, tmp_path):
+    """With the same images a step it is the same run; with others it goes on with the next images of the epoch."""
+    more = {"model": {"drop_path_rate": 0.0}, "augment": PLAIN, "train": {"accumulate": 1, "epochs": 2}}
+    recipe = small.make_recipe(tmp_path, pictures, data={"batch_size": 4}, logger={"save_freq": 1}, **more)
+    run = tmp_path / "runs" / "small"
+    process = start("-opt", recipe, processes=2)
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "iter_00000004.pt").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    stopped = max(int(path.stem.split("_")[1]) for path in (run / "checkpoints").iterdir())
+    assert 4 <= stopped < 12 and f"stopped at step {stopped}" in output, output
+    assert main(["-opt", str(recipe), "--resume", "--set", "data.batch_size=8"]) == 0
+    assert f"resumed at step {stopped}\n" in (run / "train.log").read_text()
+    whole = small.make_recipe(tmp_path / "whole", pictures, data={"batch_size": 8}, **more)
+    assert main(["-opt", str(whole)]) == 0
+    got, want = (load_file(one / "models" / "latest.safetensors") for one in (run, tmp_path / "whole/runs/small"))
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, atol=5e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
+    recipe = small.make_recipe(tmp_path / "other", pictures, data={"batch_size": 4}, **more)
+    advance = Loop._advance
+
+    def stopping(loop, source):
+        advance(loop, source)
+        if loop.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_advance", stopping)
+        assert main(["-opt", str(recipe)]) == 130
+    assert main(["-opt", str(recipe), "--resume", "--set", "data.batch_size=12"]) == 0
+    # 16 of 48 images are seen; of the 32 left, two steps of 12 are made and 8 left out: steps 2 and 3 of 4
+    other = tmp_path / "other" / "runs" / "small"
+    assert "resumed at step 2\n" in (other / "train.log").read_text()
+    assert curves(other)[-1]["iteration"] == 8 and curves(other)[-1]["epoch"] == 2
 
 
 def test_evaluation_writes_scores_and_costs(unbroken, pictures, tmp_path, capsys):

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
+from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import Data, Train, read_recipe
 from vheatir.backbone.classification.subset import Subset
 from vheatir.backbone.classification.task import make_optimizer, scaled_rates, scored
 from vheatir.backbone.models.create import create_model
-from vheatir.backbone.training.batches import Plan, Samples, StepSampler
+from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -59,12 +60,12 @@ def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
     assert read_labels(tmp_path / "a.json") == read_labels(tmp_path / "a.txt") == [("x y.png", 3), ("z.png", 0)]
 
 
-def drawn(plan: Plan, start: int, stop: int) -> list[list[tuple[int, int]]]:
+def drawn(plan: EpochPlan, start: int, stop: int) -> list[list[tuple[int, int]]]:
     return list(StepSampler(plan, start, stop))
 
 
 def test_an_epoch_draws_each_image_once_in_an_order_of_its_own():
-    plan = Plan(12, 2, accumulate=2)
+    plan = EpochPlan(12, 2, accumulate=2)
     first, second = ([i for batch in drawn(plan, e * 3, e * 3 + 3) for i, _ in batch] for e in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
     seeds = [seed for batch in drawn(plan, 0, 6) for _, seed in batch]
@@ -72,25 +73,25 @@ def test_an_epoch_draws_each_image_once_in_an_order_of_its_own():
 
 
 def test_a_later_start_draws_the_same_batches():
-    plan = Plan(13, 2, accumulate=2)
+    plan = EpochPlan(13, 2, accumulate=2)
     assert drawn(plan, 4, 8) == drawn(plan, 0, 8)[8:]
 
 
 def test_processes_share_the_batches_of_one():
-    one = drawn(Plan(20, 4), 0, 5)
-    halves = [drawn(Plan(20, 2, rank=rank, world=2), 0, 5) for rank in (0, 1)]
+    one = drawn(EpochPlan(20, 4), 0, 5)
+    halves = [drawn(EpochPlan(20, 2, rank=rank, world=2), 0, 5) for rank in (0, 1)]
     for batch, left, right in zip(one, *halves, strict=True):
         assert sorted(batch) == sorted(left + right)
 
 
 def test_parted_processes_draw_their_own_images_alone():
     for rank in range(3):
-        mine = [i for batch in drawn(Plan(20, 2, rank=rank, world=3, parted=True), 0, 6) for i, _ in batch]
+        mine = [i for batch in drawn(EpochPlan(20, 2, rank=rank, world=3, parted=True), 0, 6) for i, _ in batch]
         assert {i % 3 for i in mine} == {rank} and len(set(mine[:6])) == 6
 
 
 def test_repeated_augmentation_gives_copies_in_a_row_with_other_seeds():
-    batch = [sample for part in drawn(Plan(12, 6, repeats=3), 0, 1) for sample in part]
+    batch = [sample for part in drawn(EpochPlan(12, 6, repeats=3), 0, 1) for sample in part]
     indices = [index for index, _ in batch]
     assert indices[0] == indices[1] == indices[2] != indices[3] and len({seed for _, seed in batch}) == 6
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from safetensors.torch import load_file
 
 from tests.backbone.classification import small
-from vheatir.backbone.training.loop import amp_dtype
+from vheatir.backbone.training.precision import autocast_dtype
+from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
 from vheatir.pretrain import main
-from vheatir.tasks.session import with_shared_norms
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
@@ -39,7 +39,7 @@ def test_processes_on_gloo_keep_statistics_of_their_own_batches():
 def test_norms_are_shared_on_cuda_alone(make_model, device, processes, shared):
     model = make_model("unified_convnext_micro")
     keys = set(model.state_dict())
-    model = with_shared_norms(model, torch.device(device), processes)
+    model = Processes(world=processes).with_shared_norms(model, torch.device(device))
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert [isinstance(norm, nn.SyncBatchNorm) for norm in norms] == [shared]
     assert set(model.state_dict()) == keys
@@ -72,11 +72,10 @@ def test_a_run_in_bf16_learns_what_a_run_in_float32_does(model, tmp_path):
 
 def test_types_that_a_device_cannot_compute_in_are_refused(tmp_path, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert amp_dtype("auto", cpu) is None and amp_dtype("auto", cuda) == torch.float16
-    assert amp_dtype("bf16", cpu) == torch.bfloat16
+    assert autocast_dtype("bf16", cpu, refuse_emulation=True) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with pytest.raises(ValueError, match=r"train\.amp bf16: this GPU does not compute in bfloat16; take fp16 or none"):
-        amp_dtype("bf16", cuda)
+        autocast_dtype("bf16", cuda, refuse_emulation=True)
     recipe = small.make_recipe(tmp_path, small.make_pictures(tmp_path / "set", train=3, val=1))
     with pytest.raises(UserError, match=r"train\.amp fp16 needs a CUDA device, this run is on cpu; take auto, bf16"):
         main(["-opt", str(recipe), "--set", "train.amp=fp16"])

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from tests.backbone.classification.test_classify import assert_same_run
+from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader
 from vheatir.backbone.classification.recipe import Data
 from vheatir.backbone.classification.streams import Stream
-from vheatir.backbone.training.batches import DataError, Plan, Samples, checked, train_loader, val_loader
+from vheatir.backbone.errors import DataError
+from vheatir.backbone.training.batches import EpochPlan, checked, train_loader, val_loader
 from vheatir.backbone.training.loop import Loop
 from vheatir.errors import UserError
 from vheatir.pretrain import main
@@ -66,16 +68,16 @@ def test_evaluation_sees_each_image_once(shards, world):
 
 
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(shards):
-    plan = Plan(48, 4, accumulate=2)
+    plan = EpochPlan(48, 4, accumulate=2)
     first, second = (seen(train_loader(stream(shards, TRAIN), plan, e * 6, e * 6 + 6, 0, False)) for e in (0, 1))
     assert len(set(first)) == 48 and sorted(first) == sorted(second) and first != second
-    other = seen(train_loader(stream(shards, TRAIN), Plan(48, 4, accumulate=2, seed=1), 0, 6, 0, False))
+    other = seen(train_loader(stream(shards, TRAIN), EpochPlan(48, 4, accumulate=2, seed=1), 0, 6, 0, False))
     assert other != first
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_later_start_gives_the_same_batches(shards, workers):
-    plan = Plan(48, 4)
+    plan = EpochPlan(48, 4)
     whole = seen(train_loader(stream(shards, TRAIN), plan, 0, 20, workers, False))
     assert seen(train_loader(stream(shards, TRAIN), plan, 14, 20, workers, False)) == whole[14 * 4 :]
 
@@ -97,7 +99,7 @@ def test_a_run_on_a_stream_learns_and_goes_on_as_if_it_had_not_stopped(shards, t
 
 
 def test_too_many_loaders_for_the_shards_are_named(shards):
-    loader = train_loader(stream(shards, VAL), Plan(6, 2), 0, 3, 2, False)
+    loader = train_loader(stream(shards, VAL), EpochPlan(6, 2), 0, 3, 2, False)
     with pytest.raises(DataError, match=r"fewer shards than processes x data\.workers"):
         seen(loader)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
 
 from tests.backbone import dense_data
@@ -88,7 +88,7 @@ def test_each_recipe_builds_and_steps(task, name, roots):
     samples = session.samples()
     plan = session.plan(len(samples))
     optimizer = session.optimizer(plan)
-    session.rates(optimizer, plan)(session.settings(plan).steps // 2)
+    session.rates(optimizer, plan)(session.until(plan).total // 2)
     batch = next(checked(train_loader(samples, plan, 0, 1, 0, False)))
     before = {key: value.clone() for key, value in session.model.named_parameters()}
     loss, scalars = session.task().loss(session.model.train(), batch)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
 
 from pycocotools import mask as rle

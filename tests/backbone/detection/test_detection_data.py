@@ -15,7 +15,7 @@ from vheatir.backbone.detection.annotations import read_catalogue, read_coco, re
 from vheatir.backbone.detection.dataset import Pictures, training_views
 from vheatir.backbone.detection.recipe import Augment, Data
 from vheatir.backbone.detection.records import decode
-from vheatir.backbone.training.batches import DataError
+from vheatir.backbone.errors import DataError
 
 
 @pytest.fixture

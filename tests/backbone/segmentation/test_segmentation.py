@@ -11,6 +11,7 @@ pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
 
 from tests.backbone import dense_data
 from vheatir.backbone.dense.image_files import settle
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.segmentation.dataset import LabelledPictures, TrainingViews, scaled_size
 from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
 from vheatir.backbone.segmentation.recipe import Augment, Data, Head, Val
@@ -23,7 +24,6 @@ from vheatir.backbone.segmentation.task import (
     window_scores,
 )
 from vheatir.backbone.segmentation.upernet import Segmenter, UPerHead
-from vheatir.backbone.training.batches import DataError
 
 
 class Pointwise(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="backbones need the extra `backbone`")
+pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 
 from safetensors.torch import save_file
 

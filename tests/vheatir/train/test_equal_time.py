@@ -18,9 +18,9 @@ from vheatir.utils.lock import Lock
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 pytest.importorskip("matplotlib", reason="the comparison draws a figure")
-from vheatir.train import equal_time
+from vheatir.backbone.training.until import TrainingClock
 from vheatir.train.command import main
-from vheatir.train.equal_time import TrainingClock, rate_at
+from vheatir.train.equal_time import rate_at
 from vheatir.train.registry import register_all
 
 MINUTES = ("--minutes", "0.02", "--validate-every", "0.01")
@@ -186,7 +186,7 @@ def test_swinir_takes_any_size_and_agrees_with_basicsrs_on_whole_windows():
 def test_missing_matplotlib_is_said_before_training(recipes, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):
-        equal_time.main(["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "x")])
+        main(["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "x")])
 
 
 def test_help_of_the_comparison(capsys):

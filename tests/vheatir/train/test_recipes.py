@@ -18,7 +18,7 @@ from vheatir.train.options import read_options
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from vheatir.runs.folder import Run
+from vheatir.runs.folder import RunFolder
 from vheatir.test import evaluate_options
 from vheatir.train.build import build_model, complete_options
 from vheatir.train.registry import register_all
@@ -87,7 +87,7 @@ def test_every_file_is_tested():
 @pytest.mark.parametrize("name", TRAINING)
 def test_recipe_builds_steps_and_validates(name, pictures, tmp_path):
     path, options = shrunk(name, pictures)
-    trainer = Trainer(path, options, Run(tmp_path, "x", resume=False))
+    trainer = Trainer(path, options, RunFolder(tmp_path, "x", resume=False))
     before = [parameter.detach().clone() for parameter in trainer.model.net_g.parameters()]
     batch = next(iter(trainer.loader()))
     assert batch["lq"].shape == batch["gt"].shape == (2, options["network_g"].get("in_chans", 3), 16, 16)
@@ -136,7 +136,7 @@ def test_recipe_can_be_built_at_its_full_size(name):
 
 def test_light_recipes_split_one_folder_into_training_and_validation(pictures, tmp_path):
     path, options = shrunk("denoise_light", pictures)
-    trainer = Trainer(path, options, Run(tmp_path, "x", resume=False))
+    trainer = Trainer(path, options, RunFolder(tmp_path, "x", resume=False))
     (validation,) = trainer.validation_sets.values()
     assert (trainer.train_set.keys, validation.keys) == (["100075.jpg", "12003.jpg"], ["38082.jpg", "385028.jpg"])
 

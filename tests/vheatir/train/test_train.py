@@ -174,7 +174,7 @@ def test_several_validation_sets_are_told_apart(train, small_photos):
     points = [point for point in train.curves(folder) if "val/psnr" in point]
     assert [point["iteration"] for point in points] == [6, 12]
     assert points[0]["val/input_psnr"] > points[0]["val_50/input_psnr"] + 5
-    best = load_latest(folder / "checkpoints")["best"]
+    best = load_latest(folder / "checkpoints")["best"]["best"]
     assert best["value"] == max((point["val/psnr"] + point["val_50/psnr"]) / 2 for point in points)
 
 

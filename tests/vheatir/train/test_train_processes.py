@@ -41,16 +41,16 @@ def recording(folder):
     folder.mkdir(exist_ok=True)
 
     def patch(rank):
+        from vheatir.backbone.training.loop import Loop
         from vheatir.train import validation
         from vheatir.train.model import VHeatIRModel
-        from vheatir.train.trainer import Trainer
 
         seen, scored = [], []
-        step, restore, save = VHeatIRModel.optimize_parameters, validation.restore_planes, Trainer.save
+        parts, restore, save = VHeatIRModel.parts, validation.restore_planes, Loop.save
 
-        def stepping(self, iteration):
+        def parting(self, iteration):
             seen.append(self.lq)
-            step(self, iteration)
+            return parts(self, iteration)
 
         def restoring(network, lq, *arguments):
             scored.append(lq.shape)
@@ -58,9 +58,9 @@ def recording(folder):
 
         def saving(self):
             save(self)
-            torch.save({"seen": seen, "scored": scored, "model": self.model.state()}, folder / f"{rank}.pt")
+            torch.save({"seen": seen, "scored": scored, "model": self.update.state()}, folder / f"{rank}.pt")
 
-        VHeatIRModel.optimize_parameters, validation.restore_planes, Trainer.save = stepping, restoring, saving
+        VHeatIRModel.parts, validation.restore_planes, Loop.save = parting, restoring, saving
 
     return patch
 
@@ -123,7 +123,7 @@ def test_gloo_resume_with_another_number_of_processes(train):
     close(train.state(straight)["network"], train.state(folder)["network"])
     run(train, 1, "train.total_iter=6", GLOBAL_BATCH, name="b")
     third, records = run(train, 3, name="b", more=("--resume",))
-    assert load_latest(third / "checkpoints")["samples"] == 6 * 4 + 6 * 6
+    assert load_latest(third / "checkpoints")["position"]["samples"] == 6 * 4 + 6 * 6
     _, (whole,) = run(train, 1, "datasets.train.batch_size_per_gpu=2", "train.total_iter=18", name="c")
     got = torch.cat([torch.cat([record["seen"][i] for record in records]) for i in range(2)])
     assert torch.equal(got, torch.cat(whole["seen"])[24:36])
@@ -173,7 +173,7 @@ def test_gloo_shares_validation_out(tmp_path, train, small_photos, load_beside):
 
 def terminate_before_the_message(rank):
     """Where the other process ends, torchrun sends SIGTERM to this one, which may come before its message."""
-    from vheatir.train.trainer import logger
+    from vheatir.runs.training import logger
 
     error = logger.error
 
@@ -190,15 +190,15 @@ def at_iteration(number, act):
     def patch(rank):
         from vheatir.train.model import VHeatIRModel
 
-        step = VHeatIRModel.optimize_parameters
+        parts = VHeatIRModel.parts
 
-        def stepping(self, iteration):
+        def parting(self, iteration):
             if iteration == number and rank == 1:
                 act(self)
-            step(self, iteration)
+            return parts(self, iteration)
 
         terminate_before_the_message(rank)
-        VHeatIRModel.optimize_parameters = stepping
+        VHeatIRModel.parts = parting
 
     return patch
 

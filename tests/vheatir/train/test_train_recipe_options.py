@@ -58,11 +58,11 @@ def test_resume_in_progressive_training_is_exact(train, monkeypatch, stop, worke
     more = (STAGES, MIXUP, ON_DEVICE, f"datasets.train.num_worker_per_gpu={workers}", "datasets.train.sigma=[15, 50]")
     straight = train(*more, name="straight")
     with monkeypatch.context() as patch:
-        step = VHeatIRModel.optimize_parameters
+        parts = VHeatIRModel.parts
         patch.setattr(
             VHeatIRModel,
-            "optimize_parameters",
-            lambda self, i: (signal.raise_signal(signal.SIGINT) if i == stop else None, step(self, i))[1],
+            "parts",
+            lambda self, i: (signal.raise_signal(signal.SIGINT) if i == stop else None, parts(self, i))[1],
         )
         folder = train(*more, name="stopped", status=130)
     torch.manual_seed(99)
@@ -157,8 +157,8 @@ def test_training_learns_with_all_of_them(train):
         ("datasets.train.on_device=[jpeg]", r"datasets\.train: on_device: expected a list of augment, noise"),
         ("datasets.val.on_device=[noise]", r"datasets\.val: on_device: is for training"),
         ("train.mixup={alpha: 1}", r"unknown key train\.mixup\.alpha; known here: beta, probability"),
-        ("train.mixup={beta: 0}", r"train\.mixup\.beta must be above 0, for example 1\.2, got 0"),
-        ("train.mixup={beta: 1, probability: 2}", r"train\.mixup\.probability must be from 0 to 1, got 2"),
+        ("train.mixup={beta: 0}", r"train\.mixup\.beta must be above 0, got 0"),
+        ("train.mixup={beta: 1, probability: 2}", r"train\.mixup\.probability must lie between 0 and 1, got 2"),
         (
             "train.consistency_opt={type: JPEGConsistencyLoss}",
             r"consistency_opt needs datasets\.train\.type JPEGDataset",

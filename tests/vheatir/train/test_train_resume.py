@@ -29,14 +29,14 @@ def stop_after(monkeypatch, iteration, act):
     """`act()` in the middle of that iteration."""
     from vheatir.train.model import VHeatIRModel
 
-    step = VHeatIRModel.optimize_parameters
+    parts = VHeatIRModel.parts
 
-    def stepping(self, current_iter):
+    def parting(self, current_iter):
         if current_iter == iteration:
             act()
-        step(self, current_iter)
+        return parts(self, current_iter)
 
-    monkeypatch.setattr(VHeatIRModel, "optimize_parameters", stepping)
+    monkeypatch.setattr(VHeatIRModel, "parts", parting)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_border_that_the_metrics_cut_off_needs_larger_pictures(train, small_ph
     "change, message",
     [
         ("val.tile=8", r"val\.tile: tile must be 0 \(whole image\) or at least 16 pixels, got 8"),
-        ("val.self_ensemble=8", r"val\.self_ensemble must be bool, got 8"),
+        ("val.self_ensemble=8", r"val\.self_ensemble must be true or false, got 8"),
     ],
 )
 def test_wrong_values_name_their_key_and_leave_no_run(train, change, message):
