@@ -111,7 +111,8 @@ def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple
 
 def _found(restorer: Restorer, stored: Stored, task: str) -> tuple[float | None, str]:
     """The noise level, or for "jpeg" the quality, read from the file or estimated, and the same in words."""
-    noise, shape = task != "jpeg", (stored.height, stored.width, stored.colors)
+    noise = task != "jpeg"
+    shape = (stored.height, stored.width, stored.colors)
     tables = stored.extras.get("quantization")
     if not noise and tables:
         level, exact = quality_of_tables(tables)

@@ -39,7 +39,8 @@ def test_luma_and_chroma_are_shares_of_the_change(photo_weights):
     full = Restorer("photo", photo_weights).restore(clean) - clean
     found = Restorer("photo", photo_weights, luma=0.5, chroma=0.25).restore(clean) - clean
     of_luma = (full @ LUMA)[..., None]
-    inside = ((full + clean > 0) & (full + clean < 1)).all(2)  # not clipped
+    whole, part = full + clean, found + clean
+    inside = ((whole > 0) & (whole < 1) & (part > 0) & (part < 1)).all(2)  # not clipped
     assert inside.mean() > 0.2
     assert_allclose(found[inside], (0.5 * of_luma + 0.25 * (full - of_luma))[inside], atol=2e-6)
 
