@@ -1,7 +1,6 @@
 """`vheatir detect`: Faster and Mask R-CNN on every backbone: training, evaluation, drawn detections."""
 
 import argparse
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ from vheatir.tasks.dense import DenseSession, parser_for, run
 
 def _stored_classes(weights: str) -> tuple[str, ...] | None:
     """Names of the classes in the metadata of this command's weights; None for other files."""
-    if Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
-        return None
-    from safetensors import safe_open
+    from vheatir.backbone.models.checkpoint_files import stored_model
 
-    with safe_open(weights, "pt") as file:
-        stored = json.loads((file.metadata() or {}).get("model", "{}"))
-    return tuple(stored["classes"]) if "classes" in stored else None
+    stored = stored_model(weights)
+    return tuple(stored["classes"]) if stored.get("classes") else None
 
 
 class DetectSession(DenseSession):

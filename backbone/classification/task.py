@@ -23,7 +23,7 @@ from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
 from vheatir.backbone.data.pixels import OfOneChannel, colour_statistics
 from vheatir.backbone.layers.freezing import freeze, frozen
-from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
+from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
@@ -75,7 +75,8 @@ def load_weights(
     """
     if isinstance(model, Pyramid):
         return load_checkpoint(model, path, weights=weights, embeddings=embeddings)
-    state, report = unwrap(read_checkpoint(path), weights)
+    state, report = read_state(path, weights)
+    state = without_prefix(state, model.state_dict(), report, weights)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
