@@ -15,6 +15,7 @@ from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.errors import UserError
 from vheatir.utils import run_metadata
+from vheatir.utils.devices import device_named
 
 _NAMES_OF_RUNS = ("best", "best_ema", "latest", "latest_ema")
 
@@ -127,4 +128,4 @@ def choose(
         raise UserError("name a network: --model NAME, --weights FILE from `vheatir pretrain`, or both for other files")
     if len({one.label for one in found}) < len(found):
         raise UserError("two networks have one name; the files need other names, or folders of their own")
-    return Chosen(found, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), seed)
+    return Chosen(found, device_named(device), seed)
