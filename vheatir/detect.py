@@ -65,12 +65,14 @@ class DetectSession(DenseSession):
         return Pictures(self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment))
 
     def task(self):
+        from vheatir.backbone.dense.image_files import decodable
         from vheatir.backbone.detection.task import Detection
 
-        recipe = self.recipe
-        return Detection(
-            self._catalogue(False), recipe.detector.masks, recipe.data.workers, self.processes, self.device
-        )
+        recipe, catalogue = self.recipe, self._catalogue(False)
+        if self.mode == "train":  # a broken picture shows before the run, not after an epoch
+            whole = decodable([record.file for record in catalogue.records], recipe.data.invalid)
+            catalogue.records = [record for record in catalogue.records if record.file in whole]
+        return Detection(catalogue, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
 
     def at_size(self, size: tuple[int, int]):
         import torch

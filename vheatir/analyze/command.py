@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vheatir.analyze.api import ANALYSES, analyze, require_packages
+from vheatir.utils.recipes import key_values
 from vheatir.utils.run_metadata import prepare_output
 
 

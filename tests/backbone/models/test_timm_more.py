@@ -52,7 +52,7 @@ def test_device_and_type_are_passed_on(model_name, device):
     arguments = {**SMALL, **SMALL_MODELS[model_name]}
     for make in (create_model, timm.create_model):
         model = make(model_name, device=device, dtype=torch.float64, **arguments)
-        assert {(one.device.type, one.dtype) for one in model.parameters()} == {(device, torch.float64)}
+        assert {(one.device.type, one.dtype) for one in model.parameters()} == {(device.type, torch.float64)}
         assert model(torch.randn(1, 3, 40, 36, device=device, dtype=torch.float64)).dtype == torch.float64
     assert next(create_model(model_name, device="meta", **arguments).parameters()).is_meta
     assert next(create_model(model_name, dtype=torch.bfloat16, **arguments).parameters()).dtype == torch.bfloat16
