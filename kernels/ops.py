@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
-from vheatir.kernels import checks, dispatch
+from vheatir.kernels import checks, dispatch, flops
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cuda import kernel as cuda_kernel
 from vheatir.kernels.plain import are_plain
@@ -25,6 +25,7 @@ from vheatir.kernels.reference import hco_reference
 from vheatir.kernels.torch_path import Transform
 
 _FORMULA = "formula"
+PROFILED = "vheatir::heat_conduction"  # the range in PyTorch's profiler, which does not see the native kernels
 _NATIVE = {dispatch.CPU_KERNEL: cpu_kernel, dispatch.CUDA: cuda_kernel}
 
 
@@ -231,6 +232,7 @@ def _register_autocast_rule(name: str) -> None:
 
 for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform", "conduct_gradients"):
     _register_autocast_rule(_name)
+flops.register()
 
 
 class Call(NamedTuple):
@@ -359,6 +361,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Returns:
         (B, H, W, C), contiguous, dtype of x. Differentiable twice in x and decay; each gradient has its input's dtype.
+        Counted by `torch.utils.flop_counter`, and named `vheatir::heat_conduction` in PyTorch's profiler.
         With forward-mode tangents and under torch.func's derivatives the formula itself is computed, without kernels.
 
     Raises:
@@ -367,6 +370,13 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Source: vHeat, arXiv 2405.16555.
     """
+    if not torch.compiler.is_compiling() and torch.autograd._profiler_enabled():
+        with torch.profiler.record_function(PROFILED):
+            return _conduct_any(x, decay, backend)
+    return _conduct_any(x, decay, backend)
+
+
+def _conduct_any(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Tensor:
     call = _check_and_choose(x, decay, backend)
     if call.path == _FORMULA:
         return _by_formula(x, decay)

@@ -36,17 +36,18 @@ def convert(args: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vheatir.backbone.models.checkpoint import fit_state, read_checkpoint, unwrap
+    from vheatir.backbone.models.checkpoint import fit_state, read_state, without_prefix
     from vheatir.backbone.models.create import create_model
 
     if len(args.img_size) > 2:
         raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")
     if args.target.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{args.target}: the file to write must end in .safetensors or .pth")
-    state, report = unwrap(read_checkpoint(args.source), args.weights)
+    state, report = read_state(args.source, args.weights)
     size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     with torch.device("meta"):
         model = create_model(args.model, img_size=size)
+    state = without_prefix(state, model.state_dict(), report, args.weights)
     head = state.get(f"{model.head_name}.weight")
     if head is not None and len(head) != model.num_classes:
         with torch.device("meta"):

@@ -1,7 +1,6 @@
 """`vheatir detect`: Faster and Mask R-CNN on every backbone: training, evaluation, drawn detections."""
 
 import argparse
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ from vheatir.tasks.dense import DenseSession, parser_for, run
 
 def _stored_classes(weights: str) -> tuple[str, ...] | None:
     """Names of the classes in the metadata of this command's weights; None for other files."""
-    if Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
-        return None
-    from safetensors import safe_open
+    from vheatir.backbone.models.checkpoint_files import stored_model
 
-    with safe_open(weights, "pt") as file:
-        stored = json.loads((file.metadata() or {}).get("model", "{}"))
-    return tuple(stored["classes"]) if "classes" in stored else None
+    stored = stored_model(weights)
+    return tuple(stored["classes"]) if stored.get("classes") else None
 
 
 class DetectSession(DenseSession):
@@ -69,12 +65,14 @@ class DetectSession(DenseSession):
         return Pictures(self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment))
 
     def task(self):
+        from vheatir.backbone.dense.image_files import decodable
         from vheatir.backbone.detection.task import Detection
 
-        recipe = self.recipe
-        return Detection(
-            self._catalogue(False), recipe.detector.masks, recipe.data.workers, self.processes, self.device
-        )
+        recipe, catalogue = self.recipe, self._catalogue(False)
+        if self.mode == "train":  # a broken picture shows before the run, not after an epoch
+            whole = decodable([record.file for record in catalogue.records], recipe.data.invalid)
+            catalogue.records = [record for record in catalogue.records if record.file in whole]
+        return Detection(catalogue, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
 
     def at_size(self, size: tuple[int, int]):
         import torch

@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from vheatir import weights as files
 from vheatir.backbone.layers.freezing import freeze
+from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.errors import UserError
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.utils.lazy import callable_package
+from vheatir.utils.recipes import key_values
 
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export program"}
 CHECKED = ((1, 37, 53), (2, 64, 48), (1, 120, 96))  # batch, height, width
-TOLERANCE = 1e-4  # largest difference from PyTorch in images of [0, 1]; float32 rounding is a tenth of it or less
+BATCHES = (1, 2, 5)  # in which a backbone is compared, at its own image size
+TOLERANCE = 1e-4  # largest difference from PyTorch in images of [0, 1], or in scores over the largest of them
 _TRACED = (2, 72, 88)  # any batch and sides that are unlike each other
 
 Runner = Callable[[list[Tensor]], Tensor]
@@ -47,7 +50,15 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     return torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(x.dtype), columns)
 
 
+def is_backbone(network: nn.Module) -> bool:
+    """Whether a network gives scores of classes, for images of one size, in place of restored images."""
+    return hasattr(network, "forward_features")
+
+
 def _inputs(network: nn.Module, batch: int, height: int, width: int) -> list[Tensor]:
+    if is_backbone(network):
+        generator = torch.Generator().manual_seed(batch)
+        return [torch.randn(batch, network.in_chans, *network.img_size, generator=generator)]
     generator = torch.Generator().manual_seed(height)
     image = torch.rand(batch, network.config["in_chans"], height, width, generator=generator)
     return [image, torch.rand(batch, generator=generator)] if network.level_map else [image]
@@ -56,13 +67,16 @@ def _inputs(network: nn.Module, batch: int, height: int, width: int) -> list[Ten
 def trace(network: nn.Module) -> torch.export.ExportedProgram:
     """The network as operations of PyTorch alone, for any batch and sides of at least 3 pixels.
 
-    Inputs: `image` (B, in_chans, H, W) in float32, and `level` (B,) where the network takes one. The network is moved
-    to the CPU and to eval mode.
+    Inputs: `image` (B, in_chans, H, W) in float32, and `level` (B,) where the network takes one; of a backbone `x`
+    (B, in_chans, H, W), normalized, of the network's `img_size`. The network is moved to the CPU and to eval mode.
     """
     network = network.cpu().float().eval().requires_grad_(False)
     batch = torch.export.Dim("batch", min=1)
     side = torch.export.Dim.DYNAMIC
-    shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
+    if is_backbone(network):
+        shapes = {"x": {0: batch}}
+    else:
+        shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
     with torch.no_grad():
         program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
         return program.run_decompositions({torch.ops.vheatir.conduct.default: _conduct})
@@ -83,7 +97,12 @@ def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Ru
     except ImportError as error:
         raise UserError(f"exporting to ONNX needs {error.name}; run `pip install 'vheatir[export]'`") from None
     program = torch.onnx.export(
-        trace(network), (), dynamo=True, optimize=True, verbose=False, output_names=["restored"]
+        trace(network),
+        (),
+        dynamo=True,
+        optimize=True,
+        verbose=False,
+        output_names=["scores" if is_backbone(network) else "restored"],
     )
     program.model.metadata_props.update(metadata)
     program.save(path)
@@ -140,10 +159,14 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
 def compare(run: Runner, network: nn.Module) -> dict[str, float]:
     """Largest difference of `run` from the network for each size of `CHECKED`."""
     found = {}
-    for batch, height, width in CHECKED:
+    sizes = [(batch, *network.img_size) for batch in BATCHES] if is_backbone(network) else CHECKED
+    for batch, height, width in sizes:
         inputs = _inputs(network, batch, height, width)
         with torch.no_grad():
-            difference = (run(inputs) - network(*inputs)).abs().max().item()
+            want = network(*inputs)
+            difference = (run(inputs) - want).abs().max().item()
+        if is_backbone(network):
+            difference /= max(want.abs().max().item(), 1e-6)
         found[f"{batch}x{height}x{width}"] = difference
     return found
 
@@ -202,37 +225,79 @@ def export(
     *,
     hub: str | Path | None = None,
     time_side: int | None = None,
+    model: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a restoration network as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
+    """Write a network as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
 
     Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; level (B,),
-    sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not clipped.
+    sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not clipped. Of a backbone
+    the batch alone stays free. Input: x (B, channels, H, W) of its image size, float32, normalized. Output: scores.
 
     Args:
-        weights: shipped name or safetensors file.
+        weights: shipped name or safetensors file, or weights of `vheatir pretrain`.
         output: file to write: .onnx or .pt2. Give this or `hub`.
         hub: empty or new folder to write: config.json, model.safetensors and the card.
-        time_side: then time a square image of that side in pixels, both ways.
+        time_side: then time a square image of that side in pixels, both ways; of a backbone an image of its own size.
+        model: the backbone that other files' weights belong to.
+        arguments: of the backbone, in place of those in the file.
 
     Returns:
-        {"differences": the largest difference from PyTorch for each checked size, "seconds": {"exported", "pytorch"}};
-        both None for a folder, the second also without `time_side`.
+        {"differences": the largest difference from PyTorch for each checked size, "seconds": {"exported", "pytorch"},
+        "timed": the size of the timed image}; None for a folder, the last two also without `time_side`.
 
     Raises:
         UserError: unknown suffix, a folder that is not empty, a missing library, or results that differ.
     """
     if (output is None) == (hub is None):
         raise UserError("give either a file (.onnx, .pt2) or a folder for the Hub")
+    chosen = _backbone(weights, model, arguments or {})
+    if arguments and chosen is None:
+        raise UserError(f"{', '.join(arguments)}: arguments belong to backbones; name one with --model NAME")
     if hub is not None:
+        if chosen is not None:
+            raise UserError("--hub is for restoration networks; save a backbone with timm's save_for_hf")
         save_hub(weights, Path(hub))
-        return {"differences": None, "seconds": None}
-    network, metadata = files.load(weights)
+        return {"differences": None, "seconds": None, "timed": None}
+    network, metadata = files.load(weights) if chosen is None else chosen
     differences, run = export_network(network, Path(output), metadata)
-    taken = None
+    taken, timed = None, None
     if time_side:
+        height, width = network.img_size if is_backbone(network) else (time_side, time_side)
+        timed = f"{height}x{width}"
         exported, pytorch = seconds(run, network, time_side)
         taken = {"exported": exported, "pytorch": pytorch}
-    return {"differences": differences, "seconds": taken}
+    return {"differences": differences, "seconds": taken, "timed": timed}
+
+
+def _backbone(
+    weights: str | Path, model: str | None, arguments: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, str]] | None:
+    """The backbone that is named, and what its file will say of it; None where it is a restoration network.
+
+    Raises:
+        UserError: an unknown name or argument, or weights that do not fit.
+    """
+    path = Path(weights)
+    if model is None:
+        if not path.is_file() or path.suffix not in (".safetensors", ".pth", ".pt"):
+            return None
+        try:
+            stored = stored_model(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if "backbone" in stored:
+            raise UserError(f"{path}: weights of a detector or segmenter; backbones of classifiers can be exported")
+        if "name" not in stored:
+            return None
+    from vheatir.analyze.networks import choose  # needs the extra `backbone`
+
+    chosen = choose([] if model is None else [model], [path], arguments, "cpu")
+    (network,) = chosen.networks
+    built = chosen.build(network)
+    described = {**network.arguments, "img_size": list(built.img_size), "num_classes": built.num_classes}
+    statistics = {key: json.dumps(list(built.pretrained_cfg[key])) for key in ("mean", "std")}
+    return built, {"task": "classification", "model": json.dumps(described), **statistics}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,9 +306,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a network as ONNX (.onnx), as a torch.export program (.pt2) or as a folder for the Hub.",
         epilog="Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; "
         "level (B,), sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not "
-        "clipped. Exit status: 0 written and equal to PyTorch's results, 2 refused.",
+        "clipped. Of a backbone the batch alone stays free; input: x (B, channels, H, W), float32, normalized; output: "
+        "scores (B, classes). Exit status: 0 written and equal to PyTorch's results, 2 refused.",
     )
-    parser.add_argument("weights", metavar="NAME|PATH", help="a shipped name or a safetensors file")
+    parser.add_argument(
+        "weights", metavar="NAME|PATH", help="a shipped name, a safetensors file, or weights of `vheatir pretrain`"
+    )
+    parser.add_argument("--model", metavar="NAME", help="the backbone that other files' weights belong to")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the backbone, as img_size=256"
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
     target.add_argument("--hub", type=Path, metavar="DIR", help="folder to write: config.json and model.safetensors")
@@ -254,18 +326,24 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir export`."""
     options = _parser().parse_args(argv)
-    found = export(options.weights, options.output, hub=options.hub, time_side=options.time)
+    found = export(
+        options.weights,
+        options.output,
+        hub=options.hub,
+        time_side=options.time,
+        model=options.model,
+        arguments=key_values(options.set),
+    )
     if options.hub is not None:
         sys.stdout.write(f"{options.hub}: written\n")
         return 0
     sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in found["differences"].items())
     sys.stdout.write(f"{options.output}: {FORMATS[options.output.suffix]}, differs from PyTorch by {sizes}\n")
     if found["seconds"]:
-        side = options.time
         threads = torch.get_num_threads()
         ours = found["seconds"]["exported"]
         theirs = found["seconds"]["pytorch"]
-        sys.stdout.write(f"{side}x{side} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s\n")
+        sys.stdout.write(f"{found['timed']} pixels on {threads} threads: {ours:.3f} s, PyTorch {theirs:.3f} s\n")
     return 0
 
 

@@ -77,13 +77,20 @@ class PretrainSession(TaskSession):
     def rates(self, optimizer, plan):
         return self.classify.make_rates(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
 
-    def task(self):
+    def scoring(self):
         """The task with the evaluation set."""
         with as_user_error(str(self.path)):
             samples = self.classify.make_samples(self.recipe, self.model, False)
             return self.classify.Classification(
                 self.recipe, self.model.num_classes, samples, self.processes, self.device
             )
+
+    def task(self):
+        """The same for training: every picture of the set is decoded once, before the first step."""
+        task = self.scoring()
+        with as_user_error(str(self.path)):
+            self.classify.check_pictures(task.samples, *self.place)
+        return task
 
 
 def _weights_to_judge(session: PretrainSession, given: str | None) -> str | None:
@@ -99,7 +106,7 @@ def evaluate(session: PretrainSession, weights: str | None) -> dict[str, Any]:
         session.load(weights, True)
     model = session.model.to(session.device)
     with as_user_error(str(session.path)):
-        scores = session.task().evaluate(model)
+        scores = session.scoring().evaluate(model)
     return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
 
 
@@ -108,7 +115,7 @@ def measure(session: PretrainSession) -> dict[str, Any]:
     from vheatir.backbone.training.batches import checked
 
     val = session.recipe.val
-    task = session.task()
+    task = session.scoring()
     with as_user_error(str(session.path)):
         images = next(checked(task.loader()))[0].to(session.device)
     passes = (val.throughput_warmup, val.throughput_passes)

@@ -18,6 +18,7 @@ from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, degrade, read_clean_file
 from vheatir.restore.defaults import MAX_LEVEL
+from vheatir.utils.devices import device_named
 from vheatir.utils.files import atomic_open, sha256
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -160,17 +161,18 @@ def measure_weights(
     level = checked_level(task, level)
     fields = {}
     results = []
+    where = device_named(device)
     for name in weights or [store.DEFAULTS[task]["color"]]:
         path = store.find(name)
         if path.stem in fields:
             raise UserError(f"--weights: two files are called {path.stem}; rename one")
-        network, metadata = store.load(path, device)
+        network, metadata = store.load(path, where)
         if metadata["task"] != task:
             raise UserError(f"{path}: these weights are for the task {metadata['task']!r}, not {task!r}")
         inputs = _inputs([Path(image) for image in images], task, level, metadata["color"] == "gray", size, at)
         given = level / MAX_LEVEL[task] if network.config.get("level_map") else None
         middle = (size // 2, size // 2)
-        field = receptive_field(network.eval(), (image.to(device) for image in inputs), middle, given)
+        field = receptive_field(network.eval(), (image.to(where) for image in inputs), middle, given)
         sides = {f"{share:g}": side_of_share(field, middle, share) for share in SHARES}
         fields[path.stem] = field
         results.append({"name": path.stem, "sha256": sha256(path), "side_px": sides})

@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vheatir.backbone.models.pyramid import image_size
-from vheatir.kernels import ops  # noqa: F401 (registers the operators counted below)
+from vheatir.kernels import ops  # noqa: F401 (registers the operators and what they cost)
 
 _aten = torch.ops.aten
-_vheatir = torch.ops.vheatir
 
 
 def _elements(shape: Sequence[int]) -> int:
@@ -31,15 +30,8 @@ def _sampled(*args, out_shape: Sequence[int], **kwargs) -> int:
     return 2 * 4 * _elements(out_shape)
 
 
-def _conducted(shape, *args, out_shape=None, **kwargs) -> int:
-    """The four products with DCT matrices, whatever path computes them, and half a product with the decay."""
-    batch, height, width, channels = shape
-    transform = 2 * height * width * (height + width)
-    return 2 * batch * channels * transform + batch * channels * height * width
-
-
-# Flops, two for each multiply-accumulate; what torch's counter does not count itself. Norms, pooling, sampling and the
-# decay follow fvcore's default rules, by which the published figures are counted.
+# Flops, two for each multiply-accumulate, of what torch's counter does not know. Norms, pooling and sampling follow
+# fvcore's default rules, by which the published figures are counted, as does the decay in `kernels.flops`.
 _FORMULAS = {
     _aten.native_layer_norm: _norm,
     _aten.native_batch_norm: _per_input(2),
@@ -49,9 +41,6 @@ _FORMULAS = {
     _aten._batch_norm_impl_index: _per_input(2),
     _aten.mean: _per_input(1),
     _aten.grid_sampler_2d: _sampled,
-    _vheatir.conduct: _conducted,
-    _vheatir.conduct_with_spectrum: _conducted,
-    _vheatir.conduct_prepared: _conducted,
 }
 _GROUPS = {
     "layer_norm": ("native_layer_norm",),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.data.pixels import as_pixels
+from vheatir.backbone.data.pixels import PictureError, as_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
 from vheatir.backbone.training.signals import ignore_signals
@@ -59,9 +59,13 @@ class Stream(Streamed):
         """An image through the transform, which draws from `seed`, and its class."""
         if not 0 <= target < self.num_classes:
             return DataError(f"{self.name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
+        try:
+            pixels = as_pixels(image)
+        except PictureError as error:
+            return DataError(f"{self.name}: {error}")
         if seed is not None:
             seed_all(seed)
-        return self.transform(as_pixels(image)), int(target)
+        return self.transform(pixels), int(target)
 
     def train_batches(self, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
         """Batches of this process for steps `start` to `stop`."""

@@ -4,12 +4,15 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.data.readers.reader import Reader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -17,13 +20,19 @@ from torch import Tensor, nn
 
 from vheatir.backbone.analysis.cost import count_macs, count_parameters
 from vheatir.backbone.classification.dataset import Samples, train_transform, val_transform
-from vheatir.backbone.classification.readers import check_classes, check_evaluation_classes, make_reader
+from vheatir.backbone.classification.readers import (
+    TorchvisionReader,
+    check_classes,
+    check_evaluation_classes,
+    make_reader,
+)
 from vheatir.backbone.classification.recipe import Recipe, Train
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
 from vheatir.backbone.data.pixels import OfOneChannel, colour_statistics
+from vheatir.backbone.dense.image_files import settle, undecodable
 from vheatir.backbone.layers.freezing import freeze, frozen
-from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
+from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
@@ -75,7 +84,8 @@ def load_weights(
     """
     if isinstance(model, Pyramid):
         return load_checkpoint(model, path, weights=weights, embeddings=embeddings)
-    state, report = unwrap(read_checkpoint(path), weights)
+    state, report = read_state(path, weights)
+    state = without_prefix(state, model.state_dict(), report, weights)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -120,6 +130,28 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
     else:
         check_evaluation_classes(reader, recipe.data, split, model.num_classes)
     return Samples(reader, transform, model.num_classes)
+
+
+def check_pictures(samples: Samples | Stream, rank: int, world: int) -> None:
+    """Decode this process's share of a set of files, so that a broken one shows before a run and not after an epoch.
+
+    Sets that give pictures in a row, or decoded ones, are passed over.
+
+    Raises:
+        DataError: pictures that cannot be read; names the first of them, and counts all.
+    """
+    if isinstance(samples, Stream) or isinstance(samples.reader, TorchvisionReader):
+        return
+    reader = samples.reader
+    files = (
+        (reader.filename(index, absolute=True), partial(_content, reader, index))
+        for index in range(rank, len(reader), world)
+    )
+    settle(undecodable(files), "refuse", advice="")
+
+
+def _content(reader: Reader, index: int) -> BinaryIO:
+    return reader[index][0]
 
 
 def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> EpochPlan:

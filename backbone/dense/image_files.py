@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from vheatir.backbone.errors import DataError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 12
+SKIPPED = ", or leave them out with data.invalid: skip"
 OTHER_SIZE = "another size than its annotation states"
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -34,8 +36,13 @@ class Problem:
         return f"{self.file}: {self.rule}" + (f" ({self.detail})" if self.detail else "")
 
 
-def settle(problems: Sequence[Problem], invalid: str) -> None:
+def settle(problems: Sequence[Problem], invalid: str, advice: str = SKIPPED) -> None:
     """Refuse a data set with problems, or log what is left out.
+
+    Args:
+        problems: what is wrong.
+        invalid: "refuse", or "skip" where the caller leaves it out.
+        advice: what to do besides correcting it.
 
     Raises:
         DataError: there are problems and `invalid` is "refuse"; names the first of them, and counts all.
@@ -47,9 +54,7 @@ def settle(problems: Sequence[Problem], invalid: str) -> None:
         lines.append(f"  and {len(problems) - _SHOWN} more")
     text = "\n".join(lines)
     if invalid == "refuse":
-        raise DataError(
-            f"the data break {len(problems)} rules:\n{text}\ncorrect them, or leave them out with data.invalid: skip"
-        )
+        raise DataError(f"the data break {len(problems)} rules:\n{text}\ncorrect them{advice}")
     _log.warning("left out for %d broken rules:\n%s", len(problems), text)
 
 
@@ -147,3 +152,18 @@ def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> l
 
     with ThreadPoolExecutor() as pool:
         return [problem for problem in pool.map(look, files) if problem is not None]
+
+
+def decodable(files: Sequence[Path], invalid: str) -> set[Path]:
+    """Those of some pictures whose pixels can be decoded.
+
+    Args:
+        files: the pictures.
+        invalid: "refuse" or "skip" those that cannot.
+
+    Raises:
+        DataError: there are such pictures and `invalid` is "refuse".
+    """
+    problems = undecodable((str(file), partial(Path, file)) for file in files)
+    settle(problems, invalid)
+    return set(files) - {Path(problem.file) for problem in problems}

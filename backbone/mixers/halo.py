@@ -158,7 +158,7 @@ class HaloAttention(nn.Module):
         keys, values = self._windows(self.kv(maps))
         inside = key_mask((height, width), block, self.halo_size, self.mask_padding, maps.device)
         bias = torch.where(inside[:, None, None], self.pos_embed(query), -torch.inf).to(query.dtype)
-        bias = bias.expand(len(query), *bias.shape[-4:])
+        bias = bias.expand(query.shape[0], *bias.shape[-4:])  # len() would fix the batch of an exported graph
         mixed = F.scaled_dot_product_attention(
             *(one.flatten(0, 1) for one in (query, keys, values)), attn_mask=bias.flatten(0, 1)
         )

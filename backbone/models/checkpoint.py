@@ -1,21 +1,19 @@
 """Published checkpoints: read without running code, unwrapped, brought to a model's keys and shapes."""
 
-import argparse
 import logging
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.embedding import resize_embedding
+from vheatir.backbone.models.checkpoint_files import read_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +25,9 @@ STRUCTURAL = ("relative_position_index", "attn_mask")
 _FACTS = {"epoch": "epoch", "max_accuracy": "max_accuracy", "best_acc": "max_accuracy"}
 _FACTS |= {"max_accuracy_ema": "max_accuracy_ema", "max_accuray_ema": "max_accuracy_ema"}
 
-# Stand-ins and plain containers that published files hold beside tensors; none of them runs code when built.
-_SCALAR = np.float64().__reduce__()[0]  # the function that rebuilds a number; it has no public name
-_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-_DTYPES = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-_ALLOWED = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace, np.dtype, *_DTYPES, *_SCALARS]
+# What DDP, averages and torch.compile put before names.
+_WRAPPED = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+")
+_SHOWN = 4
 
 
 @dataclass
@@ -47,6 +43,7 @@ class LoadReport:
         ignored: buffers of the published code that hold no weights.
         entries: other entries of the file, such as the optimiser.
         facts: epoch and accuracies that the file states.
+        prefix: what was taken from the front of the file's keys.
     """
 
     loaded: int = 0
@@ -57,9 +54,10 @@ class LoadReport:
     ignored: list[str] = field(default_factory=list)
     entries: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
+    prefix: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors loaded"]
+        lines = [f"{self.loaded} tensors loaded" + (f", keys without {self.prefix!r}" if self.prefix else "")]
         lines += [f"resized {key}: {a} -> {b}" for key, (a, b) in self.resized.items()]
         lines += [f"not loaded {key}: {why}" for key, why in self.dropped.items()]
         for name in ("missing", "unused", "entries"):
@@ -68,30 +66,8 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """The content of a .safetensors, .pth or .pt file, without running code that it holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds objects that are neither tensors nor plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}; give the path of a .safetensors or .pth file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no checkpoint of tensors and plain values, or would run code when loaded; "
-            f"save its weights alone with torch.save or safetensors ({str(error).splitlines()[0]})"
-        ) from error
-
-
 def unwrap(content: dict, weights: str = "model") -> tuple[dict[str, Tensor], LoadReport]:
-    """The state dict inside a file's content, without the prefix `module.`, and a report of the rest.
+    """The state dict inside a file's content, and a report of the rest; names without `module.` and `_orig_mod.`.
 
     Args:
         content: what `read_checkpoint` returned.
@@ -110,13 +86,62 @@ def unwrap(content: dict, weights: str = "model") -> tuple[dict[str, Tensor], Lo
         state = content[found]
         report.facts = {_FACTS[k]: v for k, v in content.items() if k in _FACTS and isinstance(v, int | float)}
         report.entries = [key for key in content if key != found and key not in _FACTS]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"no tensors among the entries of the checkpoint: {', '.join(map(str, content))}")
-    report.entries += [key for key in state if key not in tensors]
-    while all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors, report
+    report.entries += [str(key) for key in state if key not in tensors]
+    plain = {_WRAPPED.sub("", key): value for key, value in tensors.items()}
+    if len(plain) < len(tensors):  # two of them would have one name: they are the network's own
+        return tensors, report
+    report.prefix = max((_WRAPPED.match(key)[0] for key in tensors if _WRAPPED.match(key)), key=len, default="")
+    return plain, report
+
+
+def read_state(path: str | Path, weights: str = "model") -> tuple[dict[str, Tensor], LoadReport]:
+    """The state dict in a file; see `read_checkpoint` and `unwrap`.
+
+    Raises:
+        FileNotFoundError, ValueError: as these do, naming the file.
+    """
+    content = read_checkpoint(path)
+    try:
+        return unwrap(content, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def without_prefix(
+    state: dict[str, Tensor], wanted: Collection[str], report: LoadReport, weights: str = "model"
+) -> dict[str, Tensor]:
+    """The tensors of a network inside a larger one, such as `model.` of Lightning and `backbone.` of mmdetection.
+
+    Args:
+        state: tensors by key.
+        wanted: the network's keys.
+        report: told what was taken away and what is not used.
+        weights: "ema" takes an average where the file has both.
+
+    Returns:
+        The state itself where no prefix gives more of the wanted keys.
+    """
+
+    def found(prefix: str) -> int:
+        return sum(prefix + key in state for key in wanted)
+
+    counts = Counter(key[: -len(name)] for name in list(wanted)[:64] for key in state if key.endswith(f".{name}"))
+    averages = weights == "ema"
+    best = max(("", *counts), key=lambda one: (found(one), averages == ("ema" in one.lower()), -len(one)))
+    if found(best) <= found(""):
+        return state
+    report.prefix += best
+    report.unused += [key for key in state if not key.startswith(best)]
+    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
+
+
+def lacks(path: str | Path, lacking: Sequence[str], state: Collection[str]) -> str:
+    """The message for a file that lacks weights: which, and what its keys look like."""
+    shown, own = ", ".join(lacking[:5]), ", ".join(list(state)[:_SHOWN])
+    return f"{path} lacks {len(lacking)} of the model's tensors, among them {shown}; the file's keys begin with {own}"
 
 
 def resize_by_index(embedding: Tensor, size: tuple[int, int]) -> Tensor:
@@ -167,7 +192,11 @@ def _fitted(key: str, value: Tensor, want: torch.Size, model: nn.Module, resizer
 
 
 def fit_state(
-    state: dict[str, Tensor], model: nn.Module, embeddings: str = "relative", report: LoadReport | None = None
+    state: dict[str, Tensor],
+    model: nn.Module,
+    embeddings: str = "relative",
+    report: LoadReport | None = None,
+    weights: str = "model",
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Bring a state dict to the shapes of a model, and a heat network to the form, merged or not, of the state dict.
 
@@ -179,6 +208,7 @@ def fit_state(
         model: one of this package's backbones.
         embeddings: "relative" keeps the frequency of each embedding's entries, "index" their index (published).
         report: report to continue.
+        weights: see `without_prefix`.
 
     Raises:
         ValueError: a tensor does not fit and cannot be resized, or `embeddings` is unknown.
@@ -186,6 +216,7 @@ def fit_state(
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"embeddings must be one of {', '.join(EMBEDDINGS)}, got {embeddings!r}")
     report = report or LoadReport()
+    state = without_prefix(state, model.state_dict(), report, weights)
     _match_form(state, model)
     own: Any = model.resizers
     resizers = {**own, "freq_embed": lambda value, shape: EMBEDDINGS[embeddings](value, shape[:2])}
@@ -227,12 +258,15 @@ def load_checkpoint(
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint` and `fit_state`; or weights are missing.
     """
-    state, report = unwrap(read_checkpoint(path), weights)
-    state, report = fit_state(state, model, embeddings, report)
+    stored, report = read_state(path, weights)
+    try:
+        state, report = fit_state(stored, model, embeddings, report, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     fresh: Any = model.fresh
     lacking = [key for key in report.missing if not (fresh and key.startswith(fresh))]
     if not report.loaded or (strict and lacking):
-        raise ValueError(f"{path} lacks {len(lacking)} of the model's tensors, among them {', '.join(lacking[:5])}")
+        raise ValueError(lacks(path, lacking, stored))
     state = {key: value.to(model.state_dict()[key].dtype) for key, value in state.items()}
     model.load_state_dict(state, strict=False)
     _log.info("%s: %s", path, report)

@@ -19,7 +19,7 @@ def create_model(name: str, **arguments) -> Pyramid:
 
     Args:
         name: such as "vheat_tiny" or "unified_swin_small".
-        **arguments: img_size, num_classes, in_chans, drop_path_rate, features_only, out_indices, pretrained and
-            further arguments of the network.
+        **arguments: img_size, num_classes, in_chans, drop_path_rate, features_only, out_indices, pretrained, device and
+            dtype (where and of which floating type the weights are made) and further arguments of the network.
     """
     return cast("Pyramid", _create_model(name, **arguments))

@@ -8,7 +8,7 @@ from vheatir.backbone.layers.common import to_channels_first
 from vheatir.backbone.models import unified, vheat
 from vheatir.backbone.models.create import list_models
 from vheatir.backbone.models.meta_arch import MetaArch
-from vheatir.backbone.models.pyramid import Pyramid
+from vheatir.backbone.models.pyramid import Pyramid, built_on
 from vheatir.backbone.models.vheat import VHeat
 
 PADDINGS = ("published", "masked")
@@ -73,7 +73,9 @@ class DenseMetaArch(MetaArch):
         return _outputs(self, x)
 
 
-def dense_backbone(name: str, padding: str = "published", **network) -> DenseVHeat | DenseMetaArch:
+def dense_backbone(
+    name: str, padding: str = "published", *, device=None, dtype=None, **network
+) -> DenseVHeat | DenseMetaArch:
     """The dense-prediction backbone of a registered model.
 
     Its weights have the published keys: the classifier's without head and stage norms, and a norm for each output.
@@ -82,6 +84,7 @@ def dense_backbone(name: str, padding: str = "published", **network) -> DenseVHe
     Args:
         name: such as "vheat_tiny" or "unified_swin_small".
         padding: "published", or "masked" to keep the padding of maps out of attention; vHeat pads nothing.
+        device, dtype: where and of which floating type the weights are made.
         **network: out_indices, img_size, drop_path_rate and further arguments of the network.
 
     Raises:
@@ -92,7 +95,8 @@ def dense_backbone(name: str, padding: str = "published", **network) -> DenseVHe
     family, _, rest = name.partition("_")
     mixer, _, size = rest.rpartition("_")
     if family == "vheat" and rest in vheat.SIZES:
-        return DenseVHeat(**{**vheat.SIZES[rest], **network})
+        return built_on(DenseVHeat, {**vheat.SIZES[rest], **network}, device, dtype)
     if family == "unified" and size in unified.SIZES.get(mixer, {}):
-        return DenseMetaArch(padding=padding, **unified.network_arguments(mixer, size, network))
+        arguments = {"padding": padding, **unified.network_arguments(mixer, size, network)}
+        return built_on(DenseMetaArch, arguments, device, dtype)
     raise ValueError(f"unknown backbone {name!r}; known: {', '.join(list_models())}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision import models
 
-from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_checkpoint, unwrap
+from vheatir.backbone.models.checkpoint import LoadReport, lacks, load_checkpoint, read_state, without_prefix
 from vheatir.backbone.models.create import list_models
 from vheatir.backbone.models.dense_backbones import dense_backbone
 from vheatir.backbone.models.pyramid import Pyramid
@@ -94,14 +94,14 @@ def load_features(network: nn.Module, path: str | Path, weights: str, embeddings
     """
     if isinstance(network, Pyramid):
         return load_checkpoint(network, path, weights=weights, embeddings=embeddings)
-    state, report = unwrap(read_checkpoint(path), weights)
+    stored, report = read_state(path, weights)
+    state = without_prefix(stored, network.state_dict(), report, weights)
     try:
         result = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the backbone: {error}") from error
-    report.unused = list(result.unexpected_keys)
-    report.loaded = len(state) - len(report.unused)
+    report.loaded = len(state) - len(result.unexpected_keys)
+    report.unused += result.unexpected_keys
     if result.missing_keys:
-        names = ", ".join(result.missing_keys[:5])
-        raise ValueError(f"{path} lacks {len(result.missing_keys)} of the backbone's tensors, among them {names}")
+        raise ValueError(lacks(path, result.missing_keys, stored))
     return report

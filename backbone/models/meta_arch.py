@@ -227,6 +227,7 @@ class MetaArch(HeatPyramid):
         for index, size in enumerate(map_sizes(img_size, len(self.dims))):
             for block in self._mixer_blocks(index):
                 block.set_map_size(size)
+        self._record_input_size()
 
     @property
     def folded(self) -> bool:

@@ -1,6 +1,7 @@
 """What timm expects of a four-stage backbone, written once for both families."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -47,6 +48,21 @@ def default_cfg(network: type["Pyramid"], **kwargs) -> dict:
         "classifier": network.head_name,
         **kwargs,
     }
+
+
+def built_on(
+    build: Callable[..., "Pyramid"], arguments: dict, device: torch.device | str | None, dtype: torch.dtype | None
+) -> "Pyramid":
+    """What `build` makes of the arguments, made on a device and brought to a type; None leaves them to PyTorch.
+
+    Raises:
+        TypeError: the type is none of floating numbers.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating type, got {dtype}")
+    with nullcontext() if device is None else torch.device(device):
+        model = build(**arguments)
+    return model if dtype is None else model.to(dtype=dtype)
 
 
 class GlobalMean(nn.Module):
@@ -236,6 +252,19 @@ class Pyramid(nn.Module):
         self.feature_info = FeatureInfo(info, tuple(self._chosen))
         self.num_classes = 0
         return self
+
+    @property
+    def global_pool(self) -> str:
+        """ "avg", or "" where the map of features is left as it is; timm writes it into a saved configuration."""
+        return "" if any(one.keep for one in self.modules() if isinstance(one, GlobalMean)) else "avg"
+
+    def _record_input_size(self) -> None:
+        """Bring what timm keeps of the image size, and writes into a saved configuration, up to date."""
+        self._model_args = {**getattr(self, "_model_args", {}), "img_size": self.img_size}
+        self._traits = {**getattr(self, "_traits", {}), "img_size": self.img_size}
+        for name in ("pretrained_cfg", "default_cfg"):
+            if (config := getattr(self, name, None)) is not None:
+                setattr(self, name, {**config, "input_size": (self.in_chans, *self.img_size)})
 
     def load_pretrained(self, path: str) -> None:
         """Load a checkpoint file; what timm calls for `pretrained=True`."""

@@ -1,12 +1,13 @@
 """The unified networks of every mixer and size, registered with timm."""
 
 import sys
+from functools import partial
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from vheatir.backbone.models.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.models.meta_arch import MetaArch
-from vheatir.backbone.models.pyramid import default_cfg
+from vheatir.backbone.models.pyramid import built_on, default_cfg
 
 SOURCE = "https://github.com/OpenGVLab/STM-Evaluation"
 RELEASE = f"{SOURCE}/releases/download/cls-ckpt"
@@ -97,15 +98,16 @@ def _register(mixer: str, size: str) -> None:
     """Register `unified_<mixer>_<size>` with timm, as a function of this module."""
     name = f"unified_{mixer}_{size}"
 
-    def build(pretrained: bool = False, **kwargs) -> MetaArch:
-        return build_model_with_cfg(
+    def build(pretrained: bool = False, *, device=None, dtype=None, **kwargs) -> MetaArch:
+        make = partial(
+            build_model_with_cfg,
             MetaArch,
             name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": MetaArch.as_features},
-            **network_arguments(mixer, size, kwargs),
         )
+        return built_on(make, network_arguments(mixer, size, kwargs), device, dtype)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Unified network of size {size} with the token mixer {mixer}."

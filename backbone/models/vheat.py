@@ -1,6 +1,7 @@
 """vHeat classifiers: four stages of heat blocks, registered with timm."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from vheatir.backbone.layers.heat import HeatBlock
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.models.checkpoint import checkpoint_filter_fn
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
-from vheatir.backbone.models.pyramid import GlobalMean, default_cfg, image_size, widths
+from vheatir.backbone.models.pyramid import GlobalMean, built_on, default_cfg, image_size, widths
 
 SOURCE = "https://github.com/MzeroMiko/vHeat"
 
@@ -167,6 +168,7 @@ class VHeat(HeatPyramid):
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Resize the frequency embeddings to the maps of another image size."""
         self.resize_embeddings(img_size)
+        self._record_input_size()
 
 
 def _cfg() -> dict:
@@ -177,15 +179,16 @@ def _cfg() -> dict:
 default_cfgs = generate_default_cfgs({f"vheat_{size}.in1k": _cfg() for size in SIZES})
 
 
-def _build(size: str, pretrained: bool, **kwargs) -> VHeat:
-    return build_model_with_cfg(
+def _build(size: str, pretrained: bool, *, device=None, dtype=None, **kwargs) -> VHeat:
+    build = partial(
+        build_model_with_cfg,
         VHeat,
         f"vheat_{size}",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": VHeat.as_features},
-        **{**SIZES[size], **kwargs},
     )
+    return built_on(build, {**SIZES[size], **kwargs}, device, dtype)
 
 
 @register_model

@@ -67,6 +67,7 @@ class Loop:
         self.best = {}
         self.window: dict[str, list[Any]] = {}  # sums and counts since the last line of the log
         self.last: dict[str, float] = {}  # scores of the last evaluation
+        self.awaited = False  # whether the checkpoint is one before an evaluation
         self._unit = {"iteration": "it"}.get(until.unit, until.unit)
 
     def state(self) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Loop:
             "position": self.task.position(self.step),
             "random": {"seed": self.settings.seed},
             "best": self.best,
+            "awaited": self.awaited,
             "window": {name: [float(total), count] for name, (total, count) in self.window.items()},
             "until": self.until.state(),
             "task": self.task.state(),
@@ -101,6 +103,7 @@ class Loop:
         self.until.load_state(state["until"])
         self.step = self.task.resume_at(state["iteration"], state["position"])
         self.best = state["best"]
+        self.awaited = state.get("awaited", False)
         self.window = state["window"]
 
     def run(self) -> bool:
@@ -111,6 +114,9 @@ class Loop:
         first = self.step
         self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
         with stop_on_signal() as stop, self._bar() as bar:
+            if self.awaited:  # an evaluation that failed, for which the run goes on here
+                self._evaluate_kept()
+                self.save()
             source = iter(self.task.batches(self.step))
             while not until.done(self.step):
                 with until.timed():
@@ -120,7 +126,7 @@ class Loop:
                 if settings.print_every and (self.step % settings.print_every == 0 or is_last):
                     self._log(bar, (time.perf_counter() - started) / (self.step - first))
                 evaluated = until.evaluates(self.step)
-                is_best = evaluated and self._evaluate()
+                is_best = evaluated and self._evaluate_kept()
                 stopping = self.processes.any(bool(stop))
                 if is_best or stopping or until.saves(self.step, evaluated):
                     self.save()
@@ -232,6 +238,15 @@ class Loop:
             total = self.until.total
             left = timedelta(seconds=round(seconds * (total - position)))
             self.journal.info(f"{position}/{total} {text} {seconds:.3g} s/{self._unit}, {left} left")
+
+    def _evaluate_kept(self) -> bool:
+        """Evaluate, where a checkpoint is due after one first, so that nothing is lost if it fails; see `_evaluate`."""
+        if not self.awaited and self.until.saves(self.step, True):
+            self.awaited = True
+            self.save()
+        is_best = self._evaluate()
+        self.awaited = False
+        return is_best
 
     def _evaluate(self) -> bool:
         """Score the networks, log that, keep the best weights of each; whether the first of them is the best so far."""

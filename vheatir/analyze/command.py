@@ -2,14 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from vheatir.analyze.api import ANALYSES, analyze, require_packages
-from vheatir.errors import UserError
+from vheatir.utils.recipes import key_values
 from vheatir.utils.run_metadata import prepare_output
 
 
@@ -50,23 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _changes(given: Sequence[str]) -> dict[str, Any]:
-    """The arguments of networks that `--set` names."""
-    changes = {}
-    for change in given:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: expected KEY=VALUE, such as --set img_size=64")
-        changes[key] = yaml.safe_load(value)
-    return changes
-
-
 def main(argv: list[str]) -> int:
     """Entry of `vheatir analyze`."""
     require_packages()
     options = vars(_parser().parse_args(argv))
     out = options.pop("out")
-    options["arguments"] = _changes(options.pop("set"))
+    options["arguments"] = key_values(options.pop("set"))
     prepare_output(out / "x.json")
     found = analyze(**options, say=lambda text: sys.stdout.write(f"{text}\n"))
     sys.stdout.writelines(f"{path}\n" for path in found.save(out, ["vheatir", "analyze", *argv]))

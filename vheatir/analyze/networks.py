@@ -1,6 +1,5 @@
 """The networks that `vheatir analyze` looks at, and what it finds of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,15 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from safetensors import SafetensorError, safe_open
 
 from vheatir.analyze.figures import save
 from vheatir.backbone import create_model, list_models, load_checkpoint
 from vheatir.backbone.errors import as_user_error
+from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.errors import UserError
 from vheatir.utils import run_metadata
+from vheatir.utils.devices import device_named
 
 _NAMES_OF_RUNS = ("best", "best_ema", "latest", "latest_ema")
 
@@ -54,19 +54,6 @@ class Network:
             if report.dropped:
                 raise UserError(f"{self.weights}: {report}; set num_classes by --set num_classes=N")
         return model.eval().to(device)
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """The model's arguments that `vheatir pretrain` writes into its weights; {} for other files."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give weights as .safetensors or .pth")
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("model", "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a whole .safetensors file ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -128,7 +115,9 @@ def choose(
         model = list_models()
     found = []
     for path in map(Path, weights):
-        described = _described(path) or ({"name": model[0]} if len(model) == 1 else {})
+        with as_user_error():
+            described = stored_model(path)
+        described = described or ({"name": model[0]} if len(model) == 1 else {})
         if not described:
             raise UserError(f"{path} does not say which network it belongs to; add --model NAME")
         label = path.parent.parent.name if path.stem in _NAMES_OF_RUNS else path.stem
@@ -139,4 +128,4 @@ def choose(
         raise UserError("name a network: --model NAME, --weights FILE from `vheatir pretrain`, or both for other files")
     if len({one.label for one in found}) < len(found):
         raise UserError("two networks have one name; the files need other names, or folders of their own")
-    return Chosen(found, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), seed)
+    return Chosen(found, device_named(device), seed)

@@ -15,6 +15,7 @@ from vheatir.bench.case import Case
 from vheatir.bench.defaults import BENCHMARKS
 from vheatir.errors import UserError
 from vheatir.utils import timing
+from vheatir.utils.devices import device_named
 
 # Largest error against float64 as a share of the largest value. The published formulation builds its tables in
 # float32 and computes 16-bit maps in 16 bits, so that more is allowed to it: it is there to be timed.
@@ -198,3 +199,4 @@ def check_device(device: str) -> None:
     """UserError where torch sees no such device."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; try --device cpu")
+    device_named(device)

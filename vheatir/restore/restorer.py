@@ -18,6 +18,7 @@ from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
 from vheatir.restore.self_ensemble import self_ensemble
+from vheatir.utils.devices import device_named
 
 _FLOATS = (np.float16, np.float32, np.float64)
 _MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
@@ -109,7 +110,7 @@ class Restorer:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.task = task
-        self.device = _device(device)
+        self.device = device_named(device)
         default = store.DEFAULTS[task]
         network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
         self.network = freeze(network)
@@ -328,17 +329,6 @@ def _release(device: torch.device) -> None:
 def default_overlap(tile: int | None) -> int:
     """The overlap for a tile, None or 0 for one that is chosen later."""
     return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"the device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def check_image(image: Any) -> None:

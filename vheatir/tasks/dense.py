@@ -71,10 +71,11 @@ class DenseSession(TaskSession):
         raise NotImplementedError
 
     def _load(self, weights: str) -> None:
-        from vheatir.backbone.models.checkpoint import read_checkpoint, unwrap
+        from vheatir.backbone.models.checkpoint import read_state, without_prefix
 
         with as_user_error(str(self.path)):
-            state, _ = unwrap(read_checkpoint(weights))
+            state, report = read_state(weights)
+            state = without_prefix(state, self.model.state_dict(), report)
             try:
                 self.model.load_state_dict(state)
             except RuntimeError as error:

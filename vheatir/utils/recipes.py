@@ -116,3 +116,18 @@ def _override(options: dict[str, Any], text: str, known_sections: Sequence[str])
             raise UserError(f"--set {text}: there is no section {section!r}; sections here: {known}")
         target = target[section]
     target[key] = parsed
+
+
+def key_values(given: Sequence[str]) -> dict[str, Any]:
+    """The arguments of networks that `--set KEY=VALUE` names.
+
+    Raises:
+        UserError: one without an equals sign.
+    """
+    changes = {}
+    for change in given:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: expected KEY=VALUE, such as --set img_size=64")
+        changes[key] = yaml.safe_load(value)
+    return changes
