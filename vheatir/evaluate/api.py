@@ -77,6 +77,8 @@ def evaluate(  # long function: most of it says what its arguments mean
         method, _ = open_method(method, task, gray, weights, device, tile)
     extra_metrics = metrics if callable(metrics) else Perceptual(metrics, device or "cpu") if metrics else None
     sources = _open_sources(data, check_stems=save_images is not None)
+    for source in sources.values():
+        source.check(min_size=WINDOW, keys=source.keys[:limit])  # hours of work are not for an error at their end
     total = sum(len(source.keys[:limit]) for source in sources.values()) * len(levels)
     results = []
     with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:
