@@ -159,6 +159,8 @@ def measure_weights(
     if size < 2:
         raise UserError(f"--size must be at least 2 pixels, got {size}")
     level = checked_level(task, level)
+    for image in images:
+        read_clean_file(Path(image), task, gray=False)  # a broken one shows before any work
     fields = {}
     results = []
     where = device_named(device)

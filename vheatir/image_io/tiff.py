@@ -6,6 +6,7 @@ orientation tag, and one divides, the other multiplies colours by alpha: the cop
 """
 
 import io
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,22 +16,35 @@ import tifffile
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
+from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import POINTERS, Entry, read_folders
+from vheatir.image_io.tiff_exif import (
+    ORIENTATION,
+    POINTERS,
+    Entry,
+    exif_of_orientation,
+    reaches_beyond_end,
+    read_folders,
+)
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
 _INTEGER, _FLOAT = 1, 3  # SampleFormat
 MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_JPEG, _JPEG = 6, 7  # Compression
-_ICC_PROFILE, _ORIENTATION, _EXTRA_SAMPLES, _SUB_IFDS = 34675, 274, 338, 330
+_ICC_PROFILE, _EXTRA_SAMPLES = 34675, 338
 
 _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
 _ASCII = 2
 
-# Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC.
+# Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC; names of
+# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
+_KEPT += (269, 285, 316, 34377, 42112, 42113)
+_LAYERS = 37724  # Photoshop's, which show the picture as it was
 
 
 @dataclass
@@ -57,10 +71,16 @@ def read(encoded: Encoded) -> Stored:
     """A TIFF file of one picture: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
     with tifffile.TiffFile(encoded.file) as tiff:
         page, notes = _picture(encoded, tiff)
-        info = _info(encoded, tiff, page, notes)
+        try:
+            info = _info(encoded, tiff, page, notes)
+        except UserError as error:
+            if reaches_beyond_end(encoded.file, page.offset):  # then the header cannot be believed
+                raise _truncated(encoded) from error
+            raise
         encoded.check_size(info.width, info.height)
         about: dict[str, Any] = {"suffix": encoded.suffix, "notes": info.notes, "orientation": info.orientation}
-        about |= {"extras": {"tiff": info, "icc_profile": info.icc_profile}, "premultiplied": info.alpha == ASSOCIATED}
+        extras = {"tiff": info, "icc_profile": info.icc_profile, "exif": exif_of_orientation(info.orientation)}
+        about |= {"extras": extras, "premultiplied": info.alpha == ASSOCIATED}
         if encoded.by_rows is not None and info.width * info.height > encoded.by_rows:
             rows = TiffRows.open(encoded, info, page)
             if rows is not None:
@@ -69,11 +89,15 @@ def read(encoded: Encoded) -> Stored:
         return Stored.of_array(_whole(encoded, info, page), info.bit_depth, **about)
 
 
+def _truncated(encoded: Encoded) -> UserError:
+    return UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+
+
 def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the picture, where all the others are thumbnails of it, and a note on those."""
     pages = [tiff.pages[index] for index in range(len(tiff.pages))]
     if not pages:
-        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+        raise _truncated(encoded)
     masks = [page for page in pages if int(page.subfiletype) & _MASK]
     whole = [page for page in pages if not int(page.subfiletype) & _REDUCED]
     if masks and len(pages) > 1:
@@ -97,7 +121,9 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
             folders = read_folders(encoded.file, page.offset)
         except ValueError as error:
             notes += (f"{error}; it is left out, the picture is not affected",)
-    turned = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+    if _LAYERS in page.tags:
+        notes += ("holds layers of Photoshop beside the whole picture; they are left out",)
+    turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
@@ -163,7 +189,7 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
         array = page.asarray()
         if array.ndim == 3 and int(page.planarconfig) == 2:
             array = np.moveaxis(array, 0, -1)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, ImportError) as error:
         if isinstance(error, tifffile.TiffFileError) or not _lacks_codec(page, error):
             raise
         if info.bit_depth == 8:
@@ -176,7 +202,11 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
 
 
 def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
-    return "imagecodecs" in str(error) or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
+    return (
+        isinstance(error, ImportError)
+        or "imagecodecs" in str(error)
+        or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
+    )
 
 
 def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
@@ -201,8 +231,7 @@ def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> n
     """16 bits or floats in a compression that needs imagecodecs; OpenCV brings its own libtiff."""
     array = None
     if page.index == 0 and (int(page.planarconfig) == 1 or page.samplesperpixel == 1):
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        array = cv2.imdecode(np.frombuffer(_pixels_only(encoded, page), np.uint8), flags)
+        array = decode_with_opencv(_pixels_only(encoded, page), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.dtype(info.dtype):
         raise _undecodable(encoded, page)
     if array.ndim == 3:
@@ -225,7 +254,7 @@ def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
     """The file without what decoders do to pixels by themselves: it lies upright, and alpha is not in the colours."""
     data = bytearray(encoded.content())
     order = "little" if page.parent.byteorder == "<" else "big"
-    for code, value in ((_ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
+    for code, value in ((ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
         tag = page.tags.get(code)
         if tag is not None and tag.count == 1:
             size = tag.valuebytecount
@@ -246,7 +275,7 @@ def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
     if not starts or min(starts) < 1 or min(sizes) < 1:
         raise UserError(f"{encoded.name}: strips or tiles of the TIFF file are missing; copy or download it again")
     if max(start + length for start, length in zip(starts, sizes, strict=True)) > size:
-        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+        raise _truncated(encoded)
 
 
 class TiffRows:
@@ -271,7 +300,7 @@ class TiffRows:
         _check_bounds(encoded, page)
         try:
             rows(0, 1)
-        except (ValueError, KeyError, NotImplementedError) as error:
+        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
             if isinstance(error, UserError | tifffile.TiffFileError) or not _lacks_codec(page, error):
                 raise
             return None
