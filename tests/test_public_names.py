@@ -63,6 +63,7 @@ PINNED = (ROOT / "tests" / "data" / "public_names.txt").read_text(encoding="utf-
 # Their modules need packages of an extra.
 NEED = {
     "vheatir.backbone.models": "timm",
+    "vheatir.train": "basicsr",
     "vheatir.integrations.deepinv": "deepinv",
     "vheatir.integrations.spandrel": "spandrel",
     "vheatir.integrations.huggingface": "huggingface_hub",

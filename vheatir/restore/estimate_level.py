@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 from einops import rearrange
-from skimage.restoration import estimate_sigma
 
 # at most so many patches, of so many pixels a side
 PATCHES = 9
@@ -54,6 +53,8 @@ def estimate_noise(patches: Sequence[np.ndarray]) -> float:
 
     patches: float, HWC or HW, in [0, 1]. Fine texture counts as noise, and pixels clipped at black or white hide it.
     """
+    from skimage.restoration import estimate_sigma  # of the extra `cli`; blind weights do without it
+
     found = []
     for patch in patches:
         axis = 2 if patch.ndim == 3 else None
