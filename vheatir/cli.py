@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -57,10 +58,14 @@ def _parser() -> argparse.ArgumentParser:
 def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Call a command's main; a `UserError` becomes its message on stderr and status 2, Ctrl-C status 130.
 
-    So does the want of a library that an extra brings, with the extra's name.
+    So does the want of a library that an extra brings, with the extra's name. Letters that the console does not know
+    are written as escapes: no name of a file ends finished work.
 
     Modules that are also started with `python -m` end in `raise SystemExit(run(main))`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:

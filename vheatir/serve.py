@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io import open_image, read_image
+from vheatir.image_io import open_image
+from vheatir.image_io.view import as_shown
 from vheatir.restore.one_file import FileOptions, find_level, restore_file
 from vheatir.restore.restorer import TASKS, Restorer
 
@@ -80,7 +81,7 @@ class Page:
             target = folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}"
             outcome = restore_file(self.restorer(task, strength, ensemble), source, target, self.options, on_tile)
             for name, file in (("before", source), ("after", target)):
-                np.save(folder / f"{name}.npy", _eight_bits(read_image(file, max_pixels=self.options.max_pixels)))
+                np.save(folder / f"{name}.npy", _shown(file, self.options))
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -106,13 +107,12 @@ class Page:
             shutil.rmtree(held["folder"], ignore_errors=True)
 
 
-def _eight_bits(image) -> np.ndarray:
-    """RGB for the screen, over white where alpha lets it through."""
-    pixels = image.pixels if image.pixels.ndim == 3 else np.repeat(image.pixels[..., None], 3, axis=2)
-    if image.alpha is not None:
-        alpha = image.alpha[..., None]
-        pixels = pixels * alpha + (1 - alpha)
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+def _shown(path: Path, options: FileOptions) -> np.ndarray:
+    stored = open_image(path, max_pixels=options.max_pixels)
+    try:
+        return as_shown(stored)
+    finally:
+        stored.close()
 
 
 def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:

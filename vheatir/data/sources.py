@@ -19,6 +19,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
+from vheatir.utils.files import files_below
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 CACHES = ("none", "memory")
@@ -27,17 +28,9 @@ _META_LINE = re.compile(r"^(?P<name>.+)\.[^.\s]+ \((?P<h>\d+), ?(?P<w>\d+), ?(?P
 
 def list_images(root: str | Path) -> list[str]:
     """Relative POSIX paths of all images below `root`, sorted; links are followed, hidden names are left out."""
-    root, found, seen = Path(root), [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
-        found += [Path(folder, name).relative_to(root).as_posix() for name in names]
-    return sorted(found)
+    root = Path(root)
+    found = (path for path in files_below(root) if path.suffix.lower() in SUFFIXES)
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 class _Folder:
@@ -79,6 +72,7 @@ class _Lmdb:
             if match is None:
                 raise UserError(f"{meta} line {number}: expected `key.png (h,w,channels) level`, got {line!r}")
             self.shapes[match["name"]] = tuple(int(match[axis]) for axis in "hwc")
+        _environment(root)  # one that was not copied whole shows before training
         self.keys = list(self.shapes)
         if not self.keys:
             raise UserError(f"{meta}: lists no images; make the LMDB again with `vheatir prepare --lmdb`")
@@ -109,9 +103,24 @@ def _environment(root: Path):
         if path not in _environments:
             try:
                 _environments[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+                _check_whole(root, _environments[path])
             except lmdb.Error as error:
                 raise UserError(f"{root}: cannot be opened as an LMDB ({error}); make it again") from error
+            except UserError:
+                _environments.pop(path).close()
+                raise
         return _environments[path]
+
+
+def _check_whole(root: Path, environment) -> None:
+    """UserError when data.mdb is shorter than it says: reading behind the end of a mapped file ends the process."""
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = (root / "data.mdb").stat().st_size
+    if size < needed:
+        raise UserError(
+            f"{root / 'data.mdb'}: has {size} bytes, but says that it holds {needed}; it was not copied whole, "
+            "copy it again or make it again with `vheatir prepare --lmdb`"
+        )
 
 
 def close_environments() -> None:
@@ -233,10 +242,11 @@ class ImageSource:
             return image if image.ndim == 2 else gray_opencv(image)
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
-    def problems(self, min_size: int = 1, channels: int | None = None) -> list[str]:
+    def problems(self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None) -> list[str]:
         """Every image that cannot be decoded, is smaller than `min_size` on a side, or is gray where 3 channels count.
 
-        Decodes everything once, on several threads; with a memory cache that fills the cache.
+        Decodes everything (`keys`, where they are given) once, on several threads; with a memory cache that fills the
+        cache.
         """
 
         def inspect(key: str) -> str | None:
@@ -251,11 +261,12 @@ class ImageSource:
                 return f"{self.describe(key)}: is gray, expected colour"
             return None
 
-        return [problem for problem in map_threads(inspect, self.keys) if problem is not None]
+        keys = self.keys if keys is None else keys
+        return [problem for problem in map_threads(inspect, keys) if problem is not None]
 
-    def check(self, min_size: int = 1, channels: int | None = None) -> None:
+    def check(self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None) -> None:
         """Raise one UserError that lists all `problems`."""
-        raise_problems(self.root, self.problems(min_size, channels), len(self))
+        raise_problems(self.root, self.problems(min_size, channels, keys), len(self.keys if keys is None else keys))
 
 
 def map_threads(function: Callable, items: Iterable) -> list:

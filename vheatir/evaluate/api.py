@@ -82,6 +82,9 @@ def evaluate(  # long function: most of it says what its arguments mean
     sources = _open_sources(data, check_stems=save_images is not None)
     images = {name: (_pairs(source) if task == "photo" else source.keys)[:limit] for name, source in sources.items()}
     total = sum(map(len, images.values())) * len(levels)
+    for name, source in sources.items():  # a broken one shows now, not after hours of work
+        partners = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
+        source.check(min_size=WINDOW, keys=[*images[name], *partners])
     results = []
     with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:
         for name, source in sources.items():

@@ -12,6 +12,8 @@ from vheatir.image_io.arrays import luma_bt601
 from vheatir.metrics.fidelity import scores
 
 _LISTED = 10  # names in an error message
+_LUMA = (16, 235)  # BT.601 luma of 8 bits
+_MOST_OUTSIDE = 0.01  # share of values that restoring may have pushed out of that range
 
 
 def pair_by_stem(restored: ImageSource, reference: ImageSource) -> list[tuple[str, str, str]]:
@@ -39,14 +41,32 @@ def compare_folders(
 ) -> dict[str, Any]:
     """Means of PSNR, SSIM and PSNR-B over the pairs, and the figures of each.
 
-    Returns {"restored_dir", "reference_dir", "border", "luma", "images", "psnr", "ssim", "psnrb", "per_image"}. With
-    `luma` a colour reference may be compared with a gray restored image, which then stands for its BT.601 luma.
+    Beside a gray picture, one of three equal channels is gray too. Alpha is not compared; a note names such pictures.
+    Everything is read before the first figure is computed, so that what is broken shows at once.
+
+    Args:
+        restored: folder of restored images.
+        reference: folder of references of the same names.
+        border: pixels cut from each side.
+        luma: compare BT.601 luma (16 to 235). A gray image is compared as it is; beside a colour one it stands for
+            luma, and is refused where its values show that it is not.
+
+    Returns:
+        {"restored_dir", "reference_dir", "border", "luma", "images", "psnr", "ssim", "psnrb", "notes", "per_image"}.
+
+    Raises:
+        UserError: a file that cannot be read, has no partner, or another size or kind than its partner.
     """
     sources = [ImageSource(folder, backend="disk") for folder in (restored, reference)]
-    records = []
-    for name, *keys in pair_by_stem(*sources):
+    pairs = pair_by_stem(*sources)
+    for source in sources:
+        source.check()
+    records, notes = [], []
+    for name, *keys in pairs:
         paths = [source.describe(key) for source, key in zip(sources, keys)]
-        images = [_read(source, key, luma) for source, key in zip(sources, keys)]
+        stored = [source.open(key) for source, key in zip(sources, keys)]
+        notes += [f"{path}: its alpha is not compared" for path, one in zip(paths, stored) if one.has_alpha]
+        images = _alike([one.eight_bits(path) for path, one in zip(paths, stored)], paths, luma)
         if images[0].shape != images[1].shape:
             kinds = " and ".join(f"{path} is {_kind(image)}" for path, image in zip(paths, images))
             raise UserError(f"{kinds}; expected the same size and both gray or both colour")
@@ -58,12 +78,26 @@ def compare_folders(
         figure: math.fsum(record[figure] for record in records) / len(records) for figure in ("psnr", "ssim", "psnrb")
     }
     about = {"restored_dir": str(restored), "reference_dir": str(reference), "border": border, "luma": luma}
-    return {**about, "images": len(records), **means, "per_image": records}
+    return {**about, "images": len(records), **means, "notes": notes, "per_image": records}
 
 
-def _read(source: ImageSource, key: str, luma: bool) -> np.ndarray:
-    image = source.read_native(key)
-    return luma_bt601(image) if luma and image.ndim == 3 else image
+def _alike(images: list[np.ndarray], paths: list[str], luma: bool) -> list[np.ndarray]:
+    """The two of a pair as they are compared."""
+    if images[0].ndim != images[1].ndim:
+        images = [image[..., 0] if image.ndim == 3 and _is_gray(image) else image for image in images]
+    if luma and images[0].ndim != images[1].ndim:
+        gray, path = next((image, path) for image, path in zip(images, paths) if image.ndim == 2)
+        outside = float(np.mean((gray < _LUMA[0]) | (gray > _LUMA[1])))
+        if outside > _MOST_OUTSIDE:
+            raise UserError(
+                f"{path}: is to be the BT.601 luma of a colour picture, which lies from {_LUMA[0]} to {_LUMA[1]}, but "
+                f"{outside:.0%} of its values lie outside; convert both to gray in the same way and leave --luma out"
+            )
+    return [luma_bt601(image) if luma and image.ndim == 3 else image for image in images]
+
+
+def _is_gray(image: np.ndarray) -> bool:
+    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2])
 
 
 def _kind(image: np.ndarray) -> str:

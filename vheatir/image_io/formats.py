@@ -1,7 +1,7 @@
 """What all readers and writers share: formats, a picture in memory, a picture as its file holds it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -159,6 +159,17 @@ class Stored:
         values = upright(values if self.colors == 3 else values[..., 0], self.orientation)
         return np.require(values, requirements=["C", "W"])
 
+    def straight(self) -> "Stored":
+        """The same picture with colours that are not multiplied with alpha."""
+        if not self.premultiplied:
+            return self
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            colors, alpha = self.floats(start, stop)
+            return to_numbers(np.concatenate([colors, alpha[..., None]], axis=2), self.bit_depth)
+
+        return replace(self, rows=rows, premultiplied=False)
+
     def raw(self, start: int, colors: np.ndarray) -> np.ndarray:
         """New colours from row `start` on in the file's own numbers, beside its alpha; what is hidden stays."""
         if not self.has_alpha:
@@ -190,9 +201,9 @@ def to_numbers(pixels: np.ndarray, depth: int) -> np.ndarray:
     return np.rint(strip, out=strip).astype(_INTEGERS[depth])
 
 
-def blocks_of(image: Image) -> Iterator[np.ndarray]:
-    """A picture in memory as blocks of rows in its file's numbers, (rows, width, channels)."""
-    info = image.extras.get("tiff")
+def blocks_of(image: Image, kind: str) -> Iterator[np.ndarray]:
+    """A picture in memory as blocks of rows in the numbers of a file of that format, (rows, width, channels)."""
+    info = image.extras.get("tiff") if kind == "TIFF" else None
     premultiplied = image.alpha is not None and info is not None and info.alpha == ASSOCIATED
     height, width = image.pixels.shape[:2]
     for top in range(0, height, ROWS):

@@ -16,13 +16,13 @@ import tifffile
 from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import POINTERS, Entry, read_folders
+from vheatir.image_io.tiff_exif import ORIENTATION, POINTERS, Entry, exif_of_orientation, read_folders
 
 _INTEGER, _FLOAT = 1, 3  # SampleFormat
 MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_JPEG, _JPEG = 6, 7  # Compression
-_ICC_PROFILE, _ORIENTATION, _EXTRA_SAMPLES, _SUB_IFDS = 34675, 274, 338, 330
+_ICC_PROFILE, _EXTRA_SAMPLES = 34675, 338
 
 _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
@@ -60,7 +60,8 @@ def read(encoded: Encoded) -> Stored:
         info = _info(encoded, tiff, page, notes)
         encoded.check_size(info.width, info.height)
         about: dict[str, Any] = {"suffix": encoded.suffix, "notes": info.notes, "orientation": info.orientation}
-        about |= {"extras": {"tiff": info, "icc_profile": info.icc_profile}, "premultiplied": info.alpha == ASSOCIATED}
+        extras = {"tiff": info, "icc_profile": info.icc_profile, "exif": exif_of_orientation(info.orientation)}
+        about |= {"extras": extras, "premultiplied": info.alpha == ASSOCIATED}
         if encoded.by_rows is not None and info.width * info.height > encoded.by_rows:
             rows = TiffRows.open(encoded, info, page)
             if rows is not None:
@@ -97,7 +98,7 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
             folders = read_folders(encoded.file, page.offset)
         except ValueError as error:
             notes += (f"{error}; it is left out, the picture is not affected",)
-    turned = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+    turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
@@ -225,7 +226,7 @@ def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
     """The file without what decoders do to pixels by themselves: it lies upright, and alpha is not in the colours."""
     data = bytearray(encoded.content())
     order = "little" if page.parent.byteorder == "<" else "big"
-    for code, value in ((_ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
+    for code, value in ((ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
         tag = page.tags.get(code)
         if tag is not None and tag.count == 1:
             size = tag.valuebytecount

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 POINTERS = (34665, 34853)  # EXIF, GPS; in the first folder
 _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_ORIENTATION = 274
+ORIENTATION = 274
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 _MOST_ENTRIES, _MOST_BYTES = 1000, 1 << 24
 
@@ -59,6 +59,14 @@ def read_folders(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
         raise ValueError(f"its EXIF folder is damaged ({error})") from error
 
 
+def exif_of_orientation(orientation: int) -> bytes | None:
+    """EXIF that says nothing but how a picture lies; None for one that lies upright."""
+    if orientation == 1:
+        return None
+    entry = struct.pack("<HHIHH", ORIENTATION, _SHORT, 1, orientation, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+
+
 def orientation_of(exif: bytes | None) -> int:
     """The orientation that EXIF names, 1 (upright) to 8; 1 where it names none or cannot be read."""
     if not exif:
@@ -67,7 +75,7 @@ def orientation_of(exif: bytes | None) -> int:
     try:
         layout, start = _header(file)
         entries = _read(file, layout, start, values=False)
-        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (_ORIENTATION, _SHORT)), b"")
+        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (ORIENTATION, _SHORT)), b"")
         found = struct.unpack_from(layout.order + "H", value)[0] if value else 1
     except (struct.error, ValueError):
         return 1

@@ -15,6 +15,7 @@ from vheatir.image_io.formats import DEPTHS, Image, blocks_of, format_of
 from vheatir.image_io.jpeg import JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import metadata_chunks, write_png
 from vheatir.image_io.tiff import TiffInfo
+from vheatir.image_io.tiff_exif import ORIENTATION, orientation_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
@@ -34,7 +35,7 @@ def write_image(path: str | Path, image: Image) -> None:
     if image.alpha is not None and kind == "JPEG":
         raise ValueError(f"{path}: JPEG cannot hold alpha; set alpha to None or write another format")
     channels = (1 if image.pixels.ndim == 2 else 3) + (image.alpha is not None)
-    write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image), image.extras)
+    write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image, kind), image.extras)
 
 
 def save_png(path: Path, image_u8: np.ndarray) -> None:
@@ -100,7 +101,9 @@ def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, An
     height, width, _ = shape
     info = extras.get("tiff")
     if info is None:
-        info = TiffInfo(width, height, bit_depth, 2, icc_profile=extras.get("icc_profile"))
+        turned = orientation_of(extras.get("exif"))
+        tags = [(ORIENTATION, 3, 1, turned, True)] if turned != 1 else []
+        info = TiffInfo(width, height, bit_depth, 2, icc_profile=extras.get("icc_profile"), tags=tags)
     as_float = bit_depth == 32 and info.dtype.startswith("float")
     return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
 

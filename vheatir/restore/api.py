@@ -1,6 +1,8 @@
 """`vheatir.restore`: images through a network, one or many, from files into files."""
 
+import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from vheatir.restore.progress import Progress
 from vheatir.restore.ray_workers import run_on_ray
 from vheatir.restore.restorer import RestorerSettings
 from vheatir.restore.workers import run
+from vheatir.utils.files import printable
 
 
 class Restored(NamedTuple):
@@ -101,13 +104,16 @@ def restore(  # long function: most of it says what its arguments mean
     machines = _Machines(engine, workers, overwrite)
     machines.check()
     plan = _plan(inputs, output, overwrite)
+    if plan.passed_over:
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(plan.passed_over.items()))
+        progress.note(printable(f"note: files of other kinds passed over: {kinds}"))
     if plan.kept:
         progress.note(f"{len(plan.kept)} existing outputs stay as they are (--overwrite replaces them)")
     found = {}
     if plan.todo or manifest is not None:
         found = _run(plan, settings, options, machines, manifest, progress)
     results = [Restored(*job, found.get(job, Outcome("kept"))) for job in plan.jobs]
-    if plan.as_file and results[0].outcome.status == "failed":
+    if plan.as_file and isinstance(inputs, str | Path) and results[0].outcome.status == "failed":
         raise UserError(results[0].outcome.message)
     return results
 
@@ -136,37 +142,53 @@ class _Plan:
     kept: list[Job]
     out: Location
     as_file: bool
+    passed_over: "Counter[str]"  # files of other formats in folders, by suffix
 
 
 def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwrite: bool) -> _Plan:
-    as_file = isinstance(inputs, str | Path) and _is_one_file(inputs) and _names_a_file(output)
-    if as_file:
-        jobs = [plan_file(inputs, output)]
+    only = _only_file(inputs) if _names_a_file(output) else None
+    as_file, passed_over = only is not None, Counter()
+    if only is not None:
+        jobs = [plan_file(only, output)]
         target = jobs[0].target
         out = target.parent if isinstance(target, Path) else target
         existing = {target} if target.exists() else set()
     else:
-        jobs = plan_jobs([inputs] if isinstance(inputs, str | Path) else inputs, output)
+        jobs = plan_jobs([inputs] if isinstance(inputs, str | Path) else inputs, output, passed_over)
         out = locations.location(output)
         existing = set() if overwrite else locations.existing([job.target for job in jobs], out)
     if overwrite:
         existing = set()
     todo = [job for job in jobs if job.target not in existing]
     kept = [job for job in jobs if job.target in existing]
-    return _Plan(jobs, todo, kept, out, as_file)
+    return _Plan(jobs, todo, kept, out, as_file, passed_over)
 
 
-def _is_one_file(source: str | Path) -> bool:
-    where = locations.location(source)
-    if isinstance(where, Path):
-        return where.is_file()
-    file_system, path = where.open()
-    return file_system.isfile(path)
+def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
+    """The input where it is one file, named or by a pattern that nothing else matches; UserError where it is not."""
+    texts = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    where = locations.location(texts[0])
+    if len(texts) == 1 and not isinstance(where, Path):
+        file_system, path = where.open()
+        if not file_system.isdir(path):
+            return texts[0]
+    elif len(texts) == 1 and not where.is_dir():
+        if where.exists() or not glob.has_magic(str(where)):
+            return texts[0]
+        found = [match for match in glob.glob(str(where), recursive=True) if Path(match).suffix.lower() in FORMATS]
+        if len(found) == 1 and Path(found[0]).is_file():
+            return found[0]
+    raise UserError("the output is the name of an image, but folders and several files go into a folder; give a folder")
 
 
 def _names_a_file(output: str | Path) -> bool:
     where = locations.location(output)
-    return where.suffix.lower() in FORMATS and not (isinstance(where, Path) and where.is_dir())
+    if where.suffix.lower() not in FORMATS:
+        return False
+    if isinstance(where, Path):
+        return not where.is_dir()
+    file_system, path = where.open()
+    return not file_system.isdir(path)
 
 
 def _file_options(task: str, sigma: float | None, quality: float | None, max_megapixels: float) -> FileOptions:

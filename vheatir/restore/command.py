@@ -8,6 +8,7 @@ from vheatir.utils.files import printable
 
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
+For one file, OUT may be the name of an image, such as result.png: then the result is that file.
 Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
@@ -32,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders, globs or URLs (PNG, JPEG, TIFF, BMP, WebP)")
-    add("-o", "--output", required=True, metavar="OUT", help="folder for the results; made when it does not exist")
+    out_help = "folder for the results, made when it does not exist; for one input file also an image's name"
+    add("-o", "--output", required=True, metavar="OUT", help=out_help)
     task_help = "photo: noise and compression of photographs (default); denoise: Gaussian noise; jpeg: JPEG artifacts"
     add("--task", default=DEFAULT_TASK, choices=TASKS, help=task_help)
     add("--overwrite", action="store_true", help="replace outputs that exist")

@@ -3,6 +3,7 @@
 import glob
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
 from vheatir.restore.locations import Location, Url, is_url, location
+from vheatir.utils.files import files_below
 
 
 class Job(NamedTuple):
@@ -36,26 +38,30 @@ def plan_file(source: str | Path | Url, target: str | Path | Url) -> Job:
     return job
 
 
-def plan_jobs(inputs: Sequence[str | Path], out: str | Path | Url) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[str | Path], out: str | Path | Url, passed_over: "Counter[str] | None" = None
+) -> list[Job]:
     """What is read and where it goes; nothing is written here.
 
-    A file goes to OUT/name; of a folder, every picture at any depth goes to OUT/path-below-that-folder. Hidden files
-    and OUT itself are never found inside a folder or by a glob.
+    A file goes to OUT/name; of a folder, every picture at any depth, in linked folders too, goes to
+    OUT/path-below-that-folder. Hidden files and OUT itself are never found inside a folder or by a glob.
 
     Args:
         inputs: files, folders, globs or fsspec URLs.
         out: a folder or the fsspec URL of one.
+        passed_over: gets the number of files in folders, by suffix, that are of none of our formats.
 
     Raises:
         UserError: an input that does not exist, a glob or folder without pictures, two inputs with one target, or a
             target that is an input.
     """
-    out = location(out)
+    out, passed_over = location(out), Counter() if passed_over is None else passed_over
     if isinstance(out, Path) and out.exists() and not out.is_dir():
         raise UserError(f"{out}: the output must be a folder, this is a file; give a folder with -o")
     jobs: dict[Location, Job] = {}
     for text in map(str, inputs):
-        for job in _expand_url(Url(text), out) if is_url(text) else _expand(text, out):
+        found = _expand_url(Url(text), out, passed_over) if is_url(text) else _expand(text, out, passed_over)
+        for job in found:
             other = jobs.setdefault(job.target, job)
             if _real(other.source) != _real(job.source):
                 raise UserError(
@@ -66,7 +72,7 @@ def plan_jobs(inputs: Sequence[str | Path], out: str | Path | Url) -> list[Job]:
     return list(jobs.values())
 
 
-def _expand_url(url: Url, out: Location) -> Iterator[Job]:
+def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterator[Job]:
     """As `_expand` and `_folder_jobs` do, in another file system."""
     file_system, path = url.open()
     try:
@@ -89,9 +95,13 @@ def _expand_url(url: Url, out: Location) -> Iterator[Job]:
         source = url.full(name, file_system)
         hidden = any(part.startswith(".") for part in below.split("/"))
         within = inside is not None and source.text.startswith(inside.text.rstrip("/") + "/")
-        if source.suffix.lower() in FORMATS and not hidden and not within:
-            count += 1
-            yield Job(source, out / below)
+        if hidden or within:
+            continue
+        if source.suffix.lower() not in FORMATS:
+            passed_over[source.suffix.lower()] += 1
+            continue
+        count += 1
+        yield Job(source, out / below)
     if not count:
         raise UserError(f"{url}: no pictures ({', '.join(FORMATS)}) there")
 
@@ -100,10 +110,10 @@ def _full(out: Location) -> Url | None:
     return out.full(out.open()[1]) if isinstance(out, Url) else None
 
 
-def _expand(text: str, out: Location) -> Iterator[Job]:
+def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[Job]:
     path = Path(text)
     if path.is_dir():
-        yield from _folder_jobs(path, out)
+        yield from _folder_jobs(path, out, passed_over)
     elif path.exists() or not glob.has_magic(text):
         if not path.exists():
             raise UserError(f"{text}: there is no such file or folder")
@@ -118,19 +128,18 @@ def _expand(text: str, out: Location) -> Iterator[Job]:
             raise UserError(f"{text}: no picture ({', '.join(FORMATS)}) matches")
         yield from (Job(match, out / match.name) for match in files)
         for folder in folders:
-            yield from _folder_jobs(folder, out)
+            yield from _folder_jobs(folder, out, passed_over)
 
 
-def _folder_jobs(folder: Path, out: Location) -> Iterator[Job]:
+def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> Iterator[Job]:
     inside = _real(out)
     count = 0
-    for root, folders, files in os.walk(folder, onerror=_unreadable):
-        here = Path(root)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and _real(here / name) != inside)
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in FORMATS:
-                count += 1
-                yield Job(here / name, out / (here / name).relative_to(folder))
+    for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=_unreadable):
+        if path.suffix.lower() in FORMATS:
+            count += 1
+            yield Job(path, out / path.relative_to(folder))
+        else:
+            passed_over[path.suffix.lower()] += 1
     if not count:
         raise UserError(f"{folder}: the folder holds no pictures ({', '.join(FORMATS)})")
 

@@ -72,6 +72,7 @@ def restore_file(
     try:
         shape = (stored.height, stored.width, stored.colors)
         _check_target(target, stored)
+        stored = stored if format_of(target) == "TIFF" else stored.straight()
         level, text = find_level(restorer, stored, options.level)
         blocks = _blocks(restorer, stored, restorer.restore_rows(stored.floats, shape, level=level, on_tile=on_tile))
         write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)

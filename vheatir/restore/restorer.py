@@ -1,5 +1,6 @@
 """`Restorer`: restores pictures in memory or row by row with one set of weights."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vheatir.restore.self_ensemble import self_ensemble
 _FLOATS = (np.float16, np.float32, np.float64)
 _MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, as in JPEG files
+_SMALL, _MARGIN = 8, 16  # pixels; images with a shorter side are padded by so many, mirrored
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
@@ -60,7 +62,8 @@ class Restorer:
     """Restores images with one set of weights, or by default with the task's own: one for color and one for gray.
 
     May be used from several threads; the network computes for one at a time. It is frozen (`vheatir.backbone.freeze`):
-    after writing to values of its weights' `.data`, call `network.eval()`.
+    after writing to values of its weights' `.data`, call `network.eval()`. It does not work in a fork of the process
+    that made it, where PyTorch's threads are missing: make it in the fork, or start processes by "spawn".
 
     Args:
         task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
@@ -123,6 +126,7 @@ class Restorer:
             )
         self.takes_level = bool(self.network.config.get("level_map"))
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._largest: int | None = None  # side of the tiles for which memory has been found to suffice
 
     def restore(
@@ -185,6 +189,7 @@ class Restorer:
             on_tile: called with the share done, from 0 to 1.
         """
         height, width, colors = shape
+        self._check_process()
         if colors == 3 and self.metadata["color"] == "gray":
             raise ValueError("these weights are for gray images, the image has three channels; use colour weights")
         level = self._checked_level(level, read, shape)
@@ -231,6 +236,14 @@ class Restorer:
         if task == "denoise":
             return estimate_level.estimate_noise(patches)
         return estimate_level.estimate_quality([np.rint(patch.clip(0, 1) * 255).astype(np.uint8) for patch in patches])
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise UserError(
+                f"this Restorer was made in process {self._process} and is used in a fork of it, where PyTorch's "
+                'threads are missing and the work would never end; start processes by "spawn" and make the Restorer '
+                "there, or call torch.set_num_threads(1) in the fork"
+            )
 
     def _checked_level(
         self, level: float | None, read: Callable[[int, int], Rows], shape: tuple[int, int, int]
@@ -288,10 +301,13 @@ class Restorer:
         gray_as_color = gray and network.config["in_chans"] == 3
         x = (image.expand(-1, 3, -1, -1) if gray_as_color else image).contiguous().to(self.device)
         given = () if level is None else (torch.tensor([level], dtype=x.dtype, device=x.device),)
-        if self.ensemble:
-            output = self_ensemble(lambda turned: network(turned, *given), x)
-        else:
-            output = network(x, *given)
+
+        def run(images: torch.Tensor) -> torch.Tensor:
+            if self.ensemble:
+                return self_ensemble(lambda turned: network(turned, *given), images)
+            return network(images, *given)
+
+        output = _with_margin(run, x) if min(x.shape[-2:]) < _SMALL else run(x)
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
 
 
@@ -304,6 +320,24 @@ def _in_part(image: torch.Tensor, restored: torch.Tensor, luma: float, chroma: f
         return image + luma * change
     of_luma = torch.einsum("c,bchw->bhw", change.new_tensor(_LUMA), change)[:, None]
     return image + luma * of_luma + chroma * (change - of_luma)
+
+
+def _with_margin(run: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """A network's result for an image of a few pixels, which border effects would fill: padded, flat colors exact.
+
+    The image is mirrored on all sides, and what the network does to its mean color alone is taken out.
+    """
+    rows, columns = (torch.from_numpy(_mirrored(side)).to(image.device) for side in image.shape[-2:])
+    padded = image.index_select(2, rows).index_select(3, columns)
+    mean = image.mean((2, 3), keepdim=True)
+    change = run(padded.contiguous()) - run(mean.expand_as(padded).contiguous())
+    return change[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN] + mean
+
+
+def _mirrored(side: int) -> np.ndarray:
+    """Where each pixel of a padded side comes from: 0 1 2 2 1 0 0 1 2 ..., centered on the image."""
+    position = np.arange(-_MARGIN, side + _MARGIN) % (2 * side)
+    return np.minimum(position, 2 * side - 1 - position)
 
 
 def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,32 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def files_below(
+    root: Path, *, skip: Callable[[Path], bool] | None = None, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
+    """Every file at any depth below a folder, sorted within each; hidden names are left out.
+
+    Linked folders are followed, except into a folder that is being gone through already.
+
+    Args:
+        root: the folder.
+        skip: folders for which it is true are left out.
+        onerror: called for a folder that cannot be listed; without it such a folder is passed over.
+    """
+    above: dict[str, frozenset[str]] = {}  # what lies above each folder, where it really is
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=onerror):
+        inside = above.pop(folder, frozenset()) | {os.path.realpath(folder)}
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(folder, name)) not in inside
+            and not (skip is not None and skip(Path(folder, name)))
+        )
+        above.update((os.path.join(folder, name), inside) for name in subfolders)
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def sha256(path: Path) -> str:

@@ -33,11 +33,18 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node):
+        """3e5 is a whole number, which counts of iterations must be."""
+        value = self.construct_yaml_float(node)
+        return int(value) if "e" in node.value.lower() and value.is_integer() else value
+
 
 _Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_COMMA = re.compile(r"^[-+]?\d+,\d+([eE][-+]?\d+)?$")
 
 
 def find_options(path: str | Path) -> Path:
@@ -71,7 +78,26 @@ def load_table(path: Path, overrides: Sequence[str] = (), sections: Sequence[str
     options = _table(path)
     for override in overrides:
         _override(options, override, sections)
+    _check_numbers(path, "", options)
     return options
+
+
+def _check_numbers(path: Path, where: str, value: Any) -> None:
+    """Refuse numbers with a decimal comma, at any depth: YAML takes them for text or for two entries."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) and item is None:
+                raise UserError(
+                    f"{path}: {where or 'the options'}: {key!r} stands where a name is expected; numbers are written "
+                    "with a point, such as 2.5e-3, a comma begins the next entry"
+                )
+            _check_numbers(path, f"{where}.{key}".lstrip("."), item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_numbers(path, where, item)
+    elif isinstance(value, str) and _COMMA.match(value):
+        point = value.replace(",", ".")
+        raise UserError(f"{path}: {where}: {value!r} has a decimal comma; numbers are written with a point, {point}")
 
 
 def _table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -105,9 +105,10 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically; numbers that JSON does not know (infinite, NaN) become null."""
+    """Write JSON atomically; numbers that JSON does not know (infinite, NaN) become null, odd bytes escapes."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_open(path) as file:
-        file.write((json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes what JSON escapes it to
 
 
 def _finite(value: Any) -> Any:

@@ -79,7 +79,7 @@ def test_null_means_the_default(recipe):
         ("val.pbar=true", "unknown key val.pbar"),
         ("logger.wandb={}", "unknown key logger.wandb"),
         ("train.perceptual_opt={type: PerceptualLoss}", "unknown key train.perceptual_opt"),
-        ("train.total_iter=1e3", "train.total_iter must be a whole number, got 1000.0"),
+        ("train.total_iter=1.5e0", "train.total_iter must be a whole number, got 1.5"),
         ("train.total_iter=true", "train.total_iter must be a whole number, got True"),
         ("train.total_iter=many", "train.total_iter must be a whole number, got 'many'"),
         ("train.total_iter=0", "train.total_iter must be above 0, got 0"),
