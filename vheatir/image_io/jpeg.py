@@ -56,15 +56,17 @@ def read(encoded: Encoded) -> Stored:
     info = _scan(data, encoded)
     _check_kind(encoded, info)
     end = _end(data, info.scan) if encoded.metadata or not data.endswith(b"\xff\xd9") else len(data)
-    array = None
-    if end is not None:
-        color = cv2.IMREAD_GRAYSCALE if info.components == 1 else cv2.IMREAD_COLOR_RGB
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
+    if end is None:  # decoders fill up what is missing
+        raise UserError(
+            f"{encoded.name}: the JPEG file ends too early (truncated or damaged); copy or download it again"
+        )
+    color = cv2.IMREAD_GRAYSCALE if info.components == 1 else cv2.IMREAD_COLOR_RGB
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
     if array is None or array.shape[:2] != (info.height, info.width):
-        array, _ = decode_with_pillow(encoded, "JPEG")  # which knows a cut file
+        array, _ = decode_with_pillow(encoded, "JPEG")
     exif, extras, notes = info.exif(), {}, ()
     if encoded.metadata:
-        info.trailer = data[end:] if end is not None else b""
+        info.trailer = data[end:]
         extras, notes = _metadata(data, info)
     about = {"suffix": encoded.suffix, "extras": extras, "notes": notes, "orientation": orientation_of(exif)}
     return Stored.of_array(array, 8, **about)
