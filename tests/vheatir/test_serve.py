@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from PIL import Image, ImageCms, ImageOps
 
 from vheatir import serve
 from vheatir.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+ODD = ROOT / "tests" / "data" / "odd"
 
 
 @pytest.fixture
@@ -52,6 +54,41 @@ class TestPage:
         page.forget(held)
         page.forget(None)
         assert not list(page.root.iterdir())
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+    def test_it_shows_pictures_upright(self, page, tmp_path, orientation, suffix):
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = tmp_path / f"in{suffix}"
+        Image.fromarray(skimage.data.chelsea()[60:100, 100:160]).save(path, exif=exif, lossless=True)
+        with Image.open(path) as picture:
+            expected = np.asarray(ImageOps.exif_transpose(picture))
+        held = page.restore(str(path), "denoise", 0.0, False)
+        before, after = page.view(held["folder"], 1, 0.5, 0.5)
+        np.testing.assert_array_equal(before, expected)
+        assert before.shape == after.shape and np.abs(before.astype(int) - after).mean() < 3
+
+    def test_it_shows_the_photo_of_a_phone_upright(self, page):
+        held = page.restore(str(ODD / "serve" / "exif_orientation6.jpg"), "denoise", 0.0, False)
+        before, after = page.view(held["folder"], 1, 0.5, 0.5)
+        assert before.shape == after.shape == (96, 72, 3)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+    def test_it_shows_the_colours_of_the_profile(self, page, tmp_path, mode):
+        """A profile whose red and blue stand in each other's place, or a far brighter gray: seen at once."""
+        profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+        for a, b in ((b"rXYZ", b"bXYZ"),):
+            first, second = profile.index(a), profile.index(b)
+            profile[first : first + 4], profile[second : second + 4] = b, a
+        color = np.full((20, 30, 3), (200, 40, 60), np.uint8)
+        picture = Image.fromarray(color).convert(mode)
+        picture.save(tmp_path / "in.png", icc_profile=bytes(profile))
+        held = page.restore(str(tmp_path / "in.png"), "denoise", 0.0, False)
+        before, after = page.view(held["folder"], 1, 0.5, 0.5)
+        expected = np.asarray(picture.convert("RGB")) if mode == "L" else color[..., ::-1]  # no profile for gray
+        assert np.abs(before.astype(int) - expected).max() <= 2
+        np.testing.assert_array_equal(before, after)
 
     def test_zoom_shows_a_part_pixel_by_pixel(self, page, picture):
         held = page.restore(str(picture), "denoise", 0.0, False)

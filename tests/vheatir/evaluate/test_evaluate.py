@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,91 @@ def test_folders_that_do_not_match_are_refused(pictures, restored):
     cv2.imwrite(str(restored / "a.bmp"), picture(40, 49))
     with pytest.raises(UserError, match=r"a\.bmp is 40x49 colour and .*a\.png is 40x50 colour; expected the same size"):
         compare_folders(restored, pictures)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "small"])
+def test_a_broken_picture_at_the_end_shows_before_any_work(pictures, damage):
+    rng, calls = np.random.default_rng(0), []
+    whole = cv2.imencode(".png", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))[1].tobytes()
+    small = cv2.imencode(".png", np.zeros((5, 40), np.uint8))[1].tobytes()
+    (pictures / "z.png").write_bytes({"cut": whole[:900], "text": b"no picture", "small": small}[damage])
+
+    def method(image, level):
+        calls.append(level)
+        return image
+
+    with pytest.raises(UserError, match=r"1 of \d+ images cannot be used[^$]*z\.png"):
+        evaluate([pictures], "denoise", [15, 25], gray=False, method=method)
+    assert not calls
+    evaluate([pictures], "denoise", [15], gray=False, method=method, limit=2)  # it is not among these
+    assert len(calls) == 2
+
+
+def test_a_broken_picture_shows_before_folders_are_compared(pictures, restored, monkeypatch):
+    (restored / "more" / "b.bmp").write_bytes(b"")
+    monkeypatch.setattr("vheatir.evaluate.folders.scores", lambda *_args, **_options: pytest.fail("compared"))
+    with pytest.raises(UserError, match=r"b\.bmp: the file is empty"):
+        compare_folders(restored, pictures)
+
+
+def pair(tmp_path, restored, reference):
+    for name, image in (("out", restored), ("ref", reference)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        bgr = image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
+        cv2.imwrite(str(tmp_path / name / "a.png"), bgr)
+    return tmp_path / "out", tmp_path / "ref"
+
+
+@pytest.mark.parametrize("luma", [False, True])
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_three_equal_channels_are_gray_beside_gray(tmp_path, luma, swap, dtype):
+    rng = np.random.default_rng(0)
+    scale = 1 if dtype is np.uint8 else 257
+    gray, other = (rng.integers(0, 256, (20, 30)).astype(np.uint8) for _ in range(2))
+    images = [np.dstack([gray] * 3).astype(dtype) * scale, other.astype(dtype) * scale]
+    result = compare_folders(*pair(tmp_path, *(images[::-1] if swap else images)), luma=luma)
+    assert result["psnr"] == pytest.approx(psnr(gray, other), abs=1e-12) and result["notes"] == []
+
+
+def test_alpha_is_not_compared_and_a_note_says_so(tmp_path):
+    rng = np.random.default_rng(0)
+    color, other = (rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for _ in range(2))
+    folders = pair(tmp_path, np.dstack([color, color[..., 0]]), other)
+    result = compare_folders(*folders)
+    assert result["psnr"] == pytest.approx(psnr(color, other), abs=1e-12)
+    assert len(result["notes"]) == 1 and "a.png: its alpha is not compared" in result["notes"][0]
+    done = script("compute_metrics.py", *folders)
+    assert done.returncode == 0 and "its alpha is not compared" in done.stderr
+
+
+def test_luma_refuses_gray_that_cannot_be_luma(tmp_path):
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    full_range = cv2.normalize(luma_bt601(color), None, 0, 255, cv2.NORM_MINMAX)
+    with pytest.raises(UserError, match=r"a\.png: is to be the BT\.601 luma.*from 16 to 235.*leave --luma out"):
+        compare_folders(*pair(tmp_path, full_range, color), luma=True)
+    luma = luma_bt601(color)
+    luma[0, :5] = (3, 250, 0, 255, 12)  # what restoring may push out
+    assert compare_folders(*pair(tmp_path, luma, color), luma=True)["psnr"] > 20
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are always text")
+@pytest.mark.parametrize("name", ["写真 é", os.fsdecode(b"caf\xe9")], ids=ascii)
+def test_names_that_the_console_cannot_show_end_nothing(tmp_path, name):
+    color = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    out, ref = pair(tmp_path, color, color[::-1])
+    for folder in (out, ref):
+        (folder / "a.png").rename(folder / f"{name}.png")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    commands = [
+        [str(ROOT / "scripts" / "compute_metrics.py"), str(out), str(ref)],
+        ["-m", "vheatir", "evaluate", "--task", "denoise", "--color", "--weights", "none", "--data", str(out)],
+    ]
+    for command in commands:
+        arguments = [sys.executable, *command, "--json", str(tmp_path / "x.json")]
+        done = subprocess.run(arguments, capture_output=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["results"]
+        assert results[0]["per_image"][0]["image"].startswith(name[:3])
+        (tmp_path / "x.json").unlink()

@@ -18,6 +18,7 @@ from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
 from vheatir.image_io import Image, read_image, write_image
 
+ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
 CONFIG = {"dim": 8, "depths": [1], "embed_size": 8, "downscale": 2}
 
 
@@ -248,3 +249,95 @@ def test_stopped_in_the_middle_finished_files_are_whole_and_the_rest_can_follow(
     assert command("photos", "-o", "out") == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == count
     assert all(path.stat().st_mtime_ns == kept[path] for path in done)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("inputs", [["photos"], ["pho*"]], ids=str)
+def test_linked_folders_are_followed_and_loops_cut(command, tmp_path, inputs):
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "elsewhere" / "deep" / "b.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "elsewhere" / "deep", target_is_directory=True)
+    (tmp_path / "photos" / "c.png").symlink_to(tmp_path / "elsewhere" / "deep" / "b.png")
+    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "photos" / "self").symlink_to(tmp_path / "photos", target_is_directory=True)
+    (tmp_path / "photos" / "broken").symlink_to(tmp_path / "nowhere", target_is_directory=True)
+    assert command(*inputs, "-o", "out") == 0
+    # "up" leads out of "again" into a folder that is not above it there
+    expected = ["a.png", "again/b.png", "c.png", "linked/deep/b.png"]
+    assert [path for path in below(tmp_path / "out") if "/up/" not in path] == expected
+    assert len(below(tmp_path / "out")) < 8
+
+
+@pytest.mark.parametrize("name", ["result.png", "new/folder/result.PNG", "result.tif", "result.webp"])
+def test_one_file_may_go_to_a_file(command, tmp_path, name, capfd):
+    picture(tmp_path / "in.png")
+    for _ in range(2):  # the second time it is there and stays
+        assert command("in.png", "-o", name) == 0
+    assert "1 existing outputs stay" in capfd.readouterr().err
+    assert (tmp_path / name).is_file() and read_image(tmp_path / name).pixels.shape == (12, 10, 3)
+    before = (tmp_path / name).stat().st_mtime_ns
+    assert command("in.*", "-o", name, "--overwrite") == 0
+    assert (tmp_path / name).stat().st_mtime_ns > before
+
+
+def test_a_folder_with_a_pictures_name_is_a_folder(command, tmp_path):
+    picture(tmp_path / "in.png")
+    (tmp_path / "odd.png").mkdir()
+    assert command("in.png", "-o", "odd.png") == 0
+    assert below(tmp_path / "odd.png") == ["in.png"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "reason"),
+    [
+        (["in.png", "two.png"], "out.png", "2 files go into a folder"),
+        (["photos"], "out.png", "a folder goes into a folder"),
+        (["*.png"], "out.tif", "2 files go into a folder"),
+        (["in.png"], "in.png", "is an input"),
+        (["in.png"], "./photos/../in.png", "is an input"),
+        (["none.png"], "out.png", "no such file"),
+    ],
+    ids=str,
+)
+def test_a_file_as_output_is_refused_for_anything_else(command, tmp_path, capfd, inputs, output, reason):
+    for name in ("in.png", "two.png", "photos/a.png"):
+        picture(tmp_path / name)
+    assert command(*inputs, "-o", output) == 2
+    assert reason in capfd.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ({"bit_depth": 16}, "out.jpg", "JPEG cannot hold 16 bits"),
+        ({"bit_depth": 32, "suffix": ".tif"}, "out.png", "PNG cannot hold floats"),
+        ({"alpha": np.ones((12, 10), np.float32)}, "out.jpg", "JPEG cannot hold alpha"),
+    ],
+    ids=["deep", "floats", "alpha"],
+)
+def test_what_another_format_cannot_hold_is_refused_before_work(command, tmp_path, capfd, source, target, reason):
+    suffix = source.pop("suffix", ".png")
+    write_image(tmp_path / f"in{suffix}", Image(np.full((12, 10, 3), 0.5, np.float32), **source))
+    assert command(f"in{suffix}", "-o", target) == 1
+    assert reason in capfd.readouterr().err and not (tmp_path / target).exists()
+
+
+def test_files_of_other_kinds_are_counted(command, tmp_path, capfd):
+    picture(tmp_path / "photos" / "a.png")
+    for name in ("b.heic", "c.HEIC", "sub/d.gif", "notes", ".hidden.gif"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    assert command("photos", "-o", "out") == 0
+    said = capfd.readouterr().err
+    assert "note: files of other kinds passed over: 1 without suffix, 1 .gif, 2 .heic" in said
+    assert command("photos/a.png", "-o", "out", "--overwrite") == 0
+    assert "passed over" not in capfd.readouterr().err
+
+
+def test_notes_of_files_are_shown(command, tmp_path, capfd):
+    for name in ("thumbnail_second.tif",):
+        (tmp_path / name).write_bytes((ODD / name).read_bytes())
+    assert command("thumbnail_second.tif", "-o", "out") == 0
+    assert "1 further, smaller picture (thumbnails); left out" in capfd.readouterr().err

@@ -273,3 +273,21 @@ def test_a_file_that_extends_nothing_or_itself_is_refused(base, tmp_path):
     (tmp_path / "loop.yml").write_text("extends: self.yml\n")
     with pytest.raises(UserError, match=r"extends .*: expected another options file beside it"):
         load_table(tmp_path / "self.yml")
+
+
+@pytest.mark.parametrize("text", ["3e5", "3E5", "3e+5", "3.0e5", "30e4", "3.0e+5"])
+def test_whole_numbers_with_exponents_are_whole(recipe, text):
+    options = read_options(recipe, [f"train.total_iter={text}", f"logger.save_checkpoint_freq={text}"])
+    for value in (options["train"]["total_iter"], options["logger"]["save_checkpoint_freq"]):
+        assert value == 300_000 and type(value) is int
+    recipe.write_text(recipe.read_text().replace("total_iter: ", f"total_iter: {text} # "))
+    assert read_options(recipe)["train"]["total_iter"] == 300_000
+
+
+@pytest.mark.parametrize("text", ["2,5e-3", "2,5", "-0,1", "[1e-3, 2,5e-3]"])
+def test_a_decimal_comma_is_named(recipe, text):
+    with pytest.raises(UserError, match=r"train\.optim_g.*comma|name is expected; numbers are written with a point"):
+        read_options(recipe, [f"train.optim_g={{type: Adam, lr: {text.strip('[]')}}}"])
+    if not text.startswith("["):
+        with pytest.raises(UserError, match=r"train\.optim_g\.lr.*decimal comma.*point"):
+            read_options(recipe, [f"train.optim_g.lr={text}"])

@@ -1,0 +1,119 @@
+"""Pictures of a few pixels, and a Restorer in a forked process."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vheatir import Restorer
+from vheatir.archs.networks import NETWORKS
+from vheatir.image_io import read_image
+from vheatir.restore.restorer import _mirrored, _with_margin
+
+ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
+SHAPES = [(1, 1), (2, 2), (3, 7), (7, 7), (1, 64), (64, 1), (1, 600), (2, 600), (7, 40), (5, 5)]
+COLORS = [(0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.05, 0.8, 0.1), (0.95, 0.95, 0.1), (0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5)]
+
+
+@pytest.fixture(scope="module", params=["denoise", "jpeg"])
+def shipped(request):
+    return Restorer(request.param, device="cpu")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_flat_colours_stay(shipped, shape):
+    for color in COLORS:
+        flat = np.broadcast_to(np.float32(color), (*shape, 3)).copy()
+        assert np.abs(shipped.restore(flat) - flat).max() * 255 < 0.1
+    for value in (0.0, 0.3, 1.0):
+        flat = np.full(shape, value, np.float32)
+        assert np.abs(shipped.restore(flat) - flat).max() * 255 < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 80)], ids=str)
+def test_flat_colours_stay_by_every_symmetry_tile_and_alpha(shape):
+    restorer = Restorer("denoise", device="cpu", ensemble=True, tile=32, strength=0.5)
+    flat = np.broadcast_to(np.float32(COLORS[0]), (*shape, 3)).copy()
+    assert np.abs(restorer.restore(flat, alpha=np.ones(shape, np.float32)) - flat).max() * 255 < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 600), (4, 200), (7, 7)], ids=str)
+def test_noise_of_tiny_pictures_becomes_less_and_colours_stay(shipped, shape):
+    rng = np.random.default_rng(0)
+    clean = np.broadcast_to(np.float32((0.7, 0.3, 0.2)), (*shape, 3))
+    noisy = (clean + rng.normal(0, 15 / 255, clean.shape)).astype(np.float32)
+    restored = shipped.restore(noisy)
+    assert np.abs(restored.mean((0, 1)) - noisy.mean((0, 1))).max() * 255 < 2
+    if shipped.task == "denoise":
+        assert ((restored - clean) ** 2).mean() < ((noisy - clean) ** 2).mean() / 2
+
+
+def test_the_strip_keeps_its_colours(shipped):
+    strip = read_image(ODD / "strip_1x600.png").pixels
+    assert np.abs(shipped.restore(strip).mean((0, 1)) - strip.mean((0, 1))).max() * 255 < 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_networks_answer_to_flat_colours_is_taken_out(name, channels):
+    torch.manual_seed(0)
+    network = NETWORKS[name](in_chans=channels).eval()
+    for parameter in network.parameters():  # the untrained ones return their input
+        torch.nn.init.normal_(parameter, std=0.05)
+    with torch.inference_mode():
+        for height, width in ((1, 1), (3, 30)):
+            flat = torch.rand(1, channels, 1, 1).expand(1, channels, height, width)
+            assert _with_margin(network, flat).sub(flat).abs().max() < 1e-4
+
+
+def test_padding_mirrors_the_picture_as_often_as_needed():
+    for side in (1, 2, 3, 7):
+        expected = np.pad(np.arange(side), 16, mode="symmetric")
+        np.testing.assert_array_equal(_mirrored(side), expected)
+
+
+FORK = """
+import multiprocessing, sys
+import numpy as np, torch
+from vheatir import Restorer
+
+restorer = Restorer("denoise", device="cpu")
+image = np.full((40, 50, 3), 0.5, np.float32)
+if "used" in sys.argv:
+    restorer.restore(image)
+
+def work(queue):
+    if "one" in sys.argv:
+        torch.set_num_threads(1)
+    try:
+        own = Restorer("denoise", device="cpu") if "own" in sys.argv and "one" in sys.argv else restorer
+        queue.put(str(own.restore(image).shape))
+    except Exception as error:
+        queue.put(f"{type(error).__name__}: {error}")
+
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+process = context.Process(target=work, args=(queue,))
+process.start()
+print(queue.get(timeout=60))
+process.join(10)
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no forks there")
+@pytest.mark.parametrize("used", ["used", "unused"])
+@pytest.mark.parametrize("child", ["as it is", "one"])
+def test_a_restorer_in_a_fork_says_so_or_works(used, child):
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    arguments = [sys.executable, "-c", FORK, used, child]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    if child == "one":
+        assert done.stdout.strip() == "(40, 50, 3)"
+    else:
+        assert "is used in a fork of it" in done.stdout and "spawn" in done.stdout
