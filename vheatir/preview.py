@@ -14,8 +14,9 @@ from torch.utils.data import default_collate
 from vheatir.data.base import RestorationDataset
 from vheatir.data.batch_degradations import finish_batch
 from vheatir.data.noise_statistics import NoiseStatistics, noise_statistics, spread
-from vheatir.data.sources import decode_image, list_images
+from vheatir.data.sources import list_images
 from vheatir.errors import UserError
+from vheatir.image_io import decode_image
 from vheatir.image_io.arrays import to_uint8
 from vheatir.image_io.write import save_png
 from vheatir.train.build import build_datasets, complete_options

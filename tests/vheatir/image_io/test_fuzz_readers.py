@@ -1,6 +1,7 @@
 """The readers fuzzed within a fixed budget: whatever the bytes, a picture or a UserError that names the file."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +9,20 @@ import tifffile
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.image_io import open_image
+from vheatir.image_io import decode_image, open_image
 
 pytest.importorskip("hypothesis", reason="fuzzing needs hypothesis: pip install 'vheatir[dev]'")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+ODD = Path(__file__).parents[2] / "data" / "odd"
 BUDGET = 60  # examples for each kind of file, always the same ones
 MAX_PIXELS = 10**6
 
 
 def seed_file(kind):
+    if kind in ODD_SEEDS:
+        return ODD_SEEDS[kind].read_bytes()
     rng, file = np.random.default_rng(0), io.BytesIO()
     color = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
     deep = rng.integers(0, 65536, (12, 10, 3), dtype=np.uint16)
@@ -43,6 +47,7 @@ def seed_file(kind):
     return file.getvalue()
 
 
+ODD_SEEDS = {f"{path.parent.name}/{path.name}": path for path in sorted(ODD.glob("*/*.*"))}
 KINDS = {
     "PNG": ".png",
     "png16": ".png",
@@ -54,7 +59,7 @@ KINDS = {
     "tiff zlib": ".tif",
     "tiff tiles": ".tif",
     "tiff exif": ".tif",
-}
+} | {kind: path.suffix for kind, path in ODD_SEEDS.items()}
 EDITS = st.lists(
     st.one_of(
         st.tuples(st.just("set"), st.integers(0, 10**4), st.binary(min_size=1, max_size=4)),
@@ -101,6 +106,11 @@ def test_edited_files(tmp_path, kind):
                 stored.close()
             except UserError as error:
                 assert path.name in str(error)
+        try:
+            image = decode_image(path.read_bytes(), path.name)
+            assert image.dtype == np.uint8 and image.ndim in (2, 3)
+        except UserError as error:
+            assert path.name in str(error)
 
     check()
 

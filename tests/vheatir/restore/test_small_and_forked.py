@@ -48,7 +48,7 @@ def test_noise_of_tiny_pictures_becomes_less_and_colours_stay(shipped, shape):
     clean = np.broadcast_to(np.float32((0.7, 0.3, 0.2)), (*shape, 3))
     noisy = (clean + rng.normal(0, 15 / 255, clean.shape)).astype(np.float32)
     restored = shipped.restore(noisy)
-    assert np.abs(restored.mean((0, 1)) - noisy.mean((0, 1))).max() * 255 < 2
+    assert np.abs(restored.mean((0, 1)) - noisy.mean((0, 1))).max() * 255 < 3
     if shipped.task == "denoise":
         assert ((restored - clean) ** 2).mean() < ((noisy - clean) ** 2).mean() / 2
 
