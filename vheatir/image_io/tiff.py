@@ -6,6 +6,7 @@ orientation tag, and one divides, the other multiplies colours by alpha: the cop
 """
 
 import io
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import ORIENTATION, POINTERS, Entry, exif_of_orientation, read_folders
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
 _INTEGER, _FLOAT = 1, 3  # SampleFormat
 MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
@@ -164,7 +167,7 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
         array = page.asarray()
         if array.ndim == 3 and int(page.planarconfig) == 2:
             array = np.moveaxis(array, 0, -1)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, ImportError) as error:
         if isinstance(error, tifffile.TiffFileError) or not _lacks_codec(page, error):
             raise
         if info.bit_depth == 8:
@@ -177,7 +180,11 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
 
 
 def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
-    return "imagecodecs" in str(error) or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
+    return (
+        isinstance(error, ImportError)
+        or "imagecodecs" in str(error)
+        or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
+    )
 
 
 def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
@@ -272,7 +279,7 @@ class TiffRows:
         _check_bounds(encoded, page)
         try:
             rows(0, 1)
-        except (ValueError, KeyError, NotImplementedError) as error:
+        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
             if isinstance(error, UserError | tifffile.TiffFileError) or not _lacks_codec(page, error):
                 raise
             return None

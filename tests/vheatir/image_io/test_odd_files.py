@@ -447,6 +447,22 @@ def test_codecs_that_are_not_installed_are_named():
     assert all("pip install imagecodecs" in line for line in said)
 
 
+def test_common_codecs_are_read_without_a_further_library(tmp_path):
+    array = (RNG.integers(0, 4, (20, 30, 3)) * 60).astype(np.uint8)
+    names = []
+    for compression in ("packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "jpeg", "zstd", "lzma"):
+        for mode in ("RGB", "L"):
+            path = tmp_path / f"{compression}_{mode}.tif"
+            try:
+                Pillow.fromarray(array).convert(mode).save(path, compression=compression)
+            except OSError:
+                continue  # Pillow's own library has no such codec
+            names.append(str(path))
+    assert len(names) >= 10
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *names], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["read"] * 3 * len(names)
+
+
 @pytest.mark.parametrize("blocked", [False, True], ids=["as installed", "without imagecodecs"])
 def test_damage_inside_a_deflated_tiff_is_found(tmp_path, blocked):
     names = []
