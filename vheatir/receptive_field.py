@@ -158,6 +158,8 @@ def measure_weights(
     if size < 2:
         raise UserError(f"--size must be at least 2 pixels, got {size}")
     level = checked_level(task, level)
+    for image in images:
+        read_clean_file(Path(image), task, gray=False)  # a broken one shows before any work
     fields = {}
     results = []
     for name in weights or [store.DEFAULTS[task]["color"]]:

@@ -239,6 +239,8 @@ def compare(  # long function: most of it says what its arguments mean
     check_figure_files(out)
     require_matplotlib()
     columns = open_columns(methods, task, level, gray, device, tile)
+    for path in [*images, *(degraded or [])]:
+        read_clean_file(path, task, gray)  # a broken one shows before any work
     comparison = Comparison(task, level, gray, columns, crop_size)
     every_crop = list(crops) if crops is not None else [None]
     every_crop = every_crop * len(images) if len(every_crop) == 1 else every_crop

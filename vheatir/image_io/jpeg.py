@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import cv2
-import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow, open_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
@@ -23,6 +23,8 @@ _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_OR_HIERARCHICAL = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_OTHERS = frozenset(range(0xE2, 0xF0)) - {0xEE}  # application data, but for JFIF and Adobe's, which the codec makes
+_FURTHER_PICTURES = b"MPF\0"
 _EXIF, _ICC, _XMP = b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/"
 _MOST_PAYLOAD = 65533
 
@@ -37,6 +39,7 @@ class JpegInfo:
     components: int = 0
     process: int = 0  # the marker of the frame header
     segments: list[tuple[int, bytes]] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)  # markers of other segments
     scan: int = 0  # where the first scan begins
     trailer: bytes = b""
 
@@ -61,7 +64,7 @@ def read(encoded: Encoded) -> Stored:
             f"{encoded.name}: the JPEG file ends too early (truncated or damaged); copy or download it again"
         )
     color = cv2.IMREAD_GRAYSCALE if info.components == 1 else cv2.IMREAD_COLOR_RGB
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
+    array = decode_with_opencv(data, color)
     if array is None or array.shape[:2] != (info.height, info.width):
         array, _ = decode_with_pillow(encoded, "JPEG")
     exif, extras, notes = info.exif(), {}, ()
@@ -95,6 +98,8 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
             encoded.check_size(info.width, info.height)
         elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
             info.segments.append((marker, payload))
+        elif marker in _OTHERS and not payload.startswith(_FURTHER_PICTURES):
+            info.left_out.append(marker)
     return info
 
 
@@ -132,12 +137,14 @@ def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
         quantization = getattr(picture, "quantization", None)
     extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}
     extras |= {"exif": info.exif(), "quantization": quantization, "jpeg": info}
+    numbers = ", ".join(f"APP{marker - _APP0}" for marker in sorted(set(info.left_out)))
+    notes = (f"holds data of a program ({numbers}); left out",) if numbers else ()
     if pictures == 1:
-        return extras, ()
+        return extras, notes
     # XMP may describe the pictures that are dropped, such as a gain map
     extras["xmp"], info.trailer = None, b""
     info.segments = [(marker, data) for marker, data in info.segments if not data.startswith(_XMP)]
-    return extras, (f"holds {pictures} pictures; only the first one is restored and kept",)
+    return extras, (f"holds {pictures} pictures; only the first one is restored and kept", *notes)
 
 
 def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
@@ -42,6 +43,7 @@ class PngInfo:
     transparent: bytes | None = None
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
     pixels: bytes = b""
+    behind: int = 0  # bytes that follow the end
 
 
 def read(encoded: Encoded) -> Stored:
@@ -61,8 +63,10 @@ def read(encoded: Encoded) -> Stored:
     if encoded.metadata:
         exif_block = None if exif is None else b"Exif\0\0" + exif
         extras = {"png_chunks": info.chunks, "icc_profile": _inflated_metadata(encoded.name, info), "exif": exif_block}
-    depth = 16 if info.bit_depth == 16 else 8
-    return Stored.of_array(array, depth, suffix=encoded.suffix, extras=extras, orientation=orientation_of(exif))
+    about = {"suffix": encoded.suffix, "extras": extras, "orientation": orientation_of(exif)}
+    if info.behind:
+        about["notes"] = (f"holds {info.behind} bytes behind the end of the picture; they are left out",)
+    return Stored.of_array(array, 16 if info.bit_depth == 16 else 8, **about)
 
 
 def scan_png(encoded: Encoded) -> PngInfo:
@@ -85,6 +89,7 @@ def scan_png(encoded: Encoded) -> PngInfo:
             )
         if kind in _PIXELS:
             pixels.append(data[start - 8 : end + 4])
+            info.behind = len(data) - end - 4
     info.pixels = b"".join(pixels)
     return info
 
@@ -108,7 +113,7 @@ def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
 def _with_opencv(info: PngInfo) -> np.ndarray | None:
     """8 or 16 bits as HW, or HWC with gray and alpha, RGB, or RGB and alpha; None where OpenCV refuses."""
     flags = _OPENCV.get(info.color_type, cv2.IMREAD_UNCHANGED)
-    array = cv2.imdecode(np.frombuffer(info.pixels, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    array = decode_with_opencv(info.pixels, flags)
     if array is None or 8 * array.itemsize != info.bit_depth or array.shape[:2] != (info.height, info.width):
         return None
     if info.color_type == GRAY_ALPHA:

@@ -16,6 +16,7 @@ import tifffile
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
+from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import ORIENTATION, POINTERS, Entry, exif_of_orientation, read_folders
 
@@ -31,9 +32,12 @@ _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
 _ASCII = 2
 
-# Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC.
+# Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC; names of
+# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
+_KEPT += (269, 285, 316, 34377, 42112, 42113)
+_LAYERS = 37724  # Photoshop's, which show the picture as it was
 
 
 @dataclass
@@ -101,6 +105,8 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
             folders = read_folders(encoded.file, page.offset)
         except ValueError as error:
             notes += (f"{error}; it is left out, the picture is not affected",)
+    if _LAYERS in page.tags:
+        notes += ("holds layers of Photoshop beside the whole picture; they are left out",)
     turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     return TiffInfo(
         width=page.imagewidth,
@@ -209,8 +215,7 @@ def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> n
     """16 bits or floats in a compression that needs imagecodecs; OpenCV brings its own libtiff."""
     array = None
     if page.index == 0 and (int(page.planarconfig) == 1 or page.samplesperpixel == 1):
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        array = cv2.imdecode(np.frombuffer(_pixels_only(encoded, page), np.uint8), flags)
+        array = decode_with_opencv(_pixels_only(encoded, page), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.dtype(info.dtype):
         raise _undecodable(encoded, page)
     if array.ndim == 3:

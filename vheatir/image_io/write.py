@@ -20,6 +20,7 @@ from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
 QUALITY = 95  # of written JPEG (with full-resolution colour) and lossy WebP
+_MOST_XMP = 65502  # bytes that a JPEG segment has for it
 _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
 
@@ -129,6 +130,8 @@ def _jpeg(picture: Pillow.Image, options: dict[str, Any], info: JpegInfo | None)
         info = JpegInfo(segments=list(exif_segments(options.pop("exif", b""))))
     else:
         options = {"dpi": options["dpi"]} if "dpi" in options else {}
+    if len(options.get("xmp") or b"") > _MOST_XMP:  # of another format; only JPEG's own reader knows its extensions
+        del options["xmp"]
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=QUALITY, subsampling=0, **options)
     return with_metadata(encoded.getvalue(), info)

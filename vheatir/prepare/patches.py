@@ -200,6 +200,8 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
     _check_level(compress_level)
     images = ImageSource(source)
     keys = {key: stem for stem, key in images.by_stem().items()}
+    if odd := [images.describe(key) for key, stem in keys.items() if not _is_text(stem)]:
+        raise UserError(f"LMDB keys are text, these names are not; rename {', '.join(map(ascii, odd))}")
     if long := [images.describe(key) for key, stem in keys.items() if len(stem.encode()) > 511]:
         raise UserError(f"LMDB keys hold at most 511 bytes; shorten these paths: {', '.join(long)}")
 
@@ -224,6 +226,14 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
             shutil.rmtree(partial.folder)  # nothing that could be gone on with
             raise
     return len(records)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open_for_writing(folder: Path):
