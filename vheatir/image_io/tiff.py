@@ -18,7 +18,14 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import ORIENTATION, POINTERS, Entry, exif_of_orientation, read_folders
+from vheatir.image_io.tiff_exif import (
+    ORIENTATION,
+    POINTERS,
+    Entry,
+    exif_of_orientation,
+    reaches_beyond_end,
+    read_folders,
+)
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
@@ -64,7 +71,12 @@ def read(encoded: Encoded) -> Stored:
     """A TIFF file of one picture: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
     with tifffile.TiffFile(encoded.file) as tiff:
         page, notes = _picture(encoded, tiff)
-        info = _info(encoded, tiff, page, notes)
+        try:
+            info = _info(encoded, tiff, page, notes)
+        except UserError as error:
+            if reaches_beyond_end(encoded.file, page.offset):  # then the header cannot be believed
+                raise _truncated(encoded) from error
+            raise
         encoded.check_size(info.width, info.height)
         about: dict[str, Any] = {"suffix": encoded.suffix, "notes": info.notes, "orientation": info.orientation}
         extras = {"tiff": info, "icc_profile": info.icc_profile, "exif": exif_of_orientation(info.orientation)}
@@ -77,11 +89,15 @@ def read(encoded: Encoded) -> Stored:
         return Stored.of_array(_whole(encoded, info, page), info.bit_depth, **about)
 
 
+def _truncated(encoded: Encoded) -> UserError:
+    return UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+
+
 def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the picture, where all the others are thumbnails of it, and a note on those."""
     pages = [tiff.pages[index] for index in range(len(tiff.pages))]
     if not pages:
-        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+        raise _truncated(encoded)
     masks = [page for page in pages if int(page.subfiletype) & _MASK]
     whole = [page for page in pages if not int(page.subfiletype) & _REDUCED]
     if masks and len(pages) > 1:
@@ -259,7 +275,7 @@ def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
     if not starts or min(starts) < 1 or min(sizes) < 1:
         raise UserError(f"{encoded.name}: strips or tiles of the TIFF file are missing; copy or download it again")
     if max(start + length for start, length in zip(starts, sizes, strict=True)) > size:
-        raise UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
+        raise _truncated(encoded)
 
 
 class TiffRows:

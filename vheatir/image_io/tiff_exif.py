@@ -59,6 +59,18 @@ def read_folders(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
         raise ValueError(f"its EXIF folder is damaged ({error})") from error
 
 
+def reaches_beyond_end(file: BinaryIO, start: int) -> bool:
+    """Whether the folder at `start`, or a value that it points to, lies behind the end of the file."""
+    layout, _ = _header(file)
+    end = file.seek(0, 2)
+    try:
+        entries = _read(file, layout, start, values=False)
+    except struct.error:
+        return True
+    sizes = ((entry, entry.count * _SIZES.get(entry.kind, 1)) for entry in entries)
+    return any(size > len(entry.value) and _number(layout, entry.value) + size > end for entry, size in sizes)
+
+
 def exif_of_orientation(orientation: int) -> bytes | None:
     """EXIF that says nothing but how a picture lies; None for one that lies upright."""
     if orientation == 1:

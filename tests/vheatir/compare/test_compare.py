@@ -145,6 +145,16 @@ def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_broken_picture_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):
+    (tmp_path / "z.png").write_bytes(photo.read_bytes()[:900])
+    monkeypatch.setattr("vheatir.compare.command.degrade", lambda *_arguments: pytest.fail("began"))
+    for pictures in ([str(photo), str(tmp_path / "z.png")], [str(photo), "--degraded", str(tmp_path / "z.png")]):
+        with pytest.raises(UserError, match=r"z\.png.*truncated"):
+            level = [] if "--degraded" in pictures else ["--sigma", "25"]
+            options = ["--task", "denoise", *level, "--methods", "input", "-o", str(tmp_path / "x.png")]
+            main([*pictures, *options])
+
+
 def test_wrong_pictures_and_outputs_are_refused(photo, tmp_path):
     small = tmp_path / "small.png"
     cv2.imwrite(str(small), np.zeros((9, 40, 3), np.uint8))

@@ -538,6 +538,21 @@ def test_a_cut_download_is_called_truncated(tmp_path):
                     open_image(tmp_path / "cut.tif", by_rows=by_rows)
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_tiff_cut_anywhere_is_never_called_anything_else(tmp_path, bigtiff, byteorder, dtype):
+    path = tmp_path / "cut.tif"
+    artist = [(315, 2, 30, b"x" * 29 + b"\0", True)]
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as writer:
+        writer.write(pixels((6, 5, 3), dtype), photometric="rgb", extratags=artist)
+    whole = path.read_bytes()
+    for length in range(9, len(whole), 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="truncated"):
+            open_image(path)
+
+
 def test_no_message_shows_an_object_of_python():
     for path in sorted(ODD.rglob("*.*")):
         try:
