@@ -147,7 +147,7 @@ def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
 
 def test_a_broken_picture_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):
     (tmp_path / "z.png").write_bytes(photo.read_bytes()[:900])
-    monkeypatch.setattr("vheatir.compare.command.degrade", lambda *_arguments: pytest.fail("began"))
+    monkeypatch.setattr("vheatir.compare.api.degrade", lambda *_arguments: pytest.fail("began"))
     for pictures in ([str(photo), str(tmp_path / "z.png")], [str(photo), "--degraded", str(tmp_path / "z.png")]):
         with pytest.raises(UserError, match=r"z\.png.*truncated"):
             level = [] if "--degraded" in pictures else ["--sigma", "25"]

@@ -8,11 +8,10 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
-from vheatir.compare.command import read_picture
 from vheatir.data.sources import ImageSource, close_environments
 from vheatir.errors import UserError
-from vheatir.evaluate.command import read_clean
 from vheatir.evaluate.folders import compare_folders
+from vheatir.evaluate.protocol import read_clean, read_clean_file
 from vheatir.image_io import READERS, read_image
 from vheatir.image_io import read as reading
 from vheatir.prepare.known_sets import survey
@@ -60,7 +59,7 @@ def by_evaluate(path, folder):
 
 
 def by_compare(path, folder):  # and by receptive-field
-    return read_picture(path, "denoise", gray=by_training(path, folder).ndim == 2)
+    return read_clean_file(path, "denoise", gray=by_training(path, folder).ndim == 2)
 
 
 COMMANDS = [by_restore, by_training, by_lmdb, by_patches, by_survey, by_evaluate, by_compare]

@@ -291,9 +291,9 @@ def test_a_folder_with_a_pictures_name_is_a_folder(command, tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "output", "reason"),
     [
-        (["in.png", "two.png"], "out.png", "2 files go into a folder"),
-        (["photos"], "out.png", "a folder goes into a folder"),
-        (["*.png"], "out.tif", "2 files go into a folder"),
+        (["in.png", "two.png"], "out.png", "several files go into a folder"),
+        (["photos"], "out.png", "folders and several files go into a folder"),
+        (["*.png"], "out.tif", "several files go into a folder"),
         (["in.png"], "in.png", "is an input"),
         (["in.png"], "./photos/../in.png", "is an input"),
         (["none.png"], "out.png", "no such file"),
@@ -312,8 +312,8 @@ def test_a_file_as_output_is_refused_for_anything_else(command, tmp_path, capfd,
     ("source", "target", "reason"),
     [
         ({"bit_depth": 16}, "out.jpg", "JPEG cannot hold 16 bits"),
-        ({"bit_depth": 32, "suffix": ".tif"}, "out.png", "PNG cannot hold floats"),
-        ({"alpha": np.ones((12, 10), np.float32)}, "out.jpg", "JPEG cannot hold alpha"),
+        ({"bit_depth": 32, "suffix": ".tif"}, "out.png", "PNG cannot hold 32 bits"),
+        ({"alpha": np.ones((12, 10), np.float32)}, "out.jpg", "JPEG cannot hold transparency"),
     ],
     ids=["deep", "floats", "alpha"],
 )
