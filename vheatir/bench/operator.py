@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vheatir import weights
-from vheatir.backbone.layers.embedding import EmbeddingAt, diffusivities_of_reach
+from vheatir.archs.vheatunet_arch import HeatAttention
+from vheatir.backbone.layers.embedding import diffusivities_of_reach
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.backbone.layers.heat import HeatBlock
 from vheatir.bench.case import BASELINE, Case, gradients, inference
@@ -20,24 +21,22 @@ from vheatir.kernels.reference import hco_reference
 
 # whose decays maps of its channels get
 NETWORK = "denoise_color_blind"
-LAYER = "groups.0.blocks.0.op"
 REACH = (0.5, 28.0)  # blur lengths in pixels, for all other maps: those between which such networks conduct
 
 
 def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tensor, str]:
     """Diffusivities of a restoration network, (H, W, C) in squared pixels, and what they are.
 
-    For maps of as many channels as the shipped network `NETWORK` has, those of its first heat layer at this size;
-    otherwise log-spaced over the channels between the blur lengths `REACH`, the same at all frequencies.
+    For maps of as many channels as a level of the shipped network `NETWORK` has (32, 64, 128 or 256), those of the
+    first heat attention with so many; otherwise log-spaced over the channels between the blur lengths `REACH`. Both are
+    the same at all frequencies.
     """
     network, _ = weights.load(NETWORK)
-    layer = network.get_submodule(LAYER)
-    if layer.dim != channels:
-        k = diffusivities_of_reach(REACH, channels).expand(height, width, channels)
-        return k, f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
-    with torch.no_grad():
-        k = layer.diffusivity(EmbeddingAt(network.freq_embed, (height, width), network.resize).tensor())
-    return k, f"network: {NETWORK} {LAYER}"
+    for name, layer in network.named_modules():
+        if isinstance(layer, HeatAttention) and layer.log_k is not None and len(layer.log_k) == channels:
+            return layer.log_k.detach().exp().expand(height, width, channels), f"network: {NETWORK} {name}"
+    k = diffusivities_of_reach(REACH, channels).expand(height, width, channels)
+    return k, f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
 
 
 def hco_case(
