@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Documented, or used by scripts: they go on working, wherever the code stands.
 KEPT_PATHS = """
     vheatir.image_io vheatir.image_io.read_image vheatir.weights.find vheatir.weights.load vheatir.tiling.apply_tiled
-    vheatir.hub vheatir.openmmlab vheatir.data.custom vheatir.evaluate.evaluate vheatir.evaluate.main
+    vheatir.hub vheatir.openmmlab vheatir.data.custom vheatir.data.degradations.to_uint8
+    vheatir.evaluate.evaluate vheatir.evaluate.main
     vheatir.evaluate.evaluate_image vheatir.metrics.fidelity vheatir.metrics.batched vheatir.integrations.spandrel
     vheatir.integrations.deepinv vheatir.integrations.huggingface vheatir.integrations.openmmlab
     vheatir.backbone.create_model vheatir.backbone.load_checkpoint vheatir.backbone.dense_backbone
@@ -79,7 +80,7 @@ def test_a_call_of_a_package_reaches_the_function(monkeypatch):
         (lambda: vheatir.restore("none.png", "out", task="blur"), "unknown task 'blur'"),
         (lambda: vheatir.restore("none.png", "out", task="jpeg", engine="far"), "unknown engine 'far'"),
         (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method=None), "none: no such folder"),
-        (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method="bm3d"), "unknown method 'bm3d'"),
+        (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method="sharpen"), "unknown method 'sharpen'"),
         (lambda: vheatir.prepare("none"), "none: neither a folder nor a known set"),
         (lambda: vheatir.compare(["none.png"], task="denoise"), "how is the picture to be degraded"),
         (lambda: vheatir.bench("attention"), "unknown benchmark 'attention'; known: hco"),

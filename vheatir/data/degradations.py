@@ -10,7 +10,19 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from vheatir.image_io.arrays import check_image, check_uint8
+from vheatir.image_io.arrays import check_image, check_uint8, gray_opencv, luma_bt601, to_float, to_uint8
+
+__all__ = [  # gray_opencv, luma_bt601, to_float and to_uint8 stood here before
+    "SUBSAMPLING",
+    "add_gaussian_noise",
+    "draw_grid_phase",
+    "gray_opencv",
+    "jpeg_crop",
+    "jpeg_roundtrip",
+    "luma_bt601",
+    "to_float",
+    "to_uint8",
+]
 
 SUBSAMPLING = {  # of chroma in JPEG files: none, every second column, every second column and row
     "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
