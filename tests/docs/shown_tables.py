@@ -215,8 +215,8 @@ GIVEN = {
 
 # What the names of a block hold after it. Blocks with an `assert` of their own need no line.
 HOLDS = {
-    ("README.md", 0): lambda names: names["y"].shape == names["x"].shape,
-    ("README.md", 1): lambda names: names["restored"].shape == names["noisy"].shape,
+    ("README.md", 0): lambda names: names["restored"].shape == names["noisy"].shape,
+    ("README.md", 1): lambda names: names["y"].shape == names["x"].shape,
     ("docs/backbone.md", 0): lambda names: [x.shape[1:] for x in names["maps"]] == [(64, 13, 19), (256, 4, 5)],
     ("docs/backbone.md", 1): lambda names: names["model"].num_classes == 1000,
     ("docs/backbone.md", 2): lambda names: names["model"].num_classes == 10,

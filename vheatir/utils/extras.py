@@ -21,7 +21,7 @@ def extra_of(module: str) -> str | None:
     except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
         return None
     for requirement in requirements:
-        name = re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
         if name == wanted and extra:
             return extra[1]
@@ -30,7 +30,8 @@ def extra_of(module: str) -> str | None:
 
 def advice(error: ModuleNotFoundError) -> str | None:
     """What to install where the library of a failed import belongs to an extra; None for any other import."""
-    extra = extra_of(error.name or "")
+    name = error.name or ""
+    extra = extra_of(name)
     if extra is None:
         return None
-    return f"this needs {error.name.partition('.')[0]}, which is not installed; run `pip install 'vheatir[{extra}]'`"
+    return f"this needs {name.partition('.')[0]}, which is not installed; run `pip install 'vheatir[{extra}]'`"
