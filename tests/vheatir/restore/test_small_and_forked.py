@@ -13,14 +13,15 @@ import torch
 from vheatir import Restorer
 from vheatir.archs.networks import NETWORKS
 from vheatir.image_io import read_image
+from vheatir.restore.defaults import TASKS
 from vheatir.restore.restorer import _mirrored, _with_margin
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
-SHAPES = [(1, 1), (2, 2), (3, 7), (7, 7), (1, 64), (64, 1), (1, 600), (2, 600), (7, 40), (5, 5)]
-COLORS = [(0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.05, 0.8, 0.1), (0.95, 0.95, 0.1), (0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5)]
+SHAPES = [(1, 1), (2, 2), (3, 7), (64, 1), (7, 40)]
+COLORS = [(0.9, 0.1, 0.1), (0.05, 0.8, 0.1), (1, 1, 1)]
 
 
-@pytest.fixture(scope="module", params=["denoise", "jpeg"])
+@pytest.fixture(scope="module", params=TASKS)
 def shipped(request):
     return Restorer(request.param, device="cpu")
 
@@ -30,19 +31,19 @@ def test_flat_colours_stay(shipped, shape):
     for color in COLORS:
         flat = np.broadcast_to(np.float32(color), (*shape, 3)).copy()
         assert np.abs(shipped.restore(flat) - flat).max() * 255 < 0.1
-    for value in (0.0, 0.3, 1.0):
+    for value in (0.0, 0.5):
         flat = np.full(shape, value, np.float32)
         assert np.abs(shipped.restore(flat) - flat).max() * 255 < 0.1
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 80)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)], ids=str)
 def test_flat_colours_stay_by_every_symmetry_tile_and_alpha(shape):
     restorer = Restorer("denoise", device="cpu", ensemble=True, tile=32, strength=0.5)
     flat = np.broadcast_to(np.float32(COLORS[0]), (*shape, 3)).copy()
     assert np.abs(restorer.restore(flat, alpha=np.ones(shape, np.float32)) - flat).max() * 255 < 0.1
 
 
-@pytest.mark.parametrize("shape", [(1, 600), (4, 200), (7, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 100), (7, 7)], ids=str)
 def test_noise_of_tiny_pictures_becomes_less_and_colours_stay(shipped, shape):
     rng = np.random.default_rng(0)
     clean = np.broadcast_to(np.float32((0.7, 0.3, 0.2)), (*shape, 3))
@@ -62,7 +63,8 @@ def test_the_strip_keeps_its_colours(shipped):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_networks_answer_to_flat_colours_is_taken_out(name, channels):
     torch.manual_seed(0)
-    network = NETWORKS[name](in_chans=channels).eval()
+    small = {"VHeatIR": {"dim": 8, "depths": [1], "downscale": 2}, "VHeatUNet": {"dim": 8}}
+    network = NETWORKS[name](in_chans=channels, **small[name]).eval()
     for parameter in network.parameters():  # the untrained ones return their input
         torch.nn.init.normal_(parameter, std=0.05)
     with torch.inference_mode():
@@ -100,7 +102,7 @@ context = multiprocessing.get_context("fork")
 queue = context.Queue()
 process = context.Process(target=work, args=(queue,))
 process.start()
-print(queue.get(timeout=60))
+print(queue.get(timeout=280))
 process.join(10)
 """
 
@@ -111,7 +113,7 @@ process.join(10)
 def test_a_restorer_in_a_fork_says_so_or_works(used, child):
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     arguments = [sys.executable, "-c", FORK, used, child]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     if child == "one":
         assert done.stdout.strip() == "(40, 50, 3)"
