@@ -9,7 +9,7 @@ from vheatir.utils.files import printable
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
 For one file, OUT may be the name of an image, such as result.png: then the result is that file.
-HEIC needs `pip install 'vheatir[phone]'`, camera RAW (X.NEF becomes a 16-bit X.tif) 'vheatir[raw]'; X.avif becomes X.png.
+HEIC needs `pip install 'vheatir[phone]'`, camera RAW 'vheatir[raw]'; X.NEF becomes a 16-bit X.tif, X.avif X.png.
 Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
