@@ -20,8 +20,10 @@ from vheatir.image_io.tiff_exif import orientation_of
 _EXTRA = "phone"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 _ANIMATED = (b"avis", b"hevc", b"hevx", b"msf1")  # brands of image sequences
-_USUAL_PRIMARIES, _USUAL_TRANSFER = (1, 2), (1, 2, 6, 13)  # H.273: those of BT.709 and sRGB, or nothing said
-_TWELVE_BITS, _MORE_THAN_EIGHT = 0x20, 0x40  # flags of the AV1 configuration box
+_USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
+_USUAL_TRANSFER = (1, 2, 6, 13)
+_TWELVE_BITS = 0x20  # flags of the AV1 configuration box
+_MORE_THAN_EIGHT = 0x40
 
 
 def kind_of_boxes(head: bytes) -> str | None:
@@ -29,7 +31,8 @@ def kind_of_boxes(head: bytes) -> str | None:
     if head[4:8] != b"ftyp":
         return None
     size = min(int.from_bytes(head[:4], "big"), len(head))
-    major, compatible = head[8:12], [head[at : at + 4] for at in range(16, size, 4)]
+    major = head[8:12]
+    compatible = [head[at : at + 4] for at in range(16, size, 4)]
     if major in (b"avif", b"avis") or (major in (b"mif1", b"msf1") and b"avif" in compatible):
         return "AVIF"
     if major == b"crx ":
@@ -96,7 +99,8 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
     """
     pillow_heif = library("pillow_heif", _EXTRA, name)
     height, width, channels = array.shape
-    mode, bits = _MODES[channels], 8
+    mode = _MODES[channels]
+    bits = 8
     if array.dtype == np.uint16:
         mode += ";16"
         bits = 12 if extras.get("heif_bits") == 12 else 10
