@@ -15,6 +15,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import open_image
+from vheatir.image_io.formats import written_name
 from vheatir.image_io.view import as_shown
 from vheatir.restore.one_file import FileOptions, find_level, restore_file
 from vheatir.restore.restorer import TASKS, Restorer
@@ -23,6 +24,7 @@ logger = logging.getLogger("vheatir.serve")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise", "Remove JPEG artifacts": "jpeg"}
+_UPLOAD = "Picture (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
 _KEPT_SECONDS = 3600  # pictures of a page that was left are deleted after this time
 _WAITING = 8  # requests in the queue; more are told to come back
@@ -78,7 +80,7 @@ class Page:
         folder = Path(tempfile.mkdtemp(dir=self.root))
         try:
             source = Path(path)
-            target = folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}"
+            target = written_name(folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}")
             outcome = restore_file(self.restorer(task, strength, ensemble), source, target, self.options, on_tile)
             for name, file in (("before", source), ("after", target)):
                 np.save(folder / f"{name}.npy", _shown(file, self.options))
@@ -167,7 +169,11 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Pictures stay on this machine.")
         with gr.Row():
             with gr.Column(scale=1):
-                upload = gr.File(label="Picture (PNG, JPEG, TIFF, BMP, WebP)", type="filepath", elem_id="upload")
+                upload = gr.File(
+                    label=_UPLOAD,
+                    type="filepath",
+                    elem_id="upload",
+                )
                 task = gr.Radio(list(_LABELS), value=next(iter(_LABELS)), label="Task", elem_id="task")
                 found = gr.Textbox(label="Found", interactive=False, elem_id="found")
                 strength = gr.Slider(0, 1, 1, step=0.05, label="Strength: 0 the input, 1 fully restored")

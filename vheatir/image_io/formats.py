@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import cv2
@@ -20,8 +20,16 @@ FORMATS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
     ".webp": "WEBP",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
+    ".hif": "HEIF",
+    ".avif": "AVIF",
 }
-DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,)}
+_RAW = "3fr arw cr2 cr3 crw dng erf iiq mrw nef nrw orf pef raf rw2 rwl sr2 srf srw"
+FORMATS |= {f".{name}": "RAW" for name in _RAW.split()}
+# What is written; HEIF holds 10 bits of the 16.
+DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,), "HEIF": (8, 16)}
+_WRITTEN_AS = {"AVIF": ".png", "RAW": ".tif"}  # what is only read
 MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
 ASSOCIATED, STRAIGHT = 1, 2  # ExtraSamples of TIFF: colours multiplied with alpha beforehand, or not
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
@@ -36,6 +44,20 @@ def format_of(path: Path) -> str:
         raise UserError(
             f"{path}: the suffix {path.suffix!r} is not one of {', '.join(FORMATS)}; rename or convert the file"
         ) from None
+
+
+def written_format(path: Path) -> str:
+    """The format that a file to write stands for; UserError for one that is only read."""
+    kind = format_of(path)
+    if kind not in DEPTHS:
+        raise UserError(f"{path}: {kind} files are only read; give a name that ends in {_WRITTEN_AS[kind]}")
+    return kind
+
+
+def written_name(path: PurePath) -> PurePath:
+    """The name of the result made from a file: its own, with another suffix where its format is only read."""
+    suffix = _WRITTEN_AS.get(FORMATS.get(path.suffix.lower(), ""))
+    return path.with_suffix(suffix) if suffix else path
 
 
 @dataclass(frozen=True)

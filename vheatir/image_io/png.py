@@ -223,9 +223,13 @@ def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
     file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
 
-def metadata_chunks(icc_profile: bytes | None, exif: bytes | None) -> list[tuple[bytes, bytes]]:
-    """Colour profile and EXIF of another format as PNG chunks."""
+def metadata_chunks(
+    icc_profile: bytes | None, exif: bytes | None, cicp: tuple[int, int] | None = None
+) -> list[tuple[bytes, bytes]]:
+    """Colour profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks."""
     chunks = []
+    if cicp and not icc_profile:
+        chunks.append((b"cICP", bytes([*cicp, 0, 1])))  # RGB, of full range
     if icc_profile:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
     if exif:

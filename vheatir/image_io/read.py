@@ -13,10 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import vheatir.image_io.heif as heif
 import vheatir.image_io.jpeg as jpeg
 import vheatir.image_io.pillow as pillow
 import vheatir.image_io.png as png
 import vheatir.image_io.pnm as pnm
+import vheatir.image_io.raw as raw
 import vheatir.image_io.tiff as tiff
 from vheatir.errors import UserError
 from vheatir.image_io.formats import MAX_PIXELS, Encoded, Image, Stored, format_of, upright
@@ -28,6 +30,9 @@ READERS: dict[str, Callable[[Encoded], Stored]] = {
     "BMP": pillow.read_bmp,
     "WEBP": pillow.read_webp,
     "PNM": pnm.read,
+    "HEIF": heif.read_heif,
+    "AVIF": heif.read_avif,
+    "RAW": raw.read,
 }
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -45,7 +50,7 @@ _SIGNATURES = (
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read a PNG, JPEG, TIFF, BMP or WebP file; see `open_image` for what is refused."""
+    """Read a picture file of one of `FORMATS`; see `open_image` for what is refused."""
     stored = open_image(path, max_pixels=max_pixels)
     try:
         pixels, alpha = stored.floats(0, stored.height)
@@ -59,7 +64,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int | None = None) -> Stored:
-    """A PNG, JPEG, TIFF, BMP or WebP file in its own numbers; `close` it after use.
+    """A picture file of one of `FORMATS` in its own numbers; `close` it after use.
 
     Decoded as a whole, except that a TIFF of more than `by_rows` pixels is decoded as its rows are asked for, where its
     kind allows that. Raises UserError naming the file when it is missing, empty, truncated, damaged, of another format
@@ -113,18 +118,21 @@ def decode_opencv_gray(data: bytes, name: str) -> np.ndarray:
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format that a file's first 16 bytes stand for, None for one that is not known."""
+    """The format that a file's first 64 bytes stand for (16 do for most), None for one that is not known."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    return next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
+    found = next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
+    return found or heif.kind_of_boxes(head)
 
 
 def _enter(encoded: Encoded, wanted: str | None) -> Stored:
     """The one way to the readers; `wanted` is the format that the file must have, None: any."""
-    head = encoded.file.read(16)
+    head = encoded.file.read(64)
     if not head:
         raise UserError(f"{encoded.name}: the file is empty (0 bytes); copy or download it again")
     found = kind_of(head)
+    if wanted == "RAW" and found in ("TIFF", None):  # most are TIFFs inside, the others have signatures of their own
+        found = "RAW"
     if found is None:
         what = "a picture" if wanted is None else f"a {wanted} file"
         raise UserError(f"{encoded.name}: expected {what}, but its content is no known picture format")

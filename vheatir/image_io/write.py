@@ -1,4 +1,4 @@
-"""Pictures out: blocks of rows as PNG, TIFF, JPEG, WebP or BMP, atomically and with the metadata they came with."""
+"""Pictures out: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with the metadata they came with."""
 
 import io
 from collections.abc import Iterable
@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import DEPTHS, Image, blocks_of, format_of
+from vheatir.image_io.formats import DEPTHS, Image, blocks_of, written_format
+from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import metadata_chunks, write_png
 from vheatir.image_io.tiff import TiffInfo
@@ -19,7 +20,7 @@ from vheatir.image_io.tiff_exif import ORIENTATION, orientation_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
-QUALITY = 95  # of written JPEG (with full-resolution colour) and lossy WebP
+QUALITY = 95  # of written JPEG and HEIC (with full-resolution colour) and lossy WebP
 _MOST_XMP = 65502  # bytes that a JPEG segment has for it
 _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
@@ -30,7 +31,7 @@ def write_image(path: str | Path, image: Image) -> None:
     Metadata of the file it was read from is carried over; between formats only the colour profile and EXIF are.
     """
     path = Path(path)
-    kind = format_of(path)
+    kind = written_format(path)
     if image.bit_depth not in DEPTHS[kind]:
         raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
     if image.alpha is not None and kind == "JPEG":
@@ -56,24 +57,24 @@ def write_blocks(
 
     Whatever the blocks raise while they are made is passed on, and nothing is written under `path`.
     """
-    kind = format_of(path)
+    kind = written_format(path)
     blocks = _Watched(blocks)
     try:
         with atomic_open(path) as file:
             if kind == "PNG":
                 chunks = extras.get("png_chunks")
                 if chunks is None:
-                    chunks = metadata_chunks(extras.get("icc_profile"), extras.get("exif"))
+                    chunks = metadata_chunks(extras.get("icc_profile"), extras.get("exif"), extras.get("cicp"))
                 write_png(file, shape, bit_depth, blocks, chunks)
             elif kind == "TIFF":
                 write_tiff(file, shape, blocks, _tiff_info(shape, bit_depth, extras))
             else:
-                array = np.empty(shape, np.uint8)
+                array = np.empty(shape, _DTYPES[bit_depth])
                 top = 0
                 for block in blocks:
                     array[top : top + len(block)] = block
                     top += len(block)
-                _encode(file, array, kind, extras)
+                _encode(file, array, kind, extras, str(path))
     except OSError as error:
         if error is blocks.raised:
             raise
@@ -109,7 +110,10 @@ def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, An
     return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
 
 
-def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]) -> None:
+def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any], name: str) -> None:
+    if kind == "HEIF":
+        write_heif(file, array, extras, QUALITY, name)
+        return
     if kind == "BMP" and array.shape[2] in (2, 4):  # Pillow writes no alpha that it can read
         array = cv2.cvtColor(array, cv2.COLOR_RGBA2BGRA) if array.shape[2] == 4 else array[..., [0, 0, 0, 1]]
         file.write(cv2.imencode(".bmp", array)[1].tobytes())

@@ -9,6 +9,7 @@ from vheatir.utils.files import printable
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
 For one file, OUT may be the name of an image, such as result.png: then the result is that file.
+HEIC needs `pip install 'vheatir[phone]'`, camera RAW 'vheatir[raw]'; X.NEF becomes a 16-bit X.tif, X.avif X.png.
 Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
@@ -32,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="files, folders, globs or URLs (PNG, JPEG, TIFF, BMP, WebP)")
+    kinds = "PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW"
+    add("inputs", nargs="+", metavar="INPUT", help=f"files, folders, globs or URLs ({kinds})")
     out_help = "folder for the results, made when it does not exist; for one input file also an image's name"
     add("-o", "--output", required=True, metavar="OUT", help=out_help)
     task_help = "photo: noise and compression of photographs (default); denoise: Gaussian noise; jpeg: JPEG artifacts"

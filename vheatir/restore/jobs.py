@@ -5,11 +5,11 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import FORMATS
+from vheatir.image_io.formats import FORMATS, written_name
 from vheatir.restore.locations import Location, Url, is_url, location
 from vheatir.utils.files import files_below
 
@@ -45,6 +45,7 @@ def plan_jobs(
 
     A file goes to OUT/name; of a folder, every picture at any depth, in linked folders too, goes to
     OUT/path-below-that-folder. Hidden files and OUT itself are never found inside a folder or by a glob.
+    Where a format is only read the target has another suffix.
 
     Args:
         inputs: files, folders, globs or fsspec URLs.
@@ -81,7 +82,7 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
         elif file_system.isdir(path):
             found = [(name, posixpath.relpath(name, path)) for name in sorted(file_system.find(path))]
         elif file_system.exists(path):
-            yield Job(url, out / url.name)
+            yield Job(url, out / written_name(PurePosixPath(url.name)))
             return
         else:
             raise UserError(f"{url}: there is no such file or folder")
@@ -101,7 +102,7 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
             passed_over[source.suffix.lower()] += 1
             continue
         count += 1
-        yield Job(source, out / below)
+        yield Job(source, out / written_name(PurePosixPath(below)))
     if not count:
         raise UserError(f"{url}: no pictures ({', '.join(FORMATS)}) there")
 
@@ -117,7 +118,7 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
     elif path.exists() or not glob.has_magic(text):
         if not path.exists():
             raise UserError(f"{text}: there is no such file or folder")
-        yield Job(path, out / path.name)
+        yield Job(path, out / written_name(Path(path.name)))
     else:
         inside = _real(out)
         found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
@@ -126,7 +127,7 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
             raise UserError(f"{text}: no picture ({', '.join(FORMATS)}) matches")
-        yield from (Job(match, out / match.name) for match in files)
+        yield from (Job(match, out / written_name(Path(match.name))) for match in files)
         for folder in folders:
             yield from _folder_jobs(folder, out, passed_over)
 
@@ -137,7 +138,7 @@ def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> It
     for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=_unreadable):
         if path.suffix.lower() in FORMATS:
             count += 1
-            yield Job(path, out / path.relative_to(folder))
+            yield Job(path, out / written_name(path.relative_to(folder)))
         else:
             passed_over[path.suffix.lower()] += 1
     if not count:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
-from vheatir.image_io.formats import DEPTHS, Stored, format_of
+from vheatir.image_io.formats import DEPTHS, Stored, format_of, written_format
 from vheatir.image_io.write import write_blocks
 from vheatir.restore.estimate_level import quality_of_tables
 from vheatir.restore.restorer import Restorer
@@ -78,12 +78,15 @@ def restore_file(
         write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)
     finally:
         stored.close()
-    return Outcome("done", level=text, notes=list(stored.notes), seconds=round(time.monotonic() - begun, 3))
+    notes = list(stored.notes)
+    if format_of(source) not in DEPTHS:
+        notes.append(f"{format_of(source)} files are only read; the result is a {format_of(target)} file")
+    return Outcome("done", level=text, notes=notes, seconds=round(time.monotonic() - begun, 3))
 
 
 def _check_target(target: Path, stored: Stored) -> None:
     """Refuse a format that cannot hold the image; that of the source always can."""
-    kind = format_of(target)
+    kind = written_format(target)
     if stored.bit_depth not in DEPTHS[kind]:
         able = ", ".join(name for name, depths in DEPTHS.items() if stored.bit_depth in depths)
         raise UserError(f"{target}: {kind} cannot hold {stored.bit_depth} bits; write {able}")

@@ -1,0 +1,124 @@
+"""A sheet of crops at 100 %: photographs of five cameras, restored, and the mean of many shots of the same scene.
+
+    python benchmarks/photo_crops.py datasets/test -o docs/images/photo_crops.webp
+
+The folder holds CC15 and PolyU50 as `vheatir evaluate --task photo` takes them (`*_real.*`, `*_mean.*`). Each picture
+is restored whole by the weights of the task photo, as `vheatir restore` does. The crop is the square whose mean of many
+shots changes most from pixel to pixel: where detail can be lost. Prints the PSNR of each whole picture before and
+after.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vheatir import Restorer
+from vheatir.errors import UserError
+from vheatir.image_io import decode_image, to_float, to_uint8
+from vheatir.utils.files import atomic_open
+
+_CAMERAS = {
+    "Canon EOS 5D Mark III, ISO 3200": "CC15/5dmark3_iso3200_3",
+    "Nikon D600, ISO 3200": "CC15/d600_iso3200_1",
+    "Nikon D800, ISO 6400": "CC15/d800_iso6400_1",
+    "Canon EOS 80D, ISO 12800": "PolyU50/Canon80D_8_8_12800_printer_11",
+    "Sony A7 II, ISO 3200": "PolyU50/Sony_4-5_125_3200_plant_14",
+}
+_COLUMNS = ("photograph", "restored", "mean of many shots")
+_SIDE, _GAP, _LINE = 224, 4, 20  # pixels of a crop, between crops, of a line of text
+_MOST_BYTES = 300_000
+
+
+class Row(NamedTuple):
+    """A camera and its three crops, uint8 RGB of the same size."""
+
+    camera: str
+    crops: list[np.ndarray]
+
+
+def version(folder: Path, name: str, kind: str) -> np.ndarray:
+    """uint8 RGB of `NAME_KIND` with whatever suffix."""
+    found = sorted(folder.glob(f"{name}_{kind}.*"))
+    if not found:
+        raise UserError(f"{folder / name}_{kind}: there is no such picture; give the folder of CC15 and PolyU50")
+    return decode_image(found[0].read_bytes(), str(found[0]))
+
+
+def most_detailed(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Top and left of the square with the largest mean |difference| between neighbouring pixels of its luma."""
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    change = np.zeros_like(luma)
+    change[:, 1:] += np.abs(np.diff(luma, axis=1))
+    change[1:] += np.abs(np.diff(luma, axis=0))
+    total = cv2.integral(change)
+    inner = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    top, left = np.unravel_index(np.argmax(inner), inner.shape)
+    return int(top), int(left)
+
+
+def psnr(image: np.ndarray, truth: np.ndarray) -> float:
+    """dB over the three channels."""
+    return float(cv2.PSNR(image, truth))
+
+
+def rows_of(folder: Path, side: int) -> list[Row]:
+    """Every camera's picture restored, and what the sheet shows of it."""
+    restorer, rows = Restorer("photo"), []
+    for camera, name in _CAMERAS.items():
+        photo, mean = version(folder, name, "real"), version(folder, name, "mean")
+        restored = to_uint8(restorer.restore(to_float(photo)))
+        sys.stdout.write(f"{camera}: {psnr(photo, mean):.2f} -> {psnr(restored, mean):.2f} dB\n")
+        top, left = most_detailed(mean, side)
+        versions = (photo, restored, mean)
+        rows.append(Row(camera, [image[top : top + side, left : left + side] for image in versions]))
+    return rows
+
+
+def sheet(rows: list[Row]) -> Image.Image:
+    """All crops, pixel for pixel, under the name of their camera."""
+    side = rows[0].crops[0].shape[0]
+    step = _LINE + side + _GAP
+    picture = Image.new("RGB", (3 * side + 2 * _GAP, _LINE + len(rows) * step - _GAP), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for column, title in enumerate(_COLUMNS):
+        draw.text((column * (side + _GAP) + side // 2, _LINE // 2), title, "black", font, anchor="mm")
+    for number, row in enumerate(rows):
+        top = _LINE + number * step
+        draw.text((2, top + _LINE // 2), row.camera, "black", font, anchor="lm")
+        for column, crop in enumerate(row.crops):
+            picture.paste(Image.fromarray(crop), (column * (side + _GAP), top + _LINE))
+    return picture
+
+
+def save_below(picture: Image.Image, path: Path, most_bytes: int) -> None:
+    """As WebP of the highest quality, in steps of 5, that stays below so many bytes."""
+    for quality in range(95, 0, -5):
+        with atomic_open(path) as file:
+            picture.save(file, "WEBP", quality=quality, method=6)
+        if path.stat().st_size < most_bytes:
+            sys.stdout.write(f"{path}: {path.stat().st_size} bytes at quality {quality}\n")
+            return
+    raise UserError(f"{path}: not below {most_bytes} bytes at any quality; take smaller crops")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with CC15 and PolyU50 in it")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="WebP file to write")
+    parser.add_argument("--side", type=int, default=_SIDE, help="pixels of a crop (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        save_below(sheet(rows_of(arguments.folder, arguments.side)), arguments.output, _MOST_BYTES)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""HEIC, the photographs of phones, by pillow-heif, and AVIF, by Pillow and, above 8 bits, imagecodecs.
+
+A file of 10 or 12 bits is passed on as one of 16: v of 10 bits becomes v * 65535 / 1023, rounded, from which v comes
+back exactly.
+"""
+
+import io
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import features
+
+from vheatir.errors import UserError
+from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.optional import library
+from vheatir.image_io.pillow import decode_with_pillow
+from vheatir.image_io.tiff_exif import orientation_of
+
+_EXTRA = "phone"
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+_ANIMATED = (b"avis", b"hevc", b"hevx", b"msf1")  # brands of image sequences
+_USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
+_USUAL_TRANSFER = (1, 2, 6, 13)
+_TWELVE_BITS = 0x20  # flags of the AV1 configuration box
+_MORE_THAN_EIGHT = 0x40
+
+
+def kind_of_boxes(head: bytes) -> str | None:
+    """HEIF, AVIF or RAW (Canon's CR3) by the file type box at a file's start; None for other contents."""
+    if head[4:8] != b"ftyp":
+        return None
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    major = head[8:12]
+    compatible = [head[at : at + 4] for at in range(16, size, 4)]
+    if major in (b"avif", b"avis") or (major in (b"mif1", b"msf1") and b"avif" in compatible):
+        return "AVIF"
+    if major == b"crx ":
+        return "RAW"
+    return "HEIF" if major[:2] == b"he" or major in (b"mif1", b"msf1") else None
+
+
+def read_heif(encoded: Encoded) -> Stored:
+    """A HEIC file: its primary picture, upright, as the format's readers show it."""
+    pillow_heif = library("pillow_heif", _EXTRA, encoded.name)
+    _refuse_sequence(encoded)
+    found = pillow_heif.open_heif(io.BytesIO(encoded.content()), convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    picture = found[found.primary_index]
+    encoded.check_size(*picture.size)
+    info = dict(picture.info)
+    pillow_heif.set_orientation(info)  # the decoder has turned the pixels
+    array = np.asarray(picture)
+    bits = info["bit_depth"]
+    extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
+    extras["heif_bits"] = bits
+    nclx = info.get("nclx_profile")
+    if nclx:
+        extras["nclx"] = tuple(
+            int(nclx[name]) for name in ("color_primaries", "transfer_characteristics", "matrix_coefficients")
+        )
+        extras["cicp"] = _cicp(*extras["nclx"][:2])
+    return Stored.of_array(
+        _sixteen_bits(array, bits),
+        8 if array.dtype == np.uint8 else 16,
+        suffix=encoded.suffix,
+        extras=extras,
+        notes=_left_out(found, info),
+        premultiplied=bool(picture.premultiplied_alpha),
+    )
+
+
+def read_avif(encoded: Encoded) -> Stored:
+    """An AVIF file of one picture, pixels as stored; the way they are turned stands in the EXIF data."""
+    if not features.check("avif"):
+        raise UserError(f"{encoded.name}: this Pillow cannot read AVIF; run `pip install 'vheatir[{_EXTRA}]'`")
+    _refuse_sequence(encoded)
+    data = encoded.content()
+    array, info = decode_with_pillow(encoded, "AVIF")
+    bits = _bits_of_av1(data)
+    if bits > 8:
+        imagecodecs = library("imagecodecs", _EXTRA, encoded.name)
+        gray = array.ndim == 2
+        array = imagecodecs.avif_decode(data, index=0)
+        array = array[..., 0] if gray and array.ndim == 3 else array
+    extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
+    at = data.find(b"colrnclx")
+    if at >= 0:
+        extras["cicp"] = _cicp(*struct.unpack_from(">2H", data, at + 8))
+    turned = orientation_of(extras["exif"])
+    depth = 8 if bits == 8 else 16
+    return Stored.of_array(_sixteen_bits(array, bits), depth, suffix=encoded.suffix, extras=extras, orientation=turned)
+
+
+def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], quality: int, name: str) -> None:
+    """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colours of full resolution.
+
+    extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
+    `heif_bits`: 12 for those, else 10.
+    """
+    pillow_heif = library("pillow_heif", _EXTRA, name)
+    height, width, channels = array.shape
+    mode = _MODES[channels]
+    bits = 8
+    if array.dtype == np.uint16:
+        mode += ";16"
+        bits = 12 if extras.get("heif_bits") == 12 else 10
+        steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
+        array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
+    kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
+    if extras.get("nclx") and not kept.get("icc_profile"):
+        names = ("color_primaries", "transfer_characteristics", "matrix_coefficients")
+        kept["nclx_profile"] = dict(zip(names, extras["nclx"])) | {"full_range_flag": 1}
+    pixels = np.ascontiguousarray(array).tobytes()
+    pillow_heif.encode(mode, (width, height), pixels, file, quality=quality, chroma=444, bit_depth=bits, **kept)
+
+
+def _refuse_sequence(encoded: Encoded) -> None:
+    encoded.file.seek(8)
+    if encoded.file.read(4) in _ANIMATED:
+        raise UserError(f"{encoded.name}: holds an animation; save its pictures as single files first")
+
+
+def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
+    """Notes on what else the file holds, which a result does not."""
+    others = len(found) - 1 + len(info.get("depth_images") or ()) + sum(map(len, (info.get("aux") or {}).values()))
+    if not others:
+        return ()
+    return (f"holds {others} further picture{'s' * (others > 1)} (such as a gain or depth map); left out",)
+
+
+def _sixteen_bits(array: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of 9 to 16 bits stretched to 16, 8 bits as they are."""
+    if array.dtype == np.uint8 or bits == 16:
+        return array
+    top = 2**bits - 1
+    return ((array.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
+
+
+def _bits_of_av1(data: bytes) -> int:
+    """8, 10 or 12, by the first AV1 configuration box."""
+    at = data.find(b"av1C")
+    flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
+    return 8 if not flags & _MORE_THAN_EIGHT else 12 if flags & _TWELVE_BITS else 10
+
+
+def _cicp(primaries: int, transfer: int) -> tuple[int, int] | None:
+    """What a PNG must say of its colours where no profile does; None for sRGB."""
+    usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFER
+    return None if usual else (primaries, transfer)
