@@ -52,7 +52,8 @@ def folder_classes(folder: Path) -> list[str]:
 
 
 def _folder_contents(folder: Path) -> Contents:
-    pictures, others = [], []
+    pictures = []
+    others = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
         for name in files:
@@ -159,7 +160,8 @@ class ClassReader(Reader):
         self, where: Path, contents: Contents, numbers: dict[str, int] | None, given: str = "", complete: bool = False
     ):
         super().__init__()
-        self.where, self.numbered_here = where, numbers is None
+        self.where = where
+        self.numbered_here = numbers is None
         self.class_to_idx = _arrange(str(where), contents, numbers, given)
         self.samples = [(name, self.class_to_idx[name.partition("/")[0]]) for name in contents.pictures]
         self.targets = np.array([target for _, target in self.samples])
@@ -251,7 +253,8 @@ def _shared_root(names: Sequence[str]) -> str:
 
 
 def _tar_contents(archive: Path, places: dict[str, tuple[int, int]]) -> Contents:
-    pictures, others = [], []
+    pictures = []
+    others = []
     with open(archive, "rb") as file:
         for name, (start, _) in places.items():
             known = has_picture_suffix(name)

@@ -94,15 +94,18 @@ def sizes(file: Path) -> Sizes:
     with _told(), open(file, "rb") as opened:
         with _tiff_page(opened) as page:
             if page is not None:
-                shown, sideways = (page.imagewidth, page.imagelength), _tiff_orientation(page) in _SIDEWAYS
+                shown = (page.imagewidth, page.imagelength)
+                sideways = _tiff_orientation(page) in _SIDEWAYS
                 return Sizes(shown, shown[::-1] if sideways else shown)
         with Image.open(opened) as image:
-            shown, sideways = image.size, _orientation(image) in _SIDEWAYS
+            shown = image.size
+            sideways = _orientation(image) in _SIDEWAYS
             return Sizes(shown, shown[::-1] if sideways else shown)
 
 
 def _turned(image: Image.Image, turned: bool) -> Image.Image:
-    orientation, by_itself = _orientation(image), image.format == "TIFF"
+    orientation = _orientation(image)
+    by_itself = image.format == "TIFF"
     image.load()
     if orientation == 1 or turned == by_itself:
         return image
@@ -114,7 +117,8 @@ def _narrowed(values: np.ndarray, most: int) -> Image.Image:
 
 
 def _from_floats(values: np.ndarray) -> Image.Image:
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     if not (low >= 0 and high <= 1):  # nor where one of them is NaN
         raise PictureError(
             f"holds floating numbers from {low:g} to {high:g}, expected 0 for black to 1 for white; save it with 8 bits"
@@ -214,7 +218,8 @@ def _deep(file: BinaryIO) -> tuple[Image.Image | None, int]:
     with _tiff_page(file) as page:
         if page is not None:
             return _deep_tiff(page), _tiff_orientation(page)
-    picture, orientation = _deep_png(file), 1
+    picture = _deep_png(file)
+    orientation = 1
     file.seek(0)
     if picture is not None:
         with Image.open(file) as image:
