@@ -68,7 +68,8 @@ class DetectSession(DenseSession):
         from vheatir.backbone.dense.image_files import decodable
         from vheatir.backbone.detection.task import Detection
 
-        recipe, catalogue = self.recipe, self._catalogue(False)
+        recipe = self.recipe
+        catalogue = self._catalogue(False)
         if self.mode == "train":  # a broken picture shows before the run, not after an epoch
             whole = decodable([record.file for record in catalogue.records], recipe.data.invalid)
             catalogue.records = [record for record in catalogue.records if record.file in whole]

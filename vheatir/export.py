@@ -261,7 +261,8 @@ def export(
         return {"differences": None, "seconds": None, "timed": None}
     network, metadata = files.load(weights) if chosen is None else chosen
     differences, run = export_network(network, Path(output), metadata)
-    taken, timed = None, None
+    taken = None
+    timed = None
     if time_side:
         height, width = network.img_size if is_backbone(network) else (time_side, time_side)
         timed = f"{height}x{width}"

@@ -39,7 +39,8 @@ class _Folder:
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder, expected one with images; check dataroot_gt / dataroot_lq")
-        self.root, self.keys = root, list_images(root)
+        self.root = root
+        self.keys = list_images(root)
         if not self.keys:
             known = " ".join(sorted(SUFFIXES))
             raise UserError(f"{root}: holds no images ({known}); see datasets/README.md for how to get some")
@@ -64,7 +65,8 @@ class _Lmdb:
         meta = root / "meta_info.txt"
         if not (root / "data.mdb").is_file() or not meta.is_file():
             raise UserError(f"{root}: expected data.mdb and meta_info.txt; make it with `vheatir prepare --lmdb`")
-        self.root, self.shapes = root, {}
+        self.root = root
+        self.shapes = {}
         for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
                 continue

@@ -61,7 +61,8 @@ def compare_folders(
     pairs = pair_by_stem(*sources)
     for source in sources:
         source.check()
-    records, notes = [], []
+    records = []
+    notes = []
     for name, *keys in pairs:
         paths = [source.describe(key) for source, key in zip(sources, keys)]
         stored = [source.open(key) for source, key in zip(sources, keys)]

@@ -147,7 +147,8 @@ class _Plan:
 
 def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwrite: bool) -> _Plan:
     only = _only_file(inputs) if _names_a_file(output) else None
-    as_file, passed_over = only is not None, Counter()
+    as_file = only is not None
+    passed_over = Counter()
     if only is not None:
         jobs = [plan_file(only, output)]
         target = jobs[0].target

@@ -24,7 +24,9 @@ from vheatir.utils.devices import device_named
 _FLOATS = (np.float16, np.float32, np.float64)
 _MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, as in JPEG files
-_SMALL, _MARGIN = 8, 16  # pixels; images with a shorter side are padded by so many, mirrored
+# pixels; images with a shorter side are padded by so many, mirrored
+_SMALL = 8
+_MARGIN = 16
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
