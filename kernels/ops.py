@@ -370,7 +370,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Source: vHeat, arXiv 2405.16555.
     """
-    if not torch.compiler.is_compiling() and torch.autograd._profiler_enabled():
+    if not torch.compiler.is_compiling() and torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
         with torch.profiler.record_function(PROFILED):
             return _conduct_any(x, decay, backend)
     return _conduct_any(x, decay, backend)

@@ -93,7 +93,8 @@ def unwrap(content: dict, weights: str = "model") -> tuple[dict[str, Tensor], Lo
     plain = {_WRAPPED.sub("", key): value for key, value in tensors.items()}
     if len(plain) < len(tensors):  # two of them would have one name: they are the network's own
         return tensors, report
-    report.prefix = max((_WRAPPED.match(key)[0] for key in tensors if _WRAPPED.match(key)), key=len, default="")
+    found_prefixes = [match[0] for key in tensors if (match := _WRAPPED.match(key))]
+    report.prefix = max(found_prefixes, key=len, default="")
     return plain, report
 
 

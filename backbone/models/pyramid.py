@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.layers.common import init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.models.checkpoint import load_checkpoint
+
+_Network = TypeVar("_Network", bound="Pyramid")
 
 
 def image_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -51,8 +54,8 @@ def default_cfg(network: type["Pyramid"], **kwargs) -> dict:
 
 
 def built_on(
-    build: Callable[..., "Pyramid"], arguments: dict, device: torch.device | str | None, dtype: torch.dtype | None
-) -> "Pyramid":
+    build: Callable[..., _Network], arguments: dict, device: torch.device | str | None, dtype: torch.dtype | None
+) -> _Network:
     """What `build` makes of the arguments, made on a device and brought to a type; None leaves them to PyTorch.
 
     Raises:
