@@ -26,6 +26,9 @@ GRAY = ["datasets/test/Set12/09.png", "datasets/test/BSD68/test001.png", "datase
 WIDTH, HEIGHT = 80, 72
 
 
+SMALL = {"dim": 8, "encoder": [1], "middle": 1, "decoder": [1], "attention": ["heat", "heat"], "reach": [0.5, 4.0]}
+
+
 def make_place(root: Path) -> None:
     """Everything that any page needs and does not make itself; networks come from `make_networks`."""
     for folder in ("options", "scripts", "benchmarks"):
@@ -49,7 +52,7 @@ def make_degradation(root: Path) -> None:
     for phase, folder in (("train", "photos"), ("val", "held_out")):
         table = {key: value for key, value in recipe["datasets"][phase].items() if key in ("gt_size", "augment")}
         recipe["datasets"][phase] = table | {"type": "SaltAndPepper", "share": 0.2, "dataroot_gt": folder}
-    recipe["network_g"] |= {"dim": 8, "depths": [1], "reach": [0.5, 4.0]}
+    recipe["network_g"] |= SMALL
     (root / "salt.yml").write_text(yaml.safe_dump(recipe | {"name": "salt"}), encoding="utf-8")
 
 
@@ -67,9 +70,9 @@ def make_lmdb(root: Path) -> None:
 
 
 def _network():
-    from vheatir.archs.vheatir_arch import VHeatIR
+    from vheatir.archs.vheatunet_arch import VHeatUNet
 
-    network = VHeatIR(dim=8, depths=[1], embed_size=8, downscale=2)
+    network = VHeatUNet(**SMALL)
     torch.nn.init.normal_(network.conv_last.weight, std=0.02)
     return network
 
@@ -79,7 +82,7 @@ def make_weights(root: Path, name: str = "mine") -> None:
     from vheatir import weights
 
     network = _network()
-    metadata = {"task": "denoise", "color": "color", "levels": "none", "license": "none"}
+    metadata = {"arch": "VHeatUNet", "task": "denoise", "color": "color", "levels": "none", "license": "none"}
     metadata["config"] = json.dumps(network.config)
     weights.save(root / f"{name}.safetensors", network.state_dict(), metadata)
 

@@ -71,7 +71,7 @@ def test_other_files_with_a_name_and_arguments(tmp_path):
     [
         (["W", "--hub", "OUT"], "--hub is for restoration networks"),
         (["W", "-o", "OUT.onnx", "--set", "dims=12"], "does not fit"),
-        (["denoise_color_blind", "-o", "OUT.onnx", "--set", "dims=12"], "--set belongs to backbones"),
+        (["denoise_color_blind", "-o", "OUT.onnx", "--set", "dims=12"], "arguments belong to backbones"),
         (["none.safetensors", "-o", "OUT.onnx", "--model", "vheat_tiny"], r"no checkpoint none\.safetensors"),
         (["W", "-o", "OUT.png"], r"expected a name in \.onnx, \.pt2"),
     ],

@@ -109,7 +109,7 @@ def test_heat_pictures_of_several_networks_have_names_of_their_own(tmp_path):
         (["heat", "--model", "vheat_huge"], r"vheat_huge cannot be built"),
         (["heat", "--model", "resnet18"], r"resnet18 is none of this package's backbones"),
         (["heat", "--model", "unified_swin_micro"], r"no heat layers"),
-        (["heat", "--weights", "none.safetensors"], r"none\.safetensors: no such file"),
+        (["heat", "--weights", "none.safetensors"], r"no checkpoint none\.safetensors"),
         (["heat", "--model", "vheat_tiny", "--set", "img_size"], r"--set img_size: expected KEY=VALUE"),
         (["heat", "--model", "vheat_tiny", "--set", "dimz=8"], r"vheat_tiny cannot be built .*dimz"),
         (["invariance", "--model", "vheat_tiny", "--data", "nowhere"], r"data\.root nowhere: no such folder"),

@@ -140,7 +140,7 @@ def test_unsuitable_images_say_what_to_do(restorer, image, error, advice):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"task": "sharpen"}, "known: denoise, jpeg"),
+        ({"task": "sharpen"}, "known: photo, denoise, jpeg"),
         ({"task": "jpeg"}, "are for the task 'denoise'"),
         ({"tile": 8}, "at least 16"),
         ({"tile": 32, "overlap": 20}, "half the tile"),

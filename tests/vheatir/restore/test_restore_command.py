@@ -219,7 +219,7 @@ def test_help_tells_what_the_weights_are_for(capsys):
     with pytest.raises(SystemExit, match="0"):
         vheatir_main(["restore", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "non-commercial research" in text and "not for the noise of cameras" in text
+    assert "non-commercial research" in text and "denoise for Gaussian noise alone" in text
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")

@@ -16,7 +16,7 @@ COMMANDS = {
         ["receptive-field", "--model", "vheat_tiny", "--limit", "1", "-o", "OUT"],
     ),
     "bench hco": ("vheatir.bench.command", ["hco", "--shape", "1x8x8x4"]),
-    "receptive-field": ("vheatir.receptive_field", ["a.png", "--task", "denoise", "-o", "OUT"]),
+    "receptive-field": ("vheatir.receptive_field", ["a.png", "--task", "denoise", "-o", "OUT.png"]),
 }
 
 
@@ -28,7 +28,7 @@ def test_commands_name_a_device_that_is_not_there(tmp_path, command, name):
     module, argv = COMMANDS[command]
     if "analyze" in command:
         pytest.importorskip("timm")
-    argv = [str(tmp_path / "out") if one == "OUT" else one for one in argv]
+    argv = [one.replace("OUT", str(tmp_path / "out")) for one in argv]
     with pytest.raises(UserError, match=r"the device .* cannot be used|sees no CUDA device"):
         importlib.import_module(module).main([*argv, "--device", name])
 
