@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -370,7 +371,7 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Source: vHeat, arXiv 2405.16555.
     """
-    if not torch.compiler.is_compiling() and torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
+    if not torch.compiler.is_compiling() and _profiler_enabled():
         with torch.profiler.record_function(PROFILED):
             return _conduct_any(x, decay, backend)
     return _conduct_any(x, decay, backend)
