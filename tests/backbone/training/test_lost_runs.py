@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("accelerate", reason="training backbones needs the extra `backbone`")
+pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
 
 from tests.backbone import dense_data
