@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vheatir import weights
-from vheatir.archs.networks import NETWORKS
+from vheatir.archs.networks import NETWORKS, name_of
 from vheatir.errors import UserError
 from vheatir.train.build import build_datasets, build_model, complete_options
 from vheatir.train.options import read_options
@@ -25,7 +25,7 @@ def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:
         raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
     if set(network) == {"type"} and network["type"] in NETWORKS and Path(source).suffix not in (".pth", ".pt"):
         model, _ = weights.load(source)
-        options["network_g"] = {**network, **model.config}
+        options["network_g"] = {"type": name_of(model), **model.config}
 
 
 def _row(name: str, scores: dict[str, float]) -> str:

@@ -14,11 +14,12 @@ from tests.backbone import dense_data
 from tests.backbone.classification import small
 from tests.docs import shown
 
+PAIRS = ("pairs", "datasets/test/CC15", "datasets/test/PolyU50")
 # What one of the pages calls its pictures.
 PHOTOS = [
     *("photo.png", "other.png", "photos/a.png", "photos/b.png", "held_out/c.png", "my_photos/d.png", "FOLDER/e.png"),
     *("scans/a.png", "more/b.jpg", "photographs/f.png", "RESTORED_DIR/g.png", "REFERENCE_DIR/g.png"),
-    *("pairs/i_real.png", "pairs/i_mean.png"),
+    *(f"{folder}/i_{kind}.png" for folder in PAIRS for kind in ("real", "mean")),
     *("datasets/BSD432/2018.jpg", "datasets/BSD432/2092.jpg", "datasets/BSD432/38082.jpg", "datasets/PD12M_sub/h.png"),
     *("datasets/test/CBSD68/101085.jpg", "datasets/test/CBSD68/101087.jpg", "datasets/test/CBSD68/3096.jpg"),
 ]

@@ -109,7 +109,7 @@ def test_without_layer_scale_no_factor_is_learned(name):
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="unknown token mixer 'no_such_mixer'; known: .*convnext"):
+    with pytest.raises(ValueError, match=r"unknown token mixer 'no_such_mixer'; known: .*convnext"):
         mixer_named("no_such_mixer")
     with pytest.raises(ValueError, match="do not divide into 3 heads"):
         HaloAttention(DIM, 3)

@@ -326,12 +326,12 @@ def test_what_another_format_cannot_hold_is_refused_before_work(command, tmp_pat
 
 def test_files_of_other_kinds_are_counted(command, tmp_path, capfd):
     picture(tmp_path / "photos" / "a.png")
-    for name in ("b.heic", "c.HEIC", "sub/d.gif", "notes", ".hidden.gif"):
+    for name in ("b.psd", "c.PSD", "sub/d.gif", "notes", ".hidden.gif"):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(b"x")
     assert command("photos", "-o", "out") == 0
     said = capfd.readouterr().err
-    assert "note: files of other kinds passed over: 1 without suffix, 1 .gif, 2 .heic" in said
+    assert "note: files of other kinds passed over: 1 without suffix, 1 .gif, 2 .psd" in said
     assert command("photos/a.png", "-o", "out", "--overwrite") == 0
     assert "passed over" not in capfd.readouterr().err
 

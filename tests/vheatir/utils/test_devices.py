@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from PIL import Image
 
 from vheatir.errors import UserError
 from vheatir.utils.devices import device_named
@@ -28,7 +29,9 @@ def test_commands_name_a_device_that_is_not_there(tmp_path, command, name):
     module, argv = COMMANDS[command]
     if "analyze" in command:
         pytest.importorskip("timm")
-    argv = [one.replace("OUT", str(tmp_path / "out")) for one in argv]
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    names = {"OUT": str(tmp_path / "out"), "OUT.png": str(tmp_path / "out.png"), "a.png": str(tmp_path / "a.png")}
+    argv = [names.get(one, one) for one in argv]
     with pytest.raises(UserError, match=r"the device .* cannot be used|sees no CUDA device"):
         importlib.import_module(module).main([*argv, "--device", name])
 
