@@ -193,6 +193,31 @@ def test_a_run_goes_on_in_another_number_of_processes(pictures, tmp_path):
     assert curves(other)[-1]["iteration"] == 8 and curves(other)[-1]["epoch"] == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.weight_decay=0.2", "weight_decay was 0.05, is now 0.2"),
+        ("train.optimizer=sgd", "another type of the optimizer"),
+        ("train.optimizer_args={betas: [0.8, 0.9]}", "betas was"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_optimizer(change, said, pictures, tmp_path, monkeypatch):
+    """The checkpoint's values would be in effect while the run's record named the new ones."""
+    recipe = small.make_recipe(tmp_path, pictures, logger={"save_freq": 1})
+    advance = Loop._advance
+
+    def stopping(loop, source):
+        advance(loop, source)
+        if loop.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "_advance", stopping)
+    assert main(["-opt", str(recipe)]) == 130
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=said):
+        main(["-opt", str(recipe), "--resume", "--set", change])
+
+
 def test_evaluation_writes_scores_and_costs(unbroken, pictures, tmp_path, capsys):
     recipe = str(small.make_recipe(tmp_path, pictures))
     weights = ["--weights", str(unbroken / "models" / "best_ema.safetensors")]
