@@ -165,18 +165,35 @@ def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
         else:
             continue
         try:
-            found = zlib.decompressobj().decompress(packed, left + 1)
+            found = _inflated(packed, left)
         except zlib.error:
             continue  # carried over as it is; other programs pass over it too
-        left -= len(found)
-        if left < 0:
+        if found is None:
             what = "colour profile" if kind == b"iCCP" else f"text {key.decode('latin-1')!r}"
             raise UserError(
                 f"{name}: its {what} inflates to more than {_MOST_METADATA >> 20} MiB, the limit for all texts and the "
                 "profile of a PNG; remove it and save the file again"
             )
+        left -= len(found)
         profile = found if kind == b"iCCP" else profile
     return profile
+
+
+def _inflated(packed: bytes, limit: int) -> bytes | None:
+    """What a stream inflates to; None where that is more than `limit` bytes. In pieces: at once it would be held twice."""
+    inflater = zlib.decompressobj()
+    pieces: list[bytes] = []
+    size = 0
+    while packed and not inflater.eof:
+        piece = inflater.decompress(packed, _STRIP_BYTES)
+        if not piece:
+            break
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            return None
+        packed = inflater.unconsumed_tail
+    return b"".join(pieces)
 
 
 def write_png(

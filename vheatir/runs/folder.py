@@ -42,6 +42,7 @@ class RunFolder:
         self.writer = None
         self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []
+        self._logged: list[dict[str, Any]] = []  # points of the step from which a run goes on
         self._lock: Lock | None = None
         self._guarded = (
             root / f".{name}.lock",
@@ -111,10 +112,11 @@ class RunFolder:
         curves = self.folder / "curves.jsonl"
         if curves.is_file():
             points = [point for point in map(_parsed, curves.read_text("utf-8").splitlines()) if point is not None]
+            kept = [point for point in points if point["iteration"] <= iteration]
             with atomic_open(curves) as file:
-                for point in points:
-                    if point["iteration"] <= iteration:
-                        file.write((json.dumps(point) + "\n").encode())
+                for point in kept:
+                    file.write((json.dumps(point) + "\n").encode())
+            self._logged = [point for point in kept if point["iteration"] == iteration]
         for left in self.folder.rglob(f"{TEMPORARY_PREFIX}*.tmp"):
             left.unlink()
 
@@ -129,8 +131,11 @@ class RunFolder:
 
     def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
         """Add a line to curves.jsonl and points to TensorBoard."""
+        point = {"iteration": iteration, **scalars}
+        if point in self._logged:  # an evaluation after the checkpoint, which the run was killed before it could note
+            return
         with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **scalars}) + "\n")
+            file.write(json.dumps(point) + "\n")
         if self.writer is not None:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, iteration)
