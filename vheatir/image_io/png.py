@@ -180,7 +180,7 @@ def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
 
 
 def _inflated(packed: bytes, limit: int) -> bytes | None:
-    """What a stream inflates to; None where that is more than `limit` bytes. In pieces: at once it would be held twice."""
+    """What a stream inflates to, in pieces; None where that is more than `limit` bytes."""
     inflater = zlib.decompressobj()
     pieces: list[bytes] = []
     size = 0
