@@ -50,7 +50,7 @@ def version(folder: Path, name: str, kind: str) -> np.ndarray:
 
 
 def most_detailed(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Top and left of the square with the largest mean |difference| between neighbouring pixels of its luma."""
+    """Top and left of the square with the largest mean |difference| between neighboring pixels of its luma."""
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
     change = np.zeros_like(luma)
     change[:, 1:] += np.abs(np.diff(luma, axis=1))

@@ -7,7 +7,7 @@ The picture has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JP
 side by side at their own resolution; by default a photograph of scikit-image is enlarged. A border is where a tile
 begins or ends inside the picture; the gradient across it is compared with the gradients in the same direction at all
 other places that lie alike in the 16x16 grid of JPEG's blocks: tiles begin on that grid, and there (output - input) has
-edges of its own where artefacts are removed. `without` is the same for tiles that neither overlap nor blend, as a check
+edges of its own where artifacts are removed. `without` is the same for tiles that neither overlap nor blend, as a check
 that the measure sees seams: it departs from 1, upwards where tiles disagree, downwards where they restore less at their
 borders. The picture to look at shows (output - input) around a corner of four tiles, and the output beside it, four
 times enlarged.
@@ -29,7 +29,7 @@ from vheatir.restore import tiling
 from vheatir.restore.restorer import TASKS, Restorer
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
-_GRID = 16  # pixels; a JPEG's blocks of 8, where its colours have half the resolution
+_GRID = 16  # pixels; a JPEG's blocks of 8, where its colors have half the resolution
 _VIEW, _ENLARGED, _CONTRAST = 160, 4, 4.0  # pixels shown around the corner, how much larger, differences stretched
 
 

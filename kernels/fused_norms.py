@@ -1,4 +1,4 @@
-"""Layer norm with its neighbours in a heat block, in one pass over memory: the sum before it, what follows it.
+"""Layer norm with its neighbors in a heat block, in one pass over memory: the sum before it, what follows it.
 
 `norm_gate`, `add_norm` and `norm_add` are what their formulas say. Where the native CPU kernel takes the tensors it
 does them at once; elsewhere, and while a graph is traced, they are plain PyTorch, which compilers fuse themselves.

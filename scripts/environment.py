@@ -56,7 +56,7 @@ def create(folder: Path) -> None:
     print(f"making the environment {folder} with {sys.executable}")
     venv.create(folder, with_pip=True, symlinks=True)
     if kept := own_packages():
-        print(f"keeping torch {importlib.metadata.version('torch')} and its neighbours of {sys.executable}")
+        print(f"keeping torch {importlib.metadata.version('torch')} and its neighbors of {sys.executable}")
         for packages in folder.glob("lib/python*/site-packages"):
             (packages / "vheatir_kept.pth").write_text("\n".join(kept) + "\n")
 

@@ -11,7 +11,7 @@ from vheatir.errors import UserError
 from vheatir.utils import extras
 
 _TABLE = (
-    ("restore", "vheatir.restore.command", "denoise pictures or remove their JPEG artefacts"),
+    ("restore", "vheatir.restore.command", "denoise pictures or remove their JPEG artifacts"),
     ("train", "vheatir.train.command", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
     ("preview", "vheatir.preview", "a sheet of training samples and the statistics of their noise, beside real pairs"),

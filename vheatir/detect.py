@@ -51,9 +51,9 @@ class DetectSession(DenseSession):
         from vheatir.backbone.detection.annotations import read_catalogue
 
         recipe = self.recipe
-        catalogue = read_catalogue(recipe.data, training, recipe.detector.masks, self.classes)
-        settle(catalogue.problems, recipe.data.invalid)
-        return catalogue
+        catalog = read_catalogue(recipe.data, training, recipe.detector.masks, self.classes)
+        settle(catalog.problems, recipe.data.invalid)
+        return catalog
 
     @cached_property
     def _training(self):
@@ -69,11 +69,11 @@ class DetectSession(DenseSession):
         from vheatir.backbone.detection.task import Detection
 
         recipe = self.recipe
-        catalogue = self._catalogue(False)
+        catalog = self._catalogue(False)
         if self.mode == "train":  # a broken picture shows before the run, not after an epoch
-            whole = decodable([record.file for record in catalogue.records], recipe.data.invalid)
-            catalogue.records = [record for record in catalogue.records if record.file in whole]
-        return Detection(catalogue, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
+            whole = decodable([record.file for record in catalog.records], recipe.data.invalid)
+            catalog.records = [record for record in catalog.records if record.file in whole]
+        return Detection(catalog, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
 
     def at_size(self, size: tuple[int, int]):
         import torch

@@ -116,7 +116,7 @@ def draw(fields: dict[str, Tensor], at: tuple[int, int]):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vheatir receptive-field", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
     parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean pictures, to degrade")
-    parser.add_argument("--task", required=True, choices=tuple(_LEVELS), help="Gaussian noise or JPEG artefacts")
+    parser.add_argument("--task", required=True, choices=tuple(_LEVELS), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--weights", nargs="+", metavar="NAME_OR_PATH", help="one or several (default: the shipped)")
     parser.add_argument("--level", type=float, help=f"sigma or quality (default {_LEVELS})".replace("'", ""))
     parser.add_argument("--size", type=int, default=128, help="side of the pictures' part, pixels (%(default)s)")

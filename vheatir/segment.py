@@ -1,4 +1,4 @@
-"""`vheatir segment`: UPerNet on every backbone, from a YAML file: training, evaluation, coloured overlays."""
+"""`vheatir segment`: UPerNet on every backbone, from a YAML file: training, evaluation, colored overlays."""
 
 import argparse
 from pathlib import Path
@@ -83,7 +83,7 @@ class SegmentSession(DenseSession):
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or colour pictures by class.")
+    parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or color pictures by class.")
     parser.add_argument("--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
     return run(SegmentSession, parser, argv)

@@ -1,6 +1,6 @@
 """How a classifier bears shifts, rotations and scales: views of an image, figures of a batch and of a set.
 
-Source: the evaluation of arXiv 2211.05781. The published protocol draws one of seven directions for a shift and centres
+Source: the evaluation of arXiv 2211.05781. The published protocol draws one of seven directions for a shift and centers
 what is left of a crop that leaves the image, so that large shifts do not shift; the exact one draws from all eight and
 moves the content by the full distance.
 """
@@ -32,12 +32,12 @@ def _resized(image: Image.Image, size: int, ratio: float) -> Image.Image:
 
 
 def standard_view(image: Image.Image, size: int, crop_ratio: float = CROP_RATIO) -> Image.Image:
-    """Resized so that the crop takes `crop_ratio` of the shorter side, and cut from the centre: (size, size)."""
+    """Resized so that the crop takes `crop_ratio` of the shorter side, and cut from the center: (size, size)."""
     return T.center_crop(_resized(image, size, crop_ratio), size)
 
 
 def scaled_view(image: Image.Image, size: int, ratio: float) -> Image.Image:
-    """The centre at another scale: large ratios show more, in black where the image ends."""
+    """The center at another scale: large ratios show more, in black where the image ends."""
     return T.center_crop(_resized(image, size, ratio), size)
 
 
@@ -66,7 +66,7 @@ def shifted_view(
         size: side of the crop.
         pixels: how far the crop moves in the resized image.
         direction: index into `DIRECTIONS`.
-        published: centre what is left of the crop where it leaves the image, so that beyond the margin the content
+        published: center what is left of the crop where it leaves the image, so that beyond the margin the content
             stays; otherwise the content moves by the full distance and black comes in from one side.
         crop_ratio: share of the shorter side that an unmoved crop takes.
     """
@@ -132,7 +132,7 @@ def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
 
 
 class Views:
-    """An image to its standard view and those of all levels: (1 + levels, 3, size, size), normalised.
+    """An image to its standard view and those of all levels: (1 + levels, 3, size, size), normalized.
 
     The direction of each shift is drawn from torch's generator for the CPU.
     """

@@ -1,4 +1,4 @@
-"""Effective receptive field: which pixels of an image the centre of a stage's map depends on, and how much.
+"""Effective receptive field: which pixels of an image the center of a stage's map depends on, and how much.
 
 Source: Luo et al., arXiv 1701.04128; the share of the area is that of Ding et al., arXiv 2203.06717.
 """
@@ -47,9 +47,9 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
         found = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
         assert isinstance(found, list)
         (maps,) = found
-        centre = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-        signs = torch.randint(2, centre.shape, generator=generator).to(centre) * 2 - 1
-        (gradient,) = torch.autograd.grad((centre * signs).sum(), batch)
+        center = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
+        signs = torch.randint(2, center.shape, generator=generator).to(center) * 2 - 1
+        (gradient,) = torch.autograd.grad((center * signs).sum(), batch)
         total = gradient.abs().sum((0, 1)).double().cpu()
         field, count = total if field is None else field + total, count + len(batch)
     if field is None:
@@ -58,7 +58,7 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
 
 
 def area_ratio(field: Tensor, stage: int, share: float) -> float:
-    """Share of the image's area that the smallest square needs which holds `share` of the field, around its centre."""
+    """Share of the image's area that the smallest square needs which holds `share` of the field, around its center."""
     height, width = field.shape
     y = centre_of(height, stage)
     x = centre_of(width, stage)

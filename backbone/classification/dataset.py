@@ -1,4 +1,4 @@
-"""Labelled images as samples of classification, and the transforms of training and evaluation."""
+"""Labeled images as samples of classification, and the transforms of training and evaluation."""
 
 from collections.abc import Callable
 
@@ -58,7 +58,7 @@ class Samples(Dataset):
 
 
 def train_transform(augment: Augment, size: tuple[int, int], mean, std):
-    """timm's training transform, with random erasing; ends in a normalised tensor."""
+    """timm's training transform, with random erasing; ends in a normalized tensor."""
     transform = create_transform(
         (3, *size),
         is_training=True,
@@ -81,7 +81,7 @@ def train_transform(augment: Augment, size: tuple[int, int], mean, std):
 
 
 def val_transform(val: Val, size: tuple[int, int], mean, std):
-    """timm's evaluation transform: resize to size / crop_pct, centre crop, normalise."""
+    """timm's evaluation transform: resize to size / crop_pct, center crop, normalize."""
     return create_transform(
         (3, *size),
         interpolation=val.interpolation,

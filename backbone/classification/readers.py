@@ -1,4 +1,4 @@
-"""Readers of labelled images beside timm's own: lists of files, and ZIP archives with their bytes kept or not."""
+"""Readers of labeled images beside timm's own: lists of files, and ZIP archives with their bytes kept or not."""
 
 import importlib.util
 import io
@@ -61,7 +61,7 @@ def read_labels(path: Path) -> list[tuple[str, int]]:
 
 
 class ListReader(Reader):
-    """Images below `folder`, named and labelled by a list."""
+    """Images below `folder`, named and labeled by a list."""
 
     def __init__(self, folder: Path, labels: Path):
         super().__init__()
@@ -83,7 +83,7 @@ class ListReader(Reader):
 
 
 class ZipReader(Reader):
-    """Images of an archive, labelled by a list of its members.
+    """Images of an archive, labeled by a list of its members.
 
     Args:
         archive: the ZIP file.

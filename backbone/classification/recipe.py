@@ -71,7 +71,7 @@ class Augment:
 
 @dataclass
 class Train:
-    """Length, optimiser, rates and averages.
+    """Length, optimizer, rates and averages.
 
     `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
     are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.

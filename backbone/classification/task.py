@@ -169,7 +169,7 @@ def make_until(recipe: Recipe, plan: EpochPlan) -> Epochs:
 
 
 def make_optimizer(train: Train, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
-    """timm's optimiser; no decay of biases, one-dimensional weights and what the model names.
+    """timm's optimizer; no decay of biases, one-dimensional weights and what the model names.
 
     Raises:
         ValueError: an unknown name or argument.

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-_GOLDEN = 0.618034  # a turn of the colour circle that keeps neighbours apart
+_GOLDEN = 0.618034  # a turn of the color circle that keeps neighbors apart
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """That many colours, RGB from 0 to 255, each unlike those before it."""
+    """That many colors, RGB from 0 to 255, each unlike those before it."""
     rounds = ((0.65, 0.95), (0.9, 0.75), (0.45, 1.0))
-    colours = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[(n + n // 3) % len(rounds)]) for n in range(count))
-    return [tuple(round(255 * part) for part in colour) for colour in colours]
+    colors = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[(n + n // 3) % len(rounds)]) for n in range(count))
+    return [tuple(round(255 * part) for part in colour) for colour in colors]
 
 
 def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[str], threshold: float) -> Tensor:
@@ -32,9 +32,9 @@ def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[s
     kept = found["scores"] >= threshold
     if not kept.any():
         return image.clone()
-    colours = palette(len(classes))
+    colors = palette(len(classes))
     labels = found["labels"][kept].tolist()
-    chosen = [colours[label - 1] for label in labels]
+    chosen = [colors[label - 1] for label in labels]
     if "masks" in found:
         image = draw_segmentation_masks(image, found["masks"][kept, 0] > 0.5, alpha=0.5, colors=chosen)
     scores = found["scores"][kept].tolist()
@@ -43,8 +43,8 @@ def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[s
 
 
 def draw_classes(image: Tensor, classes: Tensor, num_classes: int, alpha: float = 0.55) -> Tensor:
-    """A picture (3, H, W) uint8 under the colours of its classes (H, W); numbers beyond `num_classes` stay bare."""
-    colours = torch.tensor(palette(num_classes) + [(0, 0, 0)] * (256 - num_classes), dtype=torch.float32)
-    painted = colours[classes.long()].permute(2, 0, 1)
+    """A picture (3, H, W) uint8 under the colors of its classes (H, W); numbers beyond `num_classes` stay bare."""
+    colors = torch.tensor(palette(num_classes) + [(0, 0, 0)] * (256 - num_classes), dtype=torch.float32)
+    painted = colors[classes.long()].permute(2, 0, 1)
     share = torch.where(classes < num_classes, alpha, 0.0)
     return (image * (1 - share) + painted * share).round().to(torch.uint8)

@@ -109,7 +109,7 @@ def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:
 
 
 def read_labels(file: Path) -> torch.Tensor | DataError:
-    """A label map, (H, W) uint8 of class numbers as they are stored; palette indices count, not their colours.
+    """A label map, (H, W) uint8 of class numbers as they are stored; palette indices count, not their colors.
 
     Maps of 1, 2 or 4 bits hold the numbers 0 to 1, 3 or 15. An EXIF orientation is passed over.
     """

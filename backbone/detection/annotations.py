@@ -11,7 +11,7 @@ from vheatir.backbone.data.text_files import read_json, read_text
 from vheatir.backbone.dense.image_files import Problem, frame_of
 from vheatir.backbone.detection.recipe import Data
 from vheatir.backbone.detection.records import (
-    Catalogue,
+    Catalog,
     Record,
     Thing,
     box_rule,
@@ -21,7 +21,7 @@ from vheatir.backbone.detection.records import (
 )
 
 
-def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, ...] | None = None) -> Catalogue:
+def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, ...] | None = None) -> Catalog:
     """A split of a data set.
 
     Args:
@@ -90,7 +90,7 @@ def _numbers(images: list) -> dict:
     return {one: place for place, one in enumerate(ids, 1)}
 
 
-def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Catalogue:
+def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Catalog:
     """Pictures below `folder` with the objects of a JSON file in COCO's format.
 
     Boxes and polygons see each picture in the frame whose size the file states; see `frame_of`.
@@ -124,7 +124,7 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
     for number in sorted(set(by_image) - seen, key=str):
         rule = "an annotation of an image that is not listed"
         problems.append(Problem(str(file), rule, f"annotation {by_image[number][0]['id']}, image {number}"))
-    return Catalogue(records, classes, problems)
+    return Catalog(records, classes, problems)
 
 
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
@@ -202,7 +202,7 @@ def _voc_picture(root: Path, name: str, stated: str) -> Path:
     return next((form for form in forms if form.is_file()), folder / f"{name}.jpg")
 
 
-def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Catalogue:
+def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Catalog:
     """Pictures and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
 
     Boxes see each picture in the frame whose size the annotation states; see `frame_of`.
@@ -239,7 +239,7 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
             problems.append(Problem(str(file), "an empty annotation", "no objects"))
         things = [thing for thing in things if thing is not None]
         records.append(Record(picture, number, *frame.size, things, frame.turned))
-    return Catalogue(records, classes, problems)
+    return Catalog(records, classes, problems)
 
 
 def _text(entry: ET.Element, path: str) -> str:

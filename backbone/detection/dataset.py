@@ -51,7 +51,7 @@ def training_views(augment: Augment) -> Callable:
 
 
 class Pictures(Dataset):
-    """Pictures of a catalogue; a sample is asked for by index, or in training by (index, seed).
+    """Pictures of a catalog; a sample is asked for by index, or in training by (index, seed).
 
     A sample is the picture, (3, H, W) float32 RGB in [0, 1], and its target: `boxes` (N, 4) x0, y0, x1, y1 in pixels,
     `labels` (N), `masks` (N, H, W) where `masks`; `number` of the picture alone without `views`. A file that cannot be

@@ -26,7 +26,7 @@ class FeaturePyramid(nn.Module):
 
 
 class ResizeInEvaluation(GeneralizedRCNNTransform):
-    """Normalises, resizes in evaluation alone (training views come in their size), and pads to a batch."""
+    """Normalizes, resizes in evaluation alone (training views come in their size), and pads to a batch."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
         return (image, target) if self.training else super().resize(image, target)

@@ -53,7 +53,7 @@ class Record:
 
 
 @dataclass
-class Catalogue:
+class Catalog:
     """A split of a data set: pictures, names of the classes 1, 2, ..., and the rules that were broken."""
 
     records: list[Record]

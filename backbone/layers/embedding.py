@@ -27,8 +27,8 @@ def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Ten
         embedding: (H, W, C), entry [n, m] for the frequencies pi n/H and pi m/W.
         size: height and width of the map.
         mode: "exact" reads each frequency where the embedding holds the same frequency per pixel (index n H_src/H_dst,
-            DC to DC), linear in between. "published" is the bicubic, half-pixel-centred resize of the vHeat detection
-            code, which shifts frequencies by up to half a bin and mixes DC with its neighbours.
+            DC to DC), linear in between. "published" is the bicubic, half-pixel-centered resize of the vHeat detection
+            code, which shifts frequencies by up to half a bin and mixes DC with its neighbors.
 
     Returns:
         (*size, C); the embedding itself where it has that size. Differentiable.

@@ -68,7 +68,7 @@ class HeatLayer(KeptForms):
         self._unfolded: nn.Module | None = None
 
     def init_reach(self) -> None:
-        """Apply `reach` to the starting diffusivities; networks call it after their own initialisation."""
+        """Apply `reach` to the starting diffusivities; networks call it after their own initialization."""
         if self.reach is not None and self.to_k is not None:
             linear = next(self.to_k.children())
             assert isinstance(linear, nn.Linear)
@@ -180,7 +180,7 @@ class HeatBlock(nn.Module):
     Args:
         dim: channels C.
         mlp_ratio: hidden over outer channels; 0 leaves the MLP out.
-        post_norm: normalise each branch's output instead of its input.
+        post_norm: normalize each branch's output instead of its input.
         layer_scale: starting value of the learned per-channel factor of each branch; None for no factor.
         drop_path: probability of dropping a branch in training.
         mlp_dwconv: depthwise 3x3 inside the MLP.

@@ -19,7 +19,7 @@ def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         value: (B, H, W, G, D), D channels for each of G groups.
-        location: (B, Q, G, P, 2), x then y; [0, 1] spans the map, the centre of pixel i lies at (i + 1/2) / side.
+        location: (B, Q, G, P, 2), x then y; [0, 1] spans the map, the center of pixel i lies at (i + 1/2) / side.
         weight: (B, Q, G, P).
 
     Returns:
@@ -101,8 +101,8 @@ class DeformableSampling(nn.Module):
         """(B, H*W, heads, points, 2) learned offsets in pixels to places in the map, [0, 1] from side to side."""
         wide = torch.float64 if offsets.dtype == torch.float64 else torch.float32
         base = base_offsets(self.side, self.num_heads, self.dilation_rates, wide, offsets.device)
-        centres = pixel_centres(height, width, wide, offsets.device)
-        places = centres[:, None, None] + self.offset_scale * (base + offsets.to(wide))
+        centers = pixel_centres(height, width, wide, offsets.device)
+        places = centers[:, None, None] + self.offset_scale * (base + offsets.to(wide))
         return (places + 0.5) / torch.tensor([width, height], dtype=wide, device=offsets.device)
 
     def forward(self, maps: Tensor) -> Tensor:

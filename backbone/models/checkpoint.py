@@ -41,7 +41,7 @@ class LoadReport:
         missing: keys of the model that the file lacks.
         unused: tensors of the file that the model has no place for.
         ignored: buffers of the published code that hold no weights.
-        entries: other entries of the file, such as the optimiser.
+        entries: other entries of the file, such as the optimizer.
         facts: epoch and accuracies that the file states.
         prefix: what was taken from the front of the file's keys.
     """

@@ -1,4 +1,4 @@
-"""Backbones for dense prediction with the keys and the behaviour of the published detection and segmentation code."""
+"""Backbones for dense prediction with the keys and the behavior of the published detection and segmentation code."""
 
 from collections.abc import Sequence
 

@@ -39,7 +39,7 @@ class Stem(nn.Module):
 
 
 class VHeat(HeatPyramid):
-    """vHeat. Images (B, in_chans, H, W) of any size, normalised, to class scores (B, num_classes).
+    """vHeat. Images (B, in_chans, H, W) of any size, normalized, to class scores (B, num_classes).
 
     Where a map differs from its frequency embedding, the embedding is resized. `fold` freezes the decay for the
     embeddings' sizes: the published form for inference, with fewer parameters.
@@ -172,7 +172,7 @@ class VHeat(HeatPyramid):
 
 
 def _cfg() -> dict:
-    # The repository that publishes the weights states no licence.
+    # The repository that publishes the weights states no license.
     return default_cfg(VHeat, origin_url=SOURCE, paper_ids="arXiv:2405.16555", license=None)
 
 

@@ -26,7 +26,7 @@ def scaled_size(height: int, width: int, scale: Sequence[float]) -> tuple[int, i
 
 
 class TrainingViews:
-    """Resizing by a drawn factor, a crop without too much of one class, flip, colours; padded to the crop's size."""
+    """Resizing by a drawn factor, a crop without too much of one class, flip, colors; padded to the crop's size."""
 
     def __init__(self, augment: Augment):
         self.augment = augment

@@ -71,7 +71,7 @@ class Augment:
         crop: side of the crop.
         cat_max: largest share of one class in a crop; another one is tried, up to ten times.
         hflip: probability.
-        colour: brightness, contrast, saturation and hue, each for half of the pictures.
+        color: brightness, contrast, saturation and hue, each for half of the pictures.
     """
 
     scale: tuple[int, int] = (2048, 512)

@@ -79,16 +79,16 @@ def segmentation_scores(counts: Tensor) -> dict[str, float]:
     """
     counts = counts.double().cpu()
     right = counts.diagonal()
-    labelled = counts.sum(1)
+    labeled = counts.sum(1)
     predicted = counts.sum(0)
-    union = labelled + predicted - right
-    present = labelled > 0
+    union = labeled + predicted - right
+    present = labeled > 0
     iou = right[union > 0] / union[union > 0]
     return {
         "miou": 100 * iou.mean().item(),
-        "macc": 100 * (right[present] / labelled[present]).mean().item(),
-        "aacc": 100 * (right.sum() / labelled.sum()).item(),
-        "majority_miou": 100 * (labelled.max() / labelled.sum() / present.sum()).item(),
+        "macc": 100 * (right[present] / labeled[present]).mean().item(),
+        "aacc": 100 * (right.sum() / labeled.sum()).item(),
+        "majority_miou": 100 * (labeled.max() / labeled.sum() / present.sum()).item(),
     }
 
 

@@ -22,7 +22,7 @@ _MASK = (1 << 63) - 1
 
 
 def mixed(*numbers: int) -> int:
-    """One number below 2^63 from several; neighbours come out unrelated."""
+    """One number below 2^63 from several; neighbors come out unrelated."""
     return int.from_bytes(np.random.SeedSequence(numbers).generate_state(2, np.uint32).tobytes(), "little") & _MASK
 
 

@@ -1,4 +1,4 @@
-"""Learning rates of the published recipes: the value that each iteration's optimiser step uses."""
+"""Learning rates of the published recipes: the value that each iteration's optimizer step uses."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def vheat_schedule(
 ) -> np.ndarray:
     """A line that reaches `base` one step after the warm-up, then half a cosine; all one iteration late.
 
-    The published loop moves the scheduler after the optimiser, so iterations 0 and 1 both use `warmup_start`.
+    The published loop moves the scheduler after the optimizer, so iterations 0 and 1 both use `warmup_start`.
     Rates are those after scaling by the total batch over 512.
 
     Source: recipe of vHeat, arXiv 2405.16555.

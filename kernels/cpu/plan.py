@@ -150,7 +150,7 @@ def _likeness(step: Step) -> tuple:
 
 
 def _can_join(last: Step, step: Step) -> bool:
-    """Whether two neighbours differ in their rows only, and the second one needs none of the first one's results."""
+    """Whether two neighbors differ in their rows only, and the second one needs none of the first one's results."""
     if step.kind not in (LEAF, MERGE, COPY):
         return False
     if (last.kind, last.type, last.size) != (step.kind, step.type, step.size):
@@ -163,7 +163,7 @@ def _can_join(last: Step, step: Step) -> bool:
 
 
 def _joined(steps: list[Step]) -> list[Step]:
-    """Neighbours of one kind, size and table as one step with more groups."""
+    """Neighbors of one kind, size and table as one step with more groups."""
     out: list[Step] = []
     for step in steps:
         if out and _can_join(out[-1], step):

@@ -140,8 +140,8 @@ class OddTransform:
         rows = np.array([(g[r].slot, g[m - r].slot) for g in groups for r in range(1, half + 1)])
         self._steps.append(Step(SPLIT, II, rows, rows, first=self._first))
         if self._first:
-            centres = np.array([[g[0].slot] for g in groups])
-            self._steps.append(Step(COPY, II, centres, centres, first=True))
+            centers = np.array([[g[0].slot] for g in groups])
+            self._steps.append(Step(COPY, II, centers, centers, first=True))
             self._first = False
         even: list[list[Signed]] = []
         odd: list[list[Signed]] = []

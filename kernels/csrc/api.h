@@ -31,7 +31,7 @@ typedef struct {
 } vheatir_plan;
 
 enum { VHEATIR_FLOAT32, VHEATIR_BFLOAT16, VHEATIR_FLOAT16 };
-// Order of a decay: as (H, W, C); as (H, W, 1); or as the kernel reads it: tiles of 16 neighbouring values of the
+// Order of a decay: as (H, W, C); as (H, W, 1); or as the kernel reads it: tiles of 16 neighboring values of the
 // W * C in a row, each as (H, 16), the last one perhaps narrower.
 enum { VHEATIR_DECAY_NONE, VHEATIR_DECAY_MAPS, VHEATIR_DECAY_SHARED, VHEATIR_DECAY_TILES };
 
@@ -57,7 +57,7 @@ typedef struct {
 int vheatir_conduct(const vheatir_job *job);
 
 // Layer norm of rows of channels, with what stands around it in a block:
-// sum = x + addend; result = residual + (normalised sum * weight + bias) * SiLU(gate). Addend, gate and residual may be
+// sum = x + addend; result = residual + (normalized sum * weight + bias) * SiLU(gate). Addend, gate and residual may be
 // null; `sum` is needed with an addend. Rows of x and gate may lie apart, all others are contiguous; all are float32.
 // The sum may go where the addend is, and the result where x is.
 typedef struct {

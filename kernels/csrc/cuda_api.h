@@ -29,7 +29,7 @@ typedef struct {
 // Both tables: forward, times decay, inverse. One of them: that transform, the forward one times decay if there is one.
 typedef struct {
   int length, bfloat;                                       // 16-bit maps are bfloat16, otherwise float16
-  int pairs;                                                // lines 2i and 2i + 1 are neighbours and can be written at once
+  int pairs;                                                // lines 2i and 2i + 1 are neighbors and can be written at once
   long long count, run, outer;
   vheatir_lines source, target, spectrum;                   // spectrum receives the forward transform; data may be null
   const float *decay;                                       // or null

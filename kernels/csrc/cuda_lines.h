@@ -1,5 +1,5 @@
 // One-dimensional transforms of lines of any length, for planes that do not fit into shared memory: one block holds LINES
-// neighbouring lines. The maps are transformed along W, then along H and back with the decay between, then back along W.
+// neighboring lines. The maps are transformed along W, then along H and back with the decay between, then back along W.
 //
 // Each line is split into sums and differences of mirrored points; each part is multiplied with a table of half the length.
 // `Halves` multiplies on tensor cores: each line is rounded to 16 bits without its mean (its constant frequency, on the way
@@ -56,7 +56,7 @@ struct Halves {
     }
   }
 
-  // Calls use(slot, line, values of the first part, of the second) for each pair of neighbouring lines.
+  // Calls use(slot, line, values of the first part, of the second) for each pair of neighboring lines.
   template <class Use>
   DEVICE void multiply(const void *table, Use use) const {
     const int lane = thread_index() % 32, tasks = padded / 16 * (LINES / ACROSS);

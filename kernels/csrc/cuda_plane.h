@@ -93,13 +93,13 @@ struct Plane {
       }
     }
     block_barrier();
-    if (thread_index() < TILE) summarise(thread_index());
+    if (thread_index() < TILE) summarize(thread_index());
     block_barrier();
-    normalise(points, chunk);
+    normalize(points, chunk);
     block_barrier();
   }
 
-  DEVICE void summarise(int c) {
+  DEVICE void summarize(int c) {
     float sum = 0, least = infinity(), greatest = -infinity();
     for (int i = 0; i < warps; i++) {
       sum += state->partial[i][0][c];
@@ -112,7 +112,7 @@ struct Plane {
     state->product_exponent[c] = NOTHING;
   }
 
-  DEVICE void normalise(int points, int chunk) {
+  DEVICE void normalize(int points, int chunk) {
     float mean[8], scale[8];
     for (int i = 0; i < 8; i++) {
       mean[i] = state->mean[chunk * 8 + i];

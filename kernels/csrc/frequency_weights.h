@@ -10,7 +10,7 @@ constexpr int64_t kPlaneBytesWithSpectra = 128 << 10;  // likewise where spectra
 constexpr int64_t kSmallPlaneBytes = 32 << 10;  // up to here the level 1 cache has room for the next one
 constexpr int64_t kStrewnBytes = 1 << 20;    // and above here memory is slow enough to be worth it
 constexpr int64_t kTilesAtOnce = 56;         // in such planes tiles are transformed in lots of about so many
-constexpr int64_t kGroupBytes = 640 << 10;   // planes of neighbouring tiles are done together up to here
+constexpr int64_t kGroupBytes = 640 << 10;   // planes of neighboring tiles are done together up to here
 constexpr int64_t kLeastGroup = 8;           // tiles of a group: shorter runs of memory gain nothing
 constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
 constexpr int64_t kMostBlockTiles = 16, kMostPlaneTiles = 64;
@@ -99,7 +99,7 @@ class Weighing {
   // Tile i of the block belongs to place starts[i] of a row.
   void operator()(float *block, const int64_t *starts, int64_t tiles) const {
     const int64_t size = cut_.height * kTile;
-    for (int64_t h = 0; h < cut_.height; ++h) {  // row by row: neighbours in the block are neighbours in memory
+    for (int64_t h = 0; h < cut_.height; ++h) {  // row by row: neighbors in the block are neighbors in memory
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t start = starts[i];
         if (start + kTile <= cut_.row) {

@@ -49,7 +49,7 @@ INLINE void put_one(void *to, int64_t at, float value) {
   }
 }
 
-// The pixels of one row that have both neighbours, and so the same arithmetic; the rows above and below may be missing.
+// The pixels of one row that have both neighbors, and so the same arithmetic; the rows above and below may be missing.
 struct Line {
   const vheatir_gate_job &job;
   int64_t image, h;

@@ -1,8 +1,8 @@
 // The heat operator on channels-last maps: transform along W, transform along H, decay, and both back.
 //
 // Small planes with whole tiles of channels are done in work space that stays in the level 2 cache, tile by tile, or
-// some neighbouring tiles together where spectra are kept or read as well; what is small differs for these. All others
-// take three passes over memory, in place in the target: rows, columns in blocks of neighbouring tiles with the
+// some neighboring tiles together where spectra are kept or read as well; what is small differs for these. All others
+// take three passes over memory, in place in the target: rows, columns in blocks of neighboring tiles with the
 // decay and the way back, rows. The columns do not care where a pixel ends: their tiles are cut from the W * C values
 // of a row, so that only the last tile of all can be narrow.
 //
@@ -71,7 +71,7 @@ void rows_out(const vheatir_job &job, const Cut &cut, const Scratch &scratch, in
   }
 }
 
-// Neighbouring tiles of channels of one image.
+// Neighboring tiles of channels of one image.
 struct Plane {
   int64_t image, first, tiles;
 };
@@ -201,7 +201,7 @@ class PlaneWork {
 
 constexpr int64_t kRowsAhead = 4;  // rows of a block that are asked for before they are copied
 
-// Neighbouring columns of an (H, W * C) image, in place.
+// Neighboring columns of an (H, W * C) image, in place.
 void do_block(const vheatir_job &job, const Cut &cut, const Scratch &scratch, int64_t image, float *middle,
               int64_t tile) {
   const int64_t tiles = least(cut.block_tiles, cut.row_tiles - tile), size = cut.height * kTile;

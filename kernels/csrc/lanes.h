@@ -1,4 +1,4 @@
-// A tile is 16 neighbouring floats, one cache line: 16 channels, or 16 lines of pixels and channels. Every transform is
+// A tile is 16 neighboring floats, one cache line: 16 channels, or 16 lines of pixels and channels. Every transform is
 // done on each lane alike, so that no lane ever meets another one. This file is compiled once for each instruction set;
 // everything is in an unnamed namespace so that the linker cannot mix the versions.
 #pragma once

@@ -105,27 +105,27 @@ void norm_row_backward(const vheatir_norm_gradient_job &job, int64_t row, float 
   const float *x = job.x + row * job.x_row, *gate = job.gate ? job.gate + row * job.gate_row : nullptr;
   const Moments of = moments(x, job.channels, job.epsilon);
   float *grad_x = job.grad_x + at;
-  Vec sums = {}, products = {};  // of the gradient of the normalised values, and with those values
+  Vec sums = {}, products = {};  // of the gradient of the normalized values, and with those values
   for_vectors(job.channels, [&](int64_t c, int64_t lanes) INLINE_LAMBDA {
-    const Vec normalised = (get(x + c, lanes) - of.mean) * of.deviation_inverse, weight = get(job.weight + c, lanes);
+    const Vec normalized = (get(x + c, lanes) - of.mean) * of.deviation_inverse, weight = get(job.weight + c, lanes);
     Vec grad = get(job.grad + at + c, lanes);
     if (gate) {
       const Vec z = get(gate + c, lanes), s = sigmoid(z);
-      const Vec affine = normalised * weight + get(job.bias + c, lanes);
+      const Vec affine = normalized * weight + get(job.bias + c, lanes);
       put(job.grad_gate + at + c, grad * affine * s * (1.0f + z * (1.0f - s)), lanes);
       grad *= z * s;
     }
     put(grad_bias + c, get(grad_bias + c, lanes) + grad, lanes);
-    put(grad_weight + c, get(grad_weight + c, lanes) + grad * normalised, lanes);
+    put(grad_weight + c, get(grad_weight + c, lanes) + grad * normalized, lanes);
     grad *= weight;
     put(grad_x + c, grad, lanes);
     sums += grad;  // lanes beyond the channels hold zeros
-    products += grad * normalised;
+    products += grad * normalized;
   });
   const float mean = sum_of(sums) / float(job.channels), product = sum_of(products) / float(job.channels);
   for_vectors(job.channels, [&](int64_t c, int64_t lanes) INLINE_LAMBDA {
-    const Vec normalised = (get(x + c, lanes) - of.mean) * of.deviation_inverse;
-    Vec grad = (get(grad_x + c, lanes) - mean - normalised * product) * of.deviation_inverse;
+    const Vec normalized = (get(x + c, lanes) - of.mean) * of.deviation_inverse;
+    Vec grad = (get(grad_x + c, lanes) - mean - normalized * product) * of.deviation_inverse;
     if (job.grad_sum) grad += get(job.grad_sum + at + c, lanes);
     put(grad_x + c, grad, lanes);
   });

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vheatir.backbone.models.unified import SIZES
 
-COLOURS = ((210, 40, 40), (40, 70, 220))  # of the two classes; the ground is green and noisy
+COLORS = ((210, 40, 40), (40, 70, 220))  # of the two classes; the ground is green and noisy
 WIDTH, HEIGHT = 72, 56
 SMALL = {"name": "vheat_tiny", "img_size": 64, "dims": 8, "depths": [1, 1, 1, 1], "drop_path_rate": 0.1}
 
@@ -22,7 +22,7 @@ def picture(rng: np.random.Generator, objects: int = 2) -> tuple[np.ndarray, lis
         left, right = number * WIDTH // objects, (number + 1) * WIDTH // objects
         w, h = int(rng.integers(14, right - left - 2)), int(rng.integers(16, HEIGHT - 8))
         x, y, kind = int(rng.integers(left, right - w)), int(rng.integers(0, HEIGHT - h)), int(rng.integers(2))
-        pixels[y : y + h, x : x + w] = COLOURS[kind] + rng.normal(0, 12, (h, w, 3))
+        pixels[y : y + h, x : x + w] = COLORS[kind] + rng.normal(0, 12, (h, w, 3))
         found.append((x, y, x + w, y + h, kind))
     return pixels.clip(0, 255).astype(np.uint8), found
 

@@ -81,7 +81,7 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def nan_filled() -> Iterator[None]:
-    """Memory that torch hands out uninitialised holds NaN, so that a slot nobody writes shows."""
+    """Memory that torch hands out uninitialized holds NaN, so that a slot nobody writes shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

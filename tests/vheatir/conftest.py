@@ -18,7 +18,7 @@ def _photo(name: str) -> np.ndarray:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
-    """`photo_folder("gt", size=80)`: nine colour crops of scikit-image photos in a folder and one below."""
+    """`photo_folder("gt", size=80)`: nine color crops of scikit-image photos in a folder and one below."""
 
     def make(name: str = "gt", size: int = 80, count: int = 9) -> Path:
         root = tmp_path / name
@@ -151,7 +151,7 @@ class Training:
         return load_latest(folder / "checkpoints")["model"]
 
     def assert_same(self, one: Path, other: Path) -> None:
-        """Network, average, optimiser and schedule of two runs agree bit for bit."""
+        """Network, average, optimizer and schedule of two runs agree bit for bit."""
         import torch
 
         a, b = self.state(one), self.state(other)

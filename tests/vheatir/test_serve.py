@@ -40,7 +40,7 @@ class TestPage:
 
     def test_it_describes_restores_shows_and_forgets(self, page, picture):
         text = page.describe(str(picture), "denoise")
-        assert text.startswith("112 x 96 pixels, 16 bits, colour; noise level 2")
+        assert text.startswith("112 x 96 pixels, 16 bits, color; noise level 2")
         shares = []
         held = page.restore(str(picture), "denoise", 1.0, False, shares.append)
         assert shares[-1] == 1 and "noise level" in held["said"]
@@ -187,7 +187,7 @@ def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, pict
         page.goto(address)
         page.locator("#upload input[type=file]").set_input_files(str(picture))
         found = page.locator("#found textarea, #found input")
-        playwright.expect(found).to_have_value(re.compile(r"112 x 96 pixels, 16 bits, colour; noise"))
+        playwright.expect(found).to_have_value(re.compile(r"112 x 96 pixels, 16 bits, color; noise"))
         page.locator("#restore").click()
         playwright.expect(page.locator("#said textarea, #said input")).to_have_value(re.compile("noise level"))
         shown = page.locator("#slider img")

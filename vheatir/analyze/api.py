@@ -30,7 +30,7 @@ ANALYSES = {
     "invariance": (
         "vheatir.analyze.invariance",
         "invariance",
-        "Robustness of networks to shifts, rotations and scales, on a labelled set.",
+        "Robustness of networks to shifts, rotations and scales, on a labeled set.",
     ),
     "receptive-field": (
         "vheatir.analyze.receptive_field",

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     one = parsers["receptive-field"]
     one.add_argument("--images", type=Path, help="folder of pictures; default: normal noise")
     one.add_argument("--limit", type=int, default=50, help="images")
-    one.add_argument("--stage", type=int, default=-1, help="stage whose centre is looked at; default: the last")
+    one.add_argument("--stage", type=int, default=-1, help="stage whose center is looked at; default: the last")
     for name in ("invariance", "receptive-field"):
         parsers[name].add_argument("--batch", type=int, default=8, help="images of a pass")
         parsers[name].add_argument("--workers", type=int, default=0, help="processes that read images")

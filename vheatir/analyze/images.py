@@ -1,4 +1,4 @@
-"""Images for `vheatir analyze`: views of a labelled set, pictures of a folder, or noise."""
+"""Images for `vheatir analyze`: views of a labeled set, pictures of a folder, or noise."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def view_batches(
     workers: int,
     seed: int,
 ) -> tuple[list[float], Iterator[tuple[Tensor, Tensor]]]:
-    """Batches of changed views of a labelled set.
+    """Batches of changed views of a labeled set.
 
     The drawn directions of an image depend on its number and the seed alone.
 

@@ -23,7 +23,7 @@ def invariance(
     batch: int = 8,
     workers: int = 0,
 ) -> Analysis:
-    """Robustness of networks to shifts, rotations and scales, on a labelled set.
+    """Robustness of networks to shifts, rotations and scales, on a labeled set.
 
     Args:
         chosen: the networks.

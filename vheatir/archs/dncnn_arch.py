@@ -5,19 +5,19 @@ from torch import Tensor, nn
 
 
 class DnCNN(nn.Module):
-    """Denoising CNN: 3x3 convolutions with batch normalisation that predict the noise, which is taken off the input.
+    """Denoising CNN: 3x3 convolutions with batch normalization that predict the noise, which is taken off the input.
 
     Input and output: (B, in_chans, H, W), RGB or gray in [0, 1]; any H, W >= 1.
 
     Args:
         in_chans: 1 for gray, 3 for RGB.
         dim: channels of the features.
-        depth: convolutions in all, at least 2; the first and the last have no batch normalisation.
+        depth: convolutions in all, at least 2; the first and the last have no batch normalization.
 
     Raises:
         ValueError: an argument out of its range.
 
-    Source: DnCNN (arXiv 1608.03981); the defaults are its blind colour model CDnCNN-B. As there, weights start as He
+    Source: DnCNN (arXiv 1608.03981); the defaults are its blind color model CDnCNN-B. As there, weights start as He
         et al. (arXiv 1502.01852) draw them for rectifiers. Departs from it by a last convolution that starts at zero:
         with the batches of 8 of our recipes it otherwise predicts no noise at all for hundreds of iterations.
     """

@@ -214,13 +214,13 @@ def _check_config(config: Mapping) -> None:
 
 
 def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a gray network that does what the colour network of `state` does to R = G = B, averaged to gray.
+    """Weights of a gray network that does what the color network of `state` does to R = G = B, averaged to gray.
 
     The first convolution is summed over the three channels, the last one averaged; all else stays. A start for
     training a gray network, which converges sooner than one from scratch.
 
     Raises:
-        ValueError: `state` is not that of a colour VHeatIR.
+        ValueError: `state` is not that of a color VHeatIR.
     """
     first, last, bias = (state.get(key) for key in ("conv_first.weight", "conv_last.weight", "conv_last.bias"))
     if (
@@ -230,7 +230,7 @@ def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         or len(last) % 3
         or math.isqrt(len(last) // 3) ** 2 * 3 != len(last)
     ):
-        raise ValueError("expected the weights of a colour VHeatIR (conv_last of 3 downscale^2 planes)")
+        raise ValueError("expected the weights of a color VHeatIR (conv_last of 3 downscale^2 planes)")
     planes = len(last)
     image = first[:, :planes].unflatten(1, (3, -1)).sum(1)
     return {

@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         "PSNR and SSIM of the whole pictures; on demand error maps and spectra.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean pictures, a row each")
-    parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help="Gaussian noise or JPEG artefacts")
+    parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--sigma", type=float, metavar="S", help="noise level, 0-255 scale, to add")
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality to compress with")
     parser.add_argument("--degraded", nargs="+", type=Path, metavar="FILE", help="one for each clean picture, instead")

@@ -18,7 +18,7 @@ from vheatir.metrics.fidelity import Scores
 
 DPI = 150
 PANEL = 240  # pixels that the longer side of a crop fills at least; a caption needs as many
-# pixels: between panels, of a line of text, of the column of colour bars
+# pixels: between panels, of a line of text, of the column of color bars
 _GAP = 10
 _LINE = 22
 _BAR = 100
@@ -185,7 +185,7 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
     first = max(*overviews, 1.3 * PANEL if spectra else 0.8 * PANEL) + 2 * _GAP
     bar_x = first + column * len(rows[0].versions())
     maps = [[error_map(cut(v.pixels, row.crop), cut(row.clean, row.crop)) for v in row.shown] for row in rows]
-    # The input is often far worse than the rest and would leave one colour for all of them.
+    # The input is often far worse than the rest and would leave one color for all of them.
     restored = [
         one for row, found in zip(rows, maps, strict=True) for v, one in zip(row.shown, found) if not v.degraded
     ]

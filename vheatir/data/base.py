@@ -60,7 +60,7 @@ class RestorationDataset(Dataset):
         self.train = str(opt.get("phase", "train")).split("_")[0] == "train"
         self.in_chans = self._integer(opt, "in_chans", 3, 1, 3)
         if self.in_chans == 2:
-            raise UserError("in_chans: expected 3 (colour) or 1 (gray), got 2")
+            raise UserError("in_chans: expected 3 (color) or 1 (gray), got 2")
         self.seed = self._integer(opt, "seed", 0, 0, 2**64 - 1)
         self.gt_size = self._integer(opt, "gt_size", None, 1, 65000) if self.train else None
         for key in ("progressive", "on_device"):
@@ -157,7 +157,7 @@ class RestorationDataset(Dataset):
         raise NotImplementedError
 
     def check(self) -> None:
-        """Decode every image once; one UserError lists all that are broken, too small or gray where colour counts.
+        """Decode every image once; one UserError lists all that are broken, too small or gray where color counts.
 
         Run it before training. With `cache: memory` it fills the cache.
         """

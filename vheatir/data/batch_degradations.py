@@ -61,7 +61,7 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
 
 
 def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
-    """Each sample becomes a weighted mean of itself and its neighbour in the batch, in all `pictures` alike.
+    """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `pictures` alike.
 
     pictures: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
     share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
@@ -78,7 +78,7 @@ def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probab
 
 
 def block_of(images: Tensor) -> int:
-    """Side of the JPEG grid of (B, C, H, W): colour is stored in 4:2:0."""
+    """Side of the JPEG grid of (B, C, H, W): color is stored in 4:2:0."""
     return CHROMA_BLOCK if images.shape[1] == 3 else LUMA_BLOCK
 
 

@@ -1,4 +1,4 @@
-"""Training and test samples for denoising, JPEG artefact removal and pairs of folders.
+"""Training and test samples for denoising, JPEG artifact removal and pairs of folders.
 
 In training, `dataset[n]` is sample n of an endless sequence (n = 0, 1, 2, …) and a pure function of (seed, n): pass n
 from `vheatir.data.sampling.IterationSampler`. Epoch n // len(dataset) visits every image once, in an order of its own.
@@ -25,8 +25,8 @@ _Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]
 class SyntheticDataset(RestorationDataset):
     """Clean images that are degraded on the fly.
 
-    A share `gray_probability` of colour crops becomes gray, is degraded in one plane and handed out as R = G = B, so
-    that a colour network learns gray pictures too. Gray files in a colour dataset are always treated so.
+    A share `gray_probability` of color crops becomes gray, is degraded in one plane and handed out as R = G = B, so
+    that a color network learns gray pictures too. Gray files in a color dataset are always treated so.
     """
 
     OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "level_map"}
@@ -51,7 +51,7 @@ class SyntheticDataset(RestorationDataset):
         return given
 
     def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """The gray picture of a colour one; without `rng` as the test protocol has it."""
+        """The gray picture of a color one; without `rng` as the test protocol has it."""
         return gray_opencv(rgb)
 
     def _whole(self, key: str) -> dict:
@@ -117,7 +117,7 @@ class GaussianNoiseDataset(SyntheticDataset):
 
 
 class JPEGDataset(SyntheticDataset):
-    """Real JPEG compression, gray or colour 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
+    """Real JPEG compression, gray or color 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
     share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:

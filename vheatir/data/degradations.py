@@ -34,7 +34,7 @@ SUBSAMPLING = {  # of chroma in JPEG files: none, every second column, every sec
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
     """Add white Gaussian noise of standard deviation `sigma` (on the 0-255 scale); neither clipped nor rounded.
 
-    The noise is drawn in float64 in the array's own order (for colour: RGB, row by row), which together with
+    The noise is drawn in float64 in the array's own order (for color: RGB, row by row), which together with
     `np.random.RandomState(0)` gives the noise of the published test protocol. Returns float32 of the same shape.
     """
     check_image(image, "image")
@@ -72,7 +72,7 @@ def jpeg_roundtrip(image_u8: np.ndarray, quality: int, subsampling: str = "4:2:0
 def draw_grid_phase(rng: np.random.Generator, period: int = 8) -> tuple[int, int]:
     """A (y, x) position of the JPEG grid: aligned in half the cases, else uniform over 0 .. period - 1 on each axis.
 
-    `period` 8 is the luma grid; a 4:2:0 colour file repeats its chroma grid every 16 pixels.
+    `period` 8 is the luma grid; a 4:2:0 color file repeats its chroma grid every 16 pixels.
     """
     if rng.random() < 0.5:
         return 0, 0

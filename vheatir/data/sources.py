@@ -238,7 +238,7 @@ class ImageSource:
         return decode_opencv_gray(self._store.fetch(key), self.describe(key))
 
     def read(self, key: str, gray: bool = False) -> np.ndarray:
-        """uint8 HWC RGB, or HW when `gray` (colour is converted with OpenCV's full-range weights)."""
+        """uint8 HWC RGB, or HW when `gray` (color is converted with OpenCV's full-range weights)."""
         image = self.read_native(key)
         if gray:
             return image if image.ndim == 2 else gray_opencv(image)
@@ -260,7 +260,7 @@ class ImageSource:
             if min(height, width) < min_size:
                 return f"{self.describe(key)}: {height}x{width} pixels, expected at least {min_size} on each side"
             if channels == 3 and image.ndim == 2:
-                return f"{self.describe(key)}: is gray, expected colour"
+                return f"{self.describe(key)}: is gray, expected color"
             return None
 
         keys = self.keys if keys is None else keys

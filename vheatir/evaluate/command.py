@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     color = parser.add_mutually_exclusive_group()
     color.add_argument("--gray", action="store_true", help="the gray protocol")
-    color.add_argument("--color", action="store_true", help="the colour protocol")
+    color.add_argument("--color", action="store_true", help="the color protocol")
     parser.add_argument(
         "--sigma",
         nargs="+",

@@ -48,7 +48,7 @@ def compare_folders(
         restored: folder of restored images.
         reference: folder of references of the same names.
         border: pixels cut from each side.
-        luma: compare BT.601 luma (16 to 235). A gray image is compared as it is; beside a colour one it stands for
+        luma: compare BT.601 luma (16 to 235). A gray image is compared as it is; beside a color one it stands for
             luma, and is refused where its values show that it is not.
 
     Returns:
@@ -70,7 +70,7 @@ def compare_folders(
         images = _alike([one.eight_bits(path) for path, one in zip(paths, stored)], paths, luma)
         if images[0].shape != images[1].shape:
             kinds = " and ".join(f"{path} is {_kind(image)}" for path, image in zip(paths, images))
-            raise UserError(f"{kinds}; expected the same size and both gray or both colour")
+            raise UserError(f"{kinds}; expected the same size and both gray or both color")
         try:
             records.append({"image": name, **scores(*images, border=border)})
         except ValueError as error:
@@ -91,7 +91,7 @@ def _alike(images: list[np.ndarray], paths: list[str], luma: bool) -> list[np.nd
         outside = float(np.mean((gray < _LUMA[0]) | (gray > _LUMA[1])))
         if outside > _MOST_OUTSIDE:
             raise UserError(
-                f"{path}: is to be the BT.601 luma of a colour picture, which lies from {_LUMA[0]} to {_LUMA[1]}, but "
+                f"{path}: is to be the BT.601 luma of a color picture, which lies from {_LUMA[0]} to {_LUMA[1]}, but "
                 f"{outside:.0%} of its values lie outside; convert both to gray in the same way and leave --luma out"
             )
     return [luma_bt601(image) if luma and image.ndim == 3 else image for image in images]

@@ -31,7 +31,7 @@ METRICS = ("psnr", "ssim", "psnrb")
 PROTOCOL = {
     "denoise": "white Gaussian noise, numpy RandomState(0) for each image, drawn on HWC RGB (or HW) in [0, 1], neither "
     "clipped nor rounded, also where the input is measured; gray: OpenCV's gray read",
-    "jpeg": "OpenCV JPEG, colour in 4:2:0; gray: BT.601 luma rounded to uint8 (gray files as they are), one plane",
+    "jpeg": "OpenCV JPEG, color in 4:2:0; gray: BT.601 luma rounded to uint8 (gray files as they are), one plane",
     "photo": "pairs NAME_real.* and NAME_mean.*: one photograph and the mean of many, both 8 bits, RGB",
 }
 COMMON_PROTOCOL = "restored image clamped, times 255, rounded to uint8; border 0; mean of the images' figures"
@@ -50,7 +50,7 @@ class Source(Protocol):
 def read_clean(source: Source, key: str, task: str, gray: bool) -> np.ndarray:
     """A clean test image as the protocol of `task` reads it: uint8, HWC RGB or, when `gray`, HW.
 
-    Gray of a colour file is what OpenCV's gray read gives for denoising, and rounded BT.601 luma for JPEG.
+    Gray of a color file is what OpenCV's gray read gives for denoising, and rounded BT.601 luma for JPEG.
     """
     image = source.read_native(key)
     if not gray:

@@ -31,7 +31,7 @@ FORMATS |= {f".{name}": "RAW" for name in _RAW.split()}
 DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,), "HEIF": (8, 16)}
 _WRITTEN_AS = {"AVIF": ".png", "RAW": ".tif"}  # what is only read
 MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
-ASSOCIATED, STRAIGHT = 1, 2  # ExtraSamples of TIFF: colours multiplied with alpha beforehand, or not
+ASSOCIATED, STRAIGHT = 1, 2  # ExtraSamples of TIFF: colors multiplied with alpha beforehand, or not
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
@@ -99,7 +99,7 @@ class Image:
     """A picture and what is needed to write it back.
 
     pixels: float32, HWC RGB or HW, in [0, 1] (a float TIFF may leave it). alpha: float32 HW in [0, 1] or None; the
-    colours are not multiplied with it. bit_depth: 8, 16, or 32 for floats. extras: metadata for the writer. notes: what
+    colors are not multiplied with it. bit_depth: 8, 16, or 32 for floats. extras: metadata for the writer. notes: what
     will not survive, for the user to read.
     """
 
@@ -116,7 +116,7 @@ class Stored:
     """A picture as its file holds it.
 
     rows: rows start:stop as (rows, width, channels) in the file's own numbers, 0 black, the last of 2 or 4 channels
-    alpha. premultiplied: the colours are multiplied with it. orientation: as EXIF numbers it, 1 upright to 8; the rows
+    alpha. premultiplied: the colors are multiplied with it. orientation: as EXIF numbers it, 1 upright to 8; the rows
     are those of the file. by_rows: they are decoded as they are asked for, `close` ends that.
     """
 
@@ -148,7 +148,7 @@ class Stored:
         return self.channels in (2, 4)
 
     def floats(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows as float32: colours (rows, width, 1 or 3) not multiplied with alpha, and alpha (rows, width) or None."""
+        """Rows as float32: colors (rows, width, 1 or 3) not multiplied with alpha, and alpha (rows, width) or None."""
         raw = self.rows(start, stop)
         values = raw.astype(np.float32)
         if self.bit_depth != 32:
@@ -161,9 +161,9 @@ class Stored:
         return colors, alpha
 
     def eight_bits(self, name: str) -> np.ndarray:
-        """The colours as data sets take them: uint8, HWC RGB or HW, upright.
+        """The colors as data sets take them: uint8, HWC RGB or HW, upright.
 
-        16-bit values are divided by 257 and rounded (65535 becomes 255); alpha is dropped, from premultiplied colours
+        16-bit values are divided by 257 and rounded (65535 becomes 255); alpha is dropped, from premultiplied colors
         it is taken out first. A picture of floats is a UserError that begins with `name`.
         """
         if self.bit_depth == 32:
@@ -182,7 +182,7 @@ class Stored:
         return np.require(values, requirements=["C", "W"])
 
     def straight(self) -> "Stored":
-        """The same picture with colours that are not multiplied with alpha."""
+        """The same picture with colors that are not multiplied with alpha."""
         if not self.premultiplied:
             return self
 
@@ -193,7 +193,7 @@ class Stored:
         return replace(self, rows=rows, premultiplied=False)
 
     def raw(self, start: int, colors: np.ndarray) -> np.ndarray:
-        """New colours from row `start` on in the file's own numbers, beside its alpha; what is hidden stays."""
+        """New colors from row `start` on in the file's own numbers, beside its alpha; what is hidden stays."""
         if not self.has_alpha:
             return to_numbers(colors, self.bit_depth)
         old = self.rows(start, start + len(colors))

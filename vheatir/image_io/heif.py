@@ -92,7 +92,7 @@ def read_avif(encoded: Encoded) -> Stored:
 
 
 def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], quality: int, name: str) -> None:
-    """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colours of full resolution.
+    """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colors of full resolution.
 
     extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
     `heif_bits`: 12 for those, else 10.
@@ -144,6 +144,6 @@ def _bits_of_av1(data: bytes) -> int:
 
 
 def _cicp(primaries: int, transfer: int) -> tuple[int, int] | None:
-    """What a PNG must say of its colours where no profile does; None for sRGB."""
+    """What a PNG must say of its colors where no profile does; None for sRGB."""
     usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFER
     return None if usual else (primaries, transfer)

@@ -113,7 +113,7 @@ def _check_kind(encoded: Encoded, info: JpegInfo) -> None:
             f"{encoded.name}: a JPEG of {info.bits} bits per sample, 8 can be read; convert it to a 16-bit PNG or TIFF"
         )
     if info.components == 4:
-        raise UserError(f"{encoded.name}: colours are stored as CMYK; convert the file to RGB or gray first")
+        raise UserError(f"{encoded.name}: colors are stored as CMYK; convert the file to RGB or gray first")
     if info.components not in (1, 3):
         raise UserError(f"{encoded.name}: a JPEG of {info.components} channels, 1 or 3 can be read; it may be damaged")
 

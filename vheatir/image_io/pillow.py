@@ -49,7 +49,7 @@ def decode_with_pillow(
         elif frames > 1 and picture.format != "MPO":
             raise UserError(f"{encoded.name}: holds {frames} pictures (an animation); save them as single files first")
         if picture.mode in _UNREADABLE or picture.mode.startswith("I;"):
-            raise UserError(f"{encoded.name}: colours are stored as {picture.mode}; convert the file to RGB or gray")
+            raise UserError(f"{encoded.name}: colors are stored as {picture.mode}; convert the file to RGB or gray")
         info = dict(picture.info)
         picture.load()
         target = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB"}.get(picture.mode, picture.mode)

@@ -1,6 +1,6 @@
 """PNG at the level of its chunks: checks every checksum, carries metadata over, writes 8 and 16 bits.
 
-Pillow reduces 16-bit colour to 8 bits and OpenCV drops metadata; therefore Pillow and OpenCV only decode, and the file
+Pillow reduces 16-bit color to 8 bits and OpenCV drops metadata; therefore Pillow and OpenCV only decode, and the file
 is checked here beforehand and written here.
 """
 
@@ -20,11 +20,11 @@ from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of the header
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # color types of the header
 _CHANNELS = {1: GRAY, 2: GRAY_ALPHA, 3: RGB, 4: RGB_ALPHA}
 _OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH}
 
-# What describes the picture whatever its bit depth and colour type; chunks such as bKGD and sBIT depend on them.
+# What describes the picture whatever its bit depth and color type; chunks such as bKGD and sBIT depend on them.
 _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
@@ -154,7 +154,7 @@ def _pixel_bytes(info: PngInfo) -> int:
 
 
 def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
-    """The colour profile; UserError when it and the compressed texts would inflate beyond all measure."""
+    """The color profile; UserError when it and the compressed texts would inflate beyond all measure."""
     profile, left = None, _MOST_METADATA
     for kind, data in info.chunks:
         key, _, rest = data.partition(b"\0")
@@ -169,7 +169,7 @@ def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
         except zlib.error:
             continue  # carried over as it is; other programs pass over it too
         if found is None:
-            what = "colour profile" if kind == b"iCCP" else f"text {key.decode('latin-1')!r}"
+            what = "color profile" if kind == b"iCCP" else f"text {key.decode('latin-1')!r}"
             raise UserError(
                 f"{name}: its {what} inflates to more than {_MOST_METADATA >> 20} MiB, the limit for all texts and the "
                 "profile of a PNG; remove it and save the file again"
@@ -243,7 +243,7 @@ def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
 def metadata_chunks(
     icc_profile: bytes | None, exif: bytes | None, cicp: tuple[int, int] | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Colour profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks."""
+    """Color profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks."""
     chunks = []
     if cicp and not icc_profile:
         chunks.append((b"cICP", bytes([*cicp, 0, 1])))  # RGB, of full range

@@ -2,7 +2,7 @@
 
 `tifffile` decodes, where imagecodecs is installed all that it knows. Pillow decodes palettes, less than 8 bits, YCbCr
 and JPEG, and 8 bits in compressions that need imagecodecs; OpenCV 16 bits in such ones. Both turn pixels by the
-orientation tag, and one divides, the other multiplies colours by alpha: the copy that they get says nothing of either.
+orientation tag, and one divides, the other multiplies colors by alpha: the copy that they get says nothing of either.
 """
 
 import io
@@ -158,7 +158,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
     sample = (max(bits), int(page.sampleformat))
     if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR):
         name = getattr(page.photometric, "name", photometric)
-        raise UserError(f"{encoded.name}: colours are stored as {name}; convert the file to RGB or gray first")
+        raise UserError(f"{encoded.name}: colors are stored as {name}; convert the file to RGB or gray first")
     known = sample in _SAMPLES or (sample[0] < 8 and sample[1] == _INTEGER)
     if not known or len(set(bits)) > 1 or (sample[0] > 8 and photometric in (_PALETTE, _YCBCR)):
         raise UserError(
@@ -210,7 +210,7 @@ def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
 
 
 def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
-    """Colours of a min-is-white picture with black as 0, and the other way round; alpha, the second channel, stays."""
+    """Colors of a min-is-white picture with black as 0, and the other way round; alpha, the second channel, stays."""
     top = np.iinfo(info.dtype).max if info.bit_depth != 32 else values.dtype.type(1)
     if values.ndim == 2 or values.shape[2] == 1:
         return top - values
@@ -251,7 +251,7 @@ def _undecodable(encoded: Encoded, page: tifffile.TiffPage) -> UserError:
 
 
 def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
-    """The file without what decoders do to pixels by themselves: it lies upright, and alpha is not in the colours."""
+    """The file without what decoders do to pixels by themselves: it lies upright, and alpha is not in the colors."""
     data = bytearray(encoded.content())
     order = "little" if page.parent.byteorder == "<" else "big"
     for code, value in ((ORIENTATION, 1), (_EXTRA_SAMPLES, STRAIGHT)):
@@ -292,7 +292,7 @@ class TiffRows:
 
     @classmethod
     def open(cls, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> "TiffRows | None":
-        """None where this file must be read as a whole: other colours, or a compression unknown without imagecodecs."""
+        """None where this file must be read as a whole: other colors, or a compression unknown without imagecodecs."""
         plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
         if not plain or page.imagedepth > 1 or int(page.compression) in (_OLD_JPEG, _JPEG):
             return None

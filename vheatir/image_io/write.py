@@ -20,7 +20,7 @@ from vheatir.image_io.tiff_exif import ORIENTATION, orientation_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
-QUALITY = 95  # of written JPEG and HEIC (with full-resolution colour) and lossy WebP
+QUALITY = 95  # of written JPEG and HEIC (with full-resolution color) and lossy WebP
 _MOST_XMP = 65502  # bytes that a JPEG segment has for it
 _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
@@ -28,7 +28,7 @@ _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 def write_image(path: str | Path, image: Image) -> None:
     """Write a picture in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
 
-    Metadata of the file it was read from is carried over; between formats only the colour profile and EXIF are.
+    Metadata of the file it was read from is carried over; between formats only the color profile and EXIF are.
     """
     path = Path(path)
     kind = written_format(path)

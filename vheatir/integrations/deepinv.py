@@ -53,7 +53,7 @@ class HeatDenoiser(Denoiser):
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """Denoise x (B, C, H, W), about [0, 1]; sigma on the same scale, one or (B,).
 
-        One channel with colour weights goes through as R = G = B and comes back as the mean.
+        One channel with color weights goes through as R = G = B and comes back as the mean.
 
         Raises:
             ValueError: another number of channels than the weights are for.

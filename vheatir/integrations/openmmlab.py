@@ -50,7 +50,7 @@ class VHeatIRBackbone(nn.Module):
             load_features(self.body, self.checkpoint, self.weights, self.embeddings)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images (B, 3, H, W) to maps of strides 4, 8, 16 and 32."""
+        """Normalized images (B, 3, H, W) to maps of strides 4, 8, 16 and 32."""
         return tuple(self.body(x))
 
 

@@ -57,7 +57,7 @@ def psnrb(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bo
 
         BEF = log2(8) / log2(min(H, W)) * max(0, D_b - D_n)
 
-    with D_b, D_n the sums of squared differences of neighbours across and inside block edges, each divided by its
+    with D_b, D_n the sums of squared differences of neighbors across and inside block edges, each divided by its
     number of pairs. As in the public code of quantization-guided JPEG artifact correction (QGAC), which later tables
     follow, the number of pairs across edges is H (W // 8 - 1) + W (H // 8 - 1), exact only for sides that are
     multiples of 8. The grid starts at the corner of the uncut image. Below 16 pixels on both sides there is no edge

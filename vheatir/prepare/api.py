@@ -214,9 +214,9 @@ class _Preparation:
         for file in files:
             row = have[file["name"]]
             file |= {"license": row["license"], "url": row["url"], "source": row.get("source")}
-        terms = item.terms if item else "each picture under its own licence, see `files`"
+        terms = item.terms if item else "each picture under its own license, see `files`"
         known_sets.write_manifest(_manifest(folder), name, terms, item.url if item else None, files)
-        self.say(f"{name}: {len(files)} pictures verified, listed with their licences in {_manifest(folder)}")
+        self.say(f"{name}: {len(files)} pictures verified, listed with their licenses in {_manifest(folder)}")
 
     def cut(self, folder: Path, label: str, size: int, overlap: int, shrink: int, compress_level: int | None) -> Path:
         """Sub-images of a folder, which stay where they are there."""

@@ -9,7 +9,7 @@ from vheatir.prepare.defaults import FREE, OWN_TERMS
 _EPILOG = """\
 NAME is a known set (no NAME: a table of them), a union such as DFWB, or a folder of your own. Data lie below --root
 (default: datasets), where the recipes look for them; NAME.manifest.json beside a folder lists its images with size,
-SHA-256, terms and, for listed pictures, licence and address. When it is there, the folder is compared with it.
+SHA-256, terms and, for listed pictures, license and address. When it is there, the folder is compared with it.
 
 examples:
   vheatir prepare BSD432 --download
@@ -32,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME", help="known sets, unions, or folders of your own")
     add("--root", type=Path, default=Path("datasets"), metavar="DIR", help="where all data lie (default: datasets)")
     add("--download", action="store_true", help="fetch what is missing and can be fetched; read the terms first")
-    add("--terms", default=OWN_TERMS, help="licence of your own folder, for its manifest")
+    add("--terms", default=OWN_TERMS, help="license of your own folder, for its manifest")
     sub = parser.add_argument_group("for training").add_argument
     sub("--sub", action="store_true", help="cut into sub-images: NAME_sub")
     sub("--size", type=int, default=512, metavar="N", help="side of a sub-image in pixels (default 512)")
-    sub("--overlap", type=int, default=96, metavar="N", help="pixels that neighbours share (default 96)")
+    sub("--overlap", type=int, default=96, metavar="N", help="pixels that neighbors share (default 96)")
     sub("--shrink", type=int, default=1, metavar="N", help="mean of N x N pixels first (default 1: as they are)")
     sub("--lmdb", action="store_true", help="pack into an LMDB: NAME.lmdb, or NAME_sub.lmdb with --sub")
     sub("--compress-level", type=int, metavar="L", help="of PNG, 0 fast to 9 small (default: 3, in an LMDB 1)")
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     listed("--count", type=int, metavar="N", help="how many to take, the same for everybody")
     listed("--min-side", type=int, default=512, metavar="N", help="smallest side in pixels (default 512)")
     listed("--source", metavar="TEXT", help="only rows whose source holds this")
-    license_help = "accepted parts of a licence's address (default: CC0 and the public domain mark)"
+    license_help = "accepted parts of a license's address (default: CC0 and the public domain mark)"
     listed("--license", nargs="+", default=list(FREE), metavar="PART", help=license_help)
     return parser
 

@@ -88,7 +88,7 @@ def survey(folder: Path, min_size: int = 1, channels: int | None = None) -> list
         if min(shape[:2]) < min_size:
             return f"{images.describe(key)}: {shape[0]}x{shape[1]} pixels, expected at least {min_size} on each side"
         if channels == 3 and len(shape) == 2:
-            return f"{images.describe(key)}: is gray, expected colour"
+            return f"{images.describe(key)}: is gray, expected color"
         facts = {"height": shape[0], "width": shape[1], "channels": 3 if len(shape) == 3 else 1}
         return {"name": key, "sha256": sha256(folder / key), **facts}
 

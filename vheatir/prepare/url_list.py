@@ -1,4 +1,4 @@
-"""Freely licensed pictures chosen from a list of addresses: fetched, checked, each with its licence."""
+"""Freely licensed pictures chosen from a list of addresses: fetched, checked, each with its license."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from vheatir.prepare.defaults import FREE
 from vheatir.prepare.download import download
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}
-_NEEDED = ("url", "hash", "license")  # the last is the address of the licence's text, the second an MD5
+_NEEDED = ("url", "hash", "license")  # the last is the address of the license's text, the second an MD5
 _AT_ONCE = 8  # connections
 
 

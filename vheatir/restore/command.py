@@ -10,7 +10,7 @@ _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
 For one file, OUT may be the name of an image, such as result.png: then the result is that file.
 HEIC needs `pip install 'vheatir[phone]'`, camera RAW 'vheatir[raw]'; X.NEF becomes a 16-bit X.tif, X.avif X.png.
-Gray, colour, 8 and 16 bits, floats, alpha, colour profile and EXIF are kept. Existing outputs stay unless --overwrite
+Gray, color, 8 and 16 bits, floats, alpha, color profile and EXIF are kept. Existing outputs stay unless --overwrite
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
 
 examples:
@@ -76,7 +76,7 @@ def _add_resources(add) -> None:
     add("--device", help="torch device, such as cpu or cuda:0 (default: a GPU when there is one)")
     tile_help = "side of the tiles; 0: the whole image (default: by the image's size and the free memory)"
     add("--tile", type=int, metavar="PIXELS", help=tile_help)
-    add("--overlap", type=int, metavar="PIXELS", help="pixels that neighbouring tiles share (default: 32)")
+    add("--overlap", type=int, metavar="PIXELS", help="pixels that neighboring tiles share (default: 32)")
     size_help = "refuse pictures that claim to be larger (default: %(default)g)"
     add("--max-megapixels", type=float, default=MAX_PIXELS / 1e6, metavar="N", help=size_help)
     workers_help = f"files in work at the same time (default: one per core, at most {MOST_WORKERS})"

@@ -1,4 +1,4 @@
-"""One file restored into another: the level found, colours restored row by row, everything else carried over."""
+"""One file restored into another: the level found, colors restored row by row, everything else carried over."""
 
 import time
 from collections.abc import Callable, Iterator

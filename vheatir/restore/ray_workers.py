@@ -105,7 +105,7 @@ def _outcomes(
     except ray.exceptions.RayError as error:
         raise UserError(f"the Ray job ended early ({error}); the same command goes on with the rest") from error
     for number in sorted(missing):
-        text = f"{jobs[number].source}: the workers that took it or its neighbours were lost {_RETRIES + 1} times"
+        text = f"{jobs[number].source}: the workers that took it or its neighbors were lost {_RETRIES + 1} times"
         yield number, Outcome("failed", text)
 
 

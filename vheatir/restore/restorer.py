@@ -194,7 +194,7 @@ class Restorer:
         height, width, colors = shape
         self._check_process()
         if colors == 3 and self.metadata["color"] == "gray":
-            raise ValueError("these weights are for gray images, the image has three channels; use colour weights")
+            raise ValueError("these weights are for gray images, the image has three channels; use color weights")
         level = self._checked_level(level, read, shape)
         free = tile_memory.free_memory(self.device) if self.tile is None else None
         tile = tile_memory.tile_for(self.network.config, height, width, free) if self.tile is None else self.tile
@@ -265,7 +265,7 @@ class Restorer:
         return level / MAX_LEVEL[self.task]
 
     def _patch(self, patch: torch.Tensor, colors: int, level: float | None) -> torch.Tensor:
-        """One tile (1, colours and perhaps alpha, H, W), restored: (1, colours, H, W)."""
+        """One tile (1, colors and perhaps alpha, H, W), restored: (1, colors, H, W)."""
         image = patch[:, :colors]
         hidden = patch[:, colors:] <= 0 if patch.shape[1] > colors else None
         seen = image if hidden is None else _fill(image, hidden)
@@ -344,7 +344,7 @@ def _mirrored(side: int) -> np.ndarray:
 
 
 def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Colours of the nearest pixel that can be seen, where nothing can: what lies under alpha must not leave halos."""
+    """Colors of the nearest pixel that can be seen, where nothing can: what lies under alpha must not leave halos."""
     mask = hidden[0, 0].numpy()
     if mask.all() or not mask.any():
         return image

@@ -10,7 +10,7 @@ from vheatir.data.batch_degradations import block_of, jpeg_chain
 class JPEGConsistencyLoss(nn.Module):
     """Would the restored picture, compressed again, give the compressed one? Mean absolute difference.
 
-    The codec is kornia's differentiable one (arXiv 2309.06978), which is 37 to 41 dB away from a real one in colour at
+    The codec is kornia's differentiable one (arXiv 2309.06978), which is 37 to 41 dB away from a real one in color at
     quality 10 to 40: a training signal, and its value never a result. The crop is compressed on its own grid, as often
     as it was; only blocks that lie whole inside the crop count, the others would need pixels that are not there.
 
@@ -25,7 +25,7 @@ class JPEGConsistencyLoss(nn.Module):
         """The mean over the crops, a scalar.
 
         restored, degraded: (B, C, S, S) in [0, 1], C = 3 or 1. passes: (B, P, 3), see `JPEGDataset`. S must be at least
-        2 P blocks (16 pixels each in colour, 8 in gray), so that a whole block is inside.
+        2 P blocks (16 pixels each in color, 8 in gray), so that a whole block is inside.
         """
         block = block_of(restored)
         (size, count) = (restored.shape[-1], passes.shape[1])

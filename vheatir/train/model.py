@@ -41,7 +41,7 @@ class VHeatIRModel(SRModel):
     ways each step is the same `Update`.
 
     Beyond SRModel: `train.amp` auto | none | bf16 | fp16, `train.grad_clip` (norm), `train.accumulate` (parts of a
-    batch), `train.compile`, any optimiser of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers
+    batch), `train.compile`, any optimizer of `torch.optim`, any scheduler of `torch.optim.lr_scheduler`, EMA of buffers
     too, a `level` input, fine-tuning from safetensors, `train.mixup`, `train.consistency_opt` (JPEG consistency loss),
     steps that the training set leaves to the device, and a loss that is not finite ends the run.
     """
@@ -83,7 +83,7 @@ class VHeatIRModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it.
 
-        A gray network of ours also starts from the weights of a colour one (`gray_from_color`).
+        A gray network of ours also starts from the weights of a color one (`gray_from_color`).
         """
         if Path(load_path).suffix in (".pth", ".pt"):
             is_resumed = self.opt["path"].get("resume_state")  # by BasicSR's loop: the network and its average differ
@@ -131,7 +131,7 @@ class VHeatIRModel(SRModel):
     def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, optim_type, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-            raise UserError(f"train.optim_g.type: torch.optim has no optimiser {optim_type!r}; for example Adam, AdamW")
+            raise UserError(f"train.optim_g.type: torch.optim has no optimizer {optim_type!r}; for example Adam, AdamW")
         if isinstance(lr, bool) or not isinstance(lr, int | float):
             raise UserError(f"train.optim_g.lr must be a number such as 2e-4, got {lr!r}")
         try:

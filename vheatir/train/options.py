@@ -43,7 +43,7 @@ class PathSection:
 
 @dataclass
 class MixupSection:
-    """Mixing of neighbours in a batch: the weight is drawn from Beta(beta, beta), in that share of the iterations."""
+    """Mixing of neighbors in a batch: the weight is drawn from Beta(beta, beta), in that share of the iterations."""
 
     beta: Annotated[float, Positive]
     probability: Annotated[float, Share] = 1.0

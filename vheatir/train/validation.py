@@ -103,7 +103,7 @@ def validate(
 def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
     """Record and uint8 picture of one output."""
     lq = sample["lq"][None]
-    if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a colour network: its mean, as in restoring
+    if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a color network: its mean, as in restoring
         output = output.mean(1, keepdim=True).expand_as(output)
     if not torch.isfinite(output).all():
         raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")

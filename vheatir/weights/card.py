@@ -23,8 +23,8 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     task = metadata["task"]
     purposes = {
         "denoise": "Removal of Gaussian noise",
-        "jpeg": "Removal of JPEG artefacts",
-        "photo": "Removal of the noise of cameras and of JPEG artefacts",
+        "jpeg": "Removal of JPEG artifacts",
+        "photo": "Removal of the noise of cameras and of JPEG artifacts",
     }
     purpose = purposes.get(task, task)
     about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."

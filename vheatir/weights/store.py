@@ -1,6 +1,6 @@
 """Weights as safetensors files: names, loading without unpickling, atomic saving, and their cards.
 
-A file holds float16 tensors and, as text, the network's constructor arguments, its task and its licence. Loading never
+A file holds float16 tensors and, as text, the network's constructor arguments, its task and its license. Loading never
 runs code from the file: training checkpoints of BasicSR go through `load_checkpoint`, restoring takes safetensors only.
 """
 
@@ -20,7 +20,7 @@ from vheatir.utils.files import atomic_open
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".safetensors"
-DEFAULTS = {  # task -> colours -> name of the shipped weights
+DEFAULTS = {  # task -> colors -> name of the shipped weights
     "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind"},
     "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
     "photo": {"color": "photo_color_blind", "gray": "photo_color_blind"},

@@ -1,4 +1,4 @@
-"""A small labelled set and a small recipe, for the tests of classification."""
+"""A small labeled set and a small recipe, for the tests of classification."""
 
 import tarfile
 import zipfile
@@ -8,16 +8,16 @@ import numpy as np
 import yaml
 from PIL import Image
 
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+COLORS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 SMALL = {"name": "vheat_tiny", "img_size": 32, "num_classes": 3, "dims": 8, "depths": [1, 1, 1, 1]}
 SMALL["drop_path_rate"] = 0.2
 
 
 def make_pictures(root: Path, train: int = 16, val: int = 6) -> Path:
-    """Noisy pictures of one colour each, in folders named after it: train/ and val/."""
+    """Noisy pictures of one color each, in folders named after it: train/ and val/."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
-        for name, colour in COLOURS.items():
+        for name, colour in COLORS.items():
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
@@ -31,7 +31,7 @@ def make_lists(root: Path) -> None:
     (root / "meta").mkdir()
     for split in ("train", "val"):
         names = sorted(path.relative_to(root / split).as_posix() for path in (root / split).rglob("*.png"))
-        labels = [sorted(COLOURS).index(name.split("/")[0]) for name in names]
+        labels = [sorted(COLORS).index(name.split("/")[0]) for name in names]
         pairs = list(zip(names, labels, strict=True))
         (root / "meta" / f"{split}.txt").write_text("".join(f"{name} {label}\n" for name, label in pairs))
         (root / f"{split}_map.txt").write_text("".join(f"{split}.zip@/{name}\t{label}\n" for name, label in pairs))

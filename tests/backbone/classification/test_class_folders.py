@@ -112,7 +112,7 @@ def test_a_picture_outside_the_classes_is_named(root, tmp_path, reader):
 @pytest.mark.parametrize("reader", ["folder", "tar"])
 def test_the_first_folder_is_the_class_and_told(root, caplog, reader):
     for split in ("train", "val"):
-        for name in small.COLOURS:
+        for name in small.COLORS:
             (root / split / name).rename(root / split / "moved")
             (root / split / name).mkdir()
             (root / split / "moved").rename(root / split / name / "images")
@@ -126,12 +126,12 @@ def test_a_tar_in_a_folder_of_its_own_and_one_of_archives(root):
     want = targets(root, "train")
     as_tar(root, prefix="./train/")
     assert targets(root, "train", reader="tar") == want
-    for name in small.COLOURS:
+    for name in small.COLORS:
         with tarfile.open(root / f"{name}.tar", "w") as archive:
             for path in sorted((root / "train" / name).iterdir()):
                 archive.add(path, path.name)
     with tarfile.open(root / "train.tar", "w") as archive:
-        for name in small.COLOURS:
+        for name in small.COLORS:
             archive.add(root / f"{name}.tar", f"{name}.tar")
     reader = make_reader(Data(str(root), "tar"), "train")
     assert dict(reader.samples) == want

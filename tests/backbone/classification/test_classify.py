@@ -117,13 +117,13 @@ def test_a_killed_run_goes_on_with_another_number_of_loader_processes(unbroken, 
 def test_a_signal_ends_the_run_with_a_checkpoint(pictures, tmp_path, monkeypatch):
     recipe, advance = str(small.make_recipe(tmp_path, pictures)), Loop._advance
 
-    def signalled(loop, source):
+    def signaled(loop, source):
         advance(loop, source)
         if loop.step == 1:  # twice: SLURM sends one to all processes, torchrun passes its own on
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Loop, "_advance", signalled)
+    monkeypatch.setattr(Loop, "_advance", signaled)
     assert main(["-opt", recipe]) == 130
     run = tmp_path / "runs" / "small"
     assert (run / "checkpoints" / "iter_00000001.pt").is_file() and not (run / "curves.jsonl").exists()

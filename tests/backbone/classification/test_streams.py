@@ -38,7 +38,7 @@ def shards(tmp_path_factory) -> Path:
                 for number, path in enumerate(paths[shard::count]):
                     archive.add(path, f"{number:03d}.png")
                     label = path.with_suffix(".cls")
-                    label.write_text(str(sorted(small.COLOURS).index(path.parent.name)))
+                    label.write_text(str(sorted(small.COLORS).index(path.parent.name)))
                     archive.add(label, f"{number:03d}.cls")
     return root
 

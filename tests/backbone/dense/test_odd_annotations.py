@@ -112,8 +112,8 @@ def test_whole_run_lengths_of_both_kinds_are_read(coco):
         whole = {"size": [HEIGHT, WIDTH], "counts": counts}
         change(coco, lambda table, whole=whole: table["annotations"][0].update(segmentation=whole))
         assert not problems(coco)
-        catalogue = read_coco(coco / "train.json", coco / "train", True)
-        _, target = Pictures(catalogue.records, True, lambda image, target: (image, target))[0]
+        catalog = read_coco(coco / "train.json", coco / "train", True)
+        _, target = Pictures(catalog.records, True, lambda image, target: (image, target))[0]
         np.testing.assert_array_equal(target["masks"][0].numpy(), MASK)
 
 
@@ -157,9 +157,9 @@ def test_image_ids_of_any_kind(coco, tmp_path, name_of):
     before = read_coco(coco / "val.json", coco / "val", True)
     for split in ("train", "val"):
         change(coco, rename, split)
-    catalogue = read_coco(coco / "val.json", coco / "val", True)
-    assert [one.things for one in catalogue.records] == [one.things for one in before.records]
-    assert len({one.number for one in catalogue.records}) == 3
+    catalog = read_coco(coco / "val.json", coco / "val", True)
+    assert [one.things for one in catalog.records] == [one.things for one in before.records]
+    assert len({one.number for one in catalog.records}) == 3
     recipe = dense_data.detection_recipe(tmp_path, coco, train={"epochs": 1, "milestones": [1]}, val={"every": 1})
     assert detect(["-opt", str(recipe)]) == 0
     assert (tmp_path / "runs" / "small" / "models" / "best.safetensors").is_file()
@@ -186,9 +186,9 @@ def test_boxes_are_in_the_frame_whose_size_is_stated(coco, orientation, frame):
         size = {"width": seen.shape[1], "height": seen.shape[0]}
         change(coco, lambda table: table["images"][0].update(size))
         change(coco, lambda table: [one.update(bbox=[1, 2, 9, 9]) for one in table["annotations"]])
-    catalogue = read_coco(coco / "train.json", coco / "train", False)
-    assert not catalogue.problems
-    record = catalogue.records[0]
+    catalog = read_coco(coco / "train.json", coco / "train", False)
+    assert not catalog.problems
+    record = catalog.records[0]
     image, _ = Pictures([record], False)[0]
     np.testing.assert_array_equal((255 * image).round().byte().permute(1, 2, 0).numpy(), seen)
     assert (record.width, record.height) == (seen.shape[1], seen.shape[0])
@@ -228,9 +228,9 @@ def test_lists_as_people_write_them(voc, encoding, line):
     rename(voc, "p1", "a.b 2 1")  # a name that looks like a suffix, and one like the flag of a class
     lines = f"{line.strip(chr(9))}\r\np2.jpg\r\na.b 2 1\r\n"
     (voc / "ImageSets" / "Main" / "train.txt").write_bytes(lines.encode(encoding))
-    catalogue = read_voc(voc, "train")
-    assert not catalogue.problems and [one.file.stem for one in catalogue.records] == ["my photo", "p2", "a.b 2 1"]
-    assert catalogue.classes == ("blue", "red")
+    catalog = read_voc(voc, "train")
+    assert not catalog.problems and [one.file.stem for one in catalog.records] == ["my photo", "p2", "a.b 2 1"]
+    assert catalog.classes == ("blue", "red")
 
 
 def edit(voc: Path, how, name: str = "p0") -> None:
@@ -260,8 +260,8 @@ def edit(voc: Path, how, name: str = "p0") -> None:
 def test_xml_as_people_have_it(voc, how):
     before = read_voc(voc, "train").records[0]
     edit(voc, how)
-    catalogue = read_voc(voc, "train")
-    assert not catalogue.problems and catalogue.records[0] == before and catalogue.classes == ("blue", "red")
+    catalog = read_voc(voc, "train")
+    assert not catalog.problems and catalog.records[0] == before and catalog.classes == ("blue", "red")
 
 
 @pytest.mark.parametrize(

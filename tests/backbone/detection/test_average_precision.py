@@ -12,7 +12,7 @@ from vheatir.backbone.detection.records import decode
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory):
+def catalog(tmp_path_factory):
     root = dense_data.make_coco(tmp_path_factory.mktemp("coco"))
     return read_coco(root / "train.json", root / "train", True)
 
@@ -30,43 +30,43 @@ def perfect(record, shift: float = 0.0) -> dict[str, torch.Tensor]:
     }
 
 
-def score(catalogue, detect) -> dict[str, float]:
-    results = [entry for record in catalogue.records for entry in as_results(detect(record), record.number)]
-    return average_precision(catalogue.as_coco(), results, True)
+def score(catalog, detect) -> dict[str, float]:
+    results = [entry for record in catalog.records for entry in as_results(detect(record), record.number)]
+    return average_precision(catalog.as_coco(), results, True)
 
 
-def test_perfect_detections_have_100(catalogue):
-    scores = score(catalogue, perfect)
+def test_perfect_detections_have_100(catalog):
+    scores = score(catalog, perfect)
     for kind in ("box", "mask"):
         assert [scores[f"{kind}_{name}"] for name in ("ap", "ap50", "ap75", "ar100")] == [100.0] * 4
 
 
-def test_shifted_boxes_lose_what_their_overlap_costs(catalogue):
+def test_shifted_boxes_lose_what_their_overlap_costs(catalog):
     """A shift of a seventh of the width leaves an overlap of 0.75: right for six of the ten thresholds."""
-    scores = score(catalogue, lambda record: perfect(record, 1 / 7.1))
+    scores = score(catalog, lambda record: perfect(record, 1 / 7.1))
     assert scores["box_ap"] == pytest.approx(60) and scores["box_ap50"] == 100 and scores["mask_ap"] == 100
 
 
-def test_wrong_classes_and_missing_objects_count(catalogue):
+def test_wrong_classes_and_missing_objects_count(catalog):
     def confused(record):
         return {**perfect(record), "labels": 3 - perfect(record)["labels"]}
 
     def lazy(record):
         return {key: value[:1] for key, value in perfect(record).items()}
 
-    assert score(catalogue, confused)["box_ap"] < 10
-    assert 20 < score(catalogue, lazy)["box_ap"] < 80
+    assert score(catalog, confused)["box_ap"] < 10
+    assert 20 < score(catalog, lazy)["box_ap"] < 80
 
 
-def test_nothing_found_has_zero(catalogue):
-    assert average_precision(catalogue.as_coco(), [], True)["mask_ap"] == 0.0
+def test_nothing_found_has_zero(catalog):
+    assert average_precision(catalog.as_coco(), [], True)["mask_ap"] == 0.0
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
     assert as_results(nothing, 1) == []
 
 
-def test_crowds_are_neither_asked_for_nor_wrong(catalogue):
-    table = catalogue.as_coco()
+def test_crowds_are_neither_asked_for_nor_wrong(catalog):
+    table = catalog.as_coco()
     table["annotations"][0]["iscrowd"] = 1
-    results = [entry for record in catalogue.records for entry in as_results(perfect(record), record.number)]
+    results = [entry for record in catalog.records for entry in as_results(perfect(record), record.number)]
     assert average_precision(table, results, False)["box_ap"] == 100
     assert average_precision(table, results[1:], False)["box_ap"] == 100

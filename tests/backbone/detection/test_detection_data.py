@@ -32,33 +32,33 @@ def changed(root, change) -> list[str]:
 
 
 def test_coco_objects_have_labels_from_one_on(coco):
-    catalogue = read_coco(coco / "train.json", coco / "train", True)
-    assert catalogue.classes == ("red", "blue") and not catalogue.problems
-    record = catalogue.records[0]
+    catalog = read_coco(coco / "train.json", coco / "train", True)
+    assert catalog.classes == ("red", "blue") and not catalog.problems
+    record = catalog.records[0]
     pixels = np.array(Image.open(record.file))
     for thing in record.things:
         mask = decode(thing.segmentation, record.width, record.height).astype(bool)
         x0, y0, x1, y1 = map(int, thing.box)
         assert mask[y0:y1, x0:x1].all() and mask.sum() == thing.area
-        assert np.abs(pixels[mask].mean(0) - dense_data.COLOURS[thing.label - 1]).max() < 6
+        assert np.abs(pixels[mask].mean(0) - dense_data.COLORS[thing.label - 1]).max() < 6
 
 
 def test_chosen_classes_are_numbered_in_their_order_and_others_left_out(coco):
-    catalogue = read_coco(coco / "train.json", coco / "train", True, ("blue",))
+    catalog = read_coco(coco / "train.json", coco / "train", True, ("blue",))
     whole = read_coco(coco / "train.json", coco / "train", True)
     blue = [thing.box for record in whole.records for thing in record.things if thing.label == 2]
-    assert [thing.box for record in catalogue.records for thing in record.things] == blue
+    assert [thing.box for record in catalog.records for thing in record.things] == blue
     with pytest.raises(ValueError, match="no category 'green'; categories there: red, blue"):
         read_coco(coco / "train.json", coco / "train", True, ("green",))
 
 
 def test_voc_counts_pixels_from_one(tmp_path):
     root = dense_data.make_voc(tmp_path / "voc")
-    catalogue = read_voc(root, "train", ("red", "blue"))
-    pixels = np.array(Image.open(catalogue.records[0].file)).astype(int)
-    for thing in catalogue.records[0].things:
+    catalog = read_voc(root, "train", ("red", "blue"))
+    pixels = np.array(Image.open(catalog.records[0].file)).astype(int)
+    for thing in catalog.records[0].things:
         x0, y0, x1, y1 = map(int, thing.box)
-        assert np.abs(pixels[y0:y1, x0:x1].mean((0, 1)) - dense_data.COLOURS[thing.label - 1]).max() < 12
+        assert np.abs(pixels[y0:y1, x0:x1].mean((0, 1)) - dense_data.COLORS[thing.label - 1]).max() < 12
         assert thing.area == (x1 - x0) * (y1 - y0)
 
 
@@ -92,8 +92,8 @@ def test_bad_coco_is_named_by_file_and_rule(coco, change, found):
 
 def test_a_box_may_exceed_its_image_by_rounding(coco):
     assert not changed(coco, lambda table: table["annotations"][0].update(bbox=[-0.6, 5, 20, 20]))
-    catalogue = read_coco(coco / "train.json", coco / "train", False)
-    assert catalogue.records[0].things[0].box == (0.0, 5.0, 19.4, 25.0)
+    catalog = read_coco(coco / "train.json", coco / "train", False)
+    assert catalog.records[0].things[0].box == (0.0, 5.0, 19.4, 25.0)
 
 
 def test_bad_voc_is_named_by_file_and_rule(tmp_path):
@@ -105,8 +105,8 @@ def test_bad_voc_is_named_by_file_and_rule(tmp_path):
     text = (annotations / "p2.xml").read_text()
     (annotations / "p2.xml").write_text(text.replace("<ymax>", "<ymax>9"))
     (annotations / "p3.xml").unlink()
-    catalogue = read_voc(root, "train", ("red", "blue"))
-    rules = {str(one).split("/")[-1].split(" (")[0] for one in catalogue.problems}
+    catalog = read_voc(root, "train", ("red", "blue"))
+    rules = {str(one).split("/")[-1].split(" (")[0] for one in catalog.problems}
     assert rules == {
         "p0.xml: not XML",
         "p1.xml: an empty annotation",
@@ -114,8 +114,8 @@ def test_bad_voc_is_named_by_file_and_rule(tmp_path):
         "p3.xml: the file is missing",
     }
     with pytest.raises(DataError, match=r"the data break \d rules:\n  .*p0\.xml: not XML"):
-        settle(catalogue.problems, "refuse")
-    settle(catalogue.problems, "skip")
+        settle(catalog.problems, "refuse")
+    settle(catalog.problems, "skip")
 
 
 def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):
@@ -132,8 +132,8 @@ def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):
 
 @pytest.mark.parametrize("crop", [False, True])
 def test_boxes_and_masks_stay_together_through_views(coco, crop):
-    catalogue = read_coco(coco / "train.json", coco / "train", True)
-    samples = Pictures(catalogue.for_training(), True, training_views(Augment((96, 112), 200, crop, 0.5)))
+    catalog = read_coco(coco / "train.json", coco / "train", True)
+    samples = Pictures(catalog.for_training(), True, training_views(Augment((96, 112), 200, crop, 0.5)))
     sizes = set()
     for seed in range(6):
         image, target = samples[seed % len(samples), seed]
@@ -146,13 +146,13 @@ def test_boxes_and_masks_stay_together_through_views(coco, crop):
             around = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert (box - around).abs().max() <= 2.5
             colour = 255 * image[:, mask.bool()].mean(1)
-            assert (colour - torch.tensor(dense_data.COLOURS[label - 1])).abs().max() < 30
+            assert (colour - torch.tensor(dense_data.COLORS[label - 1])).abs().max() < 30
     assert len(sizes) > 1
 
 
 def test_views_are_a_function_of_the_seed(coco):
-    catalogue = read_coco(coco / "train.json", coco / "train", True)
-    samples = Pictures(catalogue.records, True, training_views(Augment((96, 112), 200, True)))
+    catalog = read_coco(coco / "train.json", coco / "train", True)
+    samples = Pictures(catalog.records, True, training_views(Augment((96, 112), 200, True)))
     (image, target), (again, same), (other, _) = samples[0, 5], samples[0, 5], samples[0, 8]
     assert torch.equal(image, again) and torch.equal(target["boxes"], same["boxes"])
     assert image.shape != other.shape or not torch.equal(image, other)
@@ -165,14 +165,14 @@ def test_pictures_without_objects_or_with_crowds_alone_are_no_training(coco):
             one["iscrowd"] = int(one["image_id"] == 20)
 
     assert not changed(coco, change)
-    catalogue = read_coco(coco / "train.json", coco / "train", True)
-    assert [record.number for record in catalogue.for_training()] == [30, 40, 50, 60]
-    assert len(catalogue.records) == 6
+    catalog = read_coco(coco / "train.json", coco / "train", True)
+    assert [record.number for record in catalog.for_training()] == [30, 40, 50, 60]
+    assert len(catalog.records) == 6
 
 
 def test_a_damaged_picture_is_named(coco):
-    catalogue = read_coco(coco / "train.json", coco / "train", True)
-    file = catalogue.records[0].file
+    catalog = read_coco(coco / "train.json", coco / "train", True)
+    file = catalog.records[0].file
     file.write_bytes(file.read_bytes()[:200])
-    found = Pictures.collate([Pictures(catalogue.records, True)[index] for index in (1, 0)])
+    found = Pictures.collate([Pictures(catalog.records, True)[index] for index in (1, 0)])
     assert isinstance(found, DataError) and "1.png: cannot be read as an image" in str(found)

@@ -18,7 +18,7 @@ from vheatir.backbone.mixers.shifted_window import ShiftedWindowBlock
 DIM, HEADS = 8, 2
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module.double().eval()
@@ -40,7 +40,7 @@ def pixels(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("size", [(8, 12), (9, 6), (5, 7), (3, 10), (1, 1)], ids=str)
 def test_windows_attend_to_pixels_of_the_map_alone(size, index):
     window = 4
-    block = randomised(ShiftedWindowBlock(DIM, BlockPosition(index=index), num_heads=HEADS, window_size=window))
+    block = randomized(ShiftedWindowBlock(DIM, BlockPosition(index=index), num_heads=HEADS, window_size=window))
     attention, maps = block.attn, torch.randn(1, *size, DIM, dtype=torch.float64)
     shift = window // 2 if index and min(size) > window else 0
     same, offset = torch.tensor(True), []
@@ -61,7 +61,7 @@ def test_windows_attend_to_pixels_of_the_map_alone(size, index):
 @pytest.mark.parametrize("size", [(8, 4), (5, 7), (1, 3)], ids=str)
 def test_halo_attends_to_pixels_of_the_map_alone(size, kind):
     block, halo = 4, 1
-    attention = randomised(HaloAttention(DIM, HEADS, block, halo, kind))
+    attention = randomized(HaloAttention(DIM, HEADS, block, halo, kind))
     window, head = block + 2 * halo, DIM // HEADS
     flat = torch.randn(size[0] * size[1], DIM, dtype=torch.float64)
     allowed, offsets = torch.tensor(True), []
@@ -87,7 +87,7 @@ def test_halo_attends_to_pixels_of_the_map_alone(size, kind):
 @pytest.mark.parametrize("size", [(6, 9), (1, 1)], ids=str)
 def test_deformable_sampling_equals_torchvision(size):
     """torchvision samples in (y, x) order with rows of points first; ours is (x, y) with columns first."""
-    layer = randomised(DeformableSampling(DIM, HEADS))
+    layer = randomized(DeformableSampling(DIM, HEADS))
     maps = torch.randn(2, *size, DIM, dtype=torch.float64)
     query = torch.nn.functional.gelu(layer.dw_conv(maps))
     offsets = layer.sampling_offsets(query).unflatten(-1, (HEADS, 3, 3, 2)).transpose(4, 5).flip(-1)

@@ -31,7 +31,7 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def analyse(out: Path, name: str, *arguments: object) -> dict:
+def analyze(out: Path, name: str, *arguments: object) -> dict:
     """What the command wrote as JSON; the figures have to be pictures."""
     assert main([name, "-o", str(out), *map(str, arguments)]) == 0
     figures = sorted(out.glob("*.png"))
@@ -46,7 +46,7 @@ def analyse(out: Path, name: str, *arguments: object) -> dict:
 def test_cost(tmp_path, capsys):
     models = ["--model", "vheat_tiny", "unified_swin_micro"]
     sizes = ["--set", "dims=24", "--set", "depths=[1, 1, 1, 1]", "--img-size", "32", "--batch", "2"]
-    found = analyse(tmp_path, "cost", *models, *sizes, "--rounds", "2")
+    found = analyze(tmp_path, "cost", *models, *sizes, "--rounds", "2")
     heat, swin = found["results"]
     assert heat["merged"]["macs"]["total"] < heat["macs"]["total"] and "merged" not in swin
     for row in (heat, swin):
@@ -56,7 +56,7 @@ def test_cost(tmp_path, capsys):
 
 def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
     monkeypatch.setattr("vheatir.analyze.networks.list_models", lambda: ["vheat_tiny", "unified_heat_micro"])
-    rows = analyse(tmp_path, "cost", "--rounds", "0")["results"]
+    rows = analyze(tmp_path, "cost", "--rounds", "0")["results"]
     assert [(row["network"], "training" in row) for row in rows] == [
         ("vheat_tiny", False),
         ("unified_heat_micro", False),
@@ -68,37 +68,37 @@ def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
 def test_invariance(weights, tmp_path, protocol):
     root = small.make_pictures(tmp_path / "set", train=1, val=2)
     common = ["--weights", weights, "--data", root, "--protocol", protocol, "--batch", "4"]
-    found = analyse(tmp_path / "a", "invariance", *common)
+    found = analyze(tmp_path / "a", "invariance", *common)
     (row,) = found["results"]
     assert found["protocol"] == protocol and row["network"] == "mine"
     assert set(row["kinds"]) == {"translation", "pre_rotation", "post_rotation", "scale"}
     turned = row["kinds"]["post_rotation"]
     assert turned["images"] == 6 and turned["consistency"][0] == 100 and len(turned["acc1"]) == 19
-    again = analyse(tmp_path / "b", "invariance", *common[:-1], "1", "--workers", "1", "--kinds", "translation")
+    again = analyze(tmp_path / "b", "invariance", *common[:-1], "1", "--workers", "1", "--kinds", "translation")
     shifts = again["results"][0]["kinds"]["translation"]
     assert shifts["acc1"] == pytest.approx(row["kinds"]["translation"]["acc1"])  # neither batches nor processes matter
 
 
 def test_receptive_field_before_and_after_training(weights, tmp_path):
-    rows = analyse(tmp_path / "noise", "receptive-field", "--weights", weights, "--limit", "2", "--stage", "1")
+    rows = analyze(tmp_path / "noise", "receptive-field", "--weights", weights, "--limit", "2", "--stage", "1")
     assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
     for ratio in (row["area_ratio"] for row in rows["results"]):
         assert 0 < ratio["0.2"] <= ratio["0.5"] <= ratio["0.99"] <= 1
     pictures = small.make_pictures(tmp_path / "set", train=1, val=1)
-    rows = analyse(
+    rows = analyze(
         tmp_path / "pictures", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", pictures
     )
     assert [row["state"] for row in rows["results"]] == ["at the start"]
 
 
 def test_heat_pictures(weights, tmp_path):
-    (row,) = analyse(tmp_path, "heat", "--weights", weights)["results"]
+    (row,) = analyze(tmp_path, "heat", "--weights", weights)["results"]
     assert {path.stem for path in tmp_path.glob("*.png")} == {"heat_points", "heat_decay"}
     assert [(layer["stage"], layer["block"]) for layer in row["layers"]] == [(stage, 0) for stage in range(4)]
 
 
 def test_heat_pictures_of_several_networks_have_names_of_their_own(tmp_path):
-    analyse(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
+    analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
 
 

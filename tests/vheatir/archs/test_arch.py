@@ -1,4 +1,4 @@
-"""VHeatIR: any size, gray and colour, levels, precisions, compilers, copies; arguments read back from weights."""
+"""VHeatIR: any size, gray and color, levels, precisions, compilers, copies; arguments read back from weights."""
 
 import copy
 import itertools
@@ -240,7 +240,7 @@ OPTIONS = {
 
 
 def combinations():
-    """Each option switched alone, and each pair of neighbours in the table."""
+    """Each option switched alone, and each pair of neighbors in the table."""
     singles = [{key: value} for key, values in OPTIONS.items() for value in values]
     pairs = [{**a, **b} for a, b in itertools.pairwise(singles) if a.keys() != b.keys()]
     return singles + pairs + [{key: values[-1] for key, values in OPTIONS.items()}]
@@ -287,5 +287,5 @@ def test_gray_from_color_does_what_the_colour_network_does_to_gray(downscale, le
     image, level = torch.rand(2, 1, 9, 7).double(), [torch.rand(2).double()] if level_map else []
     expected = color(image.expand(-1, 3, -1, -1), *level).mean(1, keepdim=True)
     assert_close(gray(image, *level), expected)
-    with pytest.raises(ValueError, match="colour VHeatIR"):
+    with pytest.raises(ValueError, match="color VHeatIR"):
         gray_from_color(gray.state_dict())

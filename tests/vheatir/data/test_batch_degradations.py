@@ -28,7 +28,7 @@ def test_noise_on_the_device_has_the_statistics_of_the_loaders(photo_folder, bui
             gray = (batch["gt"] == batch["gt"][:, :1]).flatten(1).all(1)
             assert (noise[gray] - noise[gray][:, :1]).abs().max() < 1e-4, "gray samples have one plane of noise"
             correlation = (noise[~gray][:, 0] * noise[~gray][:, 1]).mean()
-            assert abs(correlation) < 5 / noise[~gray][:, 0].numel() ** 0.5, "colour ones have three"
+            assert abs(correlation) < 5 / noise[~gray][:, 0].numel() ** 0.5, "color ones have three"
             deviations.append(noise[:, 0].flatten())
     for one_side in (torch.cat(deviations[0::2]).double(), torch.cat(deviations[1::2]).double()):
         count = len(one_side)

@@ -50,7 +50,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with two colour files, one of them below it, and a gray one."""
+    """A folder with two color files, one of them below it, and a gray one."""
     folder = tmp_path / "set"
     (folder / "more").mkdir(parents=True)
     cv2.imwrite(str(folder / "a.png"), picture(40, 50))
@@ -145,7 +145,7 @@ def test_saved_images_score_as_reported(pictures, tmp_path):
     saved = tmp_path / "out" / "set" / "quality10"
     assert sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*.png")) == ["a.png", "c.png", "more/b.png"]
     (pictures / "c.png").unlink()
-    (saved / "c.png").unlink()  # gray on disk, restored as colour
+    (saved / "c.png").unlink()  # gray on disk, restored as color
     measured = compare_folders(saved, pictures)
     reported = [record["restored"] for record in results[0]["per_image"] if record["image"] != "c.png"]
     assert {name: measured[name] for name in FIGURES} == pytest.approx(mean_scores(reported), abs=1e-12)
@@ -331,7 +331,7 @@ def test_luma_compares_gray_results_with_colour_references(pictures, tmp_path):
         cv2.imwrite(str(folder / name), luma_bt601(np.ascontiguousarray(bgr[:, :, ::-1])))
     (pictures / "c.png").unlink()
     assert compare_folders(folder, pictures, luma=True)["psnr"] == math.inf
-    with pytest.raises(UserError, match="both gray or both colour"):
+    with pytest.raises(UserError, match="both gray or both color"):
         compare_folders(folder, pictures)
 
 
@@ -343,7 +343,7 @@ def test_folders_that_do_not_match_are_refused(pictures, restored):
     with pytest.raises(UserError, match=r"a\.bmp: border 20"):
         compare_folders(restored, pictures, border=20)
     cv2.imwrite(str(restored / "a.bmp"), picture(40, 49))
-    with pytest.raises(UserError, match=r"a\.bmp is 40x49 colour and .*a\.png is 40x50 colour; expected the same size"):
+    with pytest.raises(UserError, match=r"a\.bmp is 40x49 color and .*a\.png is 40x50 color; expected the same size"):
         compare_folders(restored, pictures)
 
 

@@ -26,7 +26,7 @@ def integers(shape, depth, seed=0):
 
 
 def smooth(height, width):
-    """A soft colour ramp."""
+    """A soft color ramp."""
     ramp = np.add.outer(np.linspace(20, 120, height), np.linspace(0, 100, width))
     return np.rint(np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1)).astype(np.uint8)
 
@@ -36,7 +36,7 @@ def chunk(kind, data):
 
 
 def png(array, color_type, *extra, width=None, height=None):
-    """A PNG written by hand: any colour type of 8 or 16 bits, any further chunks."""
+    """A PNG written by hand: any color type of 8 or 16 bits, any further chunks."""
     header = struct.pack(
         ">IIBBBBB", width or array.shape[1], height or array.shape[0], array.itemsize * 8, color_type, 0, 0, 0
     )

@@ -192,7 +192,7 @@ def chunk(kind, data):
 
 
 def png(array, color_type, *extra, width=None, height=None):
-    """A PNG written by hand: any colour type of 8 or 16 bits, any further chunks."""
+    """A PNG written by hand: any color type of 8 or 16 bits, any further chunks."""
     header = struct.pack(
         ">IIBBBBB", width or array.shape[1], height or array.shape[0], array.itemsize * 8, color_type, 0, 0, 0
     )

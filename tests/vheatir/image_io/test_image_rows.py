@@ -1,4 +1,4 @@
-"""TIFFs by rows, float kinds, EXIF folders and colours under alpha: what is read is what was stored, and comes back."""
+"""TIFFs by rows, float kinds, EXIF folders and colors under alpha: what is read is what was stored, and comes back."""
 
 import struct
 

@@ -386,7 +386,7 @@ def test_alpha_multiplied_into_colours_or_not(tmp_path, dtype, colors, planar, b
         with tifffile.TiffFile(again(tmp_path / "in.tif", by_rows)) as out:
             assert [int(kind) for kind in out.pages[0].extrasamples] == [1 if associated else 2]
             assert np.abs(out.asarray().astype(int) - array).max() <= (1 if dtype == "uint8" else 2)
-    if associated:  # a format that knows straight colours only
+    if associated:  # a format that knows straight colors only
         write_image(tmp_path / "out.png", read_image(tmp_path / "in.tif"))
         png = read_image(tmp_path / "out.png").pixels.reshape(9, 8, -1)
         assert np.abs(png - straight / top)[near].max() < 0.006

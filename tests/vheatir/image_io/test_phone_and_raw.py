@@ -72,7 +72,7 @@ def dng(orientation=1):
         (274, 3, 1, orientation, True),
         (306, 2, 0, "2024:05:01 12:00:00", True),
         (50708, 2, 0, "Maker Model", True),
-        (33421, 3, 2, (2, 2), True),  # the filters' pattern and its colours
+        (33421, 3, 2, (2, 2), True),  # the filters' pattern and its colors
         (33422, 1, 4, bytes([0, 1, 1, 2]), True),
         (50714, 4, 1, 0, True),  # black and white
         (50717, 4, 1, 65535, True),

@@ -131,4 +131,4 @@ def test_a_picture_that_kills_every_worker_fails_alone_after_four_tries(cluster,
     found = {Path(line["input"]).name: line["status"] for line in manifest("list.jsonl")}
     assert found == {f"{number:02}.png": "failed" if number == 4 else "done" for number in range(8)}
     assert sorted(path.name for path in Path("out").glob("*.png")) == sorted(set(found) - {"04.png"})
-    assert "in/04.png: the workers that took it or its neighbours were lost 4 times" in capfd.readouterr().err
+    assert "in/04.png: the workers that took it or its neighbors were lost 4 times" in capfd.readouterr().err

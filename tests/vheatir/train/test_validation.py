@@ -108,7 +108,7 @@ def test_the_check_lists_what_is_wrong_in_all_sets_at_once_before_anything_is_wr
         assert "cut.png: the PNG file ends too early (truncated)" in text and "small.png: 10x60 pixels" in text
         assert "good.png" not in text and ("lost.png: is in meta_info.txt but not in data.mdb" in text) == packed
     assert "little.png: 14x14 pixels, expected at least 16" in training and "little" not in validation
-    assert "gray.png: is gray, expected colour" in training and "gray" not in validation
+    assert "gray.png: is gray, expected color" in training and "gray" not in validation
     assert "expected at least 11 on each side" in validation
     assert not train.root.exists()
 
