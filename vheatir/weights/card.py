@@ -31,7 +31,7 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     if task == "denoise":
         about += " Noise of cameras is different: do not expect it to be removed."
     rows = {**facts, "parameters": f"{_count(path):,}", "size": f"{path.stat().st_size / 1e6:.2f} MB, float16"}
-    rows |= {"SHA-256": f"`{sha256(path)}`", "licence": metadata["license"]}
+    rows |= {"SHA-256": f"`{sha256(path)}`", "license": metadata["license"]}
     lines = [f"# {name}", "", about, "", "| | |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
     if results:
         figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
