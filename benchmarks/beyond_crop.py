@@ -2,7 +2,7 @@
 
     python benchmarks/beyond_crop.py --task denoise --level 25 --data FOLDER --crop 64 --json OUT.json
 
-The same area is restored in each way: from every picture the center of 1, 2 and 4 times the training crop is cut,
+The same area is restored in each way: from every image the center of 1, 2 and 4 times the training crop is cut,
 degraded as in the evaluation protocol, and restored at once or in overlapping tiles of the training crop's size.
 """
 
@@ -66,10 +66,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("denoise", "jpeg"), default="denoise")
     parser.add_argument("--level", type=float, default=25, help="sigma or quality")
-    parser.add_argument("--data", required=True, help="folder of clean color pictures")
+    parser.add_argument("--data", required=True, help="folder of clean color images")
     parser.add_argument("--weights", help="shipped name or safetensors file (default: the task's own)")
     parser.add_argument("--crop", type=int, default=64, help="training crop in pixels")
-    parser.add_argument("--limit", type=int, default=12, help="pictures used")
+    parser.add_argument("--limit", type=int, default=12, help="images used")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     if arguments.json:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Six token mixers and a small vHeat on small pictures: accuracy, speed and memory at equal size and schedule.
+"""Six token mixers and a small vHeat on small images: accuracy, speed and memory at equal size and schedule.
 
     python benchmarks/cifar_mixers.py --root datasets/cifar10_subset --json benchmarks/results/cifar_mixers.json
 

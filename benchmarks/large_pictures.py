@@ -1,10 +1,10 @@
-"""Peak memory and time of `vheatir restore` on one large picture, in a process of its own.
+"""Peak memory and time of `vheatir restore` on one large image, in a process of its own.
 
     python benchmarks/large_pictures.py --task denoise --megapixels 100 --format tif png --json OUT.json
 
-The picture is a repeated photograph of scikit-image with seeded noise, of 16 bits as TIFF (deflated strips) and PNG and
+The image is a repeated photograph of scikit-image with seeded noise, of 16 bits as TIFF (deflated strips) and PNG and
 of 8 bits as JPEG. `peak_mib` is the largest resident memory of the process, Python and libraries included;
-`start_mib` what it takes to restore a picture of 64x64 pixels.
+`start_mib` what it takes to restore an image of 64x64 pixels.
 """
 
 import argparse
@@ -37,7 +37,7 @@ print(status, peak if sys.platform == "darwin" else peak * 1024)
 """
 
 
-def picture_rows(height: int, width: int, depth: int) -> Iterator[np.ndarray]:
+def image_rows(height: int, width: int, depth: int) -> Iterator[np.ndarray]:
     """A noisy photograph, repeated and mirrored, in blocks of rows."""
     photo = skimage.data.astronaut()
     photo = np.concatenate([photo, photo[::-1]])
@@ -55,7 +55,7 @@ def write_picture(path: Path, height: int, width: int) -> None:
     """Write `picture_rows` in the format of the suffix."""
     depth = _DEPTHS[path.suffix[1:]]
     extras = {"tiff": TiffInfo(width, height, depth, 2, compressed=True)} if path.suffix == ".tif" else {}
-    write_blocks(path, (height, width, 3), depth, picture_rows(height, width, depth), extras)
+    write_blocks(path, (height, width, 3), depth, image_rows(height, width, depth), extras)
 
 
 def measure(path: Path, folder: Path, arguments: argparse.Namespace) -> tuple[float, float]:

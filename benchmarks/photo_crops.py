@@ -2,9 +2,9 @@
 
     python benchmarks/photo_crops.py datasets/test -o docs/images/photo_crops.webp
 
-The folder holds CC15 and PolyU50 as `vheatir evaluate --task photo` takes them (`*_real.*`, `*_mean.*`). Each picture
+The folder holds CC15 and PolyU50 as `vheatir evaluate --task photo` takes them (`*_real.*`, `*_mean.*`). Each image
 is restored whole by the weights of the task photo, as `vheatir restore` does. The crop is the square whose mean of many
-shots changes most from pixel to pixel: where detail can be lost. Prints the PSNR of each whole picture before and
+shots changes most from pixel to pixel: where detail can be lost. Prints the PSNR of each whole image before and
 after.
 """
 
@@ -45,7 +45,7 @@ def version(folder: Path, name: str, kind: str) -> np.ndarray:
     """uint8 RGB of `NAME_KIND` with whatever suffix."""
     found = sorted(folder.glob(f"{name}_{kind}.*"))
     if not found:
-        raise UserError(f"{folder / name}_{kind}: there is no such picture; give the folder of CC15 and PolyU50")
+        raise UserError(f"{folder / name}_{kind}: there is no such image; give the folder of CC15 and PolyU50")
     return decode_image(found[0].read_bytes(), str(found[0]))
 
 
@@ -67,7 +67,7 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
 
 
 def rows_of(folder: Path, side: int) -> list[Row]:
-    """Every camera's picture restored, and what the sheet shows of it."""
+    """Every camera's image restored, and what the sheet shows of it."""
     restorer, rows = Restorer("photo"), []
     for camera, name in _CAMERAS.items():
         photo, mean = version(folder, name, "real"), version(folder, name, "mean")

@@ -1,4 +1,4 @@
-"""Draws time and memory against the side of the picture, from result files of `vheatir bench`.
+"""Draws time and memory against the side of the image, from result files of `vheatir bench`.
 
     python benchmarks/plot_performance.py benchmarks/results/cpu-amd-epyc/2026-11-21-growth-*.json --out docs/images
 

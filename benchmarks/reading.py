@@ -69,7 +69,7 @@ def measure(sets: dict[str, GaussianNoiseDataset], arguments: argparse.Namespace
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="folder of pictures")
+    parser.add_argument("--data", required=True, type=Path, help="folder of images")
     parser.add_argument("--lmdb", required=True, type=Path, help="the same as an LMDB; made if missing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument("--crop", type=int, default=64, help="pixels (64)")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
         prepare_output(arguments.json)
     torch.set_num_threads(1)
     if not arguments.lmdb.exists():
-        print(f"{make_lmdb(arguments.data, arguments.lmdb)} pictures packed")
+        print(f"{make_lmdb(arguments.data, arguments.lmdb)} images packed")
     common = {"phase": "train", "sigma": 25, "gt_size": arguments.crop}
     sets = {
         "folder": GaussianNoiseDataset({**common, "dataroot_gt": str(arguments.data)}),

@@ -1,15 +1,15 @@
 """Whether tiles leave seams: mean |gradient| of (output - input) on tile borders against everywhere else.
 
-    python benchmarks/seams.py --task denoise --photos datasets/test/CBSD68 --json OUT.json --picture OUT.png
+    python benchmarks/seams.py --task denoise --photos datasets/test/CBSD68 --json OUT.json --image OUT.png
 
-The picture has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JPEG at quality 10) and restored as
+The image has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JPEG at quality 10) and restored as
 `vheatir restore` does. `--photos` takes a photograph of at least that size, or a folder of smaller ones, which are laid
 side by side at their own resolution; by default a photograph of scikit-image is enlarged. A border is where a tile
-begins or ends inside the picture; the gradient across it is compared with the gradients in the same direction at all
+begins or ends inside the image; the gradient across it is compared with the gradients in the same direction at all
 other places that lie alike in the 16x16 grid of JPEG's blocks: tiles begin on that grid, and there (output - input) has
 edges of its own where artifacts are removed. `without` is the same for tiles that neither overlap nor blend, as a check
 that the measure sees seams: it departs from 1, upwards where tiles disagree, downwards where they restore less at their
-borders. The picture to look at shows (output - input) around a corner of four tiles, and the output beside it, four
+borders. The image to look at shows (output - input) around a corner of four tiles, and the output beside it, four
 times enlarged.
 """
 

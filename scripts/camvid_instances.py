@@ -4,7 +4,7 @@
     python scripts/camvid_instances.py datasets/camvid_subset datasets/camvid_subset
 
 Reads `labels/train` and `labels/val` of the first folder, whose numbers 8 and 9 are Car and Pedestrian, and writes
-`instances_train.json` and `instances_val.json` into the second. Two cars that touch in the picture are one object: the
+`instances_train.json` and `instances_val.json` into the second. Two cars that touch in the image are one object: the
 label maps do not tell them apart.
 """
 
@@ -48,7 +48,7 @@ def objects(labels: np.ndarray, least_area: int) -> list[dict]:
 
 
 def convert(folder: Path, least_area: int) -> dict:
-    """A folder of label maps as a table in COCO's format; pictures bear the maps' names, as .jpg."""
+    """A folder of label maps as a table in COCO's format; images bear the maps' names, as .jpg."""
     images, annotations = [], []
     for number, path in enumerate(sorted(folder.glob("*.png")), 1):
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -79,7 +79,7 @@ def main() -> None:
         with atomic_open(args.output / f"instances_{split}.json") as file:
             file.write(json.dumps(table).encode())
         counts = [sum(one["category_id"] == category for one in table["annotations"]) for category in (1, 2)]
-        print(f"{split}: {len(table['images'])} pictures, {counts[0]} cars, {counts[1]} pedestrians")
+        print(f"{split}: {len(table['images'])} images, {counts[0]} cars, {counts[1]} pedestrians")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_a_call_of_a_package_reaches_the_function(monkeypatch):
         (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method=None), "none: no such folder"),
         (lambda: vheatir.evaluate(["none"], "denoise", gray=True, method="sharpen"), "unknown method 'sharpen'"),
         (lambda: vheatir.prepare("none"), "none: neither a folder nor a known set"),
-        (lambda: vheatir.compare(["none.png"], task="denoise"), "how is the picture to be degraded"),
+        (lambda: vheatir.compare(["none.png"], task="denoise"), "how is the image to be degraded"),
         (lambda: vheatir.bench("attention"), "unknown benchmark 'attention'; known: hco"),
         (lambda: vheatir.bench("hco", against="swin"), "hco is compared with published or none, not with 'swin'"),
         (lambda: vheatir.analyze("depth"), "unknown analysis 'depth'"),

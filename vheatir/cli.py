@@ -11,7 +11,7 @@ from vheatir.errors import UserError
 from vheatir.utils import extras
 
 _TABLE = (
-    ("restore", "vheatir.restore.command", "denoise pictures or remove their JPEG artifacts"),
+    ("restore", "vheatir.restore.command", "denoise images or remove their JPEG artifacts"),
     ("train", "vheatir.train.command", "train a network from a YAML file"),
     ("test", "vheatir.test", "evaluate a trained network from a YAML file"),
     ("preview", "vheatir.preview", "a sheet of training samples and the statistics of their noise, beside real pairs"),
@@ -19,7 +19,7 @@ _TABLE = (
     (
         "analyze",
         "vheatir.analyze.command",
-        "costs, receptive fields, heat pictures and invariance of backbones, with figures",
+        "costs, receptive fields, heat images and invariance of backbones, with figures",
     ),
     ("detect", "vheatir.detect", "train, evaluate and run Faster and Mask R-CNN on a backbone, from a YAML file"),
     ("segment", "vheatir.segment", "train, evaluate and run UPerNet on a backbone, from a YAML file"),
@@ -28,13 +28,13 @@ _TABLE = (
     (
         "compare",
         "vheatir.compare.command",
-        "figures of pictures before and after, by several methods, beside the truth",
+        "figures of images before and after, by several methods, beside the truth",
     ),
     ("receptive-field", "vheatir.receptive_field", "which pixels a restored pixel depends on, with a figure"),
     ("export", "vheatir.export", "write a network as ONNX, as a torch.export program or for the Hugging Face Hub"),
     ("bench", "vheatir.bench.command", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),
-    ("serve", "vheatir.serve", "a local page: drop a picture, restore, compare, download"),
+    ("serve", "vheatir.serve", "a local page: drop an image, restore, compare, download"),
     ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
 )
 COMMANDS = {name: module for name, module, _ in _TABLE}

@@ -21,12 +21,12 @@ _CASES = (  # task, photograph that scikit-image installs, level
     ("jpeg", "coffee", 10),
 )
 _LEVEL_NAMES = {"denoise": "Gaussian noise, sigma 25", "jpeg": "JPEG, quality 10"}
-_GAP = 8  # white pixels between the pictures
+_GAP = 8  # white pixels between the images
 
 
-def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
-    gap = np.full((pictures[0].shape[0], _GAP, 3), 255, np.uint8)
-    row = [part for picture in pictures for part in (picture, gap)]
+def _side_by_side(images: list[np.ndarray]) -> np.ndarray:
+    gap = np.full((images[0].shape[0], _GAP, 3), 255, np.uint8)
+    row = [part for picture in images for part in (picture, gap)]
     return np.concatenate(row[:-1], axis=1)
 
 
@@ -76,7 +76,7 @@ def train_smoke(out: Path) -> int:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir demo`."""
     parser = argparse.ArgumentParser("vheatir demo", description=__doc__)
-    parser.add_argument("-o", "--out", type=Path, default=Path("results/demo"), help="where pictures and the run go")
+    parser.add_argument("-o", "--out", type=Path, default=Path("results/demo"), help="where images and the run go")
     parser.add_argument("--no-train", action="store_true", help="only restore the two photographs")
     arguments = parser.parse_args(argv)
     try:

@@ -70,7 +70,7 @@ class DetectSession(DenseSession):
 
         recipe = self.recipe
         catalog = self._catalogue(False)
-        if self.mode == "train":  # a broken picture shows before the run, not after an epoch
+        if self.mode == "train":  # a broken image shows before the run, not after an epoch
             whole = decodable([record.file for record in catalog.records], recipe.data.invalid)
             catalog.records = [record for record in catalog.records if record.file in whole]
         return Detection(catalog, recipe.detector.masks, recipe.data.workers, self.processes, self.device)

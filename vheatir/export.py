@@ -320,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
     target.add_argument("--hub", type=Path, metavar="DIR", help="folder to write: config.json and model.safetensors")
-    parser.add_argument("--time", type=int, metavar="SIDE", help="then time a square picture of that side, both ways")
+    parser.add_argument("--time", type=int, metavar="SIDE", help="then time a square image of that side, both ways")
     return parser
 
 

@@ -86,10 +86,10 @@ class PretrainSession(TaskSession):
             )
 
     def task(self):
-        """The same for training: every picture of the set is decoded once, before the first step."""
+        """The same for training: every image of the set is decoded once, before the first step."""
         task = self.scoring()
         with as_user_error(str(self.path)):
-            self.classify.check_pictures(task.samples, *self.place)
+            self.classify.check_images(task.samples, *self.place)
         return task
 
 

@@ -69,14 +69,14 @@ def real_pairs(folder: Path) -> Iterator[Pair]:
     """The pairs NAME_real.*, NAME_mean.* below a folder.
 
     Raises:
-        UserError: no such folder, no pair in it, a name without its partner, or pictures of different sizes.
+        UserError: no such folder, no pair in it, a name without its partner, or images of different sizes.
     """
     if not folder.is_dir():
         raise UserError(f"--pairs {folder}: no such folder")
     files = {str(Path(name).with_suffix("")): folder / name for name in list_images(folder)}
     names = sorted({name.removesuffix(end) for name in files for end in ("_real", "_mean") if name.endswith(end)})
     if not names:
-        raise UserError(f"--pairs {folder}: expected pictures NAME_real.* and NAME_mean.*, found none")
+        raise UserError(f"--pairs {folder}: expected images NAME_real.* and NAME_mean.*, found none")
     if alone := [name for name in names if not {f"{name}_real", f"{name}_mean"} <= files.keys()]:
         raise UserError(f"--pairs {folder}: only one of _real and _mean is there; add the other: {', '.join(alone)}")
     for name in names:

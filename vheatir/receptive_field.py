@@ -78,7 +78,7 @@ def side_of_share(field: Tensor, at: tuple[int, int], share: float) -> int:
 def _inputs(
     paths: Sequence[Path], task: str, level: float, gray: bool, size: int, at: tuple[int, int] | None
 ) -> Iterator[Tensor]:
-    """Degraded crops (1, C, size, size) around `at` (x, y) or the middle of each picture."""
+    """Degraded crops (1, C, size, size) around `at` (x, y) or the middle of each image."""
     for path in paths:
         clean = read_clean_file(path, task, gray)
         height, width = clean.shape[:2]
@@ -115,12 +115,12 @@ def draw(fields: dict[str, Tensor], at: tuple[int, int]):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vheatir receptive-field", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean pictures, to degrade")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean images, to degrade")
     parser.add_argument("--task", required=True, choices=tuple(_LEVELS), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--weights", nargs="+", metavar="NAME_OR_PATH", help="one or several (default: the shipped)")
     parser.add_argument("--level", type=float, help=f"sigma or quality (default {_LEVELS})".replace("'", ""))
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures' part, pixels (%(default)s)")
-    parser.add_argument("--at", metavar="X,Y", help="the pixel looked at (default: the middle of each picture)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images' part, pixels (%(default)s)")
+    parser.add_argument("--at", metavar="X,Y", help="the pixel looked at (default: the middle of each image)")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and metadata to this file")
     parser.add_argument("-o", "--out", nargs="+", type=Path, required=True, help="figure files: .png, .pdf, .svg")

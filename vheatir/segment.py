@@ -31,16 +31,16 @@ class SegmentSession(DenseSession):
 
     def _labelled(self, training: bool):
         from vheatir.backbone.dense.image_files import decodable, settle
-        from vheatir.backbone.segmentation.dataset import LabelledPictures, TrainingViews
+        from vheatir.backbone.segmentation.dataset import LabelledImages, TrainingViews
         from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
 
         data = self.recipe.data
         pairs, problems = find_pairs(data, training)
         settle(problems, data.invalid)
-        if not training and self.mode == "train":  # a broken picture shows before the run, not after an epoch
+        if not training and self.mode == "train":  # a broken image shows before the run, not after an epoch
             whole = decodable([pair.image for pair in pairs], data.invalid)
             pairs = [pair for pair in pairs if pair.image in whole]
-        return LabelledPictures(pairs, class_numbers(data), TrainingViews(self.recipe.augment) if training else None)
+        return LabelledImages(pairs, class_numbers(data), TrainingViews(self.recipe.augment) if training else None)
 
     def samples(self):
         return self._labelled(True)
@@ -83,7 +83,7 @@ class SegmentSession(DenseSession):
 
 
 def main(argv: list[str]) -> int:
-    parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or color pictures by class.")
+    parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or color images by class.")
     parser.add_argument("--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
     return run(SegmentSession, parser, argv)

@@ -1,4 +1,4 @@
-"""`vheatir serve`: a local page on which a picture is restored, compared with its input and downloaded."""
+"""`vheatir serve`: a local page on which an image is restored, compared with its input and downloaded."""
 
 import argparse
 import contextlib
@@ -24,9 +24,9 @@ logger = logging.getLogger("vheatir.serve")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise", "Remove JPEG artifacts": "jpeg"}
-_UPLOAD = "Picture (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
+_UPLOAD = "Image (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
-_KEPT_SECONDS = 3600  # pictures of a page that was left are deleted after this time
+_KEPT_SECONDS = 3600  # images of a page that was left are deleted after this time
 _WAITING = 8  # requests in the queue; more are told to come back
 
 
@@ -145,14 +145,14 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
             raise gr.Error(text, duration=None) from error
         except Exception as error:
             logger.exception("failed on %s", Path(arguments[0]).name)
-            raise gr.Error("This picture could not be restored; the server's log says why.", duration=None) from error
+            raise gr.Error("This image could not be restored; the server's log says why.", duration=None) from error
 
     def looked_at(path, label):
         return told(page.describe, path, _LABELS[label]) if path else ""
 
     def restored(path, label, strength, ensemble, held, zoom, across, down, progress=progress):
         if not path:
-            raise gr.Error("Drop a picture first.")
+            raise gr.Error("Drop an image first.")
 
         def done(share: float) -> None:
             progress(share, desc="restoring")
@@ -166,7 +166,7 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
 
     with gr.Blocks(title="vHeatIR", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
         held = gr.State(None, time_to_live=_KEPT_SECONDS, delete_callback=page.forget)
-        gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Pictures stay on this machine.")
+        gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Images stay on this machine.")
         with gr.Row():
             with gr.Column(scale=1):
                 upload = gr.File(
@@ -205,14 +205,14 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir serve",
-        description="Open a page on this machine: drop a picture, restore it, compare, download.",
+        description="Open a page on this machine: drop an image, restore it, compare, download.",
         epilog="The page needs no network. Others can reach it only where --host says so; it asks for no password.",
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, default=7860, help="default: %(default)s")
     add("--device", help="torch device (default: a GPU when there is one)")
-    add("--max-megapixels", type=float, default=40, metavar="N", help="refuse larger pictures (default: %(default)s)")
+    add("--max-megapixels", type=float, default=40, metavar="N", help="refuse larger images (default: %(default)s)")
     add("--max-megabytes", type=float, default=200, metavar="N", help="refuse larger files (default: %(default)s)")
     add("--open", action="store_true", help="open the page in the browser")
     return parser

@@ -1,4 +1,4 @@
-"""Pictures in folders of classes, on disk or in a tar archive: `train/CLASS/...picture`.
+"""Images in folders of classes, on disk or in a tar archive: `train/CLASS/...picture`.
 
 The first folder names the class, whatever lies below it. Classes of an evaluation set carry the numbers of the training
 set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out without a word.
@@ -17,7 +17,7 @@ import numpy as np
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from vheatir.backbone.data.pixels import has_picture_suffix, is_picture, starts_as_picture
+from vheatir.backbone.data.pixels import has_image_suffix, is_image, starts_as_image
 from vheatir.backbone.data.text_files import read_json, read_text
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 class Contents(NamedTuple):
-    """Files below a split: pictures and others by name relative to it, and the names of its class folders."""
+    """Files below a split: images and others by name relative to it, and the names of its class folders."""
 
     pictures: list[str]
     others: list[str]
@@ -60,7 +60,7 @@ def _folder_contents(folder: Path) -> Contents:
             if not _hidden(name):
                 path = Path(place, name)
                 relative = path.relative_to(folder).as_posix()
-                (pictures if is_picture(path) else others).append(relative)
+                (pictures if is_image(path) else others).append(relative)
     return Contents(_ordered(pictures), _ordered(others), folder_classes(folder))
 
 
@@ -104,53 +104,51 @@ def _arrange(where: str, contents: Contents, numbers: dict[str, int] | None, giv
         given: where `numbers` come from.
 
     Raises:
-        ValueError: pictures outside the classes' folders, classes without pictures or without a number.
+        ValueError: images outside the classes' folders, classes without images or without a number.
     """
     stray = [name for name in contents.pictures if "/" not in name]
     if stray:
         raise ValueError(
-            f"{where}: {len(stray)} pictures lie outside the folders of classes: {_listed(stray)}; move each into its "
+            f"{where}: {len(stray)} images lie outside the folders of classes: {_listed(stray)}; move each into its "
             "class's folder, or away"
         )
     counts = Counter(name.partition("/")[0] for name in contents.pictures)
     if not counts:
-        raise ValueError(f"{where}: no images in folders of classes; expected {where}/CLASS/picture")
+        raise ValueError(f"{where}: no images in folders of classes; expected {where}/CLASS/image")
     if contents.others:
         kinds = Counter(PurePosixPath(name).suffix or "no suffix" for name in contents.others)
         said = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(_SHOWN))
-        _log.warning("%s: left out what is no picture: %s; the first is %s", where, said, contents.others[0])
+        _log.warning("%s: left out what is no image: %s; the first is %s", where, said, contents.others[0])
     deeper = next((name for name in contents.pictures if name.count("/") > 1), None)
     if deeper is not None:
         _log.warning("%s: classes are the first folders, %s is of class %s", where, deeper, deeper.partition("/")[0])
     empty = [name for name in contents.classes if not counts[name]]
     if numbers is None:
         if empty:
-            raise ValueError(
-                f"{where}: {len(empty)} folders of classes hold no pictures: {_listed(empty)}; remove them"
-            )
+            raise ValueError(f"{where}: {len(empty)} folders of classes hold no images: {_listed(empty)}; remove them")
         return {name: number for number, name in enumerate(_ordered(counts))}
     unknown = _ordered(set(counts) - set(numbers))
     if unknown:
         pictures = sum(counts[name] for name in unknown)
         raise ValueError(
-            f"{where}: {len(unknown)} classes with {pictures} pictures that {given} lacks: {_listed(unknown)}; classes "
+            f"{where}: {len(unknown)} classes with {pictures} images that {given} lacks: {_listed(unknown)}; classes "
             f"there: {_listed(list(numbers))}"
         )
     return dict(numbers)
 
 
 class ClassReader(Reader):
-    """Pictures by class; subclasses say what lies there and open it.
+    """Images by class; subclasses say what lies there and open it.
 
     Args:
         where: folder or archive of the split.
         contents: what lies there.
         numbers: of the classes by name; None to number what lies there.
         given: where `numbers` come from, for messages.
-        complete: refuse names of `numbers` without pictures; otherwise they are told.
+        complete: refuse names of `numbers` without images; otherwise they are told.
 
     Attributes:
-        samples: names of the pictures below `where`, and their classes.
+        samples: names of the images below `where`, and their classes.
         targets: the classes.
         class_to_idx: numbers of the classes by name.
         numbered_here: whether the numbers come from this split alone.
@@ -168,7 +166,7 @@ class ClassReader(Reader):
         present = set(self.targets.tolist())
         lacking = [name for name, number in self.class_to_idx.items() if number not in present]
         if lacking:
-            text = f"{where} has no pictures of {len(lacking)} classes of {given}: {_listed(lacking)}"
+            text = f"{where} has no images of {len(lacking)} classes of {given}: {_listed(lacking)}"
             if complete:
                 raise ValueError(f"{text}; correct their names or the folders'")
             _log.warning("%s", text)
@@ -189,7 +187,7 @@ class ClassReader(Reader):
 
 
 class ClassFolders(ClassReader):
-    """Pictures of a folder of classes."""
+    """Images of a folder of classes."""
 
     def __init__(self, folder: Path, numbers: dict[str, int] | None = None, given: str = "", complete: bool = False):
         super().__init__(folder, _folder_contents(folder), numbers, given, complete)
@@ -257,9 +255,9 @@ def _tar_contents(archive: Path, places: dict[str, tuple[int, int]]) -> Contents
     others = []
     with open(archive, "rb") as file:
         for name, (start, _) in places.items():
-            known = has_picture_suffix(name)
+            known = has_image_suffix(name)
             if not known:
                 file.seek(start)
-                known = starts_as_picture(file.read(12))
+                known = starts_as_image(file.read(12))
             (pictures if known else others).append(name)
     return Contents(_ordered(pictures), _ordered(others), [])

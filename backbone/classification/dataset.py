@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomCrop
 
 from vheatir.backbone.classification.recipe import Augment, Val
-from vheatir.backbone.data.pixels import PictureError, as_pixels, read_pixels
+from vheatir.backbone.data.pixels import ImageError, as_pixels, read_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import first_error, seed_all
 
@@ -41,7 +41,7 @@ class Samples(Dataset):
             with content:
                 pixels = as_pixels(content) if isinstance(content, Image.Image) else read_pixels(content)
         except (OSError, ValueError) as error:
-            told = str(error) if isinstance(error, PictureError) else f"cannot be read as an image: {error}"
+            told = str(error) if isinstance(error, ImageError) else f"cannot be read as an image: {error}"
             return DataError(f"{self.reader.filename(index, absolute=True)}: {told}")
         if not 0 <= target < self.num_classes:
             name = self.reader.filename(index, absolute=True)

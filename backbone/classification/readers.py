@@ -283,7 +283,7 @@ def _compare_lists(reader: Reader, split: str, training: Path) -> None:
             "%s: classes %s are none of %s: no network can learn them", split, _numbers(found - known), training
         )
     if known - found:
-        _log.warning("%s has no pictures of classes %s of %s", split, _numbers(known - found), training)
+        _log.warning("%s has no images of classes %s of %s", split, _numbers(known - found), training)
 
 
 def _numbers(classes: set[int]) -> str:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.data.pixels import PictureError, as_pixels
+from vheatir.backbone.data.pixels import ImageError, as_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
 from vheatir.backbone.training.signals import ignore_signals
@@ -61,7 +61,7 @@ class Stream(Streamed):
             return DataError(f"{self.name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
         try:
             pixels = as_pixels(image)
-        except PictureError as error:
+        except ImageError as error:
             return DataError(f"{self.name}: {error}")
         if seed is not None:
             seed_all(seed)

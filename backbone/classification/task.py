@@ -60,7 +60,7 @@ def build_model(recipe: Recipe) -> nn.Module:
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"model: {name} cannot be built from {arguments}: {error}") from error
     if model_channels(model) not in (1, 3):
-        raise ValueError(f"model.in_chans must be 3 for RGB or 1 for gray pictures, got {model_channels(model)}")
+        raise ValueError(f"model.in_chans must be 3 for RGB or 1 for gray images, got {model_channels(model)}")
     if not getattr(model, "num_classes", 0) > 0:
         raise ValueError(f"model.num_classes must be above 0 for a classifier, got {model.num_classes}")
     if checkpointing:
@@ -126,19 +126,19 @@ def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0
         check_classes(reader, split, model.num_classes)
         if model.num_classes > 1 and len(set(getattr(reader, "class_to_idx", "ab"))) == 1:
             (name,) = reader.class_to_idx
-            raise ValueError(f"{split}: all pictures are of one class, {name!r}; expected {split}/CLASS/picture")
+            raise ValueError(f"{split}: all images are of one class, {name!r}; expected {split}/CLASS/image")
     else:
         check_evaluation_classes(reader, recipe.data, split, model.num_classes)
     return Samples(reader, transform, model.num_classes)
 
 
-def check_pictures(samples: Samples | Stream, rank: int, world: int) -> None:
+def check_images(samples: Samples | Stream, rank: int, world: int) -> None:
     """Decode this process's share of a set of files, so that a broken one shows before a run and not after an epoch.
 
-    Sets that give pictures in a row, or decoded ones, are passed over.
+    Sets that give images in a row, or decoded ones, are passed over.
 
     Raises:
-        DataError: pictures that cannot be read; names the first of them, and counts all.
+        DataError: images that cannot be read; names the first of them, and counts all.
     """
     if isinstance(samples, Stream) or isinstance(samples.reader, TorchvisionReader):
         return

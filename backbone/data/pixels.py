@@ -1,6 +1,6 @@
-"""Pixels of picture files in the one form that backbones see: 8 bits, RGB or gray, turned as a viewer turns them.
+"""Pixels of image files in the one form that backbones see: 8 bits, RGB or gray, turned as a viewer turns them.
 
-The only reader of pictures of all tasks. 16-bit numbers become 8-bit ones by value, as `vheatir restore` scales them.
+The only reader of images of all tasks. 16-bit numbers become 8-bit ones by value, as `vheatir restore` scales them.
 """
 
 import struct
@@ -22,7 +22,7 @@ _TIFF = _BEGINNINGS[4:]
 _ORIENTATION = 274  # number of the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)
 _TURNS = Image.Transpose
-# How a picture is turned for its orientation, and how that is undone.
+# How an image is turned for its orientation, and how that is undone.
 _TURN = {
     2: _TURNS.FLIP_LEFT_RIGHT,
     3: _TURNS.ROTATE_180,
@@ -36,12 +36,12 @@ _UNDO = {**_TURN, 6: _TURNS.ROTATE_90, 8: _TURNS.ROTATE_270}
 _PNG_DEPTH_AND_KIND = slice(24, 26)
 
 
-class PictureError(ValueError):
-    """A file or its pixels cannot be used as a picture; says why, without the file's name."""
+class ImageError(ValueError):
+    """A file or its pixels cannot be used as an image; says why, without the file's name."""
 
 
 class Sizes(NamedTuple):
-    """Width and height of a picture as it is stored, and as a viewer shows it."""
+    """Width and height of an image as it is stored, and as a viewer shows it."""
 
     stored: tuple[int, int]
     turned: tuple[int, int]
@@ -51,30 +51,30 @@ class Sizes(NamedTuple):
 def _told() -> Iterator[None]:
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except OSError as error:
-        raise PictureError(f"cannot be read as an image: {error}") from error
+        raise ImageError(f"cannot be read as an image: {error}") from error
     except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise PictureError(f"cannot be read as an image: {type(error).__name__}: {error}") from error
+        raise ImageError(f"cannot be read as an image: {type(error).__name__}: {error}") from error
 
 
-def has_picture_suffix(name: str) -> bool:
-    """Whether a name ends as pictures' names do."""
+def has_image_suffix(name: str) -> bool:
+    """Whether a name ends as images' names do."""
     return PurePath(name).suffix.lower() in SUFFIXES + _OTHERS
 
 
-def starts_as_picture(head: bytes) -> bool:
-    """Whether these are the first 12 bytes of a picture."""
+def starts_as_image(head: bytes) -> bool:
+    """Whether these are the first 12 bytes of an image."""
     return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its suffix, or where that says nothing, by its first bytes."""
-    if has_picture_suffix(path.name) or not path.is_file():
-        return has_picture_suffix(path.name)
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or where that says nothing, by its first bytes."""
+    if has_image_suffix(path.name) or not path.is_file():
+        return has_image_suffix(path.name)
     with open(path, "rb") as file:
-        return starts_as_picture(file.read(12))
+        return starts_as_image(file.read(12))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -86,10 +86,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def sizes(file: Path) -> Sizes:
-    """What the header of a picture states.
+    """What the header of an image states.
 
     Raises:
-        PictureError: no picture.
+        PictureError: no image.
     """
     with _told(), open(file, "rb") as opened:
         with _tiff_page(opened) as page:
@@ -120,7 +120,7 @@ def _from_floats(values: np.ndarray) -> Image.Image:
     low = values.min()
     high = values.max()
     if not (low >= 0 and high <= 1):  # nor where one of them is NaN
-        raise PictureError(
+        raise ImageError(
             f"holds floating numbers from {low:g} to {high:g}, expected 0 for black to 1 for white; save it with 8 bits"
         )
     return _narrowed(values, 1)
@@ -130,14 +130,14 @@ _SIGNED = "holds signed or 32-bit whole numbers, of which none is white; save it
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    """The picture in a mode of 8 bits for each channel."""
+    """The image in a mode of 8 bits for each channel."""
     mode = image.mode
     if mode.startswith("I;16"):
         return _narrowed(np.asarray(image), 65535)
     if mode == "I":
         values = np.asarray(image)
         if kind == "TIFF" or values.min() < 0 or values.max() > 65535:
-            raise PictureError(_SIGNED)
+            raise ImageError(_SIGNED)
         return _narrowed(values, 65535)
     if mode == "F":
         return _from_floats(np.asarray(image))
@@ -145,7 +145,7 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
 
 
 def as_pixels(image: Image.Image, *, turned: bool = True, gray: bool = False) -> Image.Image:
-    """An opened picture in mode RGB, or L with `gray`; alpha is dropped, of several pictures the first is taken.
+    """An opened image in mode RGB, or L with `gray`; alpha is dropped, of several images the first is taken.
 
     Args:
         image: of any mode.
@@ -168,24 +168,24 @@ def _deep_png(file: BinaryIO) -> Image.Image | None:
         return None
     values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise PictureError("cannot be read as an image: a damaged PNG of 16 bits")
+        raise ImageError("cannot be read as an image: a damaged PNG of 16 bits")
     return _narrowed(values[..., 2::-1], 65535)  # from BGR
 
 
 def _deep_tiff(page: TiffPage) -> Image.Image | None:
     """A TIFF of more than 8 bits, which Pillow reads in part of its layouts; None for other files."""
     if page.sampleformat == 2 or (page.sampleformat == 1 and page.bitspersample > 16):
-        raise PictureError(_SIGNED)
+        raise ImageError(_SIGNED)
     if page.bitspersample <= 8:
         return None
     if page.photometric not in (0, 1, 2):
-        raise PictureError(f"a TIFF of {page.bitspersample} bits whose colors are neither RGB nor gray")
+        raise ImageError(f"a TIFF of {page.bitspersample} bits whose colors are neither RGB nor gray")
     try:
         values = page.asarray()
     except ValueError as error:  # a codec that tifffile lacks and Pillow may have
         if page.planarconfig == 1 and page.photometric != 0 and page.sampleformat == 1:
             return None
-        raise PictureError(f"cannot be read as an image: {error}") from error
+        raise ImageError(f"cannot be read as an image: {error}") from error
     if page.axes.startswith("S"):  # one plane after the other
         values = np.moveaxis(values, 0, -1)
     if values.ndim == 3:
@@ -214,7 +214,7 @@ def _tiff_orientation(page: TiffPage) -> int:
 
 
 def _deep(file: BinaryIO) -> tuple[Image.Image | None, int]:
-    """The picture, as it is stored, of a file that Pillow reads wrongly or in part, and its orientation; else None."""
+    """The image, as it is stored, of a file that Pillow reads wrongly or in part, and its orientation; else None."""
     with _tiff_page(file) as page:
         if page is not None:
             return _deep_tiff(page), _tiff_orientation(page)
@@ -247,7 +247,7 @@ def read_pixels(source: Path | BinaryIO, *, turned: bool = True, gray: bool = Fa
 
 
 def check_decodes(source: Path | BinaryIO) -> None:
-    """Decode a picture for nothing but its errors; a JPEG at an eighth of its size, which reads all of it.
+    """Decode an image for nothing but its errors; a JPEG at an eighth of its size, which reads all of it.
 
     Raises:
         PictureError: missing or damaged.
@@ -265,7 +265,7 @@ def check_decodes(source: Path | BinaryIO) -> None:
 
 
 class OfOneChannel:
-    """A transform of pictures for networks that see gray ones: to gray, through the transform as RGB, one channel kept.
+    """A transform of images for networks that see gray ones: to gray, through the transform as RGB, one channel kept.
 
     So every augmentation that knows RGB serves both.
     """
@@ -278,7 +278,7 @@ class OfOneChannel:
 
 
 def colour_statistics(config: Mapping[str, Any], channels: int) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of a network's default configuration; for gray pictures those over the channels."""
+    """Mean and standard deviation of a network's default configuration; for gray images those over the channels."""
     if channels == 3:
         return {key: tuple(config[key]) for key in ("mean", "std")}
     return {key: (sum(config[key]) / len(config[key]),) * 3 for key in ("mean", "std")}

@@ -1,4 +1,4 @@
-"""Detections and label maps drawn onto their pictures."""
+"""Detections and label maps drawn onto their images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def palette(count: int) -> list[tuple[int, int, int]]:
 
 
 def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[str], threshold: float) -> Tensor:
-    """A picture with its detections: masks, boxes, class and score.
+    """An image with its detections: masks, boxes, class and score.
 
     Args:
         image: (3, H, W) uint8.
@@ -43,7 +43,7 @@ def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[s
 
 
 def draw_classes(image: Tensor, classes: Tensor, num_classes: int, alpha: float = 0.55) -> Tensor:
-    """A picture (3, H, W) uint8 under the colors of its classes (H, W); numbers beyond `num_classes` stay bare."""
+    """An image (3, H, W) uint8 under the colors of its classes (H, W); numbers beyond `num_classes` stay bare."""
     colors = torch.tensor(palette(num_classes) + [(0, 0, 0)] * (256 - num_classes), dtype=torch.float32)
     painted = colors[classes.long()].permute(2, 0, 1)
     share = torch.where(classes < num_classes, alpha, 0.0)

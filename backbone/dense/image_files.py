@@ -1,4 +1,4 @@
-"""Files of annotated pictures: read, and what is wrong with them found before a run begins."""
+"""Files of annotated images: read, and what is wrong with them found before a run begins."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from vheatir.backbone.data.pixels import PictureError, check_decodes, read_pixels, sizes
+from vheatir.backbone.data.pixels import ImageError, check_decodes, read_pixels, sizes
 from vheatir.backbone.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def settle(problems: Sequence[Problem], invalid: str, advice: str = SKIPPED) -> 
 
 @dataclass(frozen=True)
 class Frame:
-    """Width and height of a picture as its annotation sees it: turned as a viewer turns it, or as it is stored."""
+    """Width and height of an image as its annotation sees it: turned as a viewer turns it, or as it is stored."""
 
     width: int
     height: int
@@ -72,20 +72,20 @@ class Frame:
 
 
 def frame_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[Frame | None, Problem | None]:
-    """The frame in which a picture is read, or what is wrong with the picture.
+    """The frame in which an image is read, or what is wrong with the image.
 
-    An annotation is in the frame whose size it states. Where both fit, or nothing is stated, that is the picture as a
+    An annotation is in the frame whose size it states. Where both fit, or nothing is stated, that is the image as a
     viewer shows it, which is what tools for annotating show.
 
     Args:
-        file: the picture; only its header is read.
+        file: the image; only its header is read.
         stated: width and height that its annotation states.
     """
     if not file.is_file():
         return None, Problem(str(file), "the file is missing")
     try:
         found = sizes(file)
-    except PictureError as error:
+    except ImageError as error:
         return None, Problem(str(file), str(error))
     if stated is None or stated == found.turned:
         return Frame(*found.turned, True), None
@@ -96,15 +96,15 @@ def frame_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[Frame |
 
 
 def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:
-    """A picture's pixels, (3, H, W) uint8 RGB; or the error, for the training process to raise.
+    """An image's pixels, (3, H, W) uint8 RGB; or the error, for the training process to raise.
 
     Args:
-        file: any picture; see `vheatir.backbone.data.pixels`.
+        file: any image; see `vheatir.backbone.data.pixels`.
         turned: as its EXIF orientation says; otherwise as it is stored.
     """
     try:
         return tv_tensors.Image(F.pil_to_tensor(read_pixels(file, turned=turned)))
-    except PictureError as error:
+    except ImageError as error:
         return DataError(f"{file}: {error}")
 
 
@@ -134,7 +134,7 @@ def _most_stored(image: Image.Image) -> int:
 
 
 def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> list[Problem]:
-    """What is wrong with the pixels of pictures, which are decoded for it, several at a time.
+    """What is wrong with the pixels of images, which are decoded for it, several at a time.
 
     Args:
         files: their names, and what opens them.
@@ -146,7 +146,7 @@ def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> l
             source = opened()
             with nullcontext() if isinstance(source, Path) else source:
                 check_decodes(source)
-        except (OSError, PictureError) as error:
+        except (OSError, ImageError) as error:
             return Problem(name, str(error))
         return None
 
@@ -155,14 +155,14 @@ def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> l
 
 
 def decodable(files: Sequence[Path], invalid: str) -> set[Path]:
-    """Those of some pictures whose pixels can be decoded.
+    """Those of some images whose pixels can be decoded.
 
     Args:
-        files: the pictures.
+        files: the images.
         invalid: "refuse" or "skip" those that cannot.
 
     Raises:
-        DataError: there are such pictures and `invalid` is "refuse".
+        DataError: there are such images and `invalid` is "refuse".
     """
     problems = undecodable((str(file), partial(Path, file)) for file in files)
     settle(problems, invalid)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path, PureWindowsPath
 
-from vheatir.backbone.data.pixels import SUFFIXES, has_picture_suffix
+from vheatir.backbone.data.pixels import SUFFIXES, has_image_suffix
 from vheatir.backbone.data.text_files import read_json, read_text
 from vheatir.backbone.dense.image_files import Problem, frame_of
 from vheatir.backbone.detection.recipe import Data
@@ -91,9 +91,9 @@ def _numbers(images: list) -> dict:
 
 
 def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Catalog:
-    """Pictures below `folder` with the objects of a JSON file in COCO's format.
+    """Images below `folder` with the objects of a JSON file in COCO's format.
 
-    Boxes and polygons see each picture in the frame whose size the file states; see `frame_of`.
+    Boxes and polygons see each image in the frame whose size the file states; see `frame_of`.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not of that form.
@@ -188,14 +188,14 @@ def _voc_names(root: Path, split: str) -> list[str]:
         name, _, flag = line.rpartition(" ")
         if flag in ("-1", "0", "1"):
             forms.append(name.strip())
-        forms += [form.rpartition(".")[0] for form in forms if has_picture_suffix(form) or form.endswith(".xml")]
+        forms += [form.rpartition(".")[0] for form in forms if has_image_suffix(form) or form.endswith(".xml")]
         return next((form for form in forms if (folder / f"{form}.xml").is_file()), forms[-1])
 
     return [name_of(line) for line in lines]
 
 
-def _voc_picture(root: Path, name: str, stated: str) -> Path:
-    """The picture that an annotation states; where there is none, one of the annotation's own name."""
+def _voc_image(root: Path, name: str, stated: str) -> Path:
+    """The image that an annotation states; where there is none, one of the annotation's own name."""
     folder = root / "JPEGImages"
     forms = [folder / PureWindowsPath(stated).name] if stated else []
     forms += [folder / f"{name}{suffix}" for suffix in SUFFIXES]
@@ -203,9 +203,9 @@ def _voc_picture(root: Path, name: str, stated: str) -> Path:
 
 
 def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Catalog:
-    """Pictures and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
+    """Images and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
 
-    Boxes see each picture in the frame whose size the annotation states; see `frame_of`.
+    Boxes see each image in the frame whose size the annotation states; see `frame_of`.
 
     Raises:
         FileNotFoundError, ValueError: no such list, or no objects to take the classes from.
@@ -217,7 +217,7 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
         if problem is not None:
             problems.append(problem)
             continue
-        found.append((file, _voc_picture(root, name, tree.findtext("filename", "").strip()), tree))
+        found.append((file, _voc_image(root, name, tree.findtext("filename", "").strip()), tree))
     if classes is None:
         classes = tuple(sorted({_text(one, "name") for *_, tree in found for one in tree.iter("object")}))
     if not classes:

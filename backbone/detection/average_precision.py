@@ -16,11 +16,11 @@ _KINDS = {"box": "bbox", "mask": "segm"}
 
 
 def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
-    """COCO's result entries of one picture's detections.
+    """COCO's result entries of one image's detections.
 
     Args:
         output: `boxes` (N, 4) x0, y0, x1, y1, `labels` (N), `scores` (N), and `masks` (N, 1, H, W) in [0, 1] if any.
-        number: of the picture.
+        number: of the image.
     """
     boxes = output["boxes"].cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
@@ -40,7 +40,7 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
     """COCO's figures in percent, such as `box_ap`, `box_ap50`, `mask_ap`; sizes that do not occur have none.
 
     AP is the mean over the overlaps 0.50, 0.55, ..., 0.95, the classes and 101 recalls, of at most 100 detections of
-    each picture; perfect detections have 100.
+    each image; perfect detections have 100.
 
     Args:
         truth: a table in COCO's format.

@@ -1,4 +1,4 @@
-"""Training and evaluation samples of annotated pictures."""
+"""Training and evaluation samples of annotated images."""
 
 from collections.abc import Callable
 
@@ -51,10 +51,10 @@ def training_views(augment: Augment) -> Callable:
 
 
 class Pictures(Dataset):
-    """Pictures of a catalog; a sample is asked for by index, or in training by (index, seed).
+    """Images of a catalog; a sample is asked for by index, or in training by (index, seed).
 
-    A sample is the picture, (3, H, W) float32 RGB in [0, 1], and its target: `boxes` (N, 4) x0, y0, x1, y1 in pixels,
-    `labels` (N), `masks` (N, H, W) where `masks`; `number` of the picture alone without `views`. A file that cannot be
+    A sample is the image, (3, H, W) float32 RGB in [0, 1], and its target: `boxes` (N, 4) x0, y0, x1, y1 in pixels,
+    `labels` (N), `masks` (N, H, W) where `masks`; `number` of the image alone without `views`. A file that cannot be
     read gives a `DataError` in place of the sample.
     """
 
@@ -91,6 +91,6 @@ class Pictures(Dataset):
 
     @staticmethod
     def collate(samples: list) -> tuple[list[Tensor], list[dict[str, Tensor]]] | DataError:
-        """Pictures and targets as lists, since sizes differ; or the first error."""
+        """Images and targets as lists, since sizes differ; or the first error."""
         failed = first_error(samples)
         return failed if failed is not None else ([image for image, _ in samples], [target for _, target in samples])

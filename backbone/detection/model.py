@@ -33,7 +33,7 @@ class ResizeInEvaluation(GeneralizedRCNNTransform):
 
 
 def build_detector(body: nn.Module, detector: Detector, num_classes: int) -> FasterRCNN:
-    """The network: lists of pictures (3, H, W) in [0, 1], and targets in training, to losses or detections.
+    """The network: lists of images (3, H, W) in [0, 1], and targets in training, to losses or detections.
 
     Args:
         body: gives the maps of four stages, of widths `dims`.

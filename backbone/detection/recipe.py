@@ -12,17 +12,17 @@ FORMATS = ("coco", "voc")
 
 @dataclass
 class Data:
-    """Where pictures and objects are.
+    """Where images and objects are.
 
     Attributes:
         root: folder of the data set.
         format: "coco" (a JSON file for each split) or "voc" (Annotations/, ImageSets/Main/<split>.txt, JPEGImages/).
         train, val: JSON files below `root`, or names of VOC's lists.
-        train_images, val_images: folders of the pictures below `root`; for "coco".
+        train_images, val_images: folders of the images below `root`; for "coco".
         num_classes: how many there are; None leaves it to `classes` or to the data.
         classes: names, in the order of their numbers; None takes those of the JSON file, or all in the XML files.
         invalid: "refuse" data that break a rule, or "skip" what breaks it.
-        batch_size: pictures of each process in a forward pass.
+        batch_size: images of each process in a forward pass.
         workers: loader processes of each process.
     """
 
@@ -41,16 +41,16 @@ class Data:
 
 @dataclass
 class Detector:
-    """Heads on the backbone, and the size of pictures in evaluation.
+    """Heads on the backbone, and the size of images in evaluation.
 
     Attributes:
         masks: Mask R-CNN; without, Faster R-CNN.
         channels: of the feature pyramid.
         anchors: side in pixels of the anchors of each of the five levels, at three aspect ratios.
-        short_side, long_side: pictures are resized to the first, unless the other side exceeds the second.
+        short_side, long_side: images are resized to the first, unless the other side exceeds the second.
         proposals: boxes that the first part hands on in training and in evaluation.
         proposals_nms: overlap above which proposals are dropped.
-        box_samples: boxes of each picture that the second part learns from.
+        box_samples: boxes of each image that the second part learns from.
         score, nms, detections: least score, overlap of one class, and number of boxes that come out.
     """
 
@@ -72,9 +72,9 @@ class Augment:
     """Training views.
 
     Attributes:
-        short_sides: one is drawn for each picture.
+        short_sides: one is drawn for each image.
         long_side: most that the other side may have.
-        crop: half of the pictures are resized to 400, 500 or 600, cropped to 384 to 600 pixels each way, and resized.
+        crop: half of the images are resized to 400, 500 or 600, cropped to 384 to 600 pixels each way, and resized.
         hflip: probability.
     """
 

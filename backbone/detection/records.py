@@ -1,4 +1,4 @@
-"""Annotated pictures in one form, whatever they were read from."""
+"""Annotated images in one form, whatever they were read from."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _SLACK = 1.0  # pixels by which a box may exceed its image: annotations are roun
 
 @dataclass
 class Thing:
-    """An object of a picture.
+    """An object of an image.
 
     Attributes:
         box: x0, y0, x1, y1 in pixels, with x1 and y1 outside.
@@ -34,14 +34,14 @@ class Thing:
 
 @dataclass
 class Record:
-    """A picture and its objects.
+    """An image and its objects.
 
     Attributes:
-        file: the picture.
+        file: the image.
         number: its id in the data set, or one in its place.
         width, height: pixels.
         things: its objects.
-        turned: whether these see the picture as a viewer shows it, otherwise as it is stored.
+        turned: whether these see the image as a viewer shows it, otherwise as it is stored.
     """
 
     file: Path
@@ -54,18 +54,18 @@ class Record:
 
 @dataclass
 class Catalog:
-    """A split of a data set: pictures, names of the classes 1, 2, ..., and the rules that were broken."""
+    """A split of a data set: images, names of the classes 1, 2, ..., and the rules that were broken."""
 
     records: list[Record]
     classes: tuple[str, ...]
     problems: list[Problem] = field(default_factory=list)
 
     def for_training(self) -> list[Record]:
-        """Pictures with something to learn from; the published recipes leave out the others."""
+        """Images with something to learn from; the published recipes leave out the others."""
         return [record for record in self.records if any(not thing.crowd for thing in record.things)]
 
     def as_coco(self) -> dict:
-        """The split as COCO's table, with classes and pictures numbered as here; what pycocotools scores against."""
+        """The split as COCO's table, with classes and images numbered as here; what pycocotools scores against."""
         annotations = []
         for record in self.records:
             for thing in record.things:

@@ -45,7 +45,7 @@ class Detection(DatasetTask):
         return sum(losses.values()), losses
 
     def loader(self) -> DataLoader:
-        """This process's part of the evaluation set, picture by picture."""
+        """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)
         return val_loader(self.samples, 1, *place, self.workers, self.device.type == "cuda")
 

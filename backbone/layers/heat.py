@@ -41,7 +41,7 @@ class HeatLayer(KeptForms):
     Source: HCO of vHeat, arXiv 2405.16555.
     """
 
-    _most_kept = 2  # resolutions: a whole picture and the tiles at its rim
+    _most_kept = 2  # resolutions: a whole image and the tiles at its rim
 
     def __init__(
         self,

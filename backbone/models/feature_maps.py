@@ -72,7 +72,7 @@ def build_features(table: dict) -> nn.Module:
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"backbone: {name} cannot be built from {arguments}: {error}") from error
     if network.in_chans != 3:
-        raise ValueError(f"backbone.in_chans must be 3, pictures are read as RGB, got {network.in_chans}")
+        raise ValueError(f"backbone.in_chans must be 3, images are read as RGB, got {network.in_chans}")
     if len(network.out_indices) < len(network.dims):
         raise ValueError(f"backbone.out_indices: all four stages are needed, got {network.out_indices}")
     network.set_grad_checkpointing(bool(checkpointing))

@@ -1,4 +1,4 @@
-"""Training and evaluation samples of pictures with label maps."""
+"""Training and evaluation samples of images with label maps."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ class TrainingViews:
 
     def __init__(self, augment: Augment):
         self.augment = augment
-        # Each for half of the pictures, as published: brightness by up to 32 of 255, hue by up to 18 of 360 degrees.
+        # Each for half of the images, as published: brightness by up to 32 of 255, hue by up to 18 of 360 degrees.
         changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
         self.colour = v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], 0.5) for change in changes])
 
@@ -61,16 +61,16 @@ class TrainingViews:
         return F.crop(image, top, left, *kept), cropped
 
 
-class LabelledPictures(Dataset):
-    """Pictures with label maps; a sample is asked for by index, or in training by (index, seed).
+class LabelledImages(Dataset):
+    """Images with label maps; a sample is asked for by index, or in training by (index, seed).
 
-    A sample is the picture, (3, H, W) float32 RGB in [0, 1], and (H, W) int64 classes, 255 for none. A file that cannot
+    A sample is the image, (3, H, W) float32 RGB in [0, 1], and (H, W) int64 classes, 255 for none. A file that cannot
     be read gives a `DataError` in place of the sample.
 
     Args:
         pairs: files.
         numbers: what `class_numbers` gives.
-        views: of training; None for the pictures as they are.
+        views: of training; None for the images as they are.
     """
 
     def __init__(self, pairs: list[Pair], numbers: Tensor, views: TrainingViews | None = None):
@@ -96,6 +96,6 @@ class LabelledPictures(Dataset):
 
     @staticmethod
     def collate(samples: list) -> tuple[Tensor, Tensor] | DataError:
-        """Pictures (B, 3, H, W) and classes (B, H, W), or the first error."""
+        """Images (B, 3, H, W) and classes (B, H, W), or the first error."""
         failed = first_error(samples)
         return failed if failed is not None else tuple(torch.stack(parts) for parts in zip(*samples, strict=True))

@@ -1,4 +1,4 @@
-"""Pictures and label maps of a folder, found and checked; what is wrong is noted by file and rule."""
+"""Images and label maps of a folder, found and checked; what is wrong is noted by file and rule."""
 
 import logging
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31,
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its label map, which sees it as a viewer shows it (`turned`) or as it is stored."""
+    """An image and its label map, which sees it as a viewer shows it (`turned`) or as it is stored."""
 
     image: Path
     labels: Path
@@ -62,13 +62,13 @@ def _label_file(layout: str, image: Path, images: Path, labels: Path) -> Path:
 
 
 def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
-    """The pictures of a split with their label maps, checked.
+    """The images of a split with their label maps, checked.
 
     Every label map is read: sizes must agree, and numbers be known. Which numbers occur, which are ignored and which
     classes never occur is told.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is missing or holds no pictures. Broken rules are returned.
+        FileNotFoundError, ValueError: a folder is missing or holds no images. Broken rules are returned.
     """
     root, split = Path(data.root), data.train if training else data.val
     split = split or _SPLITS[data.layout][0 if training else 1]
@@ -79,7 +79,7 @@ def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
             raise FileNotFoundError(f"{folder}: no such folder; data.layout {data.layout} needs {wanted} in {root}")
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"{images}: no pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{images}: no images ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
     wanted, table = {pair.labels for pair in pairs}, class_numbers(data)
     kept, problems, counts = [], [], torch.zeros(256, dtype=torch.int64)

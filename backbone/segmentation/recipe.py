@@ -12,7 +12,7 @@ LAYOUTS = ("ade20k", "cityscapes", "folders")
 
 @dataclass
 class Data:
-    """Where pictures and label maps are.
+    """Where images and label maps are.
 
     Attributes:
         root: folder of the data set.
@@ -24,8 +24,8 @@ class Data:
         ignore: further numbers of label maps that mean no class; 255 does unless `label_ids` lists it.
         label_ids: numbers of the classes in the label maps, in the order of the classes; None takes the layout's. For
             masks of 0 and 255: [0, 255].
-        invalid: "refuse" data that break a rule, or "skip" the pictures that do.
-        batch_size: pictures of each process in a forward pass.
+        invalid: "refuse" data that break a rule, or "skip" the images that do.
+        batch_size: images of each process in a forward pass.
         workers: loader processes of each process.
     """
 
@@ -66,12 +66,12 @@ class Augment:
     """Training views.
 
     Attributes:
-        scale: most that the longer and the shorter side may have; pictures are brought to it.
+        scale: most that the longer and the shorter side may have; images are brought to it.
         ratio: range of the factor on `scale`.
         crop: side of the crop.
         cat_max: largest share of one class in a crop; another one is tried, up to ten times.
         hflip: probability.
-        color: brightness, contrast, saturation and hue, each for half of the pictures.
+        color: brightness, contrast, saturation and hue, each for half of the images.
     """
 
     scale: tuple[int, int] = (2048, 512)

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.layers.freezing import frozen
-from vheatir.backbone.segmentation.dataset import LabelledPictures, scaled_size
+from vheatir.backbone.segmentation.dataset import LabelledImages, scaled_size
 from vheatir.backbone.segmentation.label_maps import IGNORED
 from vheatir.backbone.segmentation.recipe import Recipe, Val
 from vheatir.backbone.training.batches import checked, val_loader
@@ -116,7 +116,7 @@ class Segmentation(DatasetTask):
     def __init__(
         self,
         recipe: Recipe,
-        samples: LabelledPictures,
+        samples: LabelledImages,
         processes: Processes,
         device: torch.device,
         tta: bool = False,
@@ -139,7 +139,7 @@ class Segmentation(DatasetTask):
         return sum(losses.values()), {**losses, "aacc": 100 * right}
 
     def loader(self) -> DataLoader:
-        """This process's part of the evaluation set, picture by picture."""
+        """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)
         return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.device.type == "cuda")
 

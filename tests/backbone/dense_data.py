@@ -1,4 +1,4 @@
-"""Small sets of annotated pictures, and recipes to train on them, for the tests of detection and segmentation."""
+"""Small sets of annotated images, and recipes to train on them, for the tests of detection and segmentation."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def picture(rng: np.random.Generator, objects: int = 2) -> tuple[np.ndarray, lis
 
 
 def make_coco(root: Path, train: int = 6, val: int = 3) -> Path:
-    """train.json and val.json with polygons, pictures in train/ and val/; category ids are 3 and 7."""
+    """train.json and val.json with polygons, images in train/ and val/; category ids are 3 and 7."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         (root / split).mkdir(parents=True)
@@ -56,7 +56,7 @@ def make_coco(root: Path, train: int = 6, val: int = 3) -> Path:
 
 
 def make_voc(root: Path, count: int = 4) -> Path:
-    """The same kind of pictures in VOC's layout, one list `train` of all."""
+    """The same kind of images in VOC's layout, one list `train` of all."""
     rng = np.random.default_rng(1)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -76,7 +76,7 @@ def make_voc(root: Path, count: int = 4) -> Path:
 
 
 def make_label_maps(root: Path, layout: str = "folders", train: int = 6, val: int = 3) -> Path:
-    """Pictures with label maps of three classes (ground 0, red 1, blue 2) in a layout's folders and numbers."""
+    """Images with label maps of three classes (ground 0, red 1, blue 2) in a layout's folders and numbers."""
     rng = np.random.default_rng(2)
     numbers = {"folders": [0, 1, 2], "ade20k": [1, 2, 3], "cityscapes": [7, 8, 11]}[layout]
     for split, count in (("train", train), ("val", val)):
@@ -94,7 +94,7 @@ def make_label_maps(root: Path, layout: str = "folders", train: int = 6, val: in
 
 
 def label_paths(root: Path, layout: str, split: str, name: str) -> tuple[Path, Path]:
-    """Where a layout keeps a picture and its label map."""
+    """Where a layout keeps an image and its label map."""
     if layout == "ade20k":
         split = {"train": "training", "val": "validation"}[split]
         return root / "images" / split / f"{name}.jpg", root / "annotations" / split / f"{name}.png"

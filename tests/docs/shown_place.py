@@ -1,4 +1,4 @@
-"""A work place with the files that the pages name: pictures of a few thousand pixels, sets of a few pictures."""
+"""A work place with the files that the pages name: images of a few thousand pixels, sets of a few images."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.backbone.classification import small
 from tests.docs import shown
 
 PAIRS = ("pairs", "datasets/test/CC15", "datasets/test/PolyU50")
-# What one of the pages calls its pictures.
+# What one of the pages calls its images.
 PHOTOS = [
     *("photo.png", "other.png", "photos/a.png", "photos/b.png", "held_out/c.png", "my_photos/d.png", "FOLDER/e.png"),
     *("scans/a.png", "more/b.jpg", "photographs/f.png", "RESTORED_DIR/g.png", "REFERENCE_DIR/g.png"),
@@ -100,7 +100,7 @@ def make_checkpoint(root: Path) -> None:
 
 def make_classes(root: Path) -> None:
     """datasets/cifar10_subset with three classes, which stands for ImageNet too."""
-    folder = small.make_pictures(root / "datasets" / "cifar10_subset", train=3, val=2)
+    folder = small.make_images(root / "datasets" / "cifar10_subset", train=3, val=2)
     (root / "datasets" / "imagenet").symlink_to(folder, target_is_directory=True)
 
 
@@ -129,7 +129,7 @@ def make_full_classifier(root: Path) -> None:
 
 
 def make_dense(root: Path) -> None:
-    """COCO, ADE20K, CamVid and BCCD, each with a few pictures of rectangles."""
+    """COCO, ADE20K, CamVid and BCCD, each with a few images of rectangles."""
     data = root / "datasets"
     coco = dense_data.make_coco(data / "coco", train=2, val=1)
     (coco / "annotations").mkdir()

@@ -161,7 +161,7 @@ SAID = (
 )
 WRITES = ("-o", "--out", "--json", "--picture", "--manifest", "--save-images", "--hub", "--label-maps", "--lmdb")
 
-# What a page needs: packages, and more than the pictures that every work place has.
+# What a page needs: packages, and more than the images that every work place has.
 CLASSES = (("timm",), (shown_place.make_classes,))
 NEEDS = {
     "README.md": (("basicsr",), (shown_place.make_lmdb,)),

@@ -24,7 +24,7 @@ SHORT += ["val.val_freq=2", "logger.save_checkpoint_freq=2", "logger.use_tb_logg
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A picture to train on and one to validate on, the page's file and a recipe."""
+    """An image to train on and one to validate on, the page's file and a recipe."""
     for number, name in enumerate(("photos/a.png", "held_out/c.png")):
         (tmp_path / name).parent.mkdir()
         crop = skimage.data.chelsea()[20 * number :, 30 * number :][:40, :48, ::-1]

@@ -1,4 +1,4 @@
-"""Every command and every Python block that a page shows is run as shown, in a work place with small pictures.
+"""Every command and every Python block that a page shows is run as shown, in a work place with small images.
 
 Arguments that make a command small are appended to it: the last one counts. A command that stands on several pages runs
 on the first of them. What cannot be run is excused, with a reason, in tests/docs/shown_tables.py.

@@ -83,7 +83,7 @@ logger: {print_freq: 2, save_checkpoint_freq: 4, keep_checkpoints: 2, use_tb_log
 
 @pytest.fixture(scope="session")
 def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train/ (5 pictures of 40x44) and val/ (2 of 32x32)."""
+    """A folder with train/ (5 images of 40x44) and val/ (2 of 32x32)."""
     root = tmp_path_factory.mktemp("photos")
     for name, count, size in (("train", 5, (40, 44)), ("val", 2, (32, 32))):
         (root / name).mkdir()

@@ -23,7 +23,7 @@ ODD = ROOT / "tests" / "data" / "odd"
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """A noisy photograph, 16 bits."""
     clean = skimage.data.chelsea()[60:156, 100:212, ::-1].astype(np.float64) * 257
     noisy = clean + np.random.default_rng(0).normal(0, 25 * 257, clean.shape)
@@ -38,16 +38,16 @@ class TestPage:
         (tmp_path / "root").mkdir()
         return serve.Page(tmp_path / "root", max_pixels=20_000, device="cpu")
 
-    def test_it_describes_restores_shows_and_forgets(self, page, picture):
-        text = page.describe(str(picture), "denoise")
+    def test_it_describes_restores_shows_and_forgets(self, page, image):
+        text = page.describe(str(image), "denoise")
         assert text.startswith("112 x 96 pixels, 16 bits, color; noise level 2")
         shares = []
-        held = page.restore(str(picture), "denoise", 1.0, False, shares.append)
+        held = page.restore(str(image), "denoise", 1.0, False, shares.append)
         assert shares[-1] == 1 and "noise level" in held["said"]
         result = cv2.imread(str(held["result"]), cv2.IMREAD_UNCHANGED)
         assert result.dtype == np.uint16 and result.shape == (96, 112, 3)
         before, after = page.view(held["folder"], 1, 0.5, 0.5)
-        noisy = cv2.cvtColor(cv2.imread(str(picture), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
+        noisy = cv2.cvtColor(cv2.imread(str(image), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
         np.testing.assert_allclose(before, noisy / 257, atol=0.51)
         clean = skimage.data.chelsea()[60:156, 100:212].astype(float)
         assert ((after - clean) ** 2).mean() < ((before - clean) ** 2).mean() / 5
@@ -57,13 +57,13 @@ class TestPage:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
-    def test_it_shows_pictures_upright(self, page, tmp_path, orientation, suffix):
+    def test_it_shows_images_upright(self, page, tmp_path, orientation, suffix):
         exif = Image.Exif()
         exif[274] = orientation
         path = tmp_path / f"in{suffix}"
         Image.fromarray(skimage.data.chelsea()[60:100, 100:160]).save(path, exif=exif, lossless=True)
-        with Image.open(path) as picture:
-            expected = np.asarray(ImageOps.exif_transpose(picture))
+        with Image.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
         held = page.restore(str(path), "denoise", 0.0, False)
         before, after = page.view(held["folder"], 1, 0.5, 0.5)
         np.testing.assert_array_equal(before, expected)
@@ -82,29 +82,29 @@ class TestPage:
             first, second = profile.index(a), profile.index(b)
             profile[first : first + 4], profile[second : second + 4] = b, a
         color = np.full((20, 30, 3), (200, 40, 60), np.uint8)
-        picture = Image.fromarray(color).convert(mode)
-        picture.save(tmp_path / "in.png", icc_profile=bytes(profile))
+        image = Image.fromarray(color).convert(mode)
+        image.save(tmp_path / "in.png", icc_profile=bytes(profile))
         held = page.restore(str(tmp_path / "in.png"), "denoise", 0.0, False)
         before, after = page.view(held["folder"], 1, 0.5, 0.5)
-        expected = np.asarray(picture.convert("RGB")) if mode == "L" else color[..., ::-1]  # no profile for gray
+        expected = np.asarray(image.convert("RGB")) if mode == "L" else color[..., ::-1]  # no profile for gray
         assert np.abs(before.astype(int) - expected).max() <= 2
         np.testing.assert_array_equal(before, after)
 
-    def test_zoom_shows_a_part_pixel_by_pixel(self, page, picture):
-        held = page.restore(str(picture), "denoise", 0.0, False)
+    def test_zoom_shows_a_part_pixel_by_pixel(self, page, image):
+        held = page.restore(str(image), "denoise", 0.0, False)
         whole, same = page.view(held["folder"], 1, 0, 0)
         np.testing.assert_array_equal(whole, same)  # strength 0
         part, _ = page.view(held["folder"], 4, 1, 0)
         assert part.shape == (96, 112, 3)
         np.testing.assert_array_equal(part, whole[:24, -28:].repeat(4, 0).repeat(4, 1))
 
-    def test_a_large_picture_is_shown_smaller(self):
+    def test_a_large_image_is_shown_smaller(self):
         assert serve._part(np.zeros((400, 3200, 3), np.uint8), 1, 0, 0).shape == (200, 1600, 3)
 
-    def test_too_large_and_broken_pictures_are_refused_and_leave_nothing(self, page, tmp_path):
+    def test_too_large_and_broken_images_are_refused_and_leave_nothing(self, page, tmp_path):
         big, broken = tmp_path / "big.png", tmp_path / "broken.png"
         assert cv2.imwrite(str(big), np.zeros((200, 101, 3), np.uint8))
-        broken.write_bytes(b"no picture")
+        broken.write_bytes(b"no image")
         with pytest.raises(UserError, match="pixels"):
             page.describe(str(big), "denoise")
         for path in (big, broken):
@@ -166,7 +166,7 @@ def _reachable(address, process, log):
     raise AssertionError(f"no answer from {address}: {log.read_text()}")
 
 
-def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, picture, tmp_path):
+def test_a_image_is_restored_compared_and_downloaded_in_a_browser(server, image, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     browsers = filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome")))
     browser_path = next(browsers, None)
@@ -175,7 +175,7 @@ def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, pict
     address, process, log = server
     assert _reachable(address, process, log)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     playwright.expect.set_options(timeout=90_000)  # a busy machine
     with playwright.sync_playwright() as play:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -185,7 +185,7 @@ def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, pict
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
-        page.locator("#upload input[type=file]").set_input_files(str(picture))
+        page.locator("#upload input[type=file]").set_input_files(str(image))
         found = page.locator("#found textarea, #found input")
         playwright.expect(found).to_have_value(re.compile(r"112 x 96 pixels, 16 bits, color; noise"))
         page.locator("#restore").click()
@@ -209,5 +209,5 @@ def test_a_picture_is_restored_compared_and_downloaded_in_a_browser(server, pict
     result = cv2.imread(str(tmp_path / "download.png"), cv2.IMREAD_UNCHANGED)
     assert result.dtype == np.uint16 and result.shape == (96, 112, 3)
     clean = skimage.data.chelsea()[60:156, 100:212, ::-1] * 257.0
-    noisy = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED).astype(float)
+    noisy = cv2.imread(str(image), cv2.IMREAD_UNCHANGED).astype(float)
     assert ((result - clean) ** 2).mean() < ((noisy - clean) ** 2).mean() / 5

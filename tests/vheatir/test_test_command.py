@@ -1,4 +1,4 @@
-"""`vheatir test`: scores and pictures of trained weights, from a YAML file."""
+"""`vheatir test`: scores and images of trained weights, from a YAML file."""
 
 import json
 
@@ -37,7 +37,7 @@ def trained(train):
     return train()
 
 
-def test_scores_and_pictures_are_written(evaluate, trained, train, small_photos, tmp_path, capsys):
+def test_scores_and_images_are_written(evaluate, trained, train, small_photos, tmp_path, capsys):
     best = trained / "models" / "best.safetensors"
     again = (
         f"datasets.test_50={{type: GaussianNoiseDataset, dataroot_gt: {small_photos / 'val'}, sigma: 50, name: loud}}"

@@ -1,4 +1,4 @@
-"""A small network in a file, pictures, and what lies in a folder: shared by the tests of restoring."""
+"""A small network in a file, images, and what lies in a folder: shared by the tests of restoring."""
 
 import json
 from pathlib import Path

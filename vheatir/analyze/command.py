@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--split", default="val")
     one.add_argument("--limit", type=int, help="images, spread over the set; default: all")
     one = parsers["receptive-field"]
-    one.add_argument("--images", type=Path, help="folder of pictures; default: normal noise")
+    one.add_argument("--images", type=Path, help="folder of images; default: normal noise")
     one.add_argument("--limit", type=int, default=50, help="images")
     one.add_argument("--stage", type=int, default=-1, help="stage whose center is looked at; default: the last")
     for name in ("invariance", "receptive-field"):

@@ -44,7 +44,7 @@ def invariance_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def receptive_field_figure(fields: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """One column for each network, one row for each state; each picture divided by its largest value, logarithmic."""
+    """One column for each network, one row for each state; each image divided by its largest value, logarithmic."""
     rows = list(next(iter(fields.values())))
     figure, panels = _panels(len(rows), len(fields), 2.0, 2.2)
     for column, (network, states) in enumerate(fields.items()):

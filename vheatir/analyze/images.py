@@ -1,4 +1,4 @@
-"""Images for `vheatir analyze`: views of a labeled set, pictures of a folder, or noise."""
+"""Images for `vheatir analyze`: views of a labeled set, images of a folder, or noise."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from vheatir.backbone.analysis.invariance import Views, standard_view
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.data.pixels import SUFFIXES, OfOneChannel, PictureError, colour_statistics, read_pixels
+from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, colour_statistics, read_pixels
 from vheatir.backbone.training.batches import checked, mixed
 
 
@@ -93,7 +93,7 @@ def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int,
         return
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     paths = [paths[index] for index in _spread(len(paths), limit)]
     for start in range(0, len(paths), batch):
         yield torch.stack([_image(path, size, model) for path in paths[start : start + batch]]).to(device)
@@ -101,7 +101,7 @@ def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int,
 
 def _channels(model: nn.Module) -> int:
     if model.in_chans not in (1, 3):
-        raise ValueError(f"pictures have 3 channels, or 1 of gray, but the network takes {model.in_chans}")
+        raise ValueError(f"images have 3 channels, or 1 of gray, but the network takes {model.in_chans}")
     return model.in_chans
 
 
@@ -109,6 +109,6 @@ def _image(path: Path, size: int, model: nn.Module) -> Tensor:
     statistics = colour_statistics(model.pretrained_cfg, _channels(model))
     try:
         view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)
-    except PictureError as error:
+    except ImageError as error:
         raise ValueError(f"{path}: {error}") from error
     return T.normalize(T.to_tensor(view), **statistics)[: model.in_chans]

@@ -1,4 +1,4 @@
-"""BasicSR's SwinIR as a network that takes pictures of any size, to compare with."""
+"""BasicSR's SwinIR as a network that takes images of any size, to compare with."""
 
 import torch.nn.functional as F
 from basicsr.archs.swinir_arch import SwinIR

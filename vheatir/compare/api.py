@@ -170,7 +170,7 @@ def _checked_level(
     if other is not None:
         raise UserError(f"--task {task} takes {wanted}, not the level of the other task")
     if level is None and degraded is None:
-        raise UserError(f"how is the picture to be degraded? Add {wanted}, or --degraded with degraded pictures")
+        raise UserError(f"how is the image to be degraded? Add {wanted}, or --degraded with degraded images")
     least, most = (0, math.inf) if task == "denoise" else (1, 101)
     if level is not None and not least <= level < most:
         raise UserError(f"{wanted} {level}: expected a number from {least}" + (" to 100" if least else ""))
@@ -180,7 +180,7 @@ def _checked_level(
 def _check_counts(count: int, degraded: Sequence[Path] | None, crops: Sequence["Crop"] | None) -> None:
     for name, given, allowed in (("--degraded", degraded, (count,)), ("--crop", crops, (1, count))):
         if given is not None and len(given) not in allowed:
-            raise UserError(f"{name}: {len(given)} given for {count} pictures; expected one for each")
+            raise UserError(f"{name}: {len(given)} given for {count} images; expected one for each")
 
 
 def compare(  # long function: most of it says what its arguments mean
@@ -223,7 +223,7 @@ def compare(  # long function: most of it says what its arguments mean
         on_row: called with each image's path and its row when it is done.
 
     Returns:
-        {"task", "sigma" or "quality", "methods": {name: what it is}, "pictures": [{"image", "crop", "scores"}]}.
+        {"task", "sigma" or "quality", "methods": {name: what it is}, "images": [{"image", "crop", "scores"}]}.
 
     Raises:
         UserError: arguments that do not fit together, unreadable images, or matplotlib is missing.

@@ -1,4 +1,4 @@
-"""`vheatir compare`: a figure of pictures before and after, by several methods, beside the truth."""
+"""`vheatir compare`: a figure of images before and after, by several methods, beside the truth."""
 
 import argparse
 import sys
@@ -26,14 +26,14 @@ def _crop(text: str) -> tuple[int, int, int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir compare",
-        description="Degrade clean pictures, restore them by several methods, and draw crops beside the truth with "
-        "PSNR and SSIM of the whole pictures; on demand error maps and spectra.",
+        description="Degrade clean images, restore them by several methods, and draw crops beside the truth with "
+        "PSNR and SSIM of the whole images; on demand error maps and spectra.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean pictures, a row each")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean images, a row each")
     parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--sigma", type=float, metavar="S", help="noise level, 0-255 scale, to add")
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality to compress with")
-    parser.add_argument("--degraded", nargs="+", type=Path, metavar="FILE", help="one for each clean picture, instead")
+    parser.add_argument("--degraded", nargs="+", type=Path, metavar="FILE", help="one for each clean image, instead")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gray", action="store_true", help="the gray protocol")
     parser.add_argument(
-        "--crop", nargs="+", type=_crop, metavar="X,Y,W,H", help="one for all pictures or one for each; default: chosen"
+        "--crop", nargs="+", type=_crop, metavar="X,Y,W,H", help="one for all images or one for each; default: chosen"
     )
     parser.add_argument(
         "--crop-size", type=int, default=CROP_SIZE, metavar="N", help="side of chosen crops (%(default)s)"
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--errors", action="store_true", help="add error maps")
     parser.add_argument("--spectra", action="store_true", help="add power spectra")
     parser.add_argument("--device", help="torch device (default: CUDA where there is one, else the CPU)")
-    parser.add_argument("--tile", type=int, metavar="N", help="restore in tiles of N pixels; 0: whole pictures")
+    parser.add_argument("--tile", type=int, metavar="N", help="restore in tiles of N pixels; 0: whole images")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write scores, crops and metadata to this file")
     parser.add_argument("-o", "--out", nargs="+", type=Path, required=True, help="figure files: .png, .pdf, .svg")
     return parser
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     if arguments.json is not None:
         prepare_output(arguments.json)
     result = compare(
-        arguments.pictures,
+        arguments.images,
         arguments.out,
         task=arguments.task,
         sigma=arguments.sigma,

@@ -1,4 +1,4 @@
-"""The figure of `vheatir compare`: crops of each picture beside the truth, with error maps and spectra below.
+"""The figure of `vheatir compare`: crops of each image beside the truth, with error maps and spectra below.
 
 Laid out in pixels, so that every pixel of a crop is a square of `zoom` pixels of the figure.
 """
@@ -30,7 +30,7 @@ Crop = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """One version of a picture: its name, its pixels as uint8 HWC or HW, its figures (none for the truth)."""
+    """One version of an image: its name, its pixels as uint8 HWC or HW, its figures (none for the truth)."""
 
     name: str
     pixels: np.ndarray
@@ -40,7 +40,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: what stands under it, the truth, its versions and the crop that is enlarged."""
+    """One image: what stands under it, the truth, its versions and the crop that is enlarged."""
 
     title: str
     clean: np.ndarray
@@ -67,7 +67,7 @@ def error_map(image: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def log_spectrum(image: np.ndarray) -> np.ndarray:
     """log10 of the power spectrum of the luma of a uint8 image (H, W[, 3]), frequency 0 in the middle: (H, W).
 
-    The mean is taken off and a Hann window applied, so that neither it nor the picture's rim fills the axes; the power
+    The mean is taken off and a Hann window applied, so that neither it nor the image's rim fills the axes; the power
     is divided by the window's energy, which makes white noise of variance v (8-bit steps) a level of log10(v).
     """
     luma = (image if image.ndim == 2 else gray_opencv(image)).astype(np.float64)
@@ -167,9 +167,9 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
     """The figure.
 
     Args:
-        rows: the pictures, each with the same versions in the same order.
-        errors: a line of error maps below each picture's crops, all on one scale.
-        spectra: a line of log power spectra of the whole pictures, all on one scale, and their radial means.
+        rows: the images, each with the same versions in the same order.
+        errors: a line of error maps below each image's crops, all on one scale.
+        spectra: a line of log power spectra of the whole images, all on one scale, and their radial means.
         blocks: PSNR-B too.
         zoom: figure pixels for each pixel of a crop; chosen by default.
     """

@@ -63,7 +63,7 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
 def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
     """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `pictures` alike.
 
-    pictures: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
+    images: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
     share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
     in random order as it is, and so several processes mix as one does, where each has an even number of samples. The
     last of an odd number stays alone. Source: mixup, arXiv 1710.09412, as in Restormer, arXiv 2111.09881 (beta 1.2).

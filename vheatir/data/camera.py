@@ -1,6 +1,6 @@
 """Noise as cameras make it, as pure functions of arrays: sensor, color filter mosaic, development, in-camera smoothing.
 
-The picture itself is never touched: each function works on the noise alone, so that a noisy picture and its clean one
+The image itself is never touched: each function works on the noise alone, so that a noisy image and its clean one
 agree in everything else. The model is that of "Unprocessing Images for Learned Raw Denoising" (arXiv 1811.11127): from
 sRGB back to the sensor's linear numbers, shot and read noise there, and forward again by the same tone curve, white
 balance and color matrix. What cameras do to noise afterwards is modeled by filters on its luma and its chroma.
@@ -98,10 +98,10 @@ class Shot:
         read: variance at black.
         bits: of the raw numbers.
         phase: a key of `PHASES`.
-        demosaicing: one of `DEMOSAICING`, or None for a sensor that bins: each pixel of the picture is a whole square
+        demosaicing: one of `DEMOSAICING`, or None for a sensor that bins: each pixel of the image is a whole square
             of the mosaic, and nothing is interpolated.
         one_sided: whether black is cut off: no pedestal in the raw numbers, and noise has the mean that clipping and
-            the bend of the tone curve give it. Otherwise it is zero on average in the developed picture, as noise is
+            the bend of the tone curve give it. Otherwise it is zero on average in the developed image, as noise is
             against the mean of many developed shots, which the field takes for the truth.
     """
 
@@ -163,7 +163,7 @@ def _raw_noise(raw: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.ndar
 
 
 def camera_noise(clean_u8: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.ndarray:
-    """The noise of one exposure in the developed picture, before the camera smooths it.
+    """The noise of one exposure in the developed image, before the camera smooths it.
 
     Args:
         clean_u8: uint8 RGB (H, W, 3), at least 4 pixels a side, in sRGB as developed.
@@ -171,7 +171,7 @@ def camera_noise(clean_u8: np.ndarray, shot: Shot, rng: np.random.Generator) -> 
         rng: source of the noise.
 
     Returns:
-        float32 (H, W, 3) to be added to the picture in [0, 1].
+        float32 (H, W, 3) to be added to the image in [0, 1].
     """
     light = shot.curve.light(clean_u8)
     to_raw = (shot.color / shot.gains[:, None]).astype(np.float32)
@@ -200,7 +200,7 @@ _LOWERING = _lowering()
 
 
 def add_within_range(clean_u8: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """clean + noise, clipped to the range, with the clean picture as its mean, near black and white too.
+    """clean + noise, clipped to the range, with the clean image as its mean, near black and white too.
 
     Clipped noise has a mean of its own, which would lift dark saturated colors. So what is clipped lies as much lower,
     or higher at white, as makes up for it. The strength of the noise is taken from the square of 9 pixels around.
@@ -223,7 +223,7 @@ def add_within_range(clean_u8: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What the camera does to noise in the developed picture.
+    """What the camera does to noise in the developed image.
 
     Attributes:
         luma: standard deviation of the Gaussian that smooths luma, pixels; 0 for none.

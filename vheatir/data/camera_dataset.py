@@ -26,7 +26,7 @@ from vheatir.data.strengths import Levels
 from vheatir.errors import UserError
 
 _MARGIN = 2  # pixels cut off all around: demosaicing and filters lack neighbors there
-_LEAST = 8  # pixels on a side of any picture on the way
+_LEAST = 8  # pixels on a side of any image on the way
 _GRID = 16  # pixels after which the JPEG grid of a 4:2:0 file repeats
 _LEVELS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
     "soft_scale": (1, 8, {"min": 1.2, "max": 3.2}),
@@ -78,25 +78,25 @@ _NAMES = {"demosaicing": DEMOSAICING, "subsampling": tuple(SUBSAMPLING)}
 class _Plan:
     """What a sample goes through before and after the camera: drawn first, since it decides how much is cut."""
 
-    enlarge: float  # of the clean picture; below 1 it is shrunk
-    web: float  # shrinking of the finished picture, 1 for none
+    enlarge: float  # of the clean image; below 1 it is shrunk
+    web: float  # shrinking of the finished image, 1 for none
     noisy: bool
     qualities: tuple[int, ...]  # of each JPEG compression
     subsampling: tuple[str, ...]
 
 
 class CameraNoiseDataset(SyntheticDataset):
-    """Photographs with the noise of cameras and the traces of their files; `gt` is the clean picture itself.
+    """Photographs with the noise of cameras and the traces of their files; `gt` is the clean image itself.
 
     A clean crop is enlarged, shrunk or left as it is; its noise is made on a sensor (vheatir.data.camera: tone curve,
     white balance, color matrix, shot and read noise, mosaic, demosaicing), resized in a share of crops, smoothed and
     sharpened as cameras do; the sum is clipped, rounded and, in a share, compressed. A further share went through the
-    web: picture and target are shrunk, and it is compressed once or twice. Some crops have no noise at all.
+    web: image and target are shrunk, and it is compressed once or twice. Some crops have no noise at all.
 
     Options besides the common ones: those of options/photo_light.yml, which tells their units, ranges and sources and
     has the values that they take when left out. Strengths are fixed, a list, or `{min, max}`; `*_probability` is a
     share of crops from 0 to 1; `demosaicing` and `subsampling` are lists to choose from. Validation and test draw from
-    the seed and the picture's place in the folder: each picture has a camera of its own, the same every time.
+    the seed and the image's place in the folder: each image has a camera of its own, the same every time.
     """
 
     OPTIONS = (SyntheticDataset.OPTIONS - {"level_map"}) | set(_LEVELS) | set(_INTEGERS) | set(_SHARES) | set(_NAMES)
@@ -170,7 +170,7 @@ class CameraNoiseDataset(SyntheticDataset):
     def _photograph(
         self, image: np.ndarray, shape: tuple[int, int], plan: _Plan, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Noisy and clean uint8 pictures of `shape` (rows, columns), before compression."""
+        """Noisy and clean uint8 images of `shape` (rows, columns), before compression."""
         clean = _resized(image, tuple(round(length * plan.web) for length in shape))
         noisy = self._exposed(clean, rng) if plan.noisy else clean
         if noisy.shape[:2] != shape:
@@ -178,7 +178,7 @@ class CameraNoiseDataset(SyntheticDataset):
         return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), clean
 
     def _exposed(self, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A uint8 picture, RGB or gray, with noise: float32 in 0 .. 255."""
+        """A uint8 image, RGB or gray, with noise: float32 in 0 .. 255."""
         picture = clean if clean.ndim == 3 else cv2.cvtColor(clean, cv2.COLOR_GRAY2RGB)
         if self._happens(rng, "resize"):
             scale = self.levels["resize_scale"].draw(rng)
@@ -222,7 +222,7 @@ def _choices(opt: dict, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The picture at (rows, columns): mean of areas where it shrinks, cubic where it grows."""
+    """The image at (rows, columns): mean of areas where it shrinks, cubic where it grows."""
     if image.shape[:2] == shape:
         return image
     grows = math.prod(shape) > math.prod(image.shape[:2])
@@ -232,7 +232,7 @@ def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _compress(
     noisy: np.ndarray, clean: np.ndarray, plan: _Plan, phases: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each JPEG compression of the noisy picture; both lose the pixels of `phases` at the top and the left after it."""
+    """Each JPEG compression of the noisy image; both lose the pixels of `phases` at the top and the left after it."""
     for quality, subsampling, (y, x) in zip(plan.qualities, plan.subsampling, phases, strict=True):
         noisy = jpeg_roundtrip(np.ascontiguousarray(noisy), quality, subsampling)[y:, x:]
         clean = clean[y:, x:]

@@ -20,10 +20,10 @@ class DegradationDataset(SyntheticDataset):
             raise UserError(f"level_map: {type(self).__name__} has no level; leave it out")
 
     def degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The degraded picture, of the same shape.
+        """The degraded image, of the same shape.
 
-        image: float32 HWC RGB or HW gray in [0, 1]: a crop in training, a whole picture otherwise. Draw all that is
-        random from `rng`: then a resumed run sees what it would have seen, and validation the same pictures each time.
+        image: float32 HWC RGB or HW gray in [0, 1]: a crop in training, a whole image otherwise. Draw all that is
+        random from `rng`: then a resumed run sees what it would have seen, and validation the same images each time.
         """
         raise NotImplementedError(f"{type(self).__name__} must define degrade(image, rng)")
 

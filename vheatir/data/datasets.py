@@ -26,7 +26,7 @@ class SyntheticDataset(RestorationDataset):
     """Clean images that are degraded on the fly.
 
     A share `gray_probability` of color crops becomes gray, is degraded in one plane and handed out as R = G = B, so
-    that a color network learns gray pictures too. Gray files in a color dataset are always treated so.
+    that a color network learns gray images too. Gray files in a color dataset are always treated so.
     """
 
     OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "level_map"}
@@ -51,7 +51,7 @@ class SyntheticDataset(RestorationDataset):
         return given
 
     def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """The gray picture of a color one; without `rng` as the test protocol has it."""
+        """The gray image of a color one; without `rng` as the test protocol has it."""
         return gray_opencv(rgb)
 
     def _whole(self, key: str) -> dict:
@@ -144,7 +144,7 @@ class JPEGDataset(SyntheticDataset):
         self.context = self._period * (2 if self.double_probability else 1)
         if self.on_device == {"augment"}:
             raise UserError(
-                "on_device: augment would mirror and turn the blocks of pictures that are compressed already; add "
+                "on_device: augment would mirror and turn the blocks of images that are compressed already; add "
                 "jpeg_approximate, or leave both to the loader"
             )
         if not self.train:

@@ -13,7 +13,7 @@ LAGS = 4
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """Figures of one noisy picture against its clean one; strengths on the 0-255 scale.
+    """Figures of one noisy image against its clean one; strengths on the 0-255 scale.
 
     Attributes:
         std: standard deviation over the three colors.
@@ -22,8 +22,8 @@ class NoiseStatistics:
         ratio: chroma_std / luma_std.
         luma: autocorrelation of luma at 1 to 4 pixels, mean of rows and columns.
         chroma: the same, mean of the two planes.
-        bias: largest mean of the noise over the picture, of luma and the two chroma planes, without its sign.
-        dark_std: of luma in the darkest quarter of the clean picture.
+        bias: largest mean of the noise over the image, of luma and the two chroma planes, without its sign.
+        dark_std: of luma in the darkest quarter of the clean image.
         bright_std: in the brightest quarter.
     """
 
@@ -60,7 +60,7 @@ def noise_statistics(noisy: np.ndarray, clean: np.ndarray) -> NoiseStatistics:
         clean: the same without noise.
     """
     if noisy.shape != clean.shape or noisy.ndim != 3 or min(noisy.shape[:2]) <= LAGS:
-        raise ValueError(f"expected two RGB pictures of one size above {LAGS}, got {noisy.shape} and {clean.shape}")
+        raise ValueError(f"expected two RGB images of one size above {LAGS}, got {noisy.shape} and {clean.shape}")
     noise = noisy.astype(np.float32) - clean.astype(np.float32)
     planes = cv2.transform(noise, RGB_TO_YCC).astype(np.float64)
     means = planes.mean((0, 1))
@@ -83,6 +83,6 @@ def noise_statistics(noisy: np.ndarray, clean: np.ndarray) -> NoiseStatistics:
 
 
 def spread(found: Sequence[NoiseStatistics]) -> dict[str, tuple[float, float, float]]:
-    """For each figure the 10 %, 50 % and 90 % quantiles over pictures."""
+    """For each figure the 10 %, 50 % and 90 % quantiles over images."""
     tables = [statistics.flat() for statistics in found]
     return {name: tuple(np.quantile([table[name] for table in tables], [0.1, 0.5, 0.9])) for name in tables[0]}

@@ -41,7 +41,7 @@ def compare_folders(
 ) -> dict[str, Any]:
     """Means of PSNR, SSIM and PSNR-B over the pairs, and the figures of each.
 
-    Beside a gray picture, one of three equal channels is gray too. Alpha is not compared; a note names such pictures.
+    Beside a gray image, one of three equal channels is gray too. Alpha is not compared; a note names such images.
     Everything is read before the first figure is computed, so that what is broken shows at once.
 
     Args:
@@ -91,7 +91,7 @@ def _alike(images: list[np.ndarray], paths: list[str], luma: bool) -> list[np.nd
         outside = float(np.mean((gray < _LUMA[0]) | (gray > _LUMA[1])))
         if outside > _MOST_OUTSIDE:
             raise UserError(
-                f"{path}: is to be the BT.601 luma of a color picture, which lies from {_LUMA[0]} to {_LUMA[1]}, but "
+                f"{path}: is to be the BT.601 luma of a color image, which lies from {_LUMA[0]} to {_LUMA[1]}, but "
                 f"{outside:.0%} of its values lie outside; convert both to gray in the same way and leave --luma out"
             )
     return [luma_bt601(image) if luma and image.ndim == 3 else image for image in images]

@@ -24,7 +24,7 @@ Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, lev
 ExtraMetrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 image, clean one) -> metrics by name
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of the figures that commands draw
-NOISE_SEED = 0  # of every image, so that a picture's noise depends on its size alone
+NOISE_SEED = 0  # of every image, so that an image's noise depends on its size alone
 LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40), "photo": (0,)}  # 0: as photographed
 LEVEL_NAMES = {"denoise": "sigma", "jpeg": "quality", "photo": "sigma"}
 METRICS = ("psnr", "ssim", "psnrb")

@@ -1,4 +1,4 @@
-"""Pictures in and out: 8 and 16 bits, gray and color, alpha, color profile and EXIF survive the way."""
+"""Images in and out: 8 and 16 bits, gray and color, alpha, color profile and EXIF survive the way."""
 
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float, to_uint8
 from vheatir.image_io.formats import DEPTHS, FORMATS, MAX_PIXELS, Image, Stored

@@ -1,4 +1,4 @@
-"""What all readers and writers share: formats, a picture in memory, a picture as its file holds it."""
+"""What all readers and writers share: formats, an image in memory, an image as its file holds it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -62,7 +62,7 @@ def written_name(path: PurePath) -> PurePath:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture file on its way in; what every reader gets.
+    """An image file on its way in; what every reader gets.
 
     name: stands in messages. file: open at its start. max_pixels: more are refused before anything is decoded. by_rows:
     TIFFs of more pixels are decoded as their rows are asked for. metadata: False where only the pixels are wanted.
@@ -83,7 +83,7 @@ class Encoded:
         return self.file.read()
 
     def check_size(self, width: int, height: int) -> None:
-        """UserError when a picture of this size is none, or too large."""
+        """UserError when an image of this size is none, or too large."""
         if width < 1 or height < 1:
             raise UserError(f"{self.name}: the header says {width}x{height} pixels; the file is damaged")
         if width * height > self.max_pixels:
@@ -96,7 +96,7 @@ class Encoded:
 
 @dataclass
 class Image:
-    """A picture and what is needed to write it back.
+    """An image and what is needed to write it back.
 
     pixels: float32, HWC RGB or HW, in [0, 1] (a float TIFF may leave it). alpha: float32 HW in [0, 1] or None; the
     colors are not multiplied with it. bit_depth: 8, 16, or 32 for floats. extras: metadata for the writer. notes: what
@@ -113,7 +113,7 @@ class Image:
 
 @dataclass
 class Stored:
-    """A picture as its file holds it.
+    """An image as its file holds it.
 
     rows: rows start:stop as (rows, width, channels) in the file's own numbers, 0 black, the last of 2 or 4 channels
     alpha. premultiplied: the colors are multiplied with it. orientation: as EXIF numbers it, 1 upright to 8; the rows
@@ -135,7 +135,7 @@ class Stored:
 
     @classmethod
     def of_array(cls, array: np.ndarray, bit_depth: int, **about: Any) -> "Stored":
-        """Of a decoded picture, HW or HWC."""
+        """Of a decoded image, HW or HWC."""
         pixels = array.reshape(*array.shape[:2], -1)
         return cls(*pixels.shape, bit_depth, lambda start, stop: pixels[start:stop], **about)
 
@@ -164,7 +164,7 @@ class Stored:
         """The colors as data sets take them: uint8, HWC RGB or HW, upright.
 
         16-bit values are divided by 257 and rounded (65535 becomes 255); alpha is dropped, from premultiplied colors
-        it is taken out first. A picture of floats is a UserError that begins with `name`.
+        it is taken out first. An image of floats is a UserError that begins with `name`.
         """
         if self.bit_depth == 32:
             kind = self.rows(0, 1).dtype
@@ -182,7 +182,7 @@ class Stored:
         return np.require(values, requirements=["C", "W"])
 
     def straight(self) -> "Stored":
-        """The same picture with colors that are not multiplied with alpha."""
+        """The same image with colors that are not multiplied with alpha."""
         if not self.premultiplied:
             return self
 
@@ -224,7 +224,7 @@ def to_numbers(pixels: np.ndarray, depth: int) -> np.ndarray:
 
 
 def blocks_of(image: Image, kind: str) -> Iterator[np.ndarray]:
-    """A picture in memory as blocks of rows in the numbers of a file of that format, (rows, width, channels)."""
+    """An image in memory as blocks of rows in the numbers of a file of that format, (rows, width, channels)."""
     info = image.extras.get("tiff") if kind == "TIFF" else None
     premultiplied = image.alpha is not None and info is not None and info.alpha == ASSOCIATED
     height, width = image.pixels.shape[:2]

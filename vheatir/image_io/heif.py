@@ -41,7 +41,7 @@ def kind_of_boxes(head: bytes) -> str | None:
 
 
 def read_heif(encoded: Encoded) -> Stored:
-    """A HEIC file: its primary picture, upright, as the format's readers show it."""
+    """A HEIC file: its primary image, upright, as the format's readers show it."""
     pillow_heif = library("pillow_heif", _EXTRA, encoded.name)
     _refuse_sequence(encoded)
     found = pillow_heif.open_heif(io.BytesIO(encoded.content()), convert_hdr_to_8bit=False, hdr_to_16bit=False)
@@ -70,7 +70,7 @@ def read_heif(encoded: Encoded) -> Stored:
 
 
 def read_avif(encoded: Encoded) -> Stored:
-    """An AVIF file of one picture, pixels as stored; the way they are turned stands in the EXIF data."""
+    """An AVIF file of one image, pixels as stored; the way they are turned stands in the EXIF data."""
     if not features.check("avif"):
         raise UserError(f"{encoded.name}: this Pillow cannot read AVIF; run `pip install 'vheatir[{_EXTRA}]'`")
     _refuse_sequence(encoded)
@@ -117,7 +117,7 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
 def _refuse_sequence(encoded: Encoded) -> None:
     encoded.file.seek(8)
     if encoded.file.read(4) in _ANIMATED:
-        raise UserError(f"{encoded.name}: holds an animation; save its pictures as single files first")
+        raise UserError(f"{encoded.name}: holds an animation; save its images as single files first")
 
 
 def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
     others = len(found) - 1 + len(info.get("depth_images") or ()) + sum(map(len, (info.get("aux") or {}).values()))
     if not others:
         return ()
-    return (f"holds {others} further picture{'s' * (others > 1)} (such as a gain or depth map); left out",)
+    return (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
 
 
 def _sixteen_bits(array: np.ndarray, bits: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""JPEG at the level of its segments: told whole from cut, metadata and what lies behind the picture carried over.
+"""JPEG at the level of its segments: told whole from cut, metadata and what lies behind the image carried over.
 
-OpenCV decodes what is usual, Pillow the rest. What follows the end of the picture, such as the video of a motion photo,
-is found by its distance from the end of the file, and so stays valid behind another picture.
+OpenCV decodes what is usual, Pillow the rest. What follows the end of the image, such as the video of a motion photo,
+is found by its distance from the end of the file, and so stays valid behind another image.
 """
 
 import io
@@ -24,7 +24,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_OR_HIERARCHICAL = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _OTHERS = frozenset(range(0xE2, 0xF0)) - {0xEE}  # application data, but for JFIF and Adobe's, which the codec makes
-_FURTHER_PICTURES = b"MPF\0"
+_FURTHER_IMAGES = b"MPF\0"
 _EXIF, _ICC, _XMP = b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/"
 _MOST_PAYLOAD = 65533
 
@@ -54,7 +54,7 @@ def _is_exif(data: bytes) -> bool:
 
 
 def read(encoded: Encoded) -> Stored:
-    """A JPEG file of 8 bits, gray or RGB; of several pictures (MPO) the first one."""
+    """A JPEG file of 8 bits, gray or RGB; of several images (MPO) the first one."""
     data = encoded.content()
     info = _scan(data, encoded)
     _check_kind(encoded, info)
@@ -98,7 +98,7 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
             encoded.check_size(info.width, info.height)
         elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
             info.segments.append((marker, payload))
-        elif marker in _OTHERS and not payload.startswith(_FURTHER_PICTURES):
+        elif marker in _OTHERS and not payload.startswith(_FURTHER_IMAGES):
             info.left_out.append(marker)
     return info
 
@@ -119,7 +119,7 @@ def _check_kind(encoded: Encoded, info: JpegInfo) -> None:
 
 
 def _end(data: bytes, position: int) -> int | None:
-    """Where the picture ends, told by its markers; None where its end is missing."""
+    """Where the image ends, told by its markers; None where its end is missing."""
     while found := _NEXT_MARKER.search(data, position):
         marker, position = data[found.start() + 1], found.end()
         if marker == _EOI:
@@ -131,20 +131,20 @@ def _end(data: bytes, position: int) -> int | None:
 
 def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
     """What a writer needs, for JPEG and for other formats, and notes."""
-    with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as picture:
+    with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as image:
         # ignored: warnings of odd EXIF, which is carried over as it is
-        found, pictures = dict(picture.info), getattr(picture, "n_frames", 1)
-        quantization = getattr(picture, "quantization", None)
+        found, images = dict(image.info), getattr(image, "n_frames", 1)
+        quantization = getattr(image, "quantization", None)
     extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}
     extras |= {"exif": info.exif(), "quantization": quantization, "jpeg": info}
     numbers = ", ".join(f"APP{marker - _APP0}" for marker in sorted(set(info.left_out)))
     notes = (f"holds data of a program ({numbers}); left out",) if numbers else ()
-    if pictures == 1:
+    if images == 1:
         return extras, notes
-    # XMP may describe the pictures that are dropped, such as a gain map
+    # XMP may describe the images that are dropped, such as a gain map
     extras["xmp"], info.trailer = None, b""
     info.segments = [(marker, data) for marker, data in info.segments if not data.startswith(_XMP)]
-    return extras, (f"holds {pictures} pictures; only the first one is restored and kept", *notes)
+    return extras, (f"holds {images} images; only the first one is restored and kept", *notes)
 
 
 def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:

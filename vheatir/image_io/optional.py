@@ -12,7 +12,7 @@ def library(module: str, extra: str, name: str) -> ModuleType:
     Args:
         module: its name in an import statement.
         extra: the extra of this package that brings it.
-        name: the picture file that needs it, which begins the message.
+        name: the image file that needs it, which begins the message.
     """
     try:
         return importlib.import_module(module)

@@ -35,27 +35,27 @@ def decode_with_pillow(
         encoded: the file.
         kind: its format, as Pillow calls it.
         data: decode these bytes in its place.
-        page: of a TIFF, the page that is wanted; without it, more than one picture is refused.
+        page: of a TIFF, the page that is wanted; without it, more than one image is refused.
     """
     file = encoded.file if data is None else io.BytesIO(data)
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders warn about odd metadata, which the user can do nothing about
-        picture = open_with_pillow(file, kind)
-        encoded.check_size(*picture.size)
-        frames = getattr(picture, "n_frames", 1)
+        image = open_with_pillow(file, kind)
+        encoded.check_size(*image.size)
+        frames = getattr(image, "n_frames", 1)
         if page is not None:
-            picture.seek(page)
-        elif frames > 1 and picture.format != "MPO":
-            raise UserError(f"{encoded.name}: holds {frames} pictures (an animation); save them as single files first")
-        if picture.mode in _UNREADABLE or picture.mode.startswith("I;"):
-            raise UserError(f"{encoded.name}: colors are stored as {picture.mode}; convert the file to RGB or gray")
-        info = dict(picture.info)
-        picture.load()
-        target = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB"}.get(picture.mode, picture.mode)
+            image.seek(page)
+        elif frames > 1 and image.format != "MPO":
+            raise UserError(f"{encoded.name}: holds {frames} images (an animation); save them as single files first")
+        if image.mode in _UNREADABLE or image.mode.startswith("I;"):
+            raise UserError(f"{encoded.name}: colors are stored as {image.mode}; convert the file to RGB or gray")
+        info = dict(image.info)
+        image.load()
+        target = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB"}.get(image.mode, image.mode)
         if "transparency" in info:
             target = "LA" if target == "L" else "RGBA"
-        return np.asarray(picture if picture.mode == target else picture.convert(target)), info
+        return np.asarray(image if image.mode == target else image.convert(target)), info
 
 
 def read_bmp(encoded: Encoded) -> Stored:
@@ -65,7 +65,7 @@ def read_bmp(encoded: Encoded) -> Stored:
 
 
 def read_webp(encoded: Encoded) -> Stored:
-    """A WebP file of one picture."""
+    """A WebP file of one image."""
     array, info = decode_with_pillow(encoded, "WEBP")
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     extras["lossless"] = _is_lossless(encoded.file)
@@ -74,7 +74,7 @@ def read_webp(encoded: Encoded) -> Stored:
 
 
 def _is_lossless(file: BinaryIO) -> bool:
-    """Which of the two codecs the first picture chunk of the container names."""
+    """Which of the two codecs the first image chunk of the container names."""
     file.seek(12)
     while len(head := file.read(8)) == 8:
         if head[:4] in (b"VP8L", b"VP8 "):

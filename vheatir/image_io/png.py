@@ -24,7 +24,7 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # color types of the 
 _CHANNELS = {1: GRAY, 2: GRAY_ALPHA, 3: RGB, 4: RGB_ALPHA}
 _OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH}
 
-# What describes the picture whatever its bit depth and color type; chunks such as bKGD and sBIT depend on them.
+# What describes the image whatever its bit depth and color type; chunks such as bKGD and sBIT depend on them.
 _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
@@ -47,7 +47,7 @@ class PngInfo:
 
 
 def read(encoded: Encoded) -> Stored:
-    """A PNG file of one picture, every checksum checked."""
+    """A PNG file of one image, every checksum checked."""
     info = scan_png(encoded)
     if info.bit_depth == 16 or (info.bit_depth == 8 and info.color_type != PALETTE and not info.transparent):
         array = _with_opencv(info)
@@ -65,12 +65,12 @@ def read(encoded: Encoded) -> Stored:
         extras = {"png_chunks": info.chunks, "icc_profile": _inflated_metadata(encoded.name, info), "exif": exif_block}
     about = {"suffix": encoded.suffix, "extras": extras, "orientation": orientation_of(exif)}
     if info.behind:
-        about["notes"] = (f"holds {info.behind} bytes behind the end of the picture; they are left out",)
+        about["notes"] = (f"holds {info.behind} bytes behind the end of the image; they are left out",)
     return Stored.of_array(array, 16 if info.bit_depth == 16 else 8, **about)
 
 
 def scan_png(encoded: Encoded) -> PngInfo:
-    """Walk through all chunks; UserError when one is cut short, damaged or missing, or the picture is too large."""
+    """Walk through all chunks; UserError when one is cut short, damaged or missing, or the image is too large."""
     info, pixels = None, [SIGNATURE]
     data = encoded.content()
     for kind, start, end in _chunks(data, encoded.name):
@@ -85,7 +85,7 @@ def scan_png(encoded: Encoded) -> PngInfo:
             info.transparent = data[start:end]
         elif kind == b"acTL" and end - start == 8 and (frames := int.from_bytes(data[start : start + 4])) > 1:
             raise UserError(
-                f"{encoded.name}: an animated PNG of {frames} frames; save its frames as single pictures first"
+                f"{encoded.name}: an animated PNG of {frames} frames; save its frames as single images first"
             )
         if kind in _PIXELS:
             pixels.append(data[start - 8 : end + 4])
@@ -142,7 +142,7 @@ def _check_count(name: str, info: PngInfo) -> None:
 
 
 def _pixel_bytes(info: PngInfo) -> int:
-    """Bytes of all rows with their filter numbers; an interlaced picture is stored as seven smaller ones."""
+    """Bytes of all rows with their filter numbers; an interlaced image is stored as seven smaller ones."""
     channels = {RGB: 3, GRAY_ALPHA: 2, RGB_ALPHA: 4}.get(info.color_type, 1)
     starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     total = 0

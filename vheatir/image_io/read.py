@@ -1,4 +1,4 @@
-"""Pictures in, by one reader for each format, whichever command or data set asks.
+"""Images in, by one reader for each format, whichever command or data set asks.
 
 Pixels stay in the order in which they are stored: an EXIF orientation is carried over, not applied, except for data
 sets (`decode_image`) and for the eye.
@@ -50,7 +50,7 @@ _SIGNATURES = (
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read a picture file of one of `FORMATS`; see `open_image` for what is refused."""
+    """Read an image file of one of `FORMATS`; see `open_image` for what is refused."""
     stored = open_image(path, max_pixels=max_pixels)
     try:
         pixels, alpha = stored.floats(0, stored.height)
@@ -64,7 +64,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int | None = None) -> Stored:
-    """A picture file of one of `FORMATS` in its own numbers; `close` it after use.
+    """An image file of one of `FORMATS` in its own numbers; `close` it after use.
 
     Decoded as a whole, except that a TIFF of more than `by_rows` pixels is decoded as its rows are asked for, where its
     kind allows that. Raises UserError naming the file when it is missing, empty, truncated, damaged, of another format
@@ -74,7 +74,7 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int |
     path = Path(path)
     wanted = format_of(path)
     with damage_named(str(path), wanted):
-        file = open(path, "rb")  # noqa: SIM115 (a picture read by rows stays open)
+        file = open(path, "rb")  # noqa: SIM115 (an image read by rows stays open)
         try:
             stored = _enter(Encoded(str(path), file, max_pixels, by_rows), wanted)
         except BaseException:
@@ -134,8 +134,8 @@ def _enter(encoded: Encoded, wanted: str | None) -> Stored:
     if wanted == "RAW" and found in ("TIFF", None):  # most are TIFFs inside, the others have signatures of their own
         found = "RAW"
     if found is None:
-        what = "a picture" if wanted is None else f"a {wanted} file"
-        raise UserError(f"{encoded.name}: expected {what}, but its content is no known picture format")
+        what = "an image" if wanted is None else f"a {wanted} file"
+        raise UserError(f"{encoded.name}: expected {what}, but its content is no known image format")
     if wanted is not None and found != wanted:
         raise UserError(
             f"{encoded.name}: the suffix says {wanted}, the content is {found}; rename the file to match its content"

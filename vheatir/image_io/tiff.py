@@ -44,12 +44,12 @@ _ASCII = 2
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
-_LAYERS = 37724  # Photoshop's, which show the picture as it was
+_LAYERS = 37724  # Photoshop's, which show the image as it was
 
 
 @dataclass
 class TiffInfo:
-    """What the header of a TIFF says of its one picture."""
+    """What the header of a TIFF says of its one image."""
 
     width: int
     height: int
@@ -68,7 +68,7 @@ class TiffInfo:
 
 
 def read(encoded: Encoded) -> Stored:
-    """A TIFF file of one picture: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
+    """A TIFF file of one image: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
     with tifffile.TiffFile(encoded.file) as tiff:
         page, notes = _picture(encoded, tiff)
         try:
@@ -94,7 +94,7 @@ def _truncated(encoded: Encoded) -> UserError:
 
 
 def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
-    """The page of the picture, where all the others are thumbnails of it, and a note on those."""
+    """The page of the image, where all the others are thumbnails of it, and a note on those."""
     pages = [tiff.pages[index] for index in range(len(tiff.pages))]
     if not pages:
         raise _truncated(encoded)
@@ -108,7 +108,7 @@ def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPa
     reduced = len(pages) - 1 + len(page.subifds or ())
     if not reduced:
         return page, ()
-    return page, (f"holds {reduced} further, smaller picture{'s' * (reduced > 1)} (thumbnails); left out",)
+    return page, (f"holds {reduced} further, smaller image{'s' * (reduced > 1)} (thumbnails); left out",)
 
 
 def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, notes: tuple[str, ...]) -> TiffInfo:
@@ -120,9 +120,9 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
         try:
             folders = read_folders(encoded.file, page.offset)
         except ValueError as error:
-            notes += (f"{error}; it is left out, the picture is not affected",)
+            notes += (f"{error}; it is left out, the image is not affected",)
     if _LAYERS in page.tags:
-        notes += ("holds layers of Photoshop beside the whole picture; they are left out",)
+        notes += ("holds layers of Photoshop beside the whole image; they are left out",)
     turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     return TiffInfo(
         width=page.imagewidth,
@@ -173,7 +173,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
         kinds = {0: "unspecified", ASSOCIATED: "associated alpha", STRAIGHT: "unassociated alpha"}
         beside = ", ".join(kinds.get(kind, f"kind {kind}") for kind in extra) or "nothing said"
         raise UserError(
-            f"{encoded.name}: holds {page.samplesperpixel} channels, beside the {colors} of the picture: {beside}; "
+            f"{encoded.name}: holds {page.samplesperpixel} channels, beside the {colors} of the image: {beside}; "
             "expected gray or RGB, with or without alpha; save the others as files of their own"
         )
     return photometric, sample, extra
@@ -210,7 +210,7 @@ def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
 
 
 def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
-    """Colors of a min-is-white picture with black as 0, and the other way round; alpha, the second channel, stays."""
+    """Colors of a min-is-white image with black as 0, and the other way round; alpha, the second channel, stays."""
     top = np.iinfo(info.dtype).max if info.bit_depth != 32 else values.dtype.type(1)
     if values.ndim == 2 or values.shape[2] == 1:
         return top - values
@@ -316,7 +316,7 @@ class TiffRows:
         self._kept = {index: self._kept[index] if index in self._kept else self._decode(index) for index in indices}
         for segment, (plane, _, top, left, _), (_, height, width, _) in self._kept.values():
             first, last = max(top, start), min(top + height, stop)
-            width = min(width, self._info.width - left)  # tiles reach beyond the picture
+            width = min(width, self._info.width - left)  # tiles reach beyond the image
             place = (slice(first - start, last - start), slice(left, left + width))
             part = segment[0, first - top : last - top, :width]
             if planes > 1:

@@ -72,7 +72,7 @@ def reaches_beyond_end(file: BinaryIO, start: int) -> bool:
 
 
 def exif_of_orientation(orientation: int) -> bytes | None:
-    """EXIF that says nothing but how a picture lies; None for one that lies upright."""
+    """EXIF that says nothing but how an image lies; None for one that lies upright."""
     if orientation == 1:
         return None
     entry = struct.pack("<HHIHH", ORIENTATION, _SHORT, 1, orientation, 0)

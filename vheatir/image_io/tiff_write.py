@@ -1,4 +1,4 @@
-"""TIFF written by rows, with the tags of the file that the picture came from."""
+"""TIFF written by rows, with the tags of the file that the image came from."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ _STRIP_BYTES = 1 << 18  # of written strips, before compression
 def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.ndarray], info: TiffInfo) -> None:
     """Write blocks of rows, (rows, width, channels) in `info.dtype`, with the tags of the file they were made from.
 
-    shape: of the whole picture; the last of 2 or 4 channels is alpha. Black is 0 in the blocks, also where it is not in
+    shape: of the whole image; the last of 2 or 4 channels is alpha. Black is 0 in the blocks, also where it is not in
     the file. The file must be readable too.
     """
     height, width, channels = shape

@@ -1,4 +1,4 @@
-"""Pictures for the eye: as a viewer shows them."""
+"""Images for the eye: as a viewer shows them."""
 
 import io
 
@@ -21,12 +21,12 @@ def as_shown(stored: Stored) -> np.ndarray:
 
 def _in_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
     """RGB of uint8 gray or RGB (H, W, 1 or 3) whose numbers a color profile explains."""
-    picture = Pillow.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image = Pillow.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = ImageCms.createProfile("sRGB")
-            return np.asarray(ImageCms.profileToProfile(picture, source, target, outputMode="RGB"))
+            return np.asarray(ImageCms.profileToProfile(image, source, target, outputMode="RGB"))
         except (ImageCms.PyCMSError, OSError):  # damaged, or made for other colors than these
-            return np.asarray(picture.convert("RGB"))
-    return np.asarray(picture.convert("RGB"))
+            return np.asarray(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Pictures out: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with the metadata they came with."""
+"""Images out: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with the metadata they came with."""
 
 import io
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
 
 def write_image(path: str | Path, image: Image) -> None:
-    """Write a picture in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
+    """Write an image in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
 
     Metadata of the file it was read from is carried over; between formats only the color profile and EXIF are.
     """

@@ -15,7 +15,7 @@ from vheatir.errors import UserError
 class HeatDenoiser(Denoiser):
     """A denoiser D(x, sigma) from our weights.
 
-    Blind weights find the noise in the picture themselves, while a solver wants its sigma to be obeyed. `inject_noise`
+    Blind weights find the noise in the image themselves, while a solver wants its sigma to be obeyed. `inject_noise`
     therefore adds noise of that level first, which the network then removes: the stochastic denoising of Renaud et al.
     (SNORE, ICML 2024). Without it, sigma is ignored by blind weights.
 

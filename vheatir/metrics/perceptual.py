@@ -106,9 +106,9 @@ def _dists(device: str) -> Metric:
 
 
 def niqe_function() -> Metric:
-    """NIQE, Mittal et al. 2013, with the authors' model of pristine pictures, on BT.601 luma; the target plays no part.
+    """NIQE, Mittal et al. 2013, with the authors' model of pristine images, on BT.601 luma; the target plays no part.
 
-    Agrees with the authors' MATLAB code on BasicSR's own test picture to four digits. Border 0, blocks of 96x96.
+    Agrees with the authors' MATLAB code on BasicSR's own test image to four digits. Border 0, blocks of 96x96.
     """
     calculate = basicsr_niqe()
 

@@ -70,7 +70,7 @@ def prepare(  # long function: most of it says what its arguments mean
     preparation = _Preparation(Path(root), download, say or (lambda _text: None))
     if url_list is not None:
         if len(names) > 1 or not (count or 0) > 0:
-            raise UserError("--list makes one set: give one NAME, and --count with how many pictures are wanted")
+            raise UserError("--list makes one set: give one NAME, and --count with how many images are wanted")
         item = _listed_set(names[0])
         rows = lists.choose(lists.read_list(Path(url_list)), min_side, source, licenses)
         folders = {names[0]: preparation.collect(item.name if item else names[0], item, rows, count)}
@@ -192,13 +192,13 @@ class _Preparation:
     ) -> Path:
         """A set of freely licensed images, the first `count` of the rows that can be had."""
         folder = self.root / name
-        self.say(f"{name}: {len(rows)} pictures of the list may be used")
+        self.say(f"{name}: {len(rows)} images of the list may be used")
 
         def report(have: int, problem: str | None) -> None:
             if problem is not None:
                 self.say(f"left out: {problem}")
             elif have % 100 == 0:
-                self.say(f"{name}: {have} of {count} pictures")
+                self.say(f"{name}: {have} of {count} images")
 
         self._write_listed(name, folder, lists.collect(rows, folder, count, report), item)
         return folder
@@ -214,9 +214,9 @@ class _Preparation:
         for file in files:
             row = have[file["name"]]
             file |= {"license": row["license"], "url": row["url"], "source": row.get("source")}
-        terms = item.terms if item else "each picture under its own license, see `files`"
+        terms = item.terms if item else "each image under its own license, see `files`"
         known_sets.write_manifest(_manifest(folder), name, terms, item.url if item else None, files)
-        self.say(f"{name}: {len(files)} pictures verified, listed with their licenses in {_manifest(folder)}")
+        self.say(f"{name}: {len(files)} images verified, listed with their licenses in {_manifest(folder)}")
 
     def cut(self, folder: Path, label: str, size: int, overlap: int, shrink: int, compress_level: int | None) -> Path:
         """Sub-images of a folder, which stay where they are there."""

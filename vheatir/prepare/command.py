@@ -9,7 +9,7 @@ from vheatir.prepare.defaults import FREE, OWN_TERMS
 _EPILOG = """\
 NAME is a known set (no NAME: a table of them), a union such as DFWB, or a folder of your own. Data lie below --root
 (default: datasets), where the recipes look for them; NAME.manifest.json beside a folder lists its images with size,
-SHA-256, terms and, for listed pictures, license and address. When it is there, the folder is compared with it.
+SHA-256, terms and, for listed images, license and address. When it is there, the folder is compared with it.
 
 examples:
   vheatir prepare BSD432 --download
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     sub("--shrink", type=int, default=1, metavar="N", help="mean of N x N pixels first (default 1: as they are)")
     sub("--lmdb", action="store_true", help="pack into an LMDB: NAME.lmdb, or NAME_sub.lmdb with --sub")
     sub("--compress-level", type=int, metavar="L", help="of PNG, 0 fast to 9 small (default: 3, in an LMDB 1)")
-    listed = parser.add_argument_group("freely licensed pictures").add_argument
+    listed = parser.add_argument_group("freely licensed images").add_argument
     listed("--list", type=Path, metavar="FILE", help="CSV, JSON lines or Parquet with url, hash (MD5), license")
     listed("--count", type=int, metavar="N", help="how many to take, the same for everybody")
     listed("--min-side", type=int, default=512, metavar="N", help="smallest side in pixels (default 512)")

@@ -1,4 +1,4 @@
-"""Freely licensed pictures chosen from a list of addresses: fetched, checked, each with its license."""
+"""Freely licensed images chosen from a list of addresses: fetched, checked, each with its license."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def read_list(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"row {number} lacks {', '.join(missing) or 'an MD5 in hexadecimal as its hash'}")
             yield row
     except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a list of pictures after {number} rows ({error})") from error
+        raise UserError(f"{path}: cannot be read as a list of images after {number} rows ({error})") from error
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
@@ -131,5 +131,5 @@ def collect(
                     have[name] = row
                 report(len(have), problem)
     if len(have) < count:
-        raise UserError(f"the list gives {len(have)} pictures that can be had, {count} are wanted; give a longer one")
+        raise UserError(f"the list gives {len(have)} images that can be had, {count} are wanted; give a longer one")
     return have

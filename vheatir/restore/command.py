@@ -77,7 +77,7 @@ def _add_resources(add) -> None:
     tile_help = "side of the tiles; 0: the whole image (default: by the image's size and the free memory)"
     add("--tile", type=int, metavar="PIXELS", help=tile_help)
     add("--overlap", type=int, metavar="PIXELS", help="pixels that neighboring tiles share (default: 32)")
-    size_help = "refuse pictures that claim to be larger (default: %(default)g)"
+    size_help = "refuse images that claim to be larger (default: %(default)g)"
     add("--max-megapixels", type=float, default=MAX_PIXELS / 1e6, metavar="N", help=size_help)
     workers_help = f"files in work at the same time (default: one per core, at most {MOST_WORKERS})"
     add("--workers", type=int, metavar="N", help=workers_help)

@@ -1,6 +1,6 @@
-"""How strong a picture's degradation is: noise level from its pixels, JPEG quality from its tables or its pixels.
+"""How strong an image's degradation is: noise level from its pixels, JPEG quality from its tables or its pixels.
 
-Both look at samples, at most `PATCHES` square patches of a large picture, so that their cost does not grow with it.
+Both look at samples, at most `PATCHES` square patches of a large image, so that their cost does not grow with it.
 """
 
 import warnings
@@ -35,7 +35,7 @@ _MOST_BLOCKS = 2000
 
 
 def sample_patches(height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Where to look: the whole of a small picture, else patches spread evenly, starting at multiples of 8."""
+    """Where to look: the whole of a small image, else patches spread evenly, starting at multiples of 8."""
     count = int(PATCHES**0.5)
     for top in _spread(height, count):
         for left in _spread(width, count):
@@ -59,7 +59,7 @@ def estimate_noise(patches: Sequence[np.ndarray]) -> float:
     for patch in patches:
         axis = 2 if patch.ndim == 3 else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of narrow pictures, and of the flat ones handled below
+            warnings.simplefilter("ignore")  # of narrow images, and of the flat ones handled below
             sigma = estimate_sigma(patch.astype(np.float32), channel_axis=axis, average_sigmas=True)
         found.append(float(sigma) if np.isfinite(sigma) else 0.0)  # NaN: no detail at all
     return min(255.0 * float(np.median(found)), MAX_SIGMA) if found else 0.0
@@ -86,8 +86,8 @@ def quality_of_tables(tables: Mapping[int, Sequence[int]]) -> tuple[int, bool]:
 def estimate_quality(patches: Sequence[np.ndarray]) -> int | None:
     """The JPEG quality that uncompressed pixels went through, or None when they show no such trace.
 
-    patches: uint8, HWC RGB or HW, starting at multiples of 8 of the stored picture. At the quality of the last
-    compression, and at no coarser one, luma's cosine coefficients lie near multiples of the table's steps. Pictures
+    patches: uint8, HWC RGB or HW, starting at multiples of 8 of the stored image. At the quality of the last
+    compression, and at no coarser one, luma's cosine coefficients lie near multiples of the table's steps. Images
     that were resized, filtered or compressed on a shifted grid afterwards have lost that.
     """
     blocks = np.concatenate([_luma_coefficients(patch) for patch in patches] or [np.zeros((0, 8, 8))])
@@ -98,7 +98,7 @@ def estimate_quality(patches: Sequence[np.ndarray]) -> int | None:
     if first is None:
         return None
     quality = min(range(first, min(first + 3, 96)), key=lambda quality: _rest(blocks, quality))
-    coarse = luminance_table(quality) > 2  # steps near the rounding fit untouched pictures too
+    coarse = luminance_table(quality) > 2  # steps near the rounding fit untouched images too
     return quality if coarse.mean() > 0.25 else None
 
 

@@ -43,7 +43,7 @@ def plan_jobs(
 ) -> list[Job]:
     """What is read and where it goes; nothing is written here.
 
-    A file goes to OUT/name; of a folder, every picture at any depth, in linked folders too, goes to
+    A file goes to OUT/name; of a folder, every image at any depth, in linked folders too, goes to
     OUT/path-below-that-folder. Hidden files and OUT itself are never found inside a folder or by a glob.
     Where a format is only read the target has another suffix.
 
@@ -53,7 +53,7 @@ def plan_jobs(
         passed_over: gets the number of files in folders, by suffix, that are of none of our formats.
 
     Raises:
-        UserError: an input that does not exist, a glob or folder without pictures, two inputs with one target, or a
+        UserError: an input that does not exist, a glob or folder without images, two inputs with one target, or a
             target that is an input.
     """
     out, passed_over = location(out), Counter() if passed_over is None else passed_over
@@ -104,7 +104,7 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
         count += 1
         yield Job(source, out / written_name(PurePosixPath(below)))
     if not count:
-        raise UserError(f"{url}: no pictures ({', '.join(FORMATS)}) there")
+        raise UserError(f"{url}: no images ({', '.join(FORMATS)}) there")
 
 
 def _full(out: Location) -> Url | None:
@@ -126,7 +126,7 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         files = [match for match in found if match.is_file() and match.suffix.lower() in FORMATS]
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
-            raise UserError(f"{text}: no picture ({', '.join(FORMATS)}) matches")
+            raise UserError(f"{text}: no image ({', '.join(FORMATS)}) matches")
         yield from (Job(match, out / written_name(Path(match.name))) for match in files)
         for folder in folders:
             yield from _folder_jobs(folder, out, passed_over)
@@ -142,7 +142,7 @@ def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> It
         else:
             passed_over[path.suffix.lower()] += 1
     if not count:
-        raise UserError(f"{folder}: the folder holds no pictures ({', '.join(FORMATS)})")
+        raise UserError(f"{folder}: the folder holds no images ({', '.join(FORMATS)})")
 
 
 def _unreadable(error: OSError) -> None:
@@ -163,4 +163,4 @@ def _check_targets(jobs: Iterable[Job]) -> None:
             raise UserError(f"{job.target} is an input and would be overwritten; nothing was done, choose another -o")
         blocked = next((parent for parent in job.target.parents if parent in targets), None)
         if blocked is not None:
-            raise UserError(f"{blocked} would have to be a picture and, for {job.source}, a folder; nothing was done")
+            raise UserError(f"{blocked} would have to be an image and, for {job.source}, a folder; nothing was done")

@@ -21,7 +21,7 @@ from vheatir.restore.restorer import RestorerSettings
 from vheatir.restore.workers import follow, restore_job
 
 _FILES_PER_TASK = 16  # at most; what is lost with a worker is done again
-_RETRIES = 3  # of a task whose worker is lost; one picture may be what kills it
+_RETRIES = 3  # of a task whose worker is lost; one image may be what kills it
 _CPUS_PER_WORKER = 4  # where there are no GPUs, by default
 
 

@@ -1,4 +1,4 @@
-"""`Restorer`: restores pictures in memory or row by row with one set of weights."""
+"""`Restorer`: restores images in memory or row by row with one set of weights."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Pictures of a training run's curves."""
+"""Images of a training run's curves."""
 
 import json
 from pathlib import Path

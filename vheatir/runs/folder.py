@@ -24,7 +24,7 @@ class RunFolder:
     """One training run under `<root>/<name>/`.
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
-    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
+    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and images/.
     """
 
     def __init__(self, root: Path, name: str, resume: bool, command: str = "train"):
@@ -38,7 +38,7 @@ class RunFolder:
         self.command = command
         self.checkpoints = self.folder / "checkpoints"
         self.models = self.folder / "models"
-        self.pictures = self.folder / "pictures"
+        self.images = self.folder / "pictures"
         self.writer = None
         self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []

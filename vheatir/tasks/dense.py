@@ -122,7 +122,7 @@ class DenseSession(TaskSession):
         raise NotImplementedError
 
     def read_picture(self, file: Path):
-        """A picture, (3, H, W) uint8 RGB."""
+        """An image, (3, H, W) uint8 RGB."""
         from vheatir.backbone.dense.image_files import read_rgb
         from vheatir.backbone.errors import DataError
 
@@ -132,7 +132,7 @@ class DenseSession(TaskSession):
         return image
 
     def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
-        """Picture (3, H, W) uint8 with what was found in a file, and the findings as a table."""
+        """Image (3, H, W) uint8 with what was found in a file, and the findings as a table."""
         raise NotImplementedError
 
 
@@ -193,12 +193,12 @@ def _name(file: Path, source: Path) -> Path:
 
 
 def png_below(folder: Path, file: Path, source: Path) -> Path:
-    """Where in `folder` what is made of `file` goes: as it lies below `source`, a picture or a folder of them."""
+    """Where in `folder` what is made of `file` goes: as it lies below `source`, an image or a folder of them."""
     return folder / _name(file, source).with_suffix(".png")
 
 
 def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | None]) -> None:
-    """Raise UserError where one of the pictures, or what is made of another one, would be overwritten."""
+    """Raise UserError where one of the images, or what is made of another one, would be overwritten."""
     pictures = {file.resolve() for file in files}
     taken = {}
     for folder, file in ((folder, file) for folder in folders if folder is not None for file in files):
@@ -213,7 +213,7 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
 
 
 def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
-    """Draw what is found in the pictures of a folder."""
+    """Draw what is found in the images of a folder."""
     from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
 
@@ -221,7 +221,7 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
     target = arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"--predict {source}: no pictures there; expected a picture or a folder of them")
+        raise UserError(f"--predict {source}: no images there; expected an image or a folder of them")
     _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
     freeze(session.model.to(session.device))
     found = {}
@@ -230,7 +230,7 @@ def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
         drawn, found[_name(file, source).as_posix()] = session.draw(file, arguments)
         write_png(path, drawn)
     run_metadata.write_json(target / "found.json", found)
-    sys.stdout.write(f"{len(files)} pictures drawn into {target}, figures in {target / 'found.json'}\n")
+    sys.stdout.write(f"{len(files)} images drawn into {target}, figures in {target / 'found.json'}\n")
     return 0
 
 
@@ -245,7 +245,7 @@ def parser_for(command: str, what: str) -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     mode.add_argument("--eval", action="store_true", help="evaluate --weights, or the best of the run, on data.val")
-    mode.add_argument("--predict", type=Path, metavar="PATH", help="draw what is found in a picture or a folder")
+    mode.add_argument("--predict", type=Path, metavar="PATH", help="draw what is found in an image or a folder")
     mode.add_argument("--cost", action="store_true", help="parameters, multiply-accumulates, speed, memory by --sizes")
     parser.add_argument("--pretrained", metavar="FILE", help="the backbone's weights to start from")
     parser.add_argument("--weights", metavar="FILE", help="weights for --eval and --predict")

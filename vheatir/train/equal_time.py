@@ -1,7 +1,7 @@
 """Several recipes trained one after the other on the same data, for the same time: `vheatir train --compare`.
 
 Every recipe gets the same minutes of training on the same machine, sees the same samples in the same order, and is
-validated on the same pictures at the same moments; validation is not counted. Each keeps its own network, optimizer,
+validated on the same images at the same moments; validation is not counted. Each keeps its own network, optimizer,
 learning rate and precision. A recipe's schedule over iterations would end too early or too late, since every network
 makes another number of them, so the rate follows the used share of the budget instead.
 """
@@ -36,7 +36,7 @@ from vheatir.utils.timing import interleave, peak_mib
 
 _WARMUP = 0.03
 _LAST_RATE = 1e-3  # share of the budget; share of the recipe's learning rate
-_PICTURE = (321, 481)  # height and width of the BSD pictures, at which inference is timed
+_IMAGE = (321, 481)  # height and width of the BSD images, at which inference is timed
 _ENDLESS = 2**62
 RESULT = "comparison.json"
 
@@ -159,12 +159,12 @@ class Contestant:
             raise UserError(f"{self.options['name']}: {error}") from error
 
     def cost(self) -> dict[str, Any]:
-        """Parameters, pace, peak memory in MiB and seconds for a picture of 481x321, measured after the training."""
+        """Parameters, pace, peak memory in MiB and seconds for an image of 481x321, measured after the training."""
         batch = next(iter(self.task.batches(self.loop.step)))
         network = self.model.network_for_test()
         device = self.model.device
-        picture = torch.rand(1, self.train_set.in_chans, *_PICTURE, device=device)
-        inputs = (picture,) if "level" not in batch else (picture, torch.full((1,), 0.1, device=device))
+        image = torch.rand(1, self.train_set.in_chans, *_IMAGE, device=device)
+        inputs = (image,) if "level" not in batch else (image, torch.full((1,), 0.1, device=device))
         with frozen(network), torch.no_grad():
             clock = "wall" if device.type == "cuda" else "cpu"
             timing = interleave({"": lambda: network(*inputs)}, device, rounds=3, warmup=1, clock=clock)[""]

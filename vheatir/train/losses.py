@@ -8,7 +8,7 @@ from vheatir.data.batch_degradations import block_of, jpeg_chain
 
 
 class JPEGConsistencyLoss(nn.Module):
-    """Would the restored picture, compressed again, give the compressed one? Mean absolute difference.
+    """Would the restored image, compressed again, give the compressed one? Mean absolute difference.
 
     The codec is kornia's differentiable one (arXiv 2309.06978), which is 37 to 41 dB away from a real one in color at
     quality 10 to 40: a training signal, and its value never a result. The crop is compressed on its own grid, as often

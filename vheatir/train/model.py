@@ -58,11 +58,11 @@ class VHeatIRModel(SRModel):
             check_tile(opt["val"].get("tile") or 0, 0)
         except ValueError as error:
             raise UserError(f"val.tile: {error}") from error
-        picture = np.zeros((32, 32), np.uint8)
+        image = np.zeros((32, 32), np.uint8)
         for name, metric in self.metrics.items():
             _check_metric(f"val.metrics.{name}", opt["val"]["metrics"][name])
             try:
-                metric(picture, picture)
+                metric(image, image)
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"val.metrics.{name}: {error}") from error
 

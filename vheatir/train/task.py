@@ -24,7 +24,7 @@ class RestorationTask(Task):
         validation_sets: by phase: val, val_NAME.
         options: checked and complete.
         total: iteration at which batches end.
-        pictures: folder for validated pictures; None for none.
+        images: folder for validated images; None for none.
     """
 
     total = None

@@ -82,7 +82,7 @@ class Trainer:
         val = self.options["val"]
         total = options["train"]["total_iter"]
         until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
-        # Processes that do not write pictures hand them to the one that does.
+        # Processes that do not write images hand them to the one that does.
         pictures = None if not val.get("save_img") else Path() if self.run is None else self.run.pictures
         self.task = RestorationTask(
             self.model,

@@ -1,4 +1,4 @@
-"""Validation of a network on a dataset of whole images: metrics of input and output, optionally the pictures."""
+"""Validation of a network on a dataset of whole images: metrics of input and output, optionally the images."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -61,9 +61,9 @@ def validate(
         tile: side of the tiles in pixels, 0 for whole images; by default chosen by size.
         ensemble: the mean over the eight flips and rotations.
         max_images: score only the first so many.
-        save_dir: write restored pictures there as PNG.
+        save_dir: write restored images there as PNG.
         on_image: called with (images done, images in all).
-        processes: share the images out among them; the first one writes the pictures, all return the same.
+        processes: share the images out among them; the first one writes the images, all return the same.
 
     Returns:
         {"images", "input": {psnr, ssim, psnrb}, "restored": {metric: mean}, "per_image": [...]}; the input is measured
@@ -101,7 +101,7 @@ def validate(
 
 
 def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
-    """Record and uint8 picture of one output."""
+    """Record and uint8 image of one output."""
     lq = sample["lq"][None]
     if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a color network: its mean, as in restoring
         output = output.mean(1, keepdim=True).expand_as(output)
@@ -127,7 +127,7 @@ def _save(folder: Path, name: str, restored: np.ndarray, number: int, saved: set
 
 
 def score_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row for each validation set: every metric of the restored pictures and, in parentheses, of their input.
+    """One row for each validation set: every metric of the restored images and, in parentheses, of their input.
 
     results: set -> what `validate` returns. Several sets are followed by their mean.
     """

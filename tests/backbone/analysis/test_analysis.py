@@ -1,4 +1,4 @@
-"""Receptive fields, heat pictures and invariance figures say what they claim to."""
+"""Receptive fields, heat images and invariance figures say what they claim to."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_layers_are_described_alike_folded_or_not(make_model):
     assert blur[0] == pytest.approx(0.5, rel=0.1) and blur[-1] == pytest.approx(4, rel=0.1)
 
 
-def test_heat_pictures_need_heat(make_model):
+def test_heat_images_need_heat(make_model):
     with pytest.raises(ValueError, match="no heat layers"):
         list(heat.decays(make_model("unified_swin_micro")))
 

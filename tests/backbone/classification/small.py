@@ -13,8 +13,8 @@ SMALL = {"name": "vheat_tiny", "img_size": 32, "num_classes": 3, "dims": 8, "dep
 SMALL["drop_path_rate"] = 0.2
 
 
-def make_pictures(root: Path, train: int = 16, val: int = 6) -> Path:
-    """Noisy pictures of one color each, in folders named after it: train/ and val/."""
+def make_images(root: Path, train: int = 16, val: int = 6) -> Path:
+    """Noisy images of one color each, in folders named after it: train/ and val/."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for name, colour in COLORS.items():
@@ -44,7 +44,7 @@ def make_lists(root: Path) -> None:
 
 
 def make_recipe(folder: Path, root: Path, **sections) -> Path:
-    """A recipe that uses all that is random: 48 pictures, 6 steps of 8 an epoch, 2 epochs. Sections are merged."""
+    """A recipe that uses all that is random: 48 images, 6 steps of 8 an epoch, 2 epochs. Sections are merged."""
     recipe = {
         "name": "small",
         "device": "cpu",

@@ -27,7 +27,7 @@ def picture(path: Path, colour=(200, 40, 30), **how) -> Path:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    return small.make_pictures(tmp_path / "set", train=3, val=2)
+    return small.make_images(tmp_path / "set", train=3, val=2)
 
 
 def targets(root: Path, split: str, **how) -> dict[str, int]:
@@ -52,10 +52,10 @@ def test_the_training_set_numbers_the_classes_of_val(root, caplog, reader, empty
     as_tar(root)
     found = targets(root, "val", reader=reader)
     assert {name.split("/")[0]: target for name, target in found.items()} == {"green": 1, "red": 2}
-    assert "has no pictures of 1 classes of" in caplog.text and "'blue'" in caplog.text
+    assert "has no images of 1 classes of" in caplog.text and "'blue'" in caplog.text
     picture(root / "val" / "violet" / "a.png")
     as_tar(root)
-    with pytest.raises(ValueError, match=r"val.*: 1 classes with 1 pictures that .*train.* lacks: 'violet'"):
+    with pytest.raises(ValueError, match=r"val.*: 1 classes with 1 images that .*train.* lacks: 'violet'"):
         targets(root, "val", reader=reader)
 
 
@@ -84,7 +84,7 @@ def test_lists_that_differ_in_classes_are_told(root, tmp_path, caplog):
     recipe = read_recipe(options)
     arguments = {key: value for key, value in small.SMALL.items() if key != "name"}
     make_samples(recipe, create_model("vheat_tiny", **arguments), False)
-    assert "val has no pictures of classes 1, 2" in caplog.text
+    assert "val has no images of classes 1, 2" in caplog.text
 
 
 @pytest.mark.parametrize("reader", ["folder", "tar"])
@@ -100,11 +100,11 @@ def test_hidden_folders_and_files_are_passed_over(root, reader):
 
 
 @pytest.mark.parametrize("reader", ["folder", "tar"])
-def test_a_picture_outside_the_classes_is_named(root, tmp_path, reader):
+def test_a_image_outside_the_classes_is_named(root, tmp_path, reader):
     picture(root / "train" / "stray.png")
     as_tar(root)
     recipe = small.make_recipe(tmp_path, root, data={"reader": reader})
-    with pytest.raises(UserError, match=r"train.*: 1 pictures lie outside the folders of classes: 'stray\.png'"):
+    with pytest.raises(UserError, match=r"train.*: 1 images lie outside the folders of classes: 'stray\.png'"):
         main(["-opt", str(recipe)])
     assert not (tmp_path / "runs").exists()
 
@@ -145,13 +145,13 @@ def test_one_class_alone_is_no_training(root, tmp_path):
     shutil.move(root / "inner", root / "train" / "images")
     shutil.rmtree(root / "val")
     shutil.copytree(root / "train", root / "val")
-    with pytest.raises(UserError, match=r"train: all pictures are of one class, 'images'; expected train/CLASS/"):
+    with pytest.raises(UserError, match=r"train: all images are of one class, 'images'; expected train/CLASS/"):
         main(["-opt", str(small.make_recipe(tmp_path, root))])
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF", "TIFF", "PPM"])
 @pytest.mark.parametrize("suffix", [True, False])
-def test_pictures_of_other_kinds_and_without_suffix_are_read(root, kind, suffix):
+def test_images_of_other_kinds_and_without_suffix_are_read(root, kind, suffix):
     for split in ("train", "val"):
         shutil.rmtree(root / split / "green")
         name = f"a.{kind.lower()}" if suffix else "a"
@@ -161,17 +161,17 @@ def test_pictures_of_other_kinds_and_without_suffix_are_read(root, kind, suffix)
         assert {t for n, t in targets(root, split).items() if n.startswith("green/")} == {1}
 
 
-def test_a_class_without_pictures_is_refused_and_other_files_are_counted(root, caplog):
+def test_a_class_without_images_is_refused_and_other_files_are_counted(root, caplog):
     (root / "train" / "notes.txt").write_text("x")
     (root / "train" / "red" / "boxes.csv").write_text("x")
     targets(root, "train")
-    assert "left out what is no picture: 1 of .txt, 1 of .csv" in caplog.text.replace(
+    assert "left out what is no image: 1 of .txt, 1 of .csv" in caplog.text.replace(
         "1 of .csv, 1 of .txt", "1 of .txt, 1 of .csv"
     )
     for path in (root / "train" / "green").iterdir():
         path.rename(path.with_suffix(".svg"))
         path.with_suffix(".svg").write_text("<svg/>")
-    with pytest.raises(ValueError, match="train: 1 folders of classes hold no pictures: 'green'; remove them"):
+    with pytest.raises(ValueError, match="train: 1 folders of classes hold no images: 'green'; remove them"):
         targets(root, "train")
 
 
@@ -187,8 +187,8 @@ def test_a_class_map_with_a_byte_order_mark(root, tmp_path, encoding, end):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("red\ngren\nblue\n", r"1 classes with 3 pictures that data\.class_map .* lacks: 'green'"),
-        ("red\ngreen\nblue\nviolet\n", r"no pictures of 1 classes of data\.class_map .*: 'violet'; correct"),
+        ("red\ngren\nblue\n", r"1 classes with 3 images that data\.class_map .* lacks: 'green'"),
+        ("red\ngreen\nblue\nviolet\n", r"no images of 1 classes of data\.class_map .*: 'violet'; correct"),
         ("red\ngreen\nblue\nred\n", r"1 names come more than once: 'red'"),
         ("red\n\ngreen\nblue\n", r"line 2 is empty"),
         ("", r"expected the names of the classes"),
@@ -204,7 +204,7 @@ def test_a_slip_in_a_class_map_is_named(root, tmp_path, content, message):
         main(["-opt", str(small.make_recipe(tmp_path, root, data={"class_map": str(file)}))])
 
 
-def test_flat_sixteen_bit_gray_pictures_are_told_apart(tmp_path, capsys):
+def test_flat_sixteen_bit_gray_images_are_told_apart(tmp_path, capsys):
     root = tmp_path / "gray"
     for split in ("train", "val"):
         for level, name in ((8000, "dark"), (30000, "middle"), (60000, "light")):
@@ -236,7 +236,7 @@ def test_networks_of_one_channel_see_gray(root, tmp_path, channels, status):
     model = {**small.SMALL, "in_chans": channels}
     recipe = small.make_recipe(tmp_path, root, model=model, train={"epochs": 1}, data={"batch_size": 2})
     if status is None:
-        with pytest.raises(UserError, match=f"model.in_chans must be 3 for RGB or 1 for gray pictures, got {channels}"):
+        with pytest.raises(UserError, match=f"model.in_chans must be 3 for RGB or 1 for gray images, got {channels}"):
             main(["-opt", str(recipe)])
     else:
         assert main(["-opt", str(recipe)]) == status
@@ -257,7 +257,7 @@ def test_a_network_of_one_channel_gets_the_gray_values(root):
 
 
 @pytest.mark.parametrize("orientation, shape", [(1, (1.5, 1)), (6, (1, 1.5)), (8, (1, 1.5)), (3, (1.5, 1))])
-def test_pictures_of_training_are_turned(tmp_path, orientation, shape):
+def test_images_of_training_are_turned(tmp_path, orientation, shape):
     exif = Image.Exif()
     exif[274] = orientation
     for name in ("a", "b"):

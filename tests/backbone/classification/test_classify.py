@@ -26,7 +26,7 @@ PLAIN = {"auto_augment": None, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "scale
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    return small.make_pictures(tmp_path_factory.mktemp("pictures"))
+    return small.make_images(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from vheatir.pretrain import main
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    root = small.make_pictures(tmp_path_factory.mktemp("pictures"), train=5, val=2)
+    root = small.make_images(tmp_path_factory.mktemp("pictures"), train=5, val=2)
     small.make_lists(root)
     return root
 
@@ -214,11 +214,11 @@ def test_wrong_options_are_named_before_a_folder_is_made(pictures, tmp_path, ove
         ("list", "meta/train.txt", "red/00.png 3\n", r"4 classes, but the model has 3.*red/00\.png"),
         ("zip", "train_map.txt", "red/99.png\t2\n", r"train\.zip lacks 1 files .* the first is 'red/99\.png'"),
         ("zip", "train.zip", "no archive", r"train\.zip: not a whole ZIP archive"),
-        ("folder", "train/red/00.png", "no picture", r"red/00\.png: cannot be read as an image: cannot identify"),
+        ("folder", "train/red/00.png", "no image", r"red/00\.png: cannot be read as an image: cannot identify"),
     ],
 )
 def test_bad_data_are_named(tmp_path, reader, file, content, message):
-    root = small.make_pictures(tmp_path / "set", train=3, val=1)
+    root = small.make_images(tmp_path / "set", train=3, val=1)
     small.make_lists(root)
     (root / file).write_text(content)
     recipe = small.make_recipe(tmp_path, root, data={"reader": reader})

@@ -47,13 +47,13 @@ def test_norms_are_shared_on_cuda_alone(make_model, device, processes, shared):
 
 @pytest.mark.parametrize("model", ["vheat_tiny", "unified_swin_micro"])
 def test_a_run_in_bf16_learns_what_a_run_in_float32_does(model, tmp_path):
-    pictures = small.make_pictures(tmp_path / "set", train=8, val=4)
+    images = small.make_images(tmp_path / "set", train=8, val=4)
     losses = {}
     for amp in ("none", "bf16"):
         network = {"name": model, "dims": 24} if "swin" in model else {}
         recipe = small.make_recipe(
             tmp_path / amp,
-            pictures,
+            images,
             model=network,
             augment={"auto_augment": None, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0},
             train={"epochs": 4, "accumulate": 1, "lr": 1e-3, "amp": amp},
@@ -76,6 +76,6 @@ def test_types_that_a_device_cannot_compute_in_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with pytest.raises(ValueError, match=r"train\.amp bf16: this GPU does not compute in bfloat16; take fp16 or none"):
         autocast_dtype("bf16", cuda, refuse_emulation=True)
-    recipe = small.make_recipe(tmp_path, small.make_pictures(tmp_path / "set", train=3, val=1))
+    recipe = small.make_recipe(tmp_path, small.make_images(tmp_path / "set", train=3, val=1))
     with pytest.raises(UserError, match=r"train\.amp fp16 needs a CUDA device, this run is on cpu; take auto, bf16"):
         main(["-opt", str(recipe), "--set", "train.amp=fp16"])

@@ -23,7 +23,7 @@ CASES += [("unified", f"unified_{mixer}_tiny", dims) for mixer, dims in MIXERS.i
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    return small.make_pictures(tmp_path_factory.mktemp("pictures"), train=2, val=1)
+    return small.make_images(tmp_path_factory.mktemp("pictures"), train=2, val=1)
 
 
 @pytest.mark.parametrize("name, model, dims", CASES, ids=str)

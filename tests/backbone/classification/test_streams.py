@@ -28,9 +28,9 @@ SHARDS = 4
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """48 training and 6 evaluation pictures as WebDataset: train-<n>.tar, val-0.tar, each picture beside its class."""
+    """48 training and 6 evaluation images as WebDataset: train-<n>.tar, val-0.tar, each image beside its class."""
     pytest.importorskip("webdataset", reason="streamed data sets need the extra `readers`")
-    root = small.make_pictures(tmp_path_factory.mktemp("shards"), train=16, val=2)
+    root = small.make_images(tmp_path_factory.mktemp("shards"), train=16, val=2)
     for split, count in (("train", SHARDS), ("val", 1)):
         paths = sorted((root / split).rglob("*.png"))
         for shard in range(count):
@@ -105,7 +105,7 @@ def test_too_many_loaders_for_the_shards_are_named(shards):
 
 
 def test_torchvisions_data_sets_are_read(tmp_path):
-    root = small.make_pictures(tmp_path, train=2, val=1)
+    root = small.make_images(tmp_path, train=2, val=1)
     folder = Samples(make_reader(Data(str(root)), "train"), to_tensor, 3)
     other = Samples(make_reader(Data(str(root), "torch/image_folder"), "train"), to_tensor, 3)
     assert len(other) == len(folder) == 6
@@ -148,6 +148,6 @@ def test_a_missing_library_is_named(reader, message, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     gone = ("webdataset", "datasets", "tensorflow_datasets")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-    root = small.make_pictures(tmp_path / "set", train=1, val=1)
+    root = small.make_images(tmp_path / "set", train=1, val=1)
     with pytest.raises(UserError, match=message):
         main(["-opt", str(small.make_recipe(tmp_path, root, data={"reader": reader}))])

@@ -1,4 +1,4 @@
-"""Pictures of every depth, layout and orientation come out as 8 bits by value, turned as a viewer turns them."""
+"""Images of every depth, layout and orientation come out as 8 bits by value, turned as a viewer turns them."""
 
 import io
 
@@ -9,7 +9,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from vheatir.backbone.data.pixels import OfOneChannel, PictureError, as_pixels, check_decodes, read_pixels, sizes
+from vheatir.backbone.data.pixels import ImageError, OfOneChannel, as_pixels, check_decodes, read_pixels, sizes
 
 RNG = np.random.default_rng(0)
 GRAY16 = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
@@ -99,7 +99,7 @@ def test_orientation(tmp_path, kind, orientation):
 @pytest.mark.parametrize("order", "<>")
 def test_numbers_without_a_white_are_refused(kind, order):
     content = tiff((GRAY16 // 600).astype(kind), byteorder=order)
-    with pytest.raises(PictureError, match="holds signed or 32-bit whole numbers"):
+    with pytest.raises(ImageError, match="holds signed or 32-bit whole numbers"):
         read_pixels(io.BytesIO(content))
 
 
@@ -107,18 +107,18 @@ def test_numbers_without_a_white_are_refused(kind, order):
 def test_floats_beyond_0_and_1_are_refused(worst):
     values = (GRAY16 / 65535).astype(np.float32)
     values[2, 3] = worst
-    with pytest.raises(PictureError, match=r"holds floating numbers from .* expected 0 for black to 1 for white"):
+    with pytest.raises(ImageError, match=r"holds floating numbers from .* expected 0 for black to 1 for white"):
         read_pixels(io.BytesIO(tiff(values)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("part", [0, 4, 60, 0.5, 0.9])
-def test_a_cut_file_is_no_picture(tmp_path, kind, part):
+def test_a_cut_file_is_no_image(tmp_path, kind, part):
     Image.fromarray(RNG.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(tmp_path / "a", kind)
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content[: part if part >= 1 else int(part * len(content))])
     for act in (read_pixels, check_decodes):
-        with pytest.raises(PictureError, match="cannot be read as an image"):
+        with pytest.raises(ImageError, match="cannot be read as an image"):
             act(tmp_path / "a")
 
 

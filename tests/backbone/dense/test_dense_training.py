@@ -167,7 +167,7 @@ def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
         (["a.png"], "out", "out", "would both be"),
     ],
 )
-def test_drawing_overwrites_neither_pictures_nor_what_it_has_drawn(names, out, maps, expected, tmp_path):
+def test_drawing_overwrites_neither_images_nor_what_it_has_drawn(names, out, maps, expected, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in names:
@@ -235,7 +235,7 @@ def test_code_of_the_guide_runs():
 
 
 def test_two_processes_train_and_evaluate_together(recipes, tmp_path):
-    """Each process detects in its part of the pictures; the score is that of all."""
+    """Each process detects in its part of the images; the score is that of all."""
     train = {"epochs": 1, "ema_decay": None}
     recipe = recipes("detect", tmp_path, train=train, val={"every": 1}, data={"batch_size": 1})
     root = Path(__file__).resolve().parent.parent.parent.parent
@@ -247,7 +247,7 @@ def test_two_processes_train_and_evaluate_together(recipes, tmp_path):
     assert last["iteration"] == 3 and last["val/images"] == 3 and "val/box_ap" in last
 
 
-def test_pictures_without_objects_give_losses():
+def test_images_without_objects_give_losses():
     model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, proposals=(8, 8)), 2)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 64, 64)}
     losses = model.train()([torch.rand(3, 64, 64)], [nothing])
@@ -255,7 +255,7 @@ def test_pictures_without_objects_give_losses():
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_training_pictures_keep_their_size_and_evaluated_ones_are_resized():
+def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
     model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, short_side=96, long_side=120), 2)
     images = [torch.rand(3, 50, 70)]
     assert model.train().transform(images)[0].image_sizes == [(50, 70)]

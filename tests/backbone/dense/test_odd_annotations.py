@@ -1,4 +1,4 @@
-"""Annotated pictures as people have them: read rightly, or refused by file and rule before a run begins."""
+"""Annotated images as people have them: read rightly, or refused by file and rule before a run begins."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.backbone import dense_data
 from vheatir.backbone.dense.image_files import read_labels
 from vheatir.backbone.detection.annotations import read_coco, read_voc
 from vheatir.backbone.detection.dataset import Pictures
-from vheatir.backbone.segmentation.dataset import LabelledPictures
+from vheatir.backbone.segmentation.dataset import LabelledImages
 from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
 from vheatir.backbone.segmentation.recipe import Data, read_recipe
 from vheatir.detect import main as detect
@@ -44,7 +44,7 @@ def problems(root: Path, masks: bool = True) -> list[str]:
 
 
 def stored_turned(file: Path, orientation: int) -> None:
-    """Stores a picture so that its orientation tag makes it look as it did."""
+    """Stores an image so that its orientation tag makes it look as it did."""
     exif = Image.Exif()
     exif[274] = orientation
     with Image.open(file) as image:
@@ -175,12 +175,12 @@ def test_json_with_a_byte_order_mark(coco):
 @pytest.mark.parametrize("frame", ["shown", "stored"])
 def test_boxes_are_in_the_frame_whose_size_is_stated(coco, orientation, frame):
     if frame == "stored" and orientation == 3:
-        return  # the size does not tell: the picture is turned as a viewer turns it
+        return  # the size does not tell: the image is turned as a viewer turns it
     file = coco / "train" / "1.png"
     with Image.open(file) as image:
         seen = np.asarray(image).copy()
     stored_turned(file, orientation)
-    if frame == "stored":  # boxes now belong to another picture: what lies in the file
+    if frame == "stored":  # boxes now belong to another image: what lies in the file
         with Image.open(file) as image:
             seen = np.asarray(image).copy()
         size = {"width": seen.shape[1], "height": seen.shape[0]}
@@ -196,7 +196,7 @@ def test_boxes_are_in_the_frame_whose_size_is_stated(coco, orientation, frame):
 
 
 @pytest.mark.parametrize("depth", ["png", "tif"])
-def test_sixteen_bit_gray_pictures_keep_their_levels(coco, tmp_path, depth):
+def test_sixteen_bit_gray_images_keep_their_levels(coco, tmp_path, depth):
     values = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 16).astype(np.uint16)
     Image.fromarray(values).save(coco / "train" / f"deep.{depth}")
     change(coco, lambda table: table["images"][0].update(file_name=f"deep.{depth}"))
@@ -247,7 +247,7 @@ def edit(voc: Path, how, name: str = "p0") -> None:
         ),
         lambda text: text.replace("<xmin>", "<xmin> ").replace("</ymax>", ".0\n</ymax>"),
         lambda text: text.replace("<name>red", "<name>\n red ").replace("<name>blue", "<name> blue"),
-        lambda text: text.replace("p0.png", "C:\\pictures\\p0.png"),
+        lambda text: text.replace("p0.png", "C:\\images\\p0.png"),
         lambda text: text.replace("p0.png", "p0.jpg"),
         lambda text: text.replace("<filename>p0.png</filename>", ""),
         lambda text: ('<?xml version="1.0" encoding="gb2312"?>\n' + text).encode("gb2312"),
@@ -321,7 +321,7 @@ def test_masks_of_0_and_255_are_told_and_mapped(tmp_path, caplog):
     data.label_ids = (0, 255)
     pairs, problems = find_pairs(data, True)
     assert not problems and not caplog.text
-    _, labels = LabelledPictures(pairs, class_numbers(data))[0]
+    _, labels = LabelledImages(pairs, class_numbers(data))[0]
     stored = read_labels(pairs[0].labels)
     assert torch.equal(labels, (stored == 255).long())
 
@@ -386,10 +386,10 @@ def test_wrong_label_ids_are_named(ids, message):
 
 
 @pytest.mark.parametrize("orientation", TURN_BACK)
-def test_pictures_lie_as_their_label_maps_do(tmp_path, orientation):
+def test_images_lie_as_their_label_maps_do(tmp_path, orientation):
     root = dense_data.make_label_maps(tmp_path)
     data = Data(str(root), num_classes=3)
-    before = [LabelledPictures(find_pairs(data, True)[0], class_numbers(data))[k] for k in range(2)]
+    before = [LabelledImages(find_pairs(data, True)[0], class_numbers(data))[k] for k in range(2)]
     first, second = (root / "images" / "train" / f"p{number}.jpg" for number in (0, 1))
     exif = Image.Exif()
     exif[274] = orientation
@@ -401,7 +401,7 @@ def test_pictures_lie_as_their_label_maps_do(tmp_path, orientation):
     second.unlink()
     pairs, problems = find_pairs(data, True)
     assert not problems
-    samples = LabelledPictures(pairs, class_numbers(data))
+    samples = LabelledImages(pairs, class_numbers(data))
     for index in (0,) if orientation == 3 else (0, 1):
         for got, want in zip(samples[index], before[index], strict=True):
             assert torch.equal(got, want)
@@ -414,11 +414,11 @@ def test_a_network_of_one_channel_is_refused_by_both(tmp_path, coco):
         (detect, dense_data.detection_recipe, coco),
         (segment, dense_data.segmentation_recipe, maps),
     ):
-        with pytest.raises(UserError, match=r"backbone\.in_chans must be 3, pictures are read as RGB, got 1"):
+        with pytest.raises(UserError, match=r"backbone\.in_chans must be 3, images are read as RGB, got 1"):
             main(["-opt", str(recipe(tmp_path / main.__module__, root, backbone=backbone))])
 
 
-def test_predict_draws_pictures_as_a_viewer_shows_them(tmp_path):
+def test_predict_draws_images_as_a_viewer_shows_them(tmp_path):
     root = dense_data.make_label_maps(tmp_path / "maps")
     recipe = dense_data.segmentation_recipe(tmp_path, root, train={"steps": 3}, val={"every": 3})
     assert segment(["-opt", str(recipe)]) == 0

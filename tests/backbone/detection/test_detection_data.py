@@ -158,7 +158,7 @@ def test_views_are_a_function_of_the_seed(coco):
     assert image.shape != other.shape or not torch.equal(image, other)
 
 
-def test_pictures_without_objects_or_with_crowds_alone_are_no_training(coco):
+def test_images_without_objects_or_with_crowds_alone_are_no_training(coco):
     def change(table):
         table["annotations"] = [one for one in table["annotations"] if one["image_id"] != 10]
         for one in table["annotations"]:
@@ -170,7 +170,7 @@ def test_pictures_without_objects_or_with_crowds_alone_are_no_training(coco):
     assert len(catalog.records) == 6
 
 
-def test_a_damaged_picture_is_named(coco):
+def test_a_damaged_image_is_named(coco):
     catalog = read_coco(coco / "train.json", coco / "train", True)
     file = catalog.records[0].file
     file.write_bytes(file.read_bytes()[:200])

@@ -203,7 +203,7 @@ def test_the_frozen_state_is_left_by(build, leave):
     assert_now(network, build, x, before)
 
 
-def test_gradients_to_the_picture_alone_do_not_leave_the_frozen_state():
+def test_gradients_to_the_image_alone_do_not_leave_the_frozen_state():
     network, x = freeze(_small().requires_grad_(False)), torch.rand(1, 3, 32, 32)
     passed(network, x)
     network(x.requires_grad_()).sum().backward()

@@ -12,7 +12,7 @@ pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
 from tests.backbone import dense_data
 from vheatir.backbone.dense.image_files import settle
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.segmentation.dataset import LabelledPictures, TrainingViews, scaled_size
+from vheatir.backbone.segmentation.dataset import LabelledImages, TrainingViews, scaled_size
 from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
 from vheatir.backbone.segmentation.recipe import Augment, Data, Head, Val
 from vheatir.backbone.segmentation.task import (
@@ -71,7 +71,7 @@ def test_several_sizes_and_mirrored_views_are_averaged_as_probabilities():
 @pytest.mark.parametrize(
     "given, scale, want", [((480, 640), (2048, 512), (512, 683)), ((300, 3000), (2048, 512), (205, 2048))]
 )
-def test_pictures_fit_into_the_scale(given, scale, want):
+def test_images_fit_into_the_scale(given, scale, want):
     assert scaled_size(*given, scale) == want
 
 
@@ -129,7 +129,7 @@ def test_layouts_are_read_as_they_number_classes(layout, classes, tmp_path):
     for training, count in ((True, 6), (False, 3)):
         pairs, problems = find_pairs(data, training)
         assert len(pairs) == count and not problems
-    image, labels = LabelledPictures(pairs, class_numbers(data))[0]
+    image, labels = LabelledImages(pairs, class_numbers(data))[0]
     assert set(labels.unique().tolist()) <= {0, 1, 2} and labels.dtype == torch.int64
     for number, colour in enumerate(dense_data.COLORS, 1):
         if (labels == number).any():
@@ -179,7 +179,7 @@ def test_what_is_missing_as_a_whole_is_named(tmp_path):
         find_pairs(Data(str(tmp_path), "ade20k"), True)
     for folder in ("images/train", "labels/train"):
         (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         find_pairs(Data(str(tmp_path)), True)
 
 
@@ -187,7 +187,7 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
     data = Data(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
     augment = Augment(scale=(72, 56), ratio=(0.8, 2.0), crop=64, colour=False)
-    samples = LabelledPictures(pairs, class_numbers(data), TrainingViews(augment))
+    samples = LabelledImages(pairs, class_numbers(data), TrainingViews(augment))
     seen = set()
     for seed in range(12):
         image, labels = samples[seed % len(samples), seed]
@@ -201,9 +201,9 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(samples[3, 7], again, strict=True))
 
 
-def test_small_pictures_are_padded_without_labels(tmp_path):
+def test_small_images_are_padded_without_labels(tmp_path):
     data = Data(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
     augment = Augment(scale=(72, 56), ratio=(0.5, 0.5), crop=64, colour=True)
-    _, labels = LabelledPictures(pairs, class_numbers(data), TrainingViews(augment))[0, 1]
+    _, labels = LabelledImages(pairs, class_numbers(data), TrainingViews(augment))[0, 1]
     assert (labels[28:] == 255).all() and (labels[:, 36:] == 255).all() and (labels[:28, :36] != 255).all()

@@ -1,4 +1,4 @@
-"""Nothing is lost to a broken picture or a failing evaluation."""
+"""Nothing is lost to a broken image or a failing evaluation."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from vheatir.errors import UserError
 
 
 def case(command: str, folder: Path):
-    """main, recipe and a picture of the evaluation set of a command."""
+    """main, recipe and an image of the evaluation set of a command."""
     import vheatir.detect
     import vheatir.pretrain
     import vheatir.segment
 
     if command == "pretrain":
-        root = small.make_pictures(folder / "set", train=8, val=2)
+        root = small.make_images(folder / "set", train=8, val=2)
         recipe = small.make_recipe(folder, root, train={"epochs": 2, "accumulate": 1})
         return vheatir.pretrain.main, recipe, root / "val" / "red" / "01.png"
     if command == "detect":
@@ -33,7 +33,7 @@ def case(command: str, folder: Path):
 
 @pytest.mark.parametrize("command", ["pretrain", "detect", "segment"])
 @pytest.mark.parametrize("how", ["cut", "garbled"])
-def test_a_broken_picture_of_val_shows_before_the_run(tmp_path, command, how):
+def test_a_broken_image_of_val_shows_before_the_run(tmp_path, command, how):
     main, recipe, picture = case(command, tmp_path)
     content = picture.read_bytes()
     middle = len(content) // 2

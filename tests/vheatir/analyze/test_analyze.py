@@ -32,7 +32,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 def analyze(out: Path, name: str, *arguments: object) -> dict:
-    """What the command wrote as JSON; the figures have to be pictures."""
+    """What the command wrote as JSON; the figures have to be images."""
     assert main([name, "-o", str(out), *map(str, arguments)]) == 0
     figures = sorted(out.glob("*.png"))
     assert figures
@@ -66,7 +66,7 @@ def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["exact", "published"])
 def test_invariance(weights, tmp_path, protocol):
-    root = small.make_pictures(tmp_path / "set", train=1, val=2)
+    root = small.make_images(tmp_path / "set", train=1, val=2)
     common = ["--weights", weights, "--data", root, "--protocol", protocol, "--batch", "4"]
     found = analyze(tmp_path / "a", "invariance", *common)
     (row,) = found["results"]
@@ -84,20 +84,20 @@ def test_receptive_field_before_and_after_training(weights, tmp_path):
     assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
     for ratio in (row["area_ratio"] for row in rows["results"]):
         assert 0 < ratio["0.2"] <= ratio["0.5"] <= ratio["0.99"] <= 1
-    pictures = small.make_pictures(tmp_path / "set", train=1, val=1)
+    pictures = small.make_images(tmp_path / "set", train=1, val=1)
     rows = analyze(
         tmp_path / "pictures", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", pictures
     )
     assert [row["state"] for row in rows["results"]] == ["at the start"]
 
 
-def test_heat_pictures(weights, tmp_path):
+def test_heat_images(weights, tmp_path):
     (row,) = analyze(tmp_path, "heat", "--weights", weights)["results"]
     assert {path.stem for path in tmp_path.glob("*.png")} == {"heat_points", "heat_decay"}
     assert [(layer["stage"], layer["block"]) for layer in row["layers"]] == [(stage, 0) for stage in range(4)]
 
 
-def test_heat_pictures_of_several_networks_have_names_of_their_own(tmp_path):
+def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
 
@@ -113,7 +113,7 @@ def test_heat_pictures_of_several_networks_have_names_of_their_own(tmp_path):
         (["heat", "--model", "vheat_tiny", "--set", "img_size"], r"--set img_size: expected KEY=VALUE"),
         (["heat", "--model", "vheat_tiny", "--set", "dimz=8"], r"vheat_tiny cannot be built .*dimz"),
         (["invariance", "--model", "vheat_tiny", "--data", "nowhere"], r"data\.root nowhere: no such folder"),
-        (["receptive-field", "--model", "vheat_tiny", "--images", "."], r"holds no pictures"),
+        (["receptive-field", "--model", "vheat_tiny", "--images", "."], r"holds no images"),
         (["receptive-field", "--model", "vheat_tiny", "--set", "img_size=[32, 64]"], r"views are square"),
     ],
 )

@@ -103,7 +103,7 @@ def test_error_map_and_spectrum_have_the_units_they_claim():
     np.testing.assert_array_equal(error_map(a, b), np.full((2, 2), 4.0))
 
 
-def test_several_pictures_and_gray(photo, small_weights, tmp_path):
+def test_several_images_and_gray(photo, small_weights, tmp_path):
     argv = [
         str(photo),
         str(photo),
@@ -118,19 +118,19 @@ def test_several_pictures_and_gray(photo, small_weights, tmp_path):
     ]
     argv += ["--errors", "--spectra", "--crop", "0,0,32,32", "5,6,40,20", "-o", str(tmp_path / "x.png")]
     assert main([*argv, "--json", str(tmp_path / "f.json")]) == 0
-    pictures = json.loads((tmp_path / "f.json").read_text())["pictures"]
-    assert [list(picture["crop"].values()) for picture in pictures] == [[0, 0, 32, 32], [5, 6, 40, 20]]
-    assert list(pictures[0]["scores"]) == ["NL-means", "small"]
+    images = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    assert [list(picture["crop"].values()) for picture in images] == [[0, 0, 32, 32], [5, 6, 40, 20]]
+    assert list(images[0]["scores"]) == ["NL-means", "small"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ([], "how is the picture to be degraded"),
+        ([], "how is the image to be degraded"),
         (["--quality", "10"], "takes --sigma"),
         (["--sigma", "-1"], "from 0"),
         (["--sigma", "25", "--crop", "100,0,32,32"], "reaches out of its 120x96 pixels"),
-        (["--sigma", "25", "--crop", "0,0,9,9", "0,0,9,9"], "2 given for 1 pictures"),
+        (["--sigma", "25", "--crop", "0,0,9,9", "0,0,9,9"], "2 given for 1 images"),
         (["--sigma", "25", "--methods", "nlm", "nlm"], "the same name"),
         (["--sigma", "25", "--methods", "truth=nlm"], "use LABEL=METHOD"),
         (["--degraded", "missing.png", "--methods", "nlm"], "nlm needs to be told"),
@@ -145,17 +145,17 @@ def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_a_broken_picture_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):
+def test_a_broken_image_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):
     (tmp_path / "z.png").write_bytes(photo.read_bytes()[:900])
     monkeypatch.setattr("vheatir.compare.api.degrade", lambda *_arguments: pytest.fail("began"))
-    for pictures in ([str(photo), str(tmp_path / "z.png")], [str(photo), "--degraded", str(tmp_path / "z.png")]):
+    for images in ([str(photo), str(tmp_path / "z.png")], [str(photo), "--degraded", str(tmp_path / "z.png")]):
         with pytest.raises(UserError, match=r"z\.png.*truncated"):
-            level = [] if "--degraded" in pictures else ["--sigma", "25"]
+            level = [] if "--degraded" in images else ["--sigma", "25"]
             options = ["--task", "denoise", *level, "--methods", "input", "-o", str(tmp_path / "x.png")]
-            main([*pictures, *options])
+            main([*images, *options])
 
 
-def test_wrong_pictures_and_outputs_are_refused(photo, tmp_path):
+def test_wrong_images_and_outputs_are_refused(photo, tmp_path):
     small = tmp_path / "small.png"
     cv2.imwrite(str(small), np.zeros((9, 40, 3), np.uint8))
     common = ["--task", "denoise", "--sigma", "25", "--methods", "input", "-o"]
@@ -179,7 +179,7 @@ def test_wrong_pictures_and_outputs_are_refused(photo, tmp_path):
         )
 
 
-def test_a_degraded_picture_of_another_size_is_refused(photo, tmp_path):
+def test_a_degraded_image_of_another_size_is_refused(photo, tmp_path):
     other = tmp_path / "other.png"
     cv2.imwrite(str(other), np.zeros((20, 40, 3), np.uint8))
     argv = [

@@ -1,4 +1,4 @@
-"""What the device does for whole batches, against the loader: same strengths, same symmetries, like pictures."""
+"""What the device does for whole batches, against the loader: same strengths, same symmetries, like images."""
 
 import pytest
 import torch

@@ -110,16 +110,16 @@ def test_white_balance_amplifies_noise_of_red_and_blue():
 
 
 @pytest.mark.parametrize("method", [*DEMOSAICING, None])
-def test_without_noise_there_is_none_whatever_the_picture(method):
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+def test_without_noise_there_is_none_whatever_the_image(method):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     silent = shot(shot=1e-12, read=0, bits=16, demosaicing=method, color=SRGB_TO_CAMERA[0], gains=np.array([2, 1, 1.7]))
-    assert np.abs(camera_noise(picture, silent, np.random.default_rng(0))).max() < 2 / 255
+    assert np.abs(camera_noise(image, silent, np.random.default_rng(0))).max() < 2 / 255
 
 
 def test_fewer_bits_leave_coarser_steps():
-    picture = np.tile(np.arange(256, dtype=np.uint8), (64, 1))[..., None].repeat(3, 2)
+    image = np.tile(np.arange(256, dtype=np.uint8), (64, 1))[..., None].repeat(3, 2)
     settings = [shot(shot=1e-12, read=0, bits=bits) for bits in (8, 10, 14)]
-    strengths = [camera_noise(picture, setting, np.random.default_rng(0)).std() for setting in settings]
+    strengths = [camera_noise(image, setting, np.random.default_rng(0)).std() for setting in settings]
     assert strengths[0] > 2 * strengths[1] > 4 * strengths[2]
 
 
@@ -127,15 +127,15 @@ COLORS = [(2, 6, 60), (0, 0, 40), (10, 3, 3), (250, 254, 230), (120, 130, 110), 
 
 
 def _mean_noise(color, one_sided):
-    """Mean over pixels and shots of the finished picture minus the clean one, for each channel, in levels."""
-    picture, rng, means = flat(color), np.random.default_rng(0), []
+    """Mean over pixels and shots of the finished image minus the clean one, for each channel, in levels."""
+    image, rng, means = flat(color), np.random.default_rng(0), []
     for number in range(12):
         development = {"gains": np.array([2, 1, 1.8]), "color": SRGB_TO_CAMERA[number % 5]}
         sensor = {"shot": 0.008, "read": read_variance(0.008, 0), "one_sided": one_sided}
         setting = shot(curve=ToneCurve(2.2, 0.5), phase=list(PHASES)[number % 4], **development, **sensor)
-        noise = smooth_noise(camera_noise(picture, setting, rng), Smoothing(0.6, 1.5, 0.1, 0.5, 0.45))
-        noisy = picture + 255 * noise if one_sided else add_within_range(picture, noise)
-        means.append((np.clip(noisy, 0, 255) - picture).mean((0, 1)))
+        noise = smooth_noise(camera_noise(image, setting, rng), Smoothing(0.6, 1.5, 0.1, 0.5, 0.45))
+        noisy = image + 255 * noise if one_sided else add_within_range(image, noise)
+        means.append((np.clip(noisy, 0, 255) - image).mean((0, 1)))
     return np.mean(means, axis=0)
 
 
@@ -151,8 +151,8 @@ def test_black_that_is_cut_off_lifts_dark_colors():
 def test_clipping_at_black_and_white_keeps_the_mean_of_strong_noise():
     noise = np.random.default_rng(0).normal(0, 10 / 255, (256, 256)).astype(np.float32)
     for level in (0, 1, 4, 12, 30, 243, 253, 255):
-        picture = np.full((256, 256), level, np.uint8)
-        noisy = add_within_range(picture, noise)
+        image = np.full((256, 256), level, np.uint8)
+        noisy = add_within_range(image, noise)
         assert noisy.min() >= 0 and noisy.max() <= 255
         assert noisy.mean() == pytest.approx(level, abs=0.25), level
     untouched = add_within_range(np.full((256, 256), 128, np.uint8), noise)
@@ -161,10 +161,10 @@ def test_clipping_at_black_and_white_keeps_the_mean_of_strong_noise():
 
 def test_smoothing_sets_autocorrelation_and_ratio():
     noise = np.random.default_rng(0).normal(0, 5, (512, 512, 3)).astype(np.float32)
-    picture = np.full(noise.shape, 128, np.float32)
-    white = noise_statistics(picture + noise, picture)
+    image = np.full(noise.shape, 128, np.float32)
+    white = noise_statistics(image + noise, image)
     assert max(map(abs, (*white.luma, *white.chroma))) < 0.01
-    done = noise_statistics(picture + smooth_noise(noise, Smoothing(0.7, 1.4, 0, 0, 0.4)), picture)
+    done = noise_statistics(image + smooth_noise(noise, Smoothing(0.7, 1.4, 0, 0, 0.4)), image)
     for lags, deviation in ((done.luma, 0.7), (done.chroma, 1.4)):
         expected = [math.exp(-(lag**2) / (4 * deviation**2)) for lag in (1, 2, 3, 4)]
         np.testing.assert_allclose(lags, expected, atol=0.03)
@@ -174,11 +174,11 @@ def test_smoothing_sets_autocorrelation_and_ratio():
 
 def test_tail_lengthens_and_sharpening_shortens_the_autocorrelation():
     noise = np.random.default_rng(0).normal(0, 5, (512, 512, 3)).astype(np.float32)
-    picture = np.full(noise.shape, 128, np.float32)
+    image = np.full(noise.shape, 128, np.float32)
 
     def measured(**changes):
         smoothing = Smoothing(**{"luma": 0.7, "chroma": 1.4, "luma_tail": 0, "chroma_tail": 0, "ratio": 0.4} | changes)
-        return noise_statistics(picture + smooth_noise(noise, smoothing), picture)
+        return noise_statistics(image + smooth_noise(noise, smoothing), image)
 
     plain, tail, sharp = measured(), measured(luma_tail=0.3, chroma_tail=0.6), measured(sharpen=1.0)
     assert tail.luma[2] > plain.luma[2] + 0.05 and tail.chroma[3] > plain.chroma[3] + 0.2

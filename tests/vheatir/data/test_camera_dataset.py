@@ -1,4 +1,4 @@
-"""CameraNoiseDataset: pure samples, targets that are the clean picture, noise like that of real cameras."""
+"""CameraNoiseDataset: pure samples, targets that are the clean image, noise like that of real cameras."""
 
 import cv2
 import numpy as np
@@ -59,7 +59,7 @@ def test_workers_storage_and_resume_do_not_change_the_batches(camera, tmp_path):
         assert torch.equal(left["lq"], right["lq"]) and torch.equal(left["gt"], right["gt"])
 
 
-def test_target_is_a_part_of_the_clean_picture(camera):
+def test_target_is_a_part_of_the_clean_image(camera):
     dataset = camera(augment=False, gray_probability=0, **PLAIN)
     for number in range(20):
         sample = dataset[number]
@@ -72,7 +72,7 @@ def test_target_is_a_part_of_the_clean_picture(camera):
         levels(sample["lq"])
 
 
-def test_share_of_pictures_without_noise(camera):
+def test_share_of_images_without_noise(camera):
     dataset = camera(clean_probability=0.4, jpeg_probability=0, web_probability=0)
     same = sum(torch.equal(dataset[number]["lq"], dataset[number]["gt"]) for number in range(200))
     assert 60 < same < 100
@@ -81,7 +81,7 @@ def test_share_of_pictures_without_noise(camera):
 
 
 @pytest.mark.parametrize("kind", ["soft", "shrink", "web"])
-def test_pictures_are_softened_shrunk_and_resized_with_their_target(kind, camera):
+def test_images_are_softened_shrunk_and_resized_with_their_target(kind, camera):
     def detail(**options):
         dataset = camera(size=300, gray_probability=0, jpeg_probability=0, **{**PLAIN, **options})
         planes = torch.stack([dataset[number]["gt"] for number in range(60)])
@@ -92,7 +92,7 @@ def test_pictures_are_softened_shrunk_and_resized_with_their_target(kind, camera
     assert changed < 0.6 * detail() if kind == "soft" else changed > 1.1 * detail()
 
 
-def test_gray_pictures_have_the_luma_of_camera_noise(camera, tmp_path):
+def test_gray_images_have_the_luma_of_camera_noise(camera, tmp_path):
     for sample in (camera(gray_probability=1, **PLAIN)[0], camera(in_chans=1, **PLAIN)[0]):
         assert all(torch.equal(plane, sample["lq"][0]) for plane in sample["lq"])
         assert 0.3 < float((sample["lq"] - sample["gt"]).std()) * 255 < 30
@@ -101,7 +101,7 @@ def test_gray_pictures_have_the_luma_of_camera_noise(camera, tmp_path):
     assert gray["lq"].shape == (3, 90, 90) and torch.equal(gray["lq"][0], gray["lq"][2])
 
 
-def test_validation_takes_whole_pictures_each_with_a_camera_of_its_own(camera):
+def test_validation_takes_whole_images_each_with_a_camera_of_its_own(camera):
     dataset, again = camera(phase="val", clean_probability=0), camera(phase="val", clean_probability=0)
     assert len(dataset) == 9
     strengths = set()

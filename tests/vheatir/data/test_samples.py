@@ -1,4 +1,4 @@
-"""Noise, JPEG and gray of the samples: strengths, grid phases, and the protocol's pictures in validation."""
+"""Noise, JPEG and gray of the samples: strengths, grid phases, and the protocol's images in validation."""
 
 from collections import Counter
 

@@ -348,11 +348,11 @@ def test_folders_that_do_not_match_are_refused(pictures, restored):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "small"])
-def test_a_broken_picture_at_the_end_shows_before_any_work(pictures, damage):
+def test_a_broken_image_at_the_end_shows_before_any_work(pictures, damage):
     rng, calls = np.random.default_rng(0), []
     whole = cv2.imencode(".png", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))[1].tobytes()
     small = cv2.imencode(".png", np.zeros((5, 40), np.uint8))[1].tobytes()
-    (pictures / "z.png").write_bytes({"cut": whole[:900], "text": b"no picture", "small": small}[damage])
+    (pictures / "z.png").write_bytes({"cut": whole[:900], "text": b"no image", "small": small}[damage])
 
     def method(image, level):
         calls.append(level)
@@ -365,7 +365,7 @@ def test_a_broken_picture_at_the_end_shows_before_any_work(pictures, damage):
     assert len(calls) == 2
 
 
-def test_a_broken_picture_shows_before_folders_are_compared(pictures, restored, monkeypatch):
+def test_a_broken_image_shows_before_folders_are_compared(pictures, restored, monkeypatch):
     (restored / "more" / "b.bmp").write_bytes(b"")
     monkeypatch.setattr("vheatir.evaluate.folders.scores", lambda *_args, **_options: pytest.fail("compared"))
     with pytest.raises(UserError, match=r"b\.bmp: the file is empty"):

@@ -1,4 +1,4 @@
-"""The readers fuzzed within a fixed budget: whatever the bytes, a picture or a UserError that names the file."""
+"""The readers fuzzed within a fixed budget: whatever the bytes, an image or a UserError that names the file."""
 
 import io
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_edited_files(tmp_path, kind):
 
 
 @pytest.mark.parametrize("suffix", sorted(set(KINDS.values())))
-def test_bytes_that_are_no_picture(tmp_path, suffix):
+def test_bytes_that_are_no_image(tmp_path, suffix):
     path = tmp_path / f"fuzzed{suffix}"
 
     @settings(

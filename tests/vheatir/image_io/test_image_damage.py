@@ -45,11 +45,11 @@ def png(array, color_type, *extra, width=None, height=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def encoded(kind, picture=None, **options):
+def encoded(kind, image=None, **options):
     buffer = io.BytesIO()
-    picture = smooth(40, 30) if picture is None else picture
-    picture = picture if isinstance(picture, Pillow.Image) else Pillow.fromarray(picture)
-    picture.save(buffer, kind, **options)
+    image = smooth(40, 30) if image is None else image
+    image = image if isinstance(image, Pillow.Image) else Pillow.fromarray(image)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -60,9 +60,9 @@ def tiff(array, **options):
 
 
 def frames(kind):
-    pictures = [Pillow.fromarray(integers((10, 10, 3), 8, seed)) for seed in range(3)]
+    images = [Pillow.fromarray(integers((10, 10, 3), 8, seed)) for seed in range(3)]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:])
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:])
     return buffer.getvalue()
 
 
@@ -73,7 +73,7 @@ def flipped(data, position):
 BAD = {
     "empty.png": (lambda: b"", "empty"),
     "empty.jpg": (lambda: b"", "empty"),
-    "noise.webp": (lambda: integers(500, 8).tobytes(), "no known picture format"),
+    "noise.webp": (lambda: integers(500, 8).tobytes(), "no known image format"),
     "signature_only.png": (lambda: b"\x89PNG\r\n\x1a\n", "too early"),
     "signature_only.bmp": (lambda: b"BM", "damaged"),
     "signature_only.jpg": (lambda: b"\xff\xd8\xff", "damaged"),
@@ -94,11 +94,11 @@ BAD = {
     "png_inside.jpg": (lambda: encoded("PNG"), "content is PNG"),
     "gif_inside.png": (lambda: encoded("GIF"), "content is GIF"),
     "webp_inside.jpg": (lambda: encoded("WEBP"), "content is WEBP"),
-    "text.bmp": (lambda: b"This is not a picture.", "no known picture format"),
+    "text.bmp": (lambda: b"This is not an image.", "no known image format"),
     "cmyk.jpg": (lambda: encoded("JPEG", Pillow.new("CMYK", (9, 9))), "CMYK"),
     "cmyk.tif": (lambda: tiff(integers((9, 9, 4), 8), photometric="separated"), "SEPARATED"),
     "lab.tif": (lambda: tiff(integers((9, 9, 3), 8), photometric="cielab"), "CIELAB"),
-    "animated.webp": (lambda: frames("WEBP"), "holds 3 pictures"),
+    "animated.webp": (lambda: frames("WEBP"), "holds 3 images"),
     "animated.png": (lambda: frames("PNG"), "animated"),
     "pages.tif": (lambda: frames("TIFF"), "3 pages"),
     "wide.tif": (lambda: tiff(integers((9, 9), 16).astype(np.uint32)), "32-bit"),
@@ -173,7 +173,7 @@ def test_pillows_own_limit_is_left_as_it_was(tmp_path):
 def test_missing_files_and_folders_are_user_errors(tmp_path, make):
     path = tmp_path / "picture.png"
     make(path)
-    with pytest.raises(UserError, match=r"picture\.png"):
+    with pytest.raises(UserError, match=r"image\.png"):
         read_image(path)
 
 
@@ -182,5 +182,5 @@ def test_unreadable_file_is_a_user_error(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(encoded("PNG"))
     path.chmod(0)
-    with pytest.raises(UserError, match=r"picture\.png.*ermission"):
+    with pytest.raises(UserError, match=r"image\.png.*ermission"):
         read_image(path)

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: nothing is lost, and every bad file is refused by name."""
+"""Reading and writing images: nothing is lost, and every bad file is refused by name."""
 
 import functools
 import signal
@@ -62,7 +62,7 @@ LOSSLESS = [(kind, depth) for kind in ("PNG", "TIFF", "BMP") for depth in DEPTHS
 def test_lossless_formats_keep_every_value(tmp_path, kind, depth, shape, alpha):
     pixels = integers(shape, depth)
     opacity = integers(shape[:2], depth, seed=1) if alpha else None
-    path = tmp_path / f"picture{SUFFIXES[kind]}"
+    path = tmp_path / f"image{SUFFIXES[kind]}"
     write_image(path, Image(as_floats(pixels), None if opacity is None else as_floats(opacity), bit_depth=depth))
     back = read_image(path)
     gray_to_color = kind == "BMP" and alpha and len(shape) == 2  # the format has no gray with alpha
@@ -78,8 +78,8 @@ def test_lossless_formats_keep_every_value(tmp_path, kind, depth, shape, alpha):
 @pytest.mark.parametrize("shape", [(64, 48), (64, 48, 3), (1, 1, 3)], ids=str)
 def test_lossy_formats_are_written_in_high_quality(tmp_path, suffix, shape):
     pixels = smooth(shape)
-    write_image(tmp_path / f"picture{suffix}", Image(as_floats(pixels)))
-    back = read_image(tmp_path / f"picture{suffix}")
+    write_image(tmp_path / f"image{suffix}", Image(as_floats(pixels)))
+    back = read_image(tmp_path / f"image{suffix}")
     difference = np.abs(back.pixels * 255 - (pixels if back.pixels.ndim == len(shape) else pixels[..., None]))
     assert difference.mean() < 1.5 and difference.max() <= 10
 
@@ -155,7 +155,7 @@ def test_profile_survives_a_change_of_format(tmp_path, target):
 
 def test_png_text_resolution_and_gamma_come_back(tmp_path):
     text = PngImagePlugin.PngInfo()
-    text.add_text("Title", "a picture")
+    text.add_text("Title", "an image")
     text.add(b"gAMA", struct.pack(">I", 45455))
     Pillow.fromarray(smooth((8, 9))).save(tmp_path / "in.png", pnginfo=text, dpi=(300, 300))
     write_image(tmp_path / "out.png", read_image(tmp_path / "in.png"))
@@ -230,11 +230,11 @@ def test_bilevel_and_low_depth_gray_are_read_as_gray(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "dots.png").pixels, dots)
 
 
-def test_phone_picture_with_further_pictures_is_read_with_a_note(tmp_path):
+def test_phone_image_with_further_images_is_read_with_a_note(tmp_path):
     first, second = (Pillow.fromarray(smooth((40, 30, 3))) for _ in range(2))
     first.save(tmp_path / "in.jpg", format="MPO", save_all=True, append_images=[second])
     image = read_image(tmp_path / "in.jpg")
-    assert image.pixels.shape == (40, 30, 3) and "2 pictures" in image.notes[0]
+    assert image.pixels.shape == (40, 30, 3) and "2 images" in image.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, image, reason):
 
 
 def test_writing_into_a_missing_folder_names_the_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.picture\.png.*cannot be written"):
+    with pytest.raises(UserError, match=r"none.image\.png.*cannot be written"):
         write_image(tmp_path / "none" / "picture.png", Image(np.zeros((2, 2), np.float32)))
 
 

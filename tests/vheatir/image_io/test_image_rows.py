@@ -169,7 +169,7 @@ def test_a_damaged_exif_folder_is_left_out_with_a_note(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("suffix", "depth"), [(".png", 8), (".png", 16), (".tif", 8), (".tif", 16), (".webp", 8)])
-def test_blocks_of_any_height_make_the_same_picture(tmp_path, suffix, depth, channels):
+def test_blocks_of_any_height_make_the_same_image(tmp_path, suffix, depth, channels):
     array = pixels((301, 23, channels), f"uint{depth}")
     for name, cuts in (("a", [301]), ("b", [1, 1, 100, 150, 49])):
         ends = np.cumsum(cuts)

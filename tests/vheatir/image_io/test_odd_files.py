@@ -104,7 +104,7 @@ def test_pixels_and_orientation_come_back_as_they_came(tmp_path, name):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_data_sets_get_pictures_upright_in_every_format(tmp_path, suffix, orientation):
+def test_data_sets_get_images_upright_in_every_format(tmp_path, suffix, orientation):
     path = tmp_path / f"in{suffix}"
     exif = Pillow.Exif()
     exif[274] = orientation
@@ -117,7 +117,7 @@ def test_data_sets_get_pictures_upright_in_every_format(tmp_path, suffix, orient
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif"])
-def test_a_change_of_format_keeps_how_a_picture_lies(tmp_path, source, target, orientation):
+def test_a_change_of_format_keeps_how_a_image_lies(tmp_path, source, target, orientation):
     exif = Pillow.Exif()
     exif[274] = orientation
     Pillow.fromarray(pixels((8, 9, 3), "uint8")).save(tmp_path / f"in{source}", exif=exif)
@@ -207,7 +207,7 @@ def test_texts_and_profiles_have_a_limit_that_is_named(tmp_path, mode, kind, hea
 
 
 def segments(data):
-    """Marker and payload of every segment before the first scan, and what follows the end of the picture."""
+    """Marker and payload of every segment before the first scan, and what follows the end of the image."""
     position, found = 2, []
     while data[position + 1] != 0xDA:
         size = int.from_bytes(data[position + 2 : position + 4])
@@ -328,7 +328,7 @@ def test_the_files_with_such_channels(name):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32"])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_min_is_white_is_a_picture_and_stays_one(tmp_path, dtype, channels, byteorder):
+def test_min_is_white_is_a_image_and_stays_one(tmp_path, dtype, channels, byteorder):
     array, path = pixels((9, 8, channels), dtype), tmp_path / "in.tif"
     options = {"extrasamples": ["unassalpha"], "planarconfig": "contig"} if channels == 2 else {}
     tifffile.imwrite(path, array.squeeze(), photometric="miniswhite", byteorder=byteorder, **options)
@@ -491,7 +491,7 @@ def test_thumbnail_pages_are_passed_over_with_a_note(tmp_path, reduced, dtype, b
     for by_rows in BOTH:
         stored = open_image(path, by_rows=by_rows)
         np.testing.assert_array_equal(stored.rows(0, 40), array)
-        assert "1 further, smaller picture (thumbnails); left out" in stored.notes[0]
+        assert "1 further, smaller image (thumbnails); left out" in stored.notes[0]
         stored.close()
 
 
@@ -516,7 +516,7 @@ def test_the_file_with_a_thumbnail():
     assert image.pixels.shape == (72, 96, 3) and "thumbnail" in image.notes[0]
 
 
-def test_two_pictures_are_still_refused(tmp_path):
+def test_two_images_are_still_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "in.tif") as writer:
         for kind in (0, 0, 1):
             writer.write(pixels((9, 8), "uint8"), subfiletype=kind, metadata=None)

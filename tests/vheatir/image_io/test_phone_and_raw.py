@@ -136,13 +136,13 @@ def test_wide_gamut_without_a_profile_is_kept(tmp_path):
     assert (b"cICP", bytes([12, 13, 0, 1])) in read_image(tmp_path / "b.png").extras["png_chunks"]
 
 
-def test_further_pictures_of_a_heic_are_named(tmp_path):
+def test_further_images_of_a_heic_are_named(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
-    pictures = pillow_heif.from_pillow(Pillow.new("RGB", (64, 48), "red"))
-    pictures.add_from_pillow(Pillow.new("RGB", (64, 48), "blue"))
-    pictures.save(tmp_path / "a.heic", primary_index=1)
+    images = pillow_heif.from_pillow(Pillow.new("RGB", (64, 48), "red"))
+    images.add_from_pillow(Pillow.new("RGB", (64, 48), "blue"))
+    images.save(tmp_path / "a.heic", primary_index=1)
     image = read_image(tmp_path / "a.heic")
-    assert "1 further picture" in image.notes[0]
+    assert "1 further image" in image.notes[0]
     assert image.pixels[..., 2].mean() > 0.9 > 0.1 > image.pixels[..., 0].mean()
 
 

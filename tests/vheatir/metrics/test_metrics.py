@@ -14,7 +14,7 @@ SHAPES = [(11, 11), (32, 48), (61, 37), (16, 9999), (11, 11, 3), (40, 40, 3), (5
 
 
 def pair(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth picture with texture, and the same with noise; uint8."""
+    """A smooth image with texture, and the same with noise; uint8."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = np.stack([np.sin(rows / (5 + c)) + np.cos(columns / (7 - c)) for c in range(3)], axis=2)

@@ -1,7 +1,7 @@
 """LPIPS, DISTS and NIQE: equal images, order, gray, size, and what is missing said.
 
 The trained features are not here: their layers are, with random weights, under the true heads. Whether the figures are
-those of the papers is tested where the files for it lie: weights in torch's cache, pictures below VHEATIR_TEST_DATA.
+those of the papers is tested where the files for it lie: weights in torch's cache, images below VHEATIR_TEST_DATA.
 """
 
 import json
@@ -124,7 +124,7 @@ def published(*parts):
     return cv2.imread(str(path))[:, :, ::-1]
 
 
-def test_niqe_of_the_published_picture():
+def test_niqe_of_the_published_image():
     """MATLAB's value, as BasicSR's documentation gives it for Set14's baboon."""
     pytest.importorskip("basicsr", reason="NIQE is BasicSR's")
     image = published("Set14", "baboon.png")

@@ -1,4 +1,4 @@
-"""`vheatir prepare`: known sets, own folders and lists of freely licensed pictures, verified and written down."""
+"""`vheatir prepare`: known sets, own folders and lists of freely licensed images, verified and written down."""
 
 import csv
 import functools
@@ -154,7 +154,7 @@ def picture(seed, side):
 
 @pytest.fixture
 def listed(server, tmp_path):
-    """A list as PD12M's: six pictures that may be used and some that may not; one of the six is gone."""
+    """A list as PD12M's: six images that may be used and some that may not; one of the six is gone."""
     rows = []
     for number in range(6):
         data, digest = picture(number, 40)
@@ -188,12 +188,12 @@ def written(rows, path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_freely_licensed_pictures_from_a_list(command, listed, capsys, suffix):
+def test_freely_licensed_images_from_a_list(command, listed, capsys, suffix):
     rows, gone = listed
     path = written(rows, f"list.{suffix}")
     fixed = ["PD12M", "--list", path, "--min-side", "30"]
     assert command(*fixed, "--count", "3", "--sub") == 0
-    assert "6 pictures of the list may be used" in (said := capsys.readouterr().out)
+    assert "6 images of the list may be used" in (said := capsys.readouterr().out)
     assert f"left out: {gone['url']}" in said and "404" in said
     found = manifest("datasets/PD12M.manifest.json")
     expected = sorted(row["hash"] for row in rows[:6] if row is not gone)[:3]
@@ -206,18 +206,18 @@ def test_freely_licensed_pictures_from_a_list(command, listed, capsys, suffix):
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert manifest("datasets/PD12M.manifest.json")["images"] == 5
     assert command(*fixed, "--count", "6") == 2
-    assert "gives 5 pictures that can be had, 6 are wanted" in capsys.readouterr().err
+    assert "gives 5 images that can be had, 6 are wanted" in capsys.readouterr().err
     assert command(*fixed, "--count", "2") == 2
     assert "not of this choice" in capsys.readouterr().err
 
 
-def test_a_picture_with_other_bytes_is_left_out(command, listed, tmp_path, capsys):
+def test_a_image_with_other_bytes_is_left_out(command, listed, tmp_path, capsys):
     rows, _ = listed
     last = max(rows[:6], key=lambda row: row["hash"])
     (tmp_path / "served" / last["url"].rpartition("/")[2]).write_bytes(b"changed")
     assert command("mine", "--list", written(rows, "list.jsonl"), "--count", "5", "--min-side", "30") == 2
     said = capsys.readouterr()
-    assert "has the checksum md5:" in said.out and "gives 4 pictures" in said.err
+    assert "has the checksum md5:" in said.out and "gives 4 images" in said.err
     assert not list(Path("datasets/mine").glob("*.part"))
 
 

@@ -1,4 +1,4 @@
-"""The estimated noise level and JPEG quality are those that the picture was made with."""
+"""The estimated noise level and JPEG quality are those that the image was made with."""
 
 import io
 
@@ -20,8 +20,8 @@ PHOTOS = ["astronaut", "coffee", "chelsea"]
 
 
 def photo(name, gray=False):
-    picture = getattr(skimage.data, name)()[:296, :392]
-    return np.ascontiguousarray(picture[..., 1]) if gray else picture
+    image = getattr(skimage.data, name)()[:296, :392]
+    return np.ascontiguousarray(image[..., 1]) if gray else image
 
 
 @pytest.mark.parametrize("gray", [False, True], ids=["color", "gray"])
@@ -33,7 +33,7 @@ def test_noise_level_is_found(name, sigma, gray):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (1, 300), (300, 2, 3), (7, 7)], ids=str)
-def test_flat_and_tiny_pictures_have_no_noise(shape):
+def test_flat_and_tiny_images_have_no_noise(shape):
     assert estimate_noise([np.full(shape, 0.5, np.float32)]) == pytest.approx(0, abs=1e-9)
 
 
@@ -46,7 +46,7 @@ def test_quality_is_found_in_pixels(name, gray, quality):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_pictures_that_are_no_jpeg_show_no_quality(name):
+def test_images_that_are_no_jpeg_show_no_quality(name):
     noisy = photo(name) + np.random.default_rng(0).normal(0, 4, photo(name).shape)
     assert estimate_quality([np.clip(noisy, 0, 255).astype(np.uint8)]) is None
     assert estimate_quality([jpeg_roundtrip(photo(name), 40)[3:, 5:]]) is None, "another grid"
@@ -58,8 +58,8 @@ def test_pictures_that_are_no_jpeg_show_no_quality(name):
 def test_quality_is_read_from_the_tables_of_a_file(quality, gray):
     file = io.BytesIO()
     Pillow.fromarray(photo("coffee", gray)).save(file, "JPEG", quality=quality)
-    with Pillow.open(file) as picture:
-        assert quality_of_tables(picture.quantization) == (quality, True)
+    with Pillow.open(file) as image:
+        assert quality_of_tables(image.quantization) == (quality, True)
 
 
 def test_tables_of_other_encoders_get_the_nearest_quality():

@@ -1,4 +1,4 @@
-"""What goes wrong in the world: odd pictures, hostile files, disks and folders that refuse. Never a traceback."""
+"""What goes wrong in the world: odd images, hostile files, disks and folders that refuse. Never a traceback."""
 
 import os
 import struct
@@ -34,7 +34,7 @@ def command(trained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".bmp"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 10000, 3), (10000, 1), (2, 3), (1, 7, 3)], ids=str)
-def test_pictures_of_any_shape(command, tiny, shape, suffix):
+def test_images_of_any_shape(command, tiny, shape, suffix):
     tiny.picture(f"in{suffix}", shape)
     assert command(f"in{suffix}", "-o", "out") == 0
     assert read_image(f"out/in{suffix}").pixels.shape[:2] == shape[:2]

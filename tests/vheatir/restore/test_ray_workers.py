@@ -111,7 +111,7 @@ def test_two_workers_one_killed_nothing_lost_and_the_second_run_does_what_is_mis
     assert len(manifest("list.jsonl")) == COUNT
 
 
-def test_a_picture_that_kills_every_worker_fails_alone_after_four_tries(cluster, command, monkeypatch, capfd):
+def test_a_image_that_kills_every_worker_fails_alone_after_four_tries(cluster, command, monkeypatch, capfd):
     """With Ray's own default the task would be tried again for ever."""
     tries = Path("tries").absolute()
 

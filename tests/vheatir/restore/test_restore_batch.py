@@ -89,12 +89,12 @@ def test_the_noise_level_is_shown(command, capfd):
     ],
 )
 def test_the_jpeg_quality_is_read_or_estimated_and_shown(command, capfd, name, options, shown):
-    picture = photo()
+    image = photo()
     if name == "in.png":
-        picture = jpeg_roundtrip(picture, 34)
+        image = jpeg_roundtrip(image, 34)
     elif name == "plain.png":
-        picture = np.clip(picture + np.random.default_rng(0).normal(0, 5, picture.shape), 0, 255).astype(np.uint8)
-    Pillow.fromarray(picture).save(name, **options)
+        image = np.clip(image + np.random.default_rng(0).normal(0, 5, image.shape), 0, 255).astype(np.uint8)
+    Pillow.fromarray(image).save(name, **options)
     assert command(name, "-o", "out", task="jpeg") == 0
     assert shown in (said := capfd.readouterr().err)
     if name == "in.png":
@@ -102,7 +102,7 @@ def test_the_jpeg_quality_is_read_or_estimated_and_shown(command, capfd, name, o
 
 
 def test_sigma_is_for_weights_that_take_a_level_and_blind_weights_say_so(command, capfd, tiny):
-    tiny.picture("in.png", (40, 40, 3))
+    tiny.image("in.png", (40, 40, 3))
     results = []
     for number, options in enumerate((["--sigma", "5"], ["--sigma", "50"], [])):
         assert command("in.png", "-o", f"level{number}", *options, weights="level") == 0
@@ -128,13 +128,13 @@ def test_sigma_is_for_weights_that_take_a_level_and_blind_weights_say_so(command
     ids=str,
 )
 def test_unsuitable_controls_are_refused_before_anything_is_done(command, capfd, tiny, options, reason):
-    tiny.picture("in.png")
+    tiny.image("in.png")
     assert command("in.png", "-o", "out", *options) == 2
     assert reason in capfd.readouterr().err and not Path("out").exists()
 
 
 def test_strength_and_ensemble_reach_the_files(command, tiny):
-    source = read_image(tiny.picture("in.png", (30, 40, 3), depth=16)).pixels
+    source = read_image(tiny.image("in.png", (30, 40, 3), depth=16)).pixels
     results = {}
     for name, options in {
         "full": [],
@@ -153,7 +153,7 @@ def test_strength_and_ensemble_reach_the_files(command, tiny):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_files(command, tiny, workers):
     for number in range(7):
-        tiny.picture(f"in/{number}.png", (20 + 9 * number, 30, 3))
+        tiny.image(f"in/{number}.png", (20 + 9 * number, 30, 3))
     assert command("in", "-o", "one", "--workers", "1") == 0
     assert command("in", "-o", "out", "--workers", workers) == 0
     for path in sorted(Path("one").iterdir()):
@@ -163,15 +163,15 @@ def test_any_number_of_workers_gives_the_same_files(command, tiny, workers):
 def test_every_input_stands_in_the_manifest_exactly_once(command, tiny, capfd):
     names = [f"in/{number}.png" for number in range(5)]
     for name in names:
-        tiny.picture(name, (20, 20, 3))
-    Path("in/3.png").write_bytes(b"no picture")
-    tiny.picture("out/1.png", (3, 3))
+        tiny.image(name, (20, 20, 3))
+    Path("in/3.png").write_bytes(b"no image")
+    tiny.image("out/1.png", (3, 3))
     assert command("in", "-o", "out", "--manifest", "list.jsonl") == 1
     found = {line["input"]: line for line in lines("list.jsonl")}
     assert list(found) == names and len(lines("list.jsonl")) == 5
     assert [found[name]["status"] for name in names] == ["done", "kept", "done", "failed", "done"]
     assert "3.png" in found[names[3]]["message"] and "noise level" in found[names[0]]["level"]
-    tiny.picture("in/3.png", (20, 20, 3))
+    tiny.image("in/3.png", (20, 20, 3))
     assert command("in", "-o", "out", "--manifest", "list.jsonl") == 0
     assert [line["status"] for line in lines("list.jsonl")] == ["done", "kept", "done", "done", "done"]
     assert not Path("list.jsonl.journal").exists()
@@ -181,7 +181,7 @@ def test_every_input_stands_in_the_manifest_exactly_once(command, tiny, capfd):
 def test_after_a_kill_the_same_command_does_the_rest_and_the_manifest_is_whole(command, files, tiny):
     count = 30
     for number in range(count):
-        tiny.picture(f"in/{number:02}.png", (150, 150, 3))
+        tiny.image(f"in/{number:02}.png", (150, 150, 3))
     call = [sys.executable, "-m", "vheatir", "restore", "in", "-o", "out", "--manifest", "list.jsonl", "--workers", "1"]
     call += ["--task", "denoise", "--weights", str(files["denoise"]), "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -214,7 +214,7 @@ def test_the_journal_of_a_killed_run_is_taken_in_and_its_torn_line_left_out(tmp_
 
 
 def test_the_manifest_keeps_one_line_for_an_input_however_it_is_written(command, tiny, tmp_path, capfd):
-    tiny.picture("in/sub/a.png")
+    tiny.image("in/sub/a.png")
     for spelling in ("in", tmp_path / "in", "in/../in"):
         assert command(spelling, "-o", "out", "--manifest", "list.jsonl") == 0
     assert [line["status"] for line in lines("list.jsonl")] == ["done"]
@@ -227,7 +227,7 @@ def test_the_manifest_keeps_one_line_for_an_input_however_it_is_written(command,
 
 
 def test_a_file_that_is_no_manifest_is_not_replaced(command, tiny, capfd):
-    tiny.picture("in.png")
+    tiny.image("in.png")
     Path("notes.txt").write_text("my notes\n")
     assert command("in.png", "-o", "out", "--manifest", "notes.txt") == 2
     assert Path("notes.txt").read_text() == "my notes\n" and "line 1 is not one of a manifest" in capfd.readouterr().err
@@ -238,7 +238,7 @@ def test_urls_as_inputs_and_output(command, tiny, memory):
 
     file_system = fsspec.filesystem("memory")
     for name in ("a.png", "sub/b.tif", "sub/.hidden.png", "c.txt"):
-        local = tiny.picture(Path("local") / name) if not name.endswith("txt") else Path("local/c.txt")
+        local = tiny.image(Path("local") / name) if not name.endswith("txt") else Path("local/c.txt")
         local.write_bytes(b"text") if name.endswith("txt") else None
         file_system.makedirs("/bucket/in/sub", exist_ok=True)
         file_system.put_file(str(local), f"/bucket/in/{name}")
@@ -259,9 +259,9 @@ def test_urls_as_inputs_and_output(command, tiny, memory):
     ("inputs", "out", "reason"),
     [
         (["memory://bucket/none"], "out", "no such file"),
-        (["memory://bucket/in/*.tif"], "out", "no pictures"),
+        (["memory://bucket/in/*.tif"], "out", "no images"),
         (["nonsense://bucket/a.png"], "out", "nonsense"),
-        (["memory://bucket/in"], "memory://bucket/in", "no pictures"),
+        (["memory://bucket/in"], "memory://bucket/in", "no images"),
         (["memory://bucket/in", "memory://bucket/in/a.png", "memory://bucket/two/a.png"], "out", "both be written"),
     ],
     ids=str,
@@ -272,7 +272,7 @@ def test_doubtful_urls_are_refused_before_anything_is_done(tiny, memory, tmp_pat
     monkeypatch.chdir(tmp_path)
     file_system = fsspec.filesystem("memory")
     for name in ("in/a.png", "two/a.png"):
-        file_system.pipe_file(f"/bucket/{name}", tiny.picture("a.png").read_bytes())
+        file_system.pipe_file(f"/bucket/{name}", tiny.image("a.png").read_bytes())
     with pytest.raises(UserError, match=reason):
         plan_jobs(inputs, out)
 
@@ -283,7 +283,7 @@ def test_damage_behind_a_url_names_the_url_and_uploads_that_fail_leave_nothing(
     import fsspec
 
     file_system = fsspec.filesystem("memory")
-    file_system.pipe_file("/bucket/in/bad.png", b"no picture")
+    file_system.pipe_file("/bucket/in/bad.png", b"no image")
     assert command("memory://bucket/in/bad.png", "-o", "memory://bucket/out") == 1
     assert "memory://bucket/in/bad.png" in (said := capfd.readouterr().err) and "/tmp" not in said
     with pytest.raises(UserError, match=r"memory://bucket/none\.png"), fetched(Url("memory://bucket/none.png")):
@@ -301,7 +301,7 @@ def test_damage_behind_a_url_names_the_url_and_uploads_that_fail_leave_nothing(
 
 def test_ctrl_c_stops_between_tiles_and_closes_the_manifest(command, tiny, monkeypatch, capfd):
     for number in range(3):
-        tiny.picture(f"in/{number}.png", (300, 300, 3))
+        tiny.image(f"in/{number}.png", (300, 300, 3))
     from vheatir.restore.progress import ConsoleProgress
 
     def interrupted(*_arguments, **_options):
@@ -319,7 +319,7 @@ def test_lines_of_progress_where_there_is_no_terminal(command, tiny, monkeypatch
 
     monkeypatch.setattr(progress, "_REPORT_SECONDS", 0.0)
     for number in range(3):
-        tiny.picture(f"in/{number}.png", (40, 40, 3))
+        tiny.image(f"in/{number}.png", (40, 40, 3))
     assert command("in", "-o", "out") == 0
     assert "minutes left" in capfd.readouterr().err
 

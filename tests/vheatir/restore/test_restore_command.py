@@ -44,7 +44,7 @@ def command(options, tmp_path, monkeypatch):
     return lambda *arguments: vheatir_main(["restore", *map(str, arguments), *options])
 
 
-def picture(path, shape=(12, 10, 3)):
+def image(path, shape=(12, 10, 3)):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, Image(np.random.default_rng(0).uniform(size=shape).astype(np.float32)))
@@ -57,9 +57,9 @@ def below(folder):
 
 def test_a_file_goes_to_out_name_and_a_folder_keeps_its_tree(command, tmp_path):
     for name in ("photos/a.png", "photos/sub/deep/b.JPG", "single/c.tif"):
-        picture(tmp_path / name)
-    (tmp_path / "photos" / "notes.txt").write_text("not a picture")
-    picture(tmp_path / "photos" / ".hidden.png")
+        image(tmp_path / name)
+    (tmp_path / "photos" / "notes.txt").write_text("not an image")
+    image(tmp_path / "photos" / ".hidden.png")
     assert command("photos", "single/c.tif", "-o", "out") == 0
     assert below(tmp_path / "out") == ["a.png", "c.tif", "sub/deep/b.JPG"]
 
@@ -75,14 +75,14 @@ def test_a_file_goes_to_out_name_and_a_folder_keeps_its_tree(command, tmp_path):
 )
 def test_globs(command, tmp_path, pattern, expected):
     for name in ("a.png", "b.png", "sub/c.jpg", "d.jpg"):
-        picture(tmp_path / "photos" / name)
+        image(tmp_path / "photos" / name)
     assert command(pattern, "-o", "out") == 0
     assert below(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("name", ["grüße 写真.png", "[1]*.png", "-dash.png", "a b\tc.png", "x" * 250 + ".png"])
 def test_any_name_will_do(command, tmp_path, name):
-    picture(tmp_path / name)
+    image(tmp_path / name)
     assert command(f"./{name}", "-o", "résumé/out") == 0
     assert below(tmp_path / "résumé" / "out") == [name]
 
@@ -90,7 +90,7 @@ def test_any_name_will_do(command, tmp_path, name):
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are always text")
 def test_names_that_are_no_text_are_restored_and_shown(command, tmp_path, capfd):
     name = os.fsdecode(b"caf\xe9.png")
-    picture(tmp_path / "whole" / name)
+    image(tmp_path / "whole" / name)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / os.fsdecode(b"th\xe9.png")).write_bytes(b"")
     assert command("whole", "broken", "-o", "out") == 1
@@ -105,16 +105,16 @@ def test_names_that_are_no_text_are_restored_and_shown(command, tmp_path, capfd)
         (["one", "two/a.png"], "both be written to"),
         (["one", "two"], "both be written to"),
         (["one/*.png", "two"], "both be written to"),
-        (["one/a.png", "tree"], "have to be a picture and"),
+        (["one/a.png", "tree"], "have to be an image and"),
         (["one", "none.png"], "no such file"),
-        (["one", "none/*.png"], "no picture"),
-        (["one", "void"], "holds no pictures"),
+        (["one", "none/*.png"], "no image"),
+        (["one", "void"], "holds no images"),
     ],
     ids=str,
 )
 def test_doubtful_requests_are_refused_before_anything_is_done(command, tmp_path, capfd, inputs, reason):
     for name in ("one/a.png", "two/a.png", "tree/a.png/b.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     (tmp_path / "void").mkdir()
     assert command(*inputs, "-o", "out") == 2
     assert reason in capfd.readouterr().err
@@ -122,14 +122,14 @@ def test_doubtful_requests_are_refused_before_anything_is_done(command, tmp_path
 
 
 def test_the_same_file_named_twice_is_one_input(command, tmp_path):
-    picture(tmp_path / "one" / "a.png")
+    image(tmp_path / "one" / "a.png")
     assert command("one", "one/a.png", "./one/../one/*.png", "-o", "out") == 0
     assert below(tmp_path / "out") == ["a.png"]
 
 
 @pytest.mark.parametrize("inputs", [["photos"], ["photos/a.png"], ["photos/*.png"]], ids=str)
 def test_inputs_are_never_overwritten(command, tmp_path, capfd, inputs):
-    before = picture(tmp_path / "photos" / "a.png").read_bytes()
+    before = image(tmp_path / "photos" / "a.png").read_bytes()
     status = command(*inputs, "-o", "photos", "--overwrite")
     assert status == 2 and (tmp_path / "photos" / "a.png").read_bytes() == before
     assert capfd.readouterr().err.startswith("error: ")
@@ -137,16 +137,16 @@ def test_inputs_are_never_overwritten(command, tmp_path, capfd, inputs):
 
 @pytest.mark.parametrize("inputs", ["photos", "photos/**/*.png", "./photos/../photos"])
 def test_results_inside_an_input_folder_are_not_picked_up(command, tmp_path, inputs):
-    picture(tmp_path / "photos" / "a.png")
+    image(tmp_path / "photos" / "a.png")
     for _ in range(2):
         assert command(inputs, "-o", "photos/out", "--overwrite") == 0
     assert below(tmp_path / "photos") == ["a.png", "out/a.png"]
 
 
 def test_existing_outputs_stay_unless_asked(command, tmp_path, capfd):
-    picture(tmp_path / "photos" / "a.png")
-    picture(tmp_path / "photos" / "b.png")
-    old = picture(tmp_path / "out" / "a.png", (3, 3)).read_bytes()
+    image(tmp_path / "photos" / "a.png")
+    image(tmp_path / "photos" / "b.png")
+    old = image(tmp_path / "out" / "a.png", (3, 3)).read_bytes()
     assert command("photos", "-o", "out") == 0
     assert (tmp_path / "out" / "a.png").read_bytes() == old and (tmp_path / "out" / "b.png").exists()
     assert "1 existing" in capfd.readouterr().err
@@ -155,12 +155,12 @@ def test_existing_outputs_stay_unless_asked(command, tmp_path, capfd):
 
 
 def test_broken_files_are_named_the_others_are_done_and_the_status_tells(command, tmp_path, capfd):
-    whole = picture(tmp_path / "photos" / "a.png").read_bytes()
-    picture(tmp_path / "photos" / "z.png")
-    broken = {"empty.png": b"", "cut.png": whole[:-30], "not.jpg": whole, "text.tif": b"no picture"}
+    whole = image(tmp_path / "photos" / "a.png").read_bytes()
+    image(tmp_path / "photos" / "z.png")
+    broken = {"empty.png": b"", "cut.png": whole[:-30], "not.jpg": whole, "text.tif": b"no image"}
     for name, content in broken.items():
         (tmp_path / "photos" / name).write_bytes(content)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     assert command("photos", "notes.txt", "-o", "out") == 1
     assert below(tmp_path / "out") == ["a.png", "z.png"]
     messages = capfd.readouterr().err
@@ -176,21 +176,21 @@ def test_not_a_number_in_a_file_names_the_file(command, tmp_path, capfd):
 
 
 def test_the_limit_on_size_can_be_set(command, tmp_path, capfd):
-    picture(tmp_path / "in.png", (200, 200))
+    image(tmp_path / "in.png", (200, 200))
     assert command("in.png", "-o", "out", "--max-megapixels", "0.01") == 1
     assert "200x200" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["file", "file/below"])
 def test_an_output_that_cannot_be_a_folder_is_refused(command, tmp_path, capfd, output):
-    picture(tmp_path / "in.png")
+    image(tmp_path / "in.png")
     (tmp_path / "file").write_text("")
     assert command("in.png", "-o", output) == 2
     assert "folder" in capfd.readouterr().err
 
 
 def test_weights_that_are_none_are_refused_before_anything_is_done(tmp_path, monkeypatch, capfd):
-    picture(tmp_path / "in.png")
+    image(tmp_path / "in.png")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(b"x")
     assert vheatir_main(["restore", "in.png", "-o", "out", "--task", "jpeg", "--weights", "w.safetensors"]) == 2
@@ -208,8 +208,8 @@ def test_an_unexpected_failure_in_one_file_is_reported_and_the_rest_done(command
         return restore(self, read, shape, **options)
 
     monkeypatch.setattr(Restorer, "restore_rows", fail_on_gray)
-    picture(tmp_path / "photos" / "a.png", (9, 9))
-    picture(tmp_path / "photos" / "b.png")
+    image(tmp_path / "photos" / "a.png", (9, 9))
+    image(tmp_path / "photos" / "b.png")
     assert command("photos", "-o", "out") == 1
     assert below(tmp_path / "out") == ["b.png"]
     assert "a.png" in (messages := capfd.readouterr().err) and "--tile" in messages
@@ -227,7 +227,7 @@ def test_help_tells_what_the_weights_are_for(capsys):
 def test_stopped_in_the_middle_finished_files_are_whole_and_the_rest_can_follow(options, command, tmp_path, ending):
     count = 60
     for number in range(count):
-        picture(tmp_path / "photos" / f"{number:02}.png", (200, 200, 3))
+        image(tmp_path / "photos" / f"{number:02}.png", (200, 200, 3))
     call = [sys.executable, "-m", "vheatir", "restore", "photos", "-o", "out", *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
@@ -254,8 +254,8 @@ def test_stopped_in_the_middle_finished_files_are_whole_and_the_rest_can_follow(
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 @pytest.mark.parametrize("inputs", [["photos"], ["pho*"]], ids=str)
 def test_linked_folders_are_followed_and_loops_cut(command, tmp_path, inputs):
-    picture(tmp_path / "photos" / "a.png")
-    picture(tmp_path / "elsewhere" / "deep" / "b.png")
+    image(tmp_path / "photos" / "a.png")
+    image(tmp_path / "elsewhere" / "deep" / "b.png")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "photos" / "again").symlink_to(tmp_path / "elsewhere" / "deep", target_is_directory=True)
     (tmp_path / "photos" / "c.png").symlink_to(tmp_path / "elsewhere" / "deep" / "b.png")
@@ -271,7 +271,7 @@ def test_linked_folders_are_followed_and_loops_cut(command, tmp_path, inputs):
 
 @pytest.mark.parametrize("name", ["result.png", "new/folder/result.PNG", "result.tif", "result.webp"])
 def test_one_file_may_go_to_a_file(command, tmp_path, name, capfd):
-    picture(tmp_path / "in.png")
+    image(tmp_path / "in.png")
     for _ in range(2):  # the second time it is there and stays
         assert command("in.png", "-o", name) == 0
     assert "1 existing outputs stay" in capfd.readouterr().err
@@ -281,8 +281,8 @@ def test_one_file_may_go_to_a_file(command, tmp_path, name, capfd):
     assert (tmp_path / name).stat().st_mtime_ns > before
 
 
-def test_a_folder_with_a_pictures_name_is_a_folder(command, tmp_path):
-    picture(tmp_path / "in.png")
+def test_a_folder_with_a_images_name_is_a_folder(command, tmp_path):
+    image(tmp_path / "in.png")
     (tmp_path / "odd.png").mkdir()
     assert command("in.png", "-o", "odd.png") == 0
     assert below(tmp_path / "odd.png") == ["in.png"]
@@ -302,7 +302,7 @@ def test_a_folder_with_a_pictures_name_is_a_folder(command, tmp_path):
 )
 def test_a_file_as_output_is_refused_for_anything_else(command, tmp_path, capfd, inputs, output, reason):
     for name in ("in.png", "two.png", "photos/a.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     assert command(*inputs, "-o", output) == 2
     assert reason in capfd.readouterr().err
     assert not (tmp_path / "out.png").exists()
@@ -325,7 +325,7 @@ def test_what_another_format_cannot_hold_is_refused_before_work(command, tmp_pat
 
 
 def test_files_of_other_kinds_are_counted(command, tmp_path, capfd):
-    picture(tmp_path / "photos" / "a.png")
+    image(tmp_path / "photos" / "a.png")
     for name in ("b.psd", "c.PSD", "sub/d.gif", "notes", ".hidden.gif"):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(b"x")
@@ -340,4 +340,4 @@ def test_notes_of_files_are_shown(command, tmp_path, capfd):
     for name in ("thumbnail_second.tif",):
         (tmp_path / name).write_bytes((ODD / name).read_bytes())
     assert command("thumbnail_second.tif", "-o", "out") == 0
-    assert "1 further, smaller picture (thumbnails); left out" in capfd.readouterr().err
+    assert "1 further, smaller image (thumbnails); left out" in capfd.readouterr().err

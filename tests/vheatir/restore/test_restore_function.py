@@ -19,7 +19,7 @@ def weights(tiny, tmp_path, monkeypatch):
 
 
 def test_one_file_becomes_another_and_stays_the_next_time(weights, tiny):
-    tiny.picture("in.png", (40, 30, 3))
+    tiny.image("in.png", (40, 30, 3))
     (first,) = vheatir.restore("in.png", "deep/out.png", task="denoise", weights=weights)
     assert (first.source, first.target, first.outcome.status) == (Path("in.png"), Path("deep/out.png"), "done")
     want = vheatir.Restorer("denoise", weights).restore(read_image("in.png").pixels)
@@ -31,8 +31,8 @@ def test_one_file_becomes_another_and_stays_the_next_time(weights, tiny):
     assert anew.outcome.status == "done" and Path("deep/out.png").stat().st_mtime_ns > before
 
 
-def test_the_format_is_that_of_the_name_where_it_can_hold_the_picture(weights, tiny):
-    tiny.picture("in.png", (40, 30, 3))
+def test_the_format_is_that_of_the_name_where_it_can_hold_the_image(weights, tiny):
+    tiny.image("in.png", (40, 30, 3))
     vheatir.restore("in.png", "out.jpg", task="denoise", weights=weights)
     assert Path("out.jpg").read_bytes().startswith(b"\xff\xd8")
     cv2.imwrite("deep.png", np.full((40, 30, 3), 40000, np.uint16))
@@ -45,8 +45,8 @@ def test_the_format_is_that_of_the_name_where_it_can_hold_the_picture(weights, t
 
 
 def test_one_file_that_cannot_be_restored_raises_and_several_say_so(weights, tiny):
-    tiny.picture("good.png", (40, 30, 3))
-    Path("bad.png").write_bytes(b"no picture")
+    tiny.image("good.png", (40, 30, 3))
+    Path("bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png"):
         vheatir.restore("bad.png", "out.png", task="denoise", weights=weights)
     with pytest.raises(UserError, match=r"good\.png is an input and would be overwritten"):
@@ -58,7 +58,7 @@ def test_one_file_that_cannot_be_restored_raises_and_several_say_so(weights, tin
 
 def test_a_listener_hears_of_every_file(weights, tiny):
     for number in range(3):
-        tiny.picture(f"in/{number}.png", (40, 30, 3))
+        tiny.image(f"in/{number}.png", (40, 30, 3))
     heard = []
 
     class Listener(Progress):

@@ -19,8 +19,8 @@ def command(tiny, tmp_path, monkeypatch):
     """`vheatir restore` in a folder that holds in/a.png and in/sub/b.tif; returns the exit status."""
     monkeypatch.chdir(tmp_path)
     fixed = ["--task", "denoise", "--weights", str(tiny.write_weights(tmp_path / "tiny.safetensors")), "--quiet"]
-    tiny.picture("in/a.png")
-    tiny.picture("in/sub/b.tif")
+    tiny.image("in/a.png")
+    tiny.image("in/sub/b.tif")
     return lambda *arguments: vheatir_main(["restore", *map(str, arguments), *fixed, "--device", "cpu"])
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a few pixels, and a Restorer in a forked process."""
+"""Images of a few pixels, and a Restorer in a forked process."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ def test_flat_colours_stay_by_every_symmetry_tile_and_alpha(shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 100), (7, 7)], ids=str)
-def test_noise_of_tiny_pictures_becomes_less_and_colours_stay(shipped, shape):
+def test_noise_of_tiny_images_becomes_less_and_colours_stay(shipped, shape):
     rng = np.random.default_rng(0)
     clean = np.broadcast_to(np.float32((0.7, 0.3, 0.2)), (*shape, 3))
     noisy = (clean + rng.normal(0, 15 / 255, clean.shape)).astype(np.float32)
@@ -73,7 +73,7 @@ def test_any_networks_answer_to_flat_colours_is_taken_out(name, channels):
             assert _with_margin(network, flat).sub(flat).abs().max() < 1e-4
 
 
-def test_padding_mirrors_the_picture_as_often_as_needed():
+def test_padding_mirrors_the_image_as_often_as_needed():
     for side in (1, 2, 3, 7):
         expected = np.pad(np.arange(side), 16, mode="symmetric")
         np.testing.assert_array_equal(_mirrored(side), expected)

@@ -1,4 +1,4 @@
-"""Memory grows with the tile, not with the picture; where it runs out, smaller tiles do the work."""
+"""Memory grows with the tile, not with the image; where it runs out, smaller tiles do the work."""
 
 import json
 import subprocess
@@ -91,7 +91,7 @@ def test_out_of_memory_is_answered_by_smaller_tiles_for_good(trained, tile):
     result = restorer.restore(image)
     failures = sum(side > 64 for side in restorer.network.seen)
     assert 1 <= failures <= 3, "the size that suffices is remembered"
-    assert np.abs(result - whole).mean() < 0.02, "another tiling of the same picture"
+    assert np.abs(result - whole).mean() < 0.02, "another tiling of the same image"
     restorer.network.seen.clear()
     restorer.restore(image)
     assert max(restorer.network.seen) <= 64
@@ -144,7 +144,7 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured through Linux's /proc")
-def test_memory_does_not_grow_with_the_picture(trained, tmp_path):
+def test_memory_does_not_grow_with_the_image(trained, tmp_path):
     """1.2 million further pixels, 6 bytes each in the file and 24 as floats in and out, may cost at most 3 each."""
     code = [sys.executable, "-c", SLOPE, str(trained)]
     done = subprocess.run(code, cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -15,7 +15,7 @@ def samples(build, root, count=6, **options):
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("double", [0, 1])
-def test_the_clean_picture_is_consistent_with_its_compression_and_a_blurred_one_is_not(
+def test_the_clean_image_is_consistent_with_its_compression_and_a_blurred_one_is_not(
     in_chans, double, photo_folder, build
 ):
     batch = samples(build, photo_folder(size=140), in_chans=in_chans, double_probability=double)
@@ -46,7 +46,7 @@ def test_gradient_of_consistency_is_that_of_finite_differences(photo_folder, bui
         torch.testing.assert_close((restored.grad * direction).sum(), difference, rtol=1e-3, atol=1e-6)
 
 
-def test_descent_on_consistency_approaches_the_compressed_picture(photo_folder, build):
+def test_descent_on_consistency_approaches_the_compressed_image(photo_folder, build):
     batch = samples(build, photo_folder(size=120), count=2)
     loss, passes = JPEGConsistencyLoss(), batch["jpeg"]
     restored = (batch["lq"] + 0.1 * torch.randn_like(batch["lq"])).requires_grad_()

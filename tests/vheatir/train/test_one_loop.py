@@ -35,8 +35,8 @@ def backbones(tmp_path):
     def make(command: str) -> str:
         folder, data = tmp_path / command, tmp_path / f"{command}_data"
         if command == "pretrain":
-            pictures = small.make_pictures(data, train=4, val=1)
-            return str(small.make_recipe(folder, pictures, train={"epochs": 1}))
+            images = small.make_images(data, train=4, val=1)
+            return str(small.make_recipe(folder, images, train={"epochs": 1}))
         if command == "detect":
             dense_data.make_coco(data)
             return str(dense_data.detection_recipe(folder, data, train=short, val={"every": 1}))

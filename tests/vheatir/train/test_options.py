@@ -233,7 +233,7 @@ def test_a_failed_start_leaves_the_former_run_alone(train, recipe, tmp_path, ove
     assert "Traceback" not in str(caught.value)
 
 
-def test_every_unusable_picture_is_listed_at_once(train, recipe, tmp_path, small_photos):
+def test_every_unusable_image_is_listed_at_once(train, recipe, tmp_path, small_photos):
     (tmp_path / "mixed").mkdir()
     for name in ("cut.png", "empty.png"):
         data = (small_photos / "train" / "train0.png").read_bytes()

@@ -62,7 +62,7 @@ def pictures(tmp_path_factory):
 
 
 def shrunk(name, pictures, *more):
-    """The recipe on stand-in pictures with a small network; everything else as in the file."""
+    """The recipe on stand-in images with a small network; everything else as in the file."""
     path = RECIPES / f"{name}.yml"
     overrides = list(more)
     for phase, table in read_options(path)["datasets"].items():

@@ -63,7 +63,7 @@ def test_run_folder_tells_all(train, recipe):
     assert [point["iteration"] for point in train.curves(folder)] == [2, 4, 6, 6, 8, 10, 12, 12]
 
 
-def test_written_weights_are_the_average_and_restore_pictures(train):
+def test_written_weights_are_the_average_and_restore_images(train):
     from vheatir.restore.restorer import Restorer
 
     folder = train()
@@ -115,7 +115,7 @@ def test_noise_differs_between_epochs(train, monkeypatch):
     seen = seen[1:]  # one sample is tried before the run begins
     assert len(seen) == 24
     paths = [path for path, _ in seen]
-    assert len(set(paths[:5])) == len(set(paths[5:10])) == 5  # epochs of 5 pictures
+    assert len(set(paths[:5])) == len(set(paths[5:10])) == 5  # epochs of 5 images
     noise = torch.stack([noise for _, noise in seen]).flatten(1)
     repeats = (noise[:, None] - noise[None]).abs().amax(-1) < 1e-3
     assert repeats.sum() == len(seen)  # each equals itself only
@@ -144,7 +144,7 @@ def test_another_architecture_of_basicsr_trains_and_is_written_as_pth(train):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_non_finite_step_stops_the_run_and_names_the_pictures(train, monkeypatch, tmp_path, kind):
+def test_a_non_finite_step_stops_the_run_and_names_the_images(train, monkeypatch, tmp_path, kind):
     forward, count = VHeatIR.forward, []
 
     def poisoned(self, image, level=None):
@@ -195,9 +195,9 @@ def test_missing_basicsr_is_told_with_what_to_install(recipe, monkeypatch, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-def test_pictures_of_one_name_in_two_folders_are_both_written(train, small_photos, tmp_path):
+def test_images_of_one_name_in_two_folders_are_both_written(train, small_photos, tmp_path):
     for place in ("a", "b"):
         (tmp_path / "twins" / place).mkdir(parents=True)
         shutil.copy(small_photos / "val" / "val0.png", tmp_path / "twins" / place / "same.png")
     folder = train(f"datasets.val.dataroot_gt={tmp_path / 'twins'}", "val.save_img=true", "val.val_freq=12")
-    assert len(list(folder.rglob("pictures/*/val/*.png"))) == 2
+    assert len(list(folder.rglob("images/*/val/*.png"))) == 2

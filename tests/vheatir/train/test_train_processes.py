@@ -130,7 +130,7 @@ def test_gloo_resume_with_another_number_of_processes(train):
 
 
 def test_gloo_shares_validation_out(tmp_path, train, small_photos, load_beside):
-    """The scores to the last digit, in order, and all pictures, also those of one name."""
+    """The scores to the last digit, in order, and all images, also those of one name."""
     import cv2
 
     from vheatir.archs.vheatir_arch import VHeatIR

@@ -112,15 +112,13 @@ def test_mixup_mixes_neighbours_in_input_and_target_alike(train, fed):
 
 
 def test_mixup_weights_follow_beta_and_its_share_of_iterations():
-    pictures = [torch.tensor([0.0, 1.0])]
-    drawn = [mixup(pictures, 0, iteration, 1.2, 0.5)[0][0].item() for iteration in range(2000)]
+    images = [torch.tensor([0.0, 1.0])]
+    drawn = [mixup(images, 0, iteration, 1.2, 0.5)[0][0].item() for iteration in range(2000)]
     mixed = torch.tensor([value for value in drawn if value > 0])
     assert abs(len(mixed) / 2000 - 0.5) < 0.06
     assert abs(mixed.mean() - 0.5) < 0.05 and abs(mixed.var() - 1 / (4 * (2 * 1.2 + 1))) < 0.008
-    again = [mixup(pictures, 0, iteration, 1.2, 0.5)[0][0].item() for iteration in (7, 1999)]
-    assert (
-        again == [drawn[7], drawn[1999]] and mixup(pictures, 1, 7, 1.2, 1.0)[0][0] != mixup(pictures, 0, 7, 1.2)[0][0]
-    )
+    again = [mixup(images, 0, iteration, 1.2, 0.5)[0][0].item() for iteration in (7, 1999)]
+    assert again == [drawn[7], drawn[1999]] and mixup(images, 1, 7, 1.2, 1.0)[0][0] != mixup(images, 0, 7, 1.2)[0][0]
 
 
 def test_training_learns_with_all_of_them(train):

@@ -1,4 +1,4 @@
-"""Validation during training: tiles, self-ensemble, one table of figures, and pictures that it could not score."""
+"""Validation during training: tiles, self-ensemble, one table of figures, and images that it could not score."""
 
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def test_the_check_lists_what_is_wrong_in_all_sets_at_once_before_anything_is_wr
     assert not train.root.exists()
 
 
-def test_a_border_that_the_metrics_cut_off_needs_larger_pictures(train, small_photos):
+def test_a_border_that_the_metrics_cut_off_needs_larger_images(train, small_photos):
     with pytest.raises(UserError, match=r"val0\.png: 32x32 pixels, expected at least 33"):
         train("val.metrics={psnr: {type: vheatir_psnr, border: 11}}")
 
