@@ -1,23 +1,29 @@
-"""Layers of gated blocks in one pass over memory: a depthwise 3x3 convolution with its gate, and a narrowing norm.
+"""Layers of gated blocks in one pass over memory, forward and backward: a depthwise 3x3 convolution with its gate, the
+product of two halves, a layer norm that narrows.
 
-Both are what their formulas say. Where the native CPU kernel takes the tensors it does all at once; elsewhere, with
-gradients and while a graph is traced, they are plain PyTorch.
+All are what their formulas say. Where the native CPU kernel takes the tensors it does each at once; elsewhere, and while
+a graph is traced, they are plain PyTorch.
 """
 
 import ctypes
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.plain import are_plain
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15
+_STRIP = 8  # rows of an image that are summed to one row of a weight's gradient, as in csrc/api.h
+_CHUNK = 256  # likewise, rows of a norm
 
 
-class _Job(ctypes.Structure):
+class _GateJob(ctypes.Structure):
+    """vheatir_gate_job of csrc/api.h."""
+
     _fields_ = (
         ("batch", ctypes.c_int64),
         ("height", ctypes.c_int64),
@@ -32,61 +38,43 @@ class _Job(ctypes.Structure):
     )
 
 
-def _kernel_takes(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return (
-        not torch.is_grad_enabled()
-        and are_plain(x, weight, bias)
-        and x.is_cpu
-        and weight.is_cpu
-        and bias.is_cpu
-        and x.dtype in _TYPES
-        and weight.dtype == bias.dtype == torch.float32
-        and x.numel() > 0
-        and native.refusal() is None
+class _GateGradientJob(ctypes.Structure):
+    """vheatir_gate_gradient_job of csrc/api.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+        ("source", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("grad_source", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
     )
 
 
-def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`a * b`, where a and b are the halves of the channels of a depthwise 3x3 convolution with zeros outside.
+class _ProductJob(ctypes.Structure):
+    """vheatir_product_job of csrc/api.h."""
 
-    Args:
-        x: (B, H, W, 2 C), channels-last; float32, or bfloat16 with sums in float32 (any type where PyTorch runs).
-        weight: (2 C, 1, 3, 3), as that of `nn.Conv2d` with 2 C groups; float32 beside bfloat16 maps.
-        bias: (2 C,), of the weight's type.
-
-    Returns:
-        (B, H, W, C) of the type of x. Differentiable.
-
-    Raises:
-        ValueError: the shapes do not fit each other.
-    """
-    channels = x.shape[-1] // 2
-    if x.ndim != 4 or x.shape[-1] % 2 or weight.shape != (2 * channels, 1, 3, 3) or bias.shape != (2 * channels,):
-        raise ValueError(
-            "expected maps (B, H, W, 2 C), a weight (2 C, 1, 3, 3) and a bias (2 C,), "
-            f"got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
-        )
-    if not _kernel_takes(x, weight, bias):
-        image = x.permute(0, 3, 1, 2)
-        if x.dtype == torch.bfloat16 and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-            image = image.float()
-        one, other = F.conv2d(image, weight, bias, padding=1, groups=2 * channels).permute(0, 2, 3, 1).chunk(2, dim=-1)
-        y = one * other
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
-    y = x.new_empty(*x.shape[:3], channels)
-    # Held until the call returns: the job has only addresses.
-    x, taps, bias = x.contiguous(), weight.detach().view(2 * channels, 9).t().contiguous(), bias.contiguous()
-    job = _Job(*y.shape, type=_TYPES[x.dtype])
-    job.threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
-    job.source = x.data_ptr()
-    job.weight = taps.data_ptr()
-    job.bias = bias.data_ptr()
-    job.target = y.data_ptr()
-    native.functions().vheatir_gate(ctypes.byref(job))
-    return y
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+        ("source", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+    )
 
 
 class _NormJob(ctypes.Structure):
+    """vheatir_rescale_job of csrc/api.h."""
+
     _fields_ = (
         ("rows", ctypes.c_int64),
         ("channels", ctypes.c_int64),
@@ -100,20 +88,311 @@ class _NormJob(ctypes.Structure):
     )
 
 
-def norm_to(x: Tensor, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Tensor:
-    """`norm(x).to(dtype)` in one pass over memory, without gradients.
+class _NormGradientJob(ctypes.Structure):
+    """vheatir_rescale_gradient_job of csrc/api.h."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+        ("source", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("grad_sum", ctypes.c_void_p),
+        ("grad_source", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+def _kernel_takes(x: Tensor, *parameters: Tensor) -> bool:
+    return (
+        are_plain(x, *parameters)
+        and x.is_cpu
+        and x.dtype in _TYPES
+        and x.numel() > 0
+        and all(one.is_cpu and one.dtype == torch.float32 for one in parameters)
+        and native.refusal() is None
+    )
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+
+
+def _threads(x: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(2 C, 1, 3, 3) as (9, 2 C), contiguous."""
+    return weight.detach().view(len(weight), 9).t().contiguous()
+
+
+def _gate_formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    image = x.permute(0, 3, 1, 2)
+    if x.dtype == torch.bfloat16 and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        image = image.float()
+    one, other = F.conv2d(image, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1).chunk(2, dim=-1)
+    y = one * other
+    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+
+def _native_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = x.new_empty(*x.shape[:3], x.shape[3] // 2)
+    # Held until the call returns: the job has only addresses.
+    x = x.contiguous()
+    taps = _taps(weight)
+    bias = bias.contiguous()
+    batch, height, width, channels = y.shape
+    job = _GateJob(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        threads=_threads(x),
+        type=_TYPES[x.dtype],
+        source=x.data_ptr(),
+        weight=taps.data_ptr(),
+        bias=bias.data_ptr(),
+        target=y.data_ptr(),
+    )
+    native.functions().vheatir_gate(ctypes.byref(job))
+    return y
+
+
+class _Gate(torch.autograd.Function):
+    """`_native_gate` with its backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return _native_gate(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(_gate_formula, (x, weight, bias), grad)
+        batch, height, width, channels = grad.shape
+        grad_x = x.new_empty(x.shape)
+        units = batch * -(-height // _STRIP)
+        grad_weight = bias.new_empty(units, 9, 2 * channels)
+        grad_bias = bias.new_empty(units, 2 * channels)
+        # Held until the call returns: the job has only addresses.
+        x = x.contiguous()
+        grad = grad.contiguous()
+        taps = _taps(weight)
+        bias = bias.contiguous()
+        job = _GateGradientJob(
+            batch=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            threads=_threads(x),
+            type=_TYPES[x.dtype],
+            source=x.data_ptr(),
+            grad=grad.data_ptr(),
+            weight=taps.data_ptr(),
+            bias=bias.data_ptr(),
+            grad_source=grad_x.data_ptr(),
+            grad_weight=grad_weight.data_ptr(),
+            grad_bias=grad_bias.data_ptr(),
+        )
+        if native.functions().vheatir_gate_gradient(ctypes.byref(job)) != 0:
+            raise MemoryError("the CPU kernel got no memory for its work space")
+        return grad_x, grad_weight.sum(0).t().reshape(weight.shape), grad_bias.sum(0)
+
+
+def _differentiable(formula, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a formula's inputs that can be differentiated again; None for those that need none."""
+    wanted = [one for one in inputs if one.requires_grad]
+    found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(found) if one.requires_grad else None for one in inputs)
+
+
+def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`a * b`, where a and b are the halves of the channels of a depthwise 3x3 convolution with zeros outside.
+
+    Args:
+        x: (B, H, W, 2 C), channels-last; float32, or bfloat16 with sums in float32 (any type where PyTorch runs).
+        weight: (2 C, 1, 3, 3), as that of `nn.Conv2d` with 2 C groups; float32 beside bfloat16 maps.
+        bias: (2 C,), of the weight's type.
+
+    Returns:
+        (B, H, W, C) of the type of x. Differentiable as often as wanted.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+        MemoryError: there is no memory for the work space of the backward.
+    """
+    channels = x.shape[-1] // 2
+    if x.ndim != 4 or x.shape[-1] % 2 or weight.shape != (2 * channels, 1, 3, 3) or bias.shape != (2 * channels,):
+        raise ValueError(
+            "expected maps (B, H, W, 2 C), a weight (2 C, 1, 3, 3) and a bias (2 C,), "
+            f"got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    if not _kernel_takes(x, weight, bias):
+        return _gate_formula(x, weight, bias)
+    return (_Gate.apply if _wants_gradients(x, weight, bias) else _native_gate)(x, weight, bias)
+
+
+def _product_formula(x: Tensor) -> Tensor:
+    one, other = x.chunk(2, dim=-1)
+    return one * other
+
+
+def _native_product(x: Tensor, grad: Tensor | None = None) -> Tensor:
+    """The product, or with the gradient of the product that of x."""
+    x = x.contiguous()
+    channels = x.shape[-1] // 2
+    target = x.new_empty(*x.shape[:-1], channels if grad is None else 2 * channels)
+    grad = None if grad is None else grad.contiguous()
+    job = _ProductJob(
+        rows=x.numel() // (2 * channels),
+        channels=channels,
+        threads=_threads(x),
+        type=_TYPES[x.dtype],
+        source=x.data_ptr(),
+        grad=None if grad is None else grad.data_ptr(),
+        target=target.data_ptr(),
+    )
+    native.functions().vheatir_product(ctypes.byref(job))
+    return target
+
+
+class _Product(torch.autograd.Function):
+    """`_native_product` with its backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _native_product(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _differentiable(_product_formula, (x,), grad)[0] if torch.is_grad_enabled() else _native_product(x, grad)
+
+
+def halves_product(x: Tensor) -> Tensor:
+    """The product of both halves of the channels: (..., 2 C) to (..., C) of the same type.
+
+    Raises:
+        ValueError: the number of channels is odd.
+    """
+    if x.ndim == 0 or x.shape[-1] % 2:
+        raise ValueError(f"expected an even number of channels (..., 2 C), got {tuple(x.shape)}")
+    if not _kernel_takes(x):
+        return _product_formula(x)
+    return _Product.apply(x) if _wants_gradients(x) else _native_product(x)
+
+
+def _native_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    x = x.contiguous()
+    weight = weight.contiguous()
+    bias = bias.contiguous()
+    y = x.new_empty(x.shape, dtype=dtype)
+    job = _NormJob(
+        rows=x.numel() // x.shape[-1],
+        channels=x.shape[-1],
+        threads=_threads(x),
+        type=_TYPES[dtype],
+        source=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        target=y.data_ptr(),
+        epsilon=epsilon,
+    )
+    native.functions().vheatir_rescale(ctypes.byref(job))
+    return y
+
+
+class _ForkNorm(torch.autograd.Function):
+    """(x, norm of x); the backward adds both gradients of x in the pass in which it computes one of them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.epsilon = epsilon
+        ctx.dtype = dtype
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), _native_norm(x, weight, bias, epsilon, dtype)
+
+    @staticmethod
+    def backward(ctx, grad_sum: Tensor | None, grad: Tensor | None):
+        x, weight, bias = ctx.saved_tensors
+        if grad is None:
+            return grad_sum, None, None, None, None
+        if torch.is_grad_enabled():
+            epsilon = ctx.epsilon
+            grads = _differentiable(
+                lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, epsilon),
+                (x, weight, bias),
+                grad.to(x.dtype),
+            )
+            total = grads[0] if grad_sum is None or grads[0] is None else grads[0] + grad_sum
+            return total, *grads[1:], None, None
+        x = x.contiguous()
+        grad = grad.contiguous()
+        grad_sum = None if grad_sum is None else grad_sum.contiguous()
+        weight = weight.contiguous()
+        rows = x.numel() // x.shape[-1]
+        grad_x = x.new_empty(x.shape)
+        sums = x.new_empty(2, -(-rows // _CHUNK), x.shape[-1])
+        job = _NormGradientJob(
+            rows=rows,
+            channels=x.shape[-1],
+            threads=_threads(x),
+            type=_TYPES[grad.dtype],
+            source=x.data_ptr(),
+            weight=weight.data_ptr(),
+            grad=grad.data_ptr(),
+            grad_sum=None if grad_sum is None else grad_sum.data_ptr(),
+            grad_source=grad_x.data_ptr(),
+            grad_weight=sums[0].data_ptr(),
+            grad_bias=sums[1].data_ptr(),
+            epsilon=ctx.epsilon,
+        )
+        native.functions().vheatir_rescale_gradient(ctypes.byref(job))
+        grad_weight, grad_bias = sums.sum(1)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def norm_to(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor:
+    """`norm(x).to(dtype)`, without gradients in one pass over memory.
 
     Args:
         x: (..., C), float32.
         norm: over the C channels, with weight and bias.
         dtype: float32 or bfloat16.
     """
-    if not _kernel_takes(x, norm.weight, norm.bias) or x.dtype != torch.float32 or dtype not in _TYPES:
-        return norm(x).to(dtype)
-    x, weight, bias = x.contiguous(), norm.weight.contiguous(), norm.bias.contiguous()
-    y = x.new_empty(x.shape, dtype=dtype)
-    job = _NormJob(x.numel() // x.shape[-1], x.shape[-1], type=_TYPES[dtype], epsilon=norm.eps)
-    job.threads = max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
-    job.source, job.weight, job.bias, job.target = (one.data_ptr() for one in (x, weight, bias, y))
-    native.functions().vheatir_rescale(ctypes.byref(job))
-    return y
+    if _norm_fits(x, norm, dtype) and not _wants_gradients(x, norm.weight, norm.bias):
+        return _native_norm(x, norm.weight, norm.bias, norm.eps, dtype)
+    return norm(x).to(dtype)
+
+
+def fork_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x for a residual branch, and `norm(x).to(dtype)` for the layers beside it.
+
+    The same values as those of PyTorch; the backward adds what comes from both in one pass over memory.
+
+    Args:
+        x: (..., C), float32.
+        norm: over the C channels, with weight and bias.
+        dtype: float32 or bfloat16.
+    """
+    if not _norm_fits(x, norm, dtype) or not _wants_gradients(x, norm.weight, norm.bias):
+        return x, norm_to(x, norm, dtype)
+    return _ForkNorm.apply(x, norm.weight, norm.bias, norm.eps, dtype)
+
+
+def _norm_fits(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
+    return (
+        x.dtype == torch.float32
+        and dtype in _TYPES
+        and _kernel_takes(x, norm.weight, norm.bias)
+        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+    )

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 4 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 5 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
@@ -90,6 +90,27 @@ typedef struct {
 } vheatir_gate_job;
 void vheatir_gate(const vheatir_gate_job *job);
 
+// Its backward. Weight and bias are summed over strips of VHEATIR_GATE_STRIP rows of one image each: grad_weight is
+// (batch * strips, 9, 2 * channels), grad_bias (batch * strips, 2 * channels). 0, or -1 when memory is short.
+enum { VHEATIR_GATE_STRIP = 8 };
+typedef struct {
+  int64_t batch, height, width, channels, threads, type;
+  const void *source, *grad;                    // as in the forward; like its target
+  const float *weight, *bias;
+  void *grad_source;                            // like the source
+  float *grad_weight, *grad_bias;
+} vheatir_gate_gradient_job;
+int vheatir_gate_gradient(const vheatir_gate_gradient_job *job);
+
+// The product of both halves of contiguous rows of 2 * channels, or its gradient where `grad` is not null; all of
+// float32 or all of bfloat16.
+typedef struct {
+  int64_t rows, channels, threads, type;
+  const void *source, *grad;
+  void *target;                                 // like the source for the gradient, else rows of `channels`
+} vheatir_product_job;
+void vheatir_product(const vheatir_product_job *job);
+
 // Layer norm of contiguous rows of float32 into rows of float32 or bfloat16, without its neighbors.
 typedef struct {
   int64_t rows, channels, threads, type;
@@ -98,6 +119,19 @@ typedef struct {
   double epsilon;
 } vheatir_rescale_job;
 void vheatir_rescale(const vheatir_rescale_job *job);
+
+// Its backward; `grad` is of the type of the result. `grad_sum`, which may be null, is added to the gradient of the
+// source. Weight and bias are summed over chunks as in vheatir_norm_gradient.
+typedef struct {
+  int64_t rows, channels, threads, type;
+  const float *source, *weight;
+  const void *grad;
+  const float *grad_sum;
+  float *grad_source, *grad_weight, *grad_bias;
+  double epsilon;
+} vheatir_rescale_gradient_job;
+void vheatir_rescale_gradient(const vheatir_rescale_gradient_job *job);
+
 int vheatir_abi(void);
 
 enum { VHEATIR_PORTABLE, VHEATIR_AVX2, VHEATIR_AVX512 };

@@ -10,7 +10,10 @@ extern "C" {
   void vheatir_norm_##version(const vheatir_norm_job *); \
   void vheatir_norm_gradient_##version(const vheatir_norm_gradient_job *); \
   void vheatir_gate_##version(const vheatir_gate_job *); \
-  void vheatir_rescale_##version(const vheatir_rescale_job *);
+  int vheatir_gate_gradient_##version(const vheatir_gate_gradient_job *); \
+  void vheatir_product_##version(const vheatir_product_job *); \
+  void vheatir_rescale_##version(const vheatir_rescale_job *); \
+  void vheatir_rescale_gradient_##version(const vheatir_rescale_gradient_job *);
 
 DECLARE(portable)
 
@@ -54,5 +57,8 @@ EXPORT int vheatir_conduct(const vheatir_job *job) { return RUN(vheatir_conduct,
 EXPORT void vheatir_norm(const vheatir_norm_job *job) { RUN(vheatir_norm, job); }
 EXPORT void vheatir_rescale(const vheatir_rescale_job *job) { RUN(vheatir_rescale, job); }
 EXPORT void vheatir_gate(const vheatir_gate_job *job) { RUN(vheatir_gate, job); }
+EXPORT int vheatir_gate_gradient(const vheatir_gate_gradient_job *job) { return RUN(vheatir_gate_gradient, job); }
+EXPORT void vheatir_product(const vheatir_product_job *job) { RUN(vheatir_product, job); }
+EXPORT void vheatir_rescale_gradient(const vheatir_rescale_gradient_job *job) { RUN(vheatir_rescale_gradient, job); }
 EXPORT void vheatir_norm_gradient(const vheatir_norm_gradient_job *job) { RUN(vheatir_norm_gradient, job); }
 }

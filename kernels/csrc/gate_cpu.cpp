@@ -1,53 +1,11 @@
 // Depthwise 3x3 convolution and the product of both halves of its channels, in one pass over memory: the result of the
 // convolution, twice as large as that of the product, is never stored. Compiled once for each instruction set.
-#include "lanes.h"
+#include "narrow.h"
 #include "subnormal.h"
 
 namespace {
 
 constexpr int64_t kBlock = 64;  // pixels whose rows stay in the level 1 cache while the weights stay in registers
-
-typedef uint32_t Bits __attribute__((vector_size(kWidth * 4)));
-typedef uint16_t Narrow __attribute__((vector_size(kWidth * 2)));
-typedef uint16_t LooseNarrow __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
-
-template <bool narrow>
-INLINE Vec get(const void *from, int64_t at) {
-  if constexpr (narrow) {
-    const Narrow bits = *reinterpret_cast<const LooseNarrow *>(static_cast<const uint16_t *>(from) + at);
-    return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits) << 16);
-  } else {
-    return load(static_cast<const float *>(from) + at);
-  }
-}
-
-// To bfloat16 rounded once, to nearest, ties to even; NaN stays NaN.
-template <bool narrow>
-INLINE void put(void *to, int64_t at, Vec value) {
-  if constexpr (narrow) {
-    const Bits bits = reinterpret_cast<Bits>(value);
-    const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
-    const Bits chosen = (bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
-    *reinterpret_cast<LooseNarrow *>(static_cast<uint16_t *>(to) + at) = __builtin_convertvector(chosen, Narrow);
-  } else {
-    store(static_cast<float *>(to) + at, value);
-  }
-}
-
-template <bool narrow>
-INLINE float get_one(const void *from, int64_t at) {
-  if constexpr (narrow) return widened(static_cast<const uint16_t *>(from)[at], VHEATIR_BFLOAT16);
-  return static_cast<const float *>(from)[at];
-}
-
-template <bool narrow>
-INLINE void put_one(void *to, int64_t at, float value) {
-  if constexpr (narrow) {
-    static_cast<uint16_t *>(to)[at] = narrowed(value, VHEATIR_BFLOAT16);
-  } else {
-    static_cast<float *>(to)[at] = value;
-  }
-}
 
 // The pixels of one row that have both neighbors, and so the same arithmetic; the rows above and below may be missing.
 struct Line {
@@ -135,12 +93,6 @@ void do_line(const vheatir_gate_job &job, int64_t image, int64_t h) {
     const int64_t end = first + kBlock < job.width - 1 ? first + kBlock : job.width - 1;
     for (int64_t channel = 0; channel < whole; channel += kWidth) inner<narrow>(line, first, end, channel);
   }
-}
-
-INLINE float sum_of(Vec v) {
-  float total = 0;
-  for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
-  return total;
 }
 
 // Mean first and squares about it second: no cancellation. The row stays in the level 1 cache.

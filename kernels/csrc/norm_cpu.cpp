@@ -1,38 +1,15 @@
 // Layer norm over the channels of each row with the sum before it and the gate after it, and its backward: one pass
 // over memory, because a row stays in the level 1 cache. Compiled once for each instruction set.
-#include "lanes.h"
+#include "narrow.h"
 #include "subnormal.h"
 
 namespace {
 
-INLINE float sum_of(Vec v) {
-  float total = 0;
-  for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
-  return total;
-}
-
 INLINE Vec all(float value) { return Vec{} + value; }
 
-// `lanes` values and zeros.
-INLINE Vec get(const float *from, int64_t lanes) {
-  if (lanes >= kWidth) return load(from);
-  float padded[kWidth] = {};
-  for (int64_t lane = 0; lane < lanes; ++lane) padded[lane] = from[lane];
-  return load(padded);
-}
+INLINE Vec get(const float *from, int64_t lanes) { return get_lanes<false>(from, 0, lanes); }
 
-INLINE void put(float *to, Vec value, int64_t lanes) {
-  if (lanes >= kWidth) return store(to, value);
-  for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
-}
-
-// body(channel, lanes) for the vectors of a row; only the last one can have fewer lanes.
-template <class Body>
-INLINE void for_vectors(int64_t channels, const Body &body) {
-  int64_t c = 0;
-  for (; c + kWidth <= channels; c += kWidth) body(c, int64_t(kWidth));
-  if (c < channels) body(c, channels - c);
-}
+INLINE void put(float *to, Vec value, int64_t lanes) { put_lanes<false>(to, 0, value, lanes); }
 
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
 

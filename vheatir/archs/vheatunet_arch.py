@@ -12,7 +12,7 @@ from vheatir.archs.vheatir_arch import check_image, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
-from vheatir.kernels.cpu.gate import depthwise_gate, norm_to
+from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 from vheatir.kernels.plain import are_plain
@@ -102,13 +102,14 @@ class GatedBlock(KeptForms):
         x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
         if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn():
             return self._fused(x)
-        y, gate = self.dwconv(self.expand(self.norm1(x))).chunk(2, dim=-1)
-        y = y * gate
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        x, y = fork_norm(x, self.norm1, dtype)
+        y = depthwise_gate(self.expand(y), self.dwconv.weight, self.dwconv.bias)
         if self.attention is not None:
             y = self.attention(y)
-        x = x + self.project(y) * self.scale1
-        y, gate = self.fc1(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.fc2(y * gate) * self.scale2
+        x = x + _scaled(self.project, y, self.scale1)
+        x, y = fork_norm(x, self.norm2, dtype)
+        return x + _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2)
 
     def _fused(self, x: Tensor) -> Tensor:
         """`forward` of a frozen network on a CPU, with fewer passes over memory."""
@@ -127,8 +128,15 @@ class GatedBlock(KeptForms):
                 else:
                     y = y * product(average, *forms.attention, "none", [], "")
             x = _added(x, y, forms.project)
-            one, other = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "").chunk(2, dim=-1)
-            return _added(x, one * other, forms.fc2)
+            y = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "")
+            return _added(x, halves_product(y), forms.fc2)
+
+
+def _scaled(layer: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
+    """layer(x) * scale; the scale goes to the weights, which are fewer than the results."""
+    if type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return layer(x) * scale
+    return F.linear(x, layer.weight * scale[:, None], layer.bias * scale)
 
 
 def _is_plain(x: Tensor) -> bool:
