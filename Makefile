@@ -6,6 +6,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 OLDEST_VENV ?= .venv-oldest
 GPU_JSON ?= results/gpu/bench_hco.json
 GPU_SHAPES ?= 128x56x56x96 128x28x28x192 128x14x14x384 128x7x7x768 1x256x256x60 1x512x512x60 1x1024x1024x60
+C_FILES = kernels/csrc/* tests/kernels/emulator/*
 SANITIZER := $(shell command -v compute-sanitizer)
 
 # From the checkout, in front of what the caller's PYTHONPATH names.
@@ -20,9 +21,9 @@ endif
 
 help:
 	@echo "make demo   install into $(or $(strip $(VENV)),nothing) and run the demonstration: restore two photographs, train for a minute"
-	@echo "make test   the same installation, then ruff, pyright and pytest"
+	@echo "make test   the same installation, then all of lint and pytest"
 	@echo "make setup  the installation alone"
-	@echo "make lint   ruff, codespell and pyright alone"
+	@echo "make lint   ruff, clang-format, codespell and pyright alone"
 	@echo "make docs   the documentation as a site, in results/site"
 	@echo "make dist   source archive and wheels, in dist; needs the release extra"
 	@echo "make test-oldest  the tests with the oldest versions of all dependencies, in $(OLDEST_VENV)"
@@ -40,6 +41,7 @@ demo: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $(C_FILES)
 	$(RUN) -m codespell_lib
 	$(RUN) scripts/check_types.py
 

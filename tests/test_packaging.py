@@ -112,7 +112,7 @@ def _environment(folder: Path) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     seen = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages / "neighbours.pth").write_text("\n".join(seen) + "\n")
+    (packages / "neighbors.pth").write_text("\n".join(seen) + "\n")
     return folder / "bin" / "python"
 
 

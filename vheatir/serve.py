@@ -58,7 +58,7 @@ class Page:
         stored = open_image(path, max_pixels=self.options.max_pixels, by_rows=self.options.by_rows)
         try:
             _, level = find_level(self.restorer(task), stored, None)
-            kind = "gray" if stored.colors == 1 else "colour"
+            kind = "gray" if stored.colors == 1 else "color"
             alpha = " with alpha" if stored.has_alpha else ""
             return f"{stored.width} x {stored.height} pixels, {stored.bit_depth} bits, {kind}{alpha}; {level}"
         finally:

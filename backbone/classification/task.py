@@ -29,7 +29,7 @@ from vheatir.backbone.classification.readers import (
 from vheatir.backbone.classification.recipe import Recipe, Train
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
-from vheatir.backbone.data.pixels import OfOneChannel, colour_statistics
+from vheatir.backbone.data.pixels import OfOneChannel, color_statistics
 from vheatir.backbone.dense.image_files import settle, undecodable
 from vheatir.backbone.layers.freezing import freeze, frozen
 from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
@@ -98,7 +98,7 @@ def model_data(recipe: Recipe, model: nn.Module) -> dict:
     """Image size, mean and standard deviation that the network's default configuration or the recipe states."""
     config = model.pretrained_cfg
     size = image_size(recipe.model.get("img_size") or config["input_size"][1:])
-    return {"size": size, **colour_statistics(config, model_channels(model))}
+    return {"size": size, **color_statistics(config, model_channels(model))}
 
 
 def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples | Stream:

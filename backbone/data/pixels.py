@@ -277,7 +277,7 @@ class OfOneChannel:
         return self.transform(image.convert("L").convert("RGB"))[..., :1, :, :]
 
 
-def colour_statistics(config: Mapping[str, Any], channels: int) -> dict[str, tuple[float, ...]]:
+def color_statistics(config: Mapping[str, Any], channels: int) -> dict[str, tuple[float, ...]]:
     """Mean and standard deviation of a network's default configuration; for gray images those over the channels."""
     if channels == 3:
         return {key: tuple(config[key]) for key in ("mean", "std")}

@@ -32,7 +32,7 @@ class TrainingViews:
         self.augment = augment
         # Each for half of the images, as published: brightness by up to 32 of 255, hue by up to 18 of 360 degrees.
         changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
-        self.colour = v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], 0.5) for change in changes])
+        self.color = v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], 0.5) for change in changes])
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         augment = self.augment
@@ -44,7 +44,7 @@ class TrainingViews:
         if torch.rand(()) < augment.hflip:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
         if augment.colour:
-            image = self.colour(image)
+            image = self.color(image)
         height, width = labels.shape[-2:]
         around = [0, 0, max(0, augment.crop - width), max(0, augment.crop - height)]
         return F.pad(image, around, [round(255 * mean) for mean in MEAN]), F.pad(labels, around, IGNORED)

@@ -1,8 +1,8 @@
 """Layers of gated blocks in one pass over memory, forward and backward.
 
 A depthwise 3x3 convolution with its gate, the product of two halves, a layer norm that narrows. All are what their
-formulas say. Where the native CPU kernel takes the tensors it does each at once; elsewhere, and while a graph is traced,
-they are plain PyTorch.
+formulas say. Where the native CPU kernel takes the tensors it does each at once; elsewhere, and while a graph is
+traced, they are plain PyTorch.
 """
 
 import ctypes

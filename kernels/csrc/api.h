@@ -12,7 +12,8 @@ enum { VHEATIR_ABI = 5 };  // raised whenever a structure or the meaning of a fi
 // Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
 enum { VHEATIR_DCT_II, VHEATIR_DCT_IV };
-enum { VHEATIR_SHORT_LEAF = 16, VHEATIR_LONG_LEAF = 32 };  // samples; beyond the first only multiples of 4, none beyond the second
+// Samples; beyond the first only multiples of 4, none beyond the second.
+enum { VHEATIR_SHORT_LEAF = 16, VHEATIR_LONG_LEAF = 32 };
 enum { VHEATIR_READS_OUTSIDE = 1, VHEATIR_WRITES_OUTSIDE = 2 };
 
 // `count` groups of `size` rows. The rows of group g are rows[rows + g * size + i] where they are read, and those plus
@@ -41,16 +42,16 @@ enum { VHEATIR_DECAY_NONE, VHEATIR_DECAY_MAPS, VHEATIR_DECAY_SHARED, VHEATIR_DEC
 typedef struct {
   int64_t batch, height, width, channels;
   vheatir_plan along_height, along_width;
-  const void *source;                             // channels are adjacent, other strides count elements
+  const void *source;  // channels are adjacent, other strides count elements
   int64_t source_image, source_row, source_pixel;
-  void *target;                                   // (batch, height, width, channels), contiguous; or null
+  void *target;  // (batch, height, width, channels), contiguous; or null
   int32_t source_type, target_type;
   int32_t decay_order, threads;
   const float *decay;
-  float *keep_spectrum;                           // (batch, H, W, C): receives the spectrum before the decay; or null
-  const float *other_spectrum;                    // (batch, H, W, C): multiplied with the spectrum and summed over the
-  float *decay_gradient;                          //   batch into decay_gradient (H, W, C); both null otherwise
-  float *workspace;                               // (H, W, C); null where target or keep_spectrum, of float32, serves
+  float *keep_spectrum;         // (batch, H, W, C): receives the spectrum before the decay; or null
+  const float *other_spectrum;  // (batch, H, W, C): multiplied with the spectrum and summed over the
+  float *decay_gradient;        //   batch into decay_gradient (H, W, C); both null otherwise
+  float *workspace;             // (H, W, C); null where target or keep_spectrum, of float32, serves
 } vheatir_job;
 
 // 0, or -1 when memory is short.
@@ -73,9 +74,9 @@ void vheatir_norm(const vheatir_norm_job *job);
 enum { VHEATIR_NORM_CHUNK = 256 };
 typedef struct {
   int64_t rows, channels, x_row, gate_row, threads;
-  const float *x, *weight, *bias, *gate;                 // x is the sum
-  const float *grad, *grad_sum;                          // of the result, of the sum; the latter may be null
-  float *grad_x, *grad_gate, *grad_weight, *grad_bias;   // grad_gate is null without a gate
+  const float *x, *weight, *bias, *gate;                // x is the sum
+  const float *grad, *grad_sum;                         // of the result, of the sum; the latter may be null
+  float *grad_x, *grad_gate, *grad_weight, *grad_bias;  // grad_gate is null without a gate
   double epsilon;
 } vheatir_norm_gradient_job;
 void vheatir_norm_gradient(const vheatir_norm_gradient_job *job);
@@ -85,7 +86,7 @@ void vheatir_norm_gradient(const vheatir_norm_gradient_job *job);
 typedef struct {
   int64_t batch, height, width, channels, threads, type;
   const void *source;
-  const float *weight, *bias;   // (9, 2 * channels), taps row by row; (2 * channels)
+  const float *weight, *bias;  // (9, 2 * channels), taps row by row; (2 * channels)
   void *target;
 } vheatir_gate_job;
 void vheatir_gate(const vheatir_gate_job *job);
@@ -95,9 +96,9 @@ void vheatir_gate(const vheatir_gate_job *job);
 enum { VHEATIR_GATE_STRIP = 8 };
 typedef struct {
   int64_t batch, height, width, channels, threads, type;
-  const void *source, *grad;                    // as in the forward; like its target
+  const void *source, *grad;  // as in the forward; like its target
   const float *weight, *bias;
-  void *grad_source;                            // like the source
+  void *grad_source;  // like the source
   float *grad_weight, *grad_bias;
 } vheatir_gate_gradient_job;
 int vheatir_gate_gradient(const vheatir_gate_gradient_job *job);
@@ -107,7 +108,7 @@ int vheatir_gate_gradient(const vheatir_gate_gradient_job *job);
 typedef struct {
   int64_t rows, channels, threads, type;
   const void *source, *grad;
-  void *target;                                 // like the source for the gradient, else rows of `channels`
+  void *target;  // like the source for the gradient, else rows of `channels`
 } vheatir_product_job;
 void vheatir_product(const vheatir_product_job *job);
 
@@ -135,8 +136,8 @@ void vheatir_rescale_gradient(const vheatir_rescale_gradient_job *job);
 int vheatir_abi(void);
 
 enum { VHEATIR_PORTABLE, VHEATIR_AVX2, VHEATIR_AVX512 };
-int vheatir_instructions(void);               // those that vheatir_conduct uses on this processor
-void vheatir_limit_instructions(int most);    // for tests: no others than these from now on
+int vheatir_instructions(void);             // those that vheatir_conduct uses on this processor
+void vheatir_limit_instructions(int most);  // for tests: no others than these from now on
 
 #ifdef __cplusplus
 }

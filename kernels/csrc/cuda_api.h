@@ -8,14 +8,14 @@ enum { VHEATIR_CUDA_ABI = 1 };  // raised whenever a structure or the meaning of
 // (kernels/cuda/launch_plan.py); spectrum and target may be null, and the decay is read where there is a target.
 typedef struct {
   int batch, height, width, channels;
-  const void *source;                                       // channels are adjacent
+  const void *source;  // channels are adjacent
   long long source_image, source_row, source_pixel;
-  void *target;                                             // (batch, height, width, channels), contiguous
-  float *spectrum;                                          // likewise
+  void *target;     // (batch, height, width, channels), contiguous
+  float *spectrum;  // likewise
   const float *decay;
-  int decay_pixel, decay_channel;                           // strides: C and 1 of (H, W, C), 1 and 0 of (H, W, 1)
-  int bfloat;                                               // source and target are bfloat16, otherwise float16
-  int vectors;                                              // source and target can be moved in groups of 8 channels
+  int decay_pixel, decay_channel;  // strides: C and 1 of (H, W, C), 1 and 0 of (H, W, 1)
+  int bfloat;                      // source and target are bfloat16, otherwise float16
+  int vectors;                     // source and target can be moved in groups of 8 channels
   const void *height_forward, *height_inverse, *width_forward, *width_inverse;
 } vheatir_plane_job;
 
@@ -28,11 +28,11 @@ typedef struct {
 // vheatir_lines_*: a one-dimensional transform of each of `count` lines, from source to target, which may be the same.
 // Both tables: forward, times decay, inverse. One of them: that transform, the forward one times decay if there is one.
 typedef struct {
-  int length, bfloat;                                       // 16-bit maps are bfloat16, otherwise float16
-  int pairs;                                                // lines 2i and 2i + 1 are neighbors and can be written at once
+  int length, bfloat;  // 16-bit maps are bfloat16, otherwise float16
+  int pairs;           // lines 2i and 2i + 1 are neighbors and can be written at once
   long long count, run, outer;
-  vheatir_lines source, target, spectrum;                   // spectrum receives the forward transform; data may be null
-  const float *decay;                                       // or null
+  vheatir_lines source, target, spectrum;  // spectrum receives the forward transform; data may be null
+  const float *decay;                      // or null
   long long decay_outer, decay_step;
   int decay_inner;
   const void *forward, *inverse;
@@ -42,6 +42,6 @@ typedef struct {
 typedef struct {
   long long size;
   int batch, accumulate;
-  const float *one, *other;                                 // (batch, size)
+  const float *one, *other;  // (batch, size)
   float *total;
 } vheatir_sum_job;

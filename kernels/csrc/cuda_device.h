@@ -1,8 +1,10 @@
 // What the kernels need from the hardware, each in one function: tests replace this file's second half by one for a CPU.
 #pragma once
 
-typedef unsigned short Bits;                        // of a 16-bit float
-struct alignas(16) Quad { unsigned int r[4]; };     // 16 bytes, moved at once
+typedef unsigned short Bits;  // of a 16-bit float
+struct alignas(16) Quad {
+  unsigned int r[4];
+};  // 16 bytes, moved at once
 
 #ifdef VHEATIR_EMULATED
 #include "cuda_emulator.h"
@@ -24,7 +26,8 @@ DEVICE unsigned int shared_address(const void *p) { return (unsigned int)__cvta_
 DEVICE Quad load_table(const Quad *p) {
   Quad q;
   asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(q.r[0]), "=r"(q.r[1]), "=r"(q.r[2]), "=r"(q.r[3]) : "l"(p));
+               : "=r"(q.r[0]), "=r"(q.r[1]), "=r"(q.r[2]), "=r"(q.r[3])
+               : "l"(p));
   return q;
 }
 DEVICE float load_constant(const float *p) {
@@ -78,11 +81,15 @@ DEVICE float exchange(float v, int lanes_apart) { return __shfl_xor_sync(0xfffff
 // elements [2 (l % 4)] and [2 (l % 4) + 1] of column l / 4 of each block.
 DEVICE void load_blocks(unsigned int (&r)[4], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 DEVICE void load_blocks(unsigned int (&r)[2], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
 }
 // An 8 x 8 block of which lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 becomes its transpose.
 DEVICE unsigned int transpose_block(unsigned int v) {
@@ -94,10 +101,11 @@ DEVICE unsigned int transpose_block(unsigned int v) {
 // [row][column, column + 1] and [row + 8][same]; of the table the pairs [row][column], [row + 8][column], [row][column + 8],
 // [row + 8][column + 8]; of the data [column, column + 1][row] and [column + 8, column + 9][row].
 DEVICE void multiply_add(float (&sum)[4], const Quad &table, unsigned int low, unsigned int high) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(table.r[0]), "r"(table.r[1]), "r"(table.r[2]), "r"(table.r[3]), "r"(low), "r"(high));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(table.r[0]), "r"(table.r[1]), "r"(table.r[2]), "r"(table.r[3]), "r"(low), "r"(high));
 }
 #endif
 
@@ -123,4 +131,6 @@ DEVICE int scale_for(float magnitude, int target) {
   return magnitude > 0 ? lesser(target - exponent_of(magnitude), 126) : NOTHING;
 }
 // v * 2^exponent also where that power is no float: each half is.
-DEVICE float scaled(float v, int exponent) { return v * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2); }
+DEVICE float scaled(float v, int exponent) {
+  return v * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2);
+}

@@ -5,20 +5,20 @@
 #include "cuda_lines.h"
 #include "cuda_plane.h"
 
-#define PLANE(SIDE, TILE)                                                        \
-  KERNEL(256, 2) vheatir_plane_##SIDE##_##TILE(const vheatir_plane_job job) {    \
-    SHARED_MEMORY(memory);                                                       \
-    Plane<SIDE / 2, TILE>(job, memory).run();                                    \
+#define PLANE(SIDE, TILE)                                                     \
+  KERNEL(256, 2) vheatir_plane_##SIDE##_##TILE(const vheatir_plane_job job) { \
+    SHARED_MEMORY(memory);                                                    \
+    Plane<SIDE / 2, TILE>(job, memory).run();                                 \
   }
 PLANE(32, 8)
 PLANE(32, 16)
 PLANE(64, 8)
 PLANE(64, 16)
 
-#define LINES(NAME, SOURCE, TARGET, ARITHMETIC)                                \
-  KERNEL(256, 2) vheatir_lines_##NAME(const vheatir_lines_job job) {           \
-    SHARED_MEMORY(memory);                                                     \
-    LinesOperation<ARITHMETIC, SOURCE, TARGET>(job, memory).run();             \
+#define LINES(NAME, SOURCE, TARGET, ARITHMETIC)                      \
+  KERNEL(256, 2) vheatir_lines_##NAME(const vheatir_lines_job job) { \
+    SHARED_MEMORY(memory);                                           \
+    LinesOperation<ARITHMETIC, SOURCE, TARGET>(job, memory).run();   \
   }
 LINES(read_64, Bits, float, Halves<64>)
 LINES(read_16, Bits, float, Halves<16>)

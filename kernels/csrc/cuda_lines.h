@@ -16,7 +16,7 @@ template <int LINES>
 struct LineState {
   long long source[LINES], target[LINES], spectrum[LINES], decay[LINES];
   float partial[3][LINE_THREADS];
-  float mean[LINES];      // subtracted from every point
+  float mean[LINES];  // subtracted from every point
   float scale[LINES], unscale[LINES];
   float constant[LINES];  // added to the constant frequency, or to every point on the way back
 };
@@ -24,13 +24,15 @@ struct LineState {
 // Work space and products in 16-bit floats. Parts are padded with zeros to a multiple of 16 points.
 template <int LINES_>
 struct Halves {
-  static constexpr int LINES = LINES_, ACROSS = LINES < 32 ? LINES : 32, CHUNKS = ACROSS / 8;  // lines of one warp's task
+  static constexpr int LINES = LINES_;
+  static constexpr int ACROSS = LINES < 32 ? LINES : 32, CHUNKS = ACROSS / 8;  // lines of one warp's task
   static constexpr bool EXACT = false;
   static constexpr int PITCH = LINES + 8;  // free of bank conflicts
   Bits *data;
   int padded;
 
-  DEVICE Halves(void *memory, int length) : data(static_cast<Bits *>(memory)), padded(((length + 1) / 2 + 15) / 16 * 16) {}
+  DEVICE Halves(void *memory, int length)
+      : data(static_cast<Bits *>(memory)), padded(((length + 1) / 2 + 15) / 16 * 16) {}
   DEVICE LineState<LINES> *state() const { return reinterpret_cast<LineState<LINES> *>(data + 2 * padded * PITCH); }
 
   DEVICE void store(int part, int i, int line, float v) const {
@@ -84,7 +86,8 @@ struct Floats {
   float *data;
   int padded;  // rows of the table have this many numbers
 
-  DEVICE Floats(void *memory, int length) : data(static_cast<float *>(memory)), padded(((length + 1) / 2 + 3) / 4 * 4) {}
+  DEVICE Floats(void *memory, int length)
+      : data(static_cast<float *>(memory)), padded(((length + 1) / 2 + 3) / 4 * 4) {}
   DEVICE LineState<LINES> *state() const { return reinterpret_cast<LineState<LINES> *>(data + 2 * padded * LINES); }
 
   DEVICE void store(int part, int i, int line, float v) const { data[(part * padded + i) * LINES + line] = v; }
@@ -99,7 +102,8 @@ struct Floats {
       const Quad factors = load_table(numbers), points = *reinterpret_cast<const Quad *>(from);
 #pragma unroll
       for (int k = 0; k < 16; k++) {
-        sums[k / 4][k % 4] = fmaf(__uint_as_float(factors.r[k / 4]), __uint_as_float(points.r[k % 4]), sums[k / 4][k % 4]);
+        sums[k / 4][k % 4] = fmaf(__uint_as_float(factors.r[k / 4]), __uint_as_float(points.r[k % 4]),
+                                  sums[k / 4][k % 4]);
       }
     }
   }
@@ -120,7 +124,9 @@ struct Floats {
   }
 };
 
-struct alignas(8) Two { float a, b; };
+struct alignas(8) Two {
+  float a, b;
+};
 DEVICE void write_one(float *to, float v, int) { *to = v; }
 DEVICE void write_two(float *to, float a, float b, int) { *reinterpret_cast<Two *>(to) = {a, b}; }
 DEVICE void write_one(Bits *to, float v, int bfloat) { *to = (Bits)pack(v, 0, bfloat); }
@@ -216,7 +222,8 @@ struct LinesOperation {
           even = i == 0 && !Arithmetic::EXACT ? 0 : widen(from[2 * i * step], job.bfloat);
           odd = 2 * i + 1 < length ? widen(from[(2 * i + 1) * step], job.bfloat) : 0;
         } else {
-          const float a = widen(from[i * step], job.bfloat) - mean, b = widen(from[(length - 1 - i) * step], job.bfloat) - mean;
+          const float a = widen(from[i * step], job.bfloat) - mean,
+                      b = widen(from[(length - 1 - i) * step], job.bfloat) - mean;
           even = a + b, odd = a - b;
         }
       }

@@ -10,32 +10,33 @@
 #include "cuda_api.h"
 #include "cuda_device.h"
 
-constexpr int WARPS = 8;            // the most a block has
-constexpr int SOURCE_EXPONENT = 11; // largest magnitudes as 16-bit floats: a transform of 64 points multiplies them by 8
+constexpr int WARPS = 8;  // the most a block has
+// Largest magnitudes as 16-bit floats: a transform of 64 points multiplies them by 8.
+constexpr int SOURCE_EXPONENT = 11;
 constexpr int PRODUCT_EXPONENT = 9;
 
 // What a block shares beside the plane, for each of its channels.
 template <int HALF, int TILE>
 struct PlaneState {
-  float partial[WARPS][3][TILE];        // sums, least and greatest values of each warp
+  float partial[WARPS][3][TILE];  // sums, least and greatest values of each warp
   float mean[TILE];
-  int exponent[TILE];                   // of the power of two that the plane is multiplied by
-  int product_exponent[TILE];           // the least of those of the columns
+  int exponent[TILE];          // of the power of two that the plane is multiplied by
+  int product_exponent[TILE];  // the least of those of the columns
   int column_exponent[2 * HALF][TILE];
 };
 
 template <int HALF, int TILE>
 struct Plane {
   static constexpr int STEPS = HALF / 16, CHUNKS = TILE / 8;
-  typedef float Sums[STEPS][CHUNKS][4];                // a part of a spectrum or line: frequencies or points x channels
-  typedef unsigned int Factors[STEPS][CHUNKS][2];      // the same as an operand of a product
+  typedef float Sums[STEPS][CHUNKS][4];            // a part of a spectrum or line: frequencies or points x channels
+  typedef unsigned int Factors[STEPS][CHUNKS][2];  // the same as an operand of a product
   typedef PlaneState<HALF, TILE> State;
 
   const vheatir_plane_job &job;
   Bits *plane;
   State *state;
-  long long image, plane_size;                         // plane_size: numbers of an image, of which int can count all
-  int first_channel, lane, warp, warps, row, pair;     // row and pair: this lane's place in a fragment
+  long long image, plane_size;                      // plane_size: numbers of an image, of which int can count all
+  int first_channel, lane, warp, warps, row, pair;  // row and pair: this lane's place in a fragment
   int height, width, pitch;
 
   DEVICE Plane(const vheatir_plane_job &j, void *memory) : job(j) {
@@ -45,7 +46,7 @@ struct Plane {
     lane = thread_index() % 32, warp = thread_index() / 32, warps = thread_count() / 32;
     row = lane / 4, pair = lane % 4 * 2;
     height = j.height, width = j.width, plane_size = (long long)height * width * j.channels;
-    pitch = (width * CHUNKS | 1) * 8;                  // odd, in units of 16 bytes: columns are free of bank conflicts
+    pitch = (width * CHUNKS | 1) * 8;  // odd, in units of 16 bytes: columns are free of bank conflicts
     plane = static_cast<Bits *>(memory);
     state = reinterpret_cast<State *>(plane + height * pitch);
   }
@@ -216,7 +217,8 @@ struct Plane {
       const int first = recomputed(row);
 #pragma unroll
       for (int k = 0; k < STEPS * CHUNKS * 2; k++) {
-        const int out = k / (CHUNKS * 2), chunk = k / 2 % CHUNKS, lower = k % 2 * 2, slot = out * 16 + first + lower * 4;
+        const int out = k / (CHUNKS * 2), chunk = k / 2 % CHUNKS, lower = k % 2 * 2,
+                  slot = out * 16 + first + lower * 4;
         const float *e = &even_sums[out][chunk][lower], *o = &odd_sums[out][chunk][lower];
         if (slot < even_count) store(at(h, slot, chunk), e[0], e[1]);
         if (slot < odd_count) store(at(h, even_count + slot, chunk), o[0], o[1]);

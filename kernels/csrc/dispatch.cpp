@@ -5,14 +5,14 @@
 
 extern "C" {
 
-#define DECLARE(version)                              \
-  int vheatir_conduct_##version(const vheatir_job *); \
-  void vheatir_norm_##version(const vheatir_norm_job *); \
+#define DECLARE(version)                                                   \
+  int vheatir_conduct_##version(const vheatir_job *);                      \
+  void vheatir_norm_##version(const vheatir_norm_job *);                   \
   void vheatir_norm_gradient_##version(const vheatir_norm_gradient_job *); \
-  void vheatir_gate_##version(const vheatir_gate_job *); \
-  int vheatir_gate_gradient_##version(const vheatir_gate_gradient_job *); \
-  void vheatir_product_##version(const vheatir_product_job *); \
-  void vheatir_rescale_##version(const vheatir_rescale_job *); \
+  void vheatir_gate_##version(const vheatir_gate_job *);                   \
+  int vheatir_gate_gradient_##version(const vheatir_gate_gradient_job *);  \
+  void vheatir_product_##version(const vheatir_product_job *);             \
+  void vheatir_rescale_##version(const vheatir_rescale_job *);             \
   void vheatir_rescale_gradient_##version(const vheatir_rescale_gradient_job *);
 
 DECLARE(portable)
@@ -46,9 +46,8 @@ EXPORT int vheatir_instructions(void) { return chosen(); }
 EXPORT void vheatir_limit_instructions(int most) { limit = most; }
 
 #ifdef VHEATIR_X86
-#define RUN(name, job)                                          \
-  (chosen() == VHEATIR_AVX512 ? name##_avx512(job)              \
-   : chosen() == VHEATIR_AVX2 ? name##_avx2(job) : name##_portable(job))
+#define RUN(name, job) \
+  (chosen() == VHEATIR_AVX512 ? name##_avx512(job) : chosen() == VHEATIR_AVX2 ? name##_avx2(job) : name##_portable(job))
 #else
 #define RUN(name, job) name##_portable(job)
 #endif

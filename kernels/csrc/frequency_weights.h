@@ -4,15 +4,15 @@
 
 namespace {
 
-constexpr int64_t kSpaceBytes = 16 << 10;    // work space of a transform: lines are added until it is used up
-constexpr int64_t kPlaneBytes = 1152 << 10;  // planes up to here stay in or near the level 2 cache
+constexpr int64_t kSpaceBytes = 16 << 10;              // work space of a transform: lines are added until it is used up
+constexpr int64_t kPlaneBytes = 1152 << 10;            // planes up to here stay in or near the level 2 cache
 constexpr int64_t kPlaneBytesWithSpectra = 128 << 10;  // likewise where spectra are kept or read beside the maps
-constexpr int64_t kSmallPlaneBytes = 32 << 10;  // up to here the level 1 cache has room for the next one
-constexpr int64_t kStrewnBytes = 1 << 20;    // and above here memory is slow enough to be worth it
-constexpr int64_t kTilesAtOnce = 56;         // in such planes tiles are transformed in lots of about so many
-constexpr int64_t kGroupBytes = 640 << 10;   // planes of neighboring tiles are done together up to here
-constexpr int64_t kLeastGroup = 8;           // tiles of a group: shorter runs of memory gain nothing
-constexpr int64_t kBlockBytes = 256 << 10;   // a block of columns stays well inside it
+constexpr int64_t kSmallPlaneBytes = 32 << 10;         // up to here the level 1 cache has room for the next one
+constexpr int64_t kStrewnBytes = 1 << 20;              // and above here memory is slow enough to be worth it
+constexpr int64_t kTilesAtOnce = 56;                   // in such planes tiles are transformed in lots of about so many
+constexpr int64_t kGroupBytes = 640 << 10;             // planes of neighboring tiles are done together up to here
+constexpr int64_t kLeastGroup = 8;                     // tiles of a group: shorter runs of memory gain nothing
+constexpr int64_t kBlockBytes = 256 << 10;             // a block of columns stays well inside it
 constexpr int64_t kMostBlockTiles = 16, kMostPlaneTiles = 64;
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,7 +36,8 @@ struct Cut {
     in_planes = channels % kTile == 0 && channel_tiles * shares >= job.threads &&
                 plane_bytes <= (spectra ? kPlaneBytesWithSpectra : kPlaneBytes);
     const int64_t largest = least(kGroupBytes / plane_bytes, channel_tiles);
-    group = in_planes && spectra && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest) : 1;
+    group = in_planes && spectra && job.batch > 1 && largest >= kLeastGroup ? group_of(shares, job.threads, largest)
+                                                                            : 1;
     plane_row = (width * group | 1) * kTile;
     small_planes = in_planes && group == 1 && plane_bytes <= kSmallPlaneBytes && job.batch * image * 4 >= kStrewnBytes;
     if (small_planes) {

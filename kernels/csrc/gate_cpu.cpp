@@ -124,7 +124,8 @@ void rescale_row(const vheatir_rescale_job &job, int64_t row) {
 }  // namespace
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_rescale)(const vheatir_rescale_job *job) {
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  const int threads = int(job->threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)
@@ -139,7 +140,8 @@ extern "C" void VHEATIR_OF_VERSION(vheatir_rescale)(const vheatir_rescale_job *j
 }
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_gate)(const vheatir_gate_job *job) {
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  const int threads = int(job->threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)

@@ -110,8 +110,8 @@ void do_strip(const vheatir_gate_gradient_job &job, int64_t unit, float *work) {
   const int64_t strips = strips_of(job), first = unit % strips * kStrip, left = job.height - first;
   const int64_t rows = left < kStrip ? left : kStrip;
   for_vectors(job.channels, [&](int64_t channel, int64_t lanes) {
-    const Strip<narrow> strip = {job, unit / strips, first, rows, channel, lanes, work,
-                                 work + (kStrip + 4) * (job.width + 2) * kPair};
+    const Strip<narrow> strip = {job,     unit / strips, first, rows,
+                                 channel, lanes,         work,  work + (kStrip + 4) * (job.width + 2) * kPair};
     Vec one[9], other[9];
     repeat<9>([&](auto tap) INLINE_LAMBDA {
       one[tap] = get_lanes<false>(job.weight, tap * 2 * job.channels + channel, lanes);
@@ -189,7 +189,7 @@ extern "C" int VHEATIR_OF_VERSION(vheatir_gate_gradient)(const vheatir_gate_grad
   const int64_t units = job->batch * strips_of(*job);
   const size_t size = size_t(2 * kStrip + 6) * size_t(job->width + 2) * size_t(kPair) * sizeof(float);
   int short_of_memory = 0;
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1) reduction(| : short_of_memory)
+#pragma omp parallel num_threads(int(job->threads)) if (job -> threads > 1) reduction(| : short_of_memory)
   {
     const SubnormalsAreZero on_this_thread;
     float *const work = static_cast<float *>(malloc(size));
@@ -210,7 +210,7 @@ extern "C" int VHEATIR_OF_VERSION(vheatir_gate_gradient)(const vheatir_gate_grad
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_rescale_gradient)(const vheatir_rescale_gradient_job *job) {
   const int64_t chunks = (job->rows + VHEATIR_NORM_CHUNK - 1) / VHEATIR_NORM_CHUNK;
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+#pragma omp parallel num_threads(int(job->threads)) if (job -> threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)
@@ -225,7 +225,7 @@ extern "C" void VHEATIR_OF_VERSION(vheatir_rescale_gradient)(const vheatir_resca
 }
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_product)(const vheatir_product_job *job) {
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+#pragma omp parallel num_threads(int(job->threads)) if (job -> threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)

@@ -71,7 +71,7 @@ INLINE float widened(uint16_t bits, int32_t type) {
   value = float(bits & 0x3ff) * 0x1p-24f;  // a subnormal number, which is a normal float32
   memcpy(&wide, &value, 4);
   if (exponent) wide = (uint32_t(bits & 0x7fff) << 13) + (112 << 23);  // moved into place, the bias corrected
-  if (exponent == 0x7c00) wide |= 0x7f800000;  // infinity and NaN
+  if (exponent == 0x7c00) wide |= 0x7f800000;                          // infinity and NaN
   wide |= sign;
   memcpy(&value, &wide, 4);
   return value;
@@ -93,7 +93,7 @@ INLINE uint16_t narrowed(float value, int32_t type) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (bits < 0x38800000) {                                // subnormal: the sum's last bit is 2^-24
+  if (bits < 0x38800000) {                                 // subnormal: the sum's last bit is 2^-24
     float magnitude;
     memcpy(&magnitude, &bits, 4);
     magnitude += 0.5f;
@@ -112,7 +112,8 @@ INLINE void copy_tile(const float *from, float *to) {
 }
 
 // `count` pixels of `lanes` values, `pitch` elements apart, into full tiles; missing lanes become zero.
-[[maybe_unused]] void load_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, int64_t lanes, float *tiles) {
+[[maybe_unused]] void load_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, int64_t lanes,
+                                 float *tiles) {
   for (int64_t i = 0; i < count; ++i, tiles += kTile) {
     if (type == VHEATIR_FLOAT32 && lanes == kTile) {
       copy_tile(static_cast<const float *>(source) + i * pitch, tiles);
@@ -126,7 +127,8 @@ INLINE void copy_tile(const float *from, float *to) {
   }
 }
 
-[[maybe_unused]] void store_tiles(const float *tiles, int64_t count, int64_t lanes, void *target, int32_t type, int64_t pitch) {
+[[maybe_unused]] void store_tiles(const float *tiles, int64_t count, int64_t lanes, void *target, int32_t type,
+                                  int64_t pitch) {
   for (int64_t i = 0; i < count; ++i, tiles += kTile) {
     if (type == VHEATIR_FLOAT32 && lanes == kTile) {
       copy_tile(tiles, static_cast<float *>(target) + i * pitch);

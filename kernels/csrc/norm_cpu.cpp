@@ -122,7 +122,8 @@ void norm_chunk_backward(const vheatir_norm_gradient_job &job, int64_t chunk) {
 }  // namespace
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_norm)(const vheatir_norm_job *job) {
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  const int threads = int(job->threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)
@@ -132,7 +133,8 @@ extern "C" void VHEATIR_OF_VERSION(vheatir_norm)(const vheatir_norm_job *job) {
 
 extern "C" void VHEATIR_OF_VERSION(vheatir_norm_gradient)(const vheatir_norm_gradient_job *job) {
   const int64_t chunks = (job->rows + VHEATIR_NORM_CHUNK - 1) / VHEATIR_NORM_CHUNK;
-#pragma omp parallel num_threads(int(job->threads)) if (job->threads > 1)
+  const int threads = int(job->threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const SubnormalsAreZero on_this_thread;
 #pragma omp for schedule(static)

@@ -258,9 +258,8 @@ void dense_rows(const Work &work, const float *matrix, const int32_t *in, const 
     const float *x = from + in[j] * work.from.row;
     Vec value[kVectors];
     repeat<kVectors>([&](auto v) INLINE_LAMBDA { value[v] = load(x + v * kWidth); });
-    repeat<n>([&](auto i) INLINE_LAMBDA {
-      repeat<kVectors>([&](auto v) INLINE_LAMBDA { y[i][v] += matrix[i] * value[v]; });
-    });
+    repeat<n>([&](auto i)
+                  INLINE_LAMBDA { repeat<kVectors>([&](auto v) INLINE_LAMBDA { y[i][v] += matrix[i] * value[v]; }); });
   }
   repeat<n>([&](auto i) INLINE_LAMBDA {
     repeat<kVectors>([&](auto v) INLINE_LAMBDA { store(to + out[i] * work.to.row + v * kWidth, y[i][v]); });

@@ -75,7 +75,7 @@ class TestPage:
         assert before.shape == after.shape == (96, 72, 3)
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-    def test_it_shows_the_colours_of_the_profile(self, page, tmp_path, mode):
+    def test_it_shows_the_colors_of_the_profile(self, page, tmp_path, mode):
         """A profile whose red and blue stand in each other's place, or a far brighter gray: seen at once."""
         profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         for a, b in ((b"rXYZ", b"bXYZ"),):

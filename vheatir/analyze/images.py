@@ -13,7 +13,7 @@ from vheatir.backbone.analysis.invariance import Views, standard_view
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import Data
-from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, colour_statistics, read_pixels
+from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, color_statistics, read_pixels
 from vheatir.backbone.training.batches import checked, mixed
 
 
@@ -61,7 +61,7 @@ def view_batches(
     Returns:
         The levels of the change, and batches (views, classes) on the model's device.
     """
-    statistics = colour_statistics(model.pretrained_cfg, _channels(model))
+    statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
     described = Data(data, reader)
     found = make_reader(described, split)
@@ -106,7 +106,7 @@ def _channels(model: nn.Module) -> int:
 
 
 def _image(path: Path, size: int, model: nn.Module) -> Tensor:
-    statistics = colour_statistics(model.pretrained_cfg, _channels(model))
+    statistics = color_statistics(model.pretrained_cfg, _channels(model))
     try:
         view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)
     except ImageError as error:

@@ -37,8 +37,8 @@ class SyntheticDataset(RestorationDataset):
         self.level_map = bool(opt.get("level_map", False))
 
     def _requirements(self) -> tuple[int, int | None]:
-        colour_only = self.train and self.in_chans == 3 and self.gray_probability == 0
-        return super()._requirements()[0], 3 if colour_only else None
+        color_only = self.train and self.in_chans == 3 and self.gray_probability == 0
+        return super()._requirements()[0], 3 if color_only else None
 
     def _subsampling(self, opt: dict) -> list[str]:
         given = opt.get("subsampling") or ["4:2:0"]

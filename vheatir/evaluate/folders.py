@@ -102,4 +102,4 @@ def _is_gray(image: np.ndarray) -> bool:
 
 
 def _kind(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]} {'gray' if image.ndim == 2 else 'colour'}"
+    return f"{image.shape[0]}x{image.shape[1]} {'gray' if image.ndim == 2 else 'color'}"

@@ -17,11 +17,11 @@ def make_images(root: Path, train: int = 16, val: int = 6) -> Path:
     """Noisy images of one color each, in folders named after it: train/ and val/."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
-        for name, colour in COLORS.items():
+        for name, color in COLORS.items():
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                noise = rng.normal(colour, 40, (40, 36, 3)).clip(0, 255).astype(np.uint8)
+                noise = rng.normal(color, 40, (40, 36, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(noise).save(folder / f"{number:02d}.png")
     return root
 

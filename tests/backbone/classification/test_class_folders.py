@@ -19,9 +19,9 @@ from vheatir.errors import UserError
 from vheatir.pretrain import main
 
 
-def picture(path: Path, colour=(200, 40, 30), **how) -> Path:
+def picture(path: Path, color=(200, 40, 30), **how) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (24, 20), colour).save(path, **how)
+    Image.new("RGB", (24, 20), color).save(path, **how)
     return path
 
 

@@ -145,8 +145,8 @@ def test_boxes_and_masks_stay_together_through_views(coco, crop):
             rows, columns = mask.nonzero(as_tuple=True)
             around = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert (box - around).abs().max() <= 2.5
-            colour = 255 * image[:, mask.bool()].mean(1)
-            assert (colour - torch.tensor(dense_data.COLORS[label - 1])).abs().max() < 30
+            color = 255 * image[:, mask.bool()].mean(1)
+            assert (color - torch.tensor(dense_data.COLORS[label - 1])).abs().max() < 30
     assert len(sizes) > 1
 
 

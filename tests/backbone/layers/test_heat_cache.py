@@ -120,7 +120,7 @@ def test_update_in_place_is_seen(net, x, name, no_grad):
     assert torch.equal(net(x), fresh(net, x)) and not torch.equal(net(x), before)
 
 
-def test_optimiser_step_between_two_evaluations_is_seen(net, x):
+def test_optimizer_step_between_two_evaluations_is_seen(net, x):
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     with torch.no_grad():
         before = net(x)

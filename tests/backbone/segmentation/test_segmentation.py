@@ -131,9 +131,9 @@ def test_layouts_are_read_as_they_number_classes(layout, classes, tmp_path):
         assert len(pairs) == count and not problems
     image, labels = LabelledImages(pairs, class_numbers(data))[0]
     assert set(labels.unique().tolist()) <= {0, 1, 2} and labels.dtype == torch.int64
-    for number, colour in enumerate(dense_data.COLORS, 1):
+    for number, color in enumerate(dense_data.COLORS, 1):
         if (labels == number).any():
-            assert (255 * image[:, labels == number].mean(1) - torch.tensor(colour)).abs().max() < 20
+            assert (255 * image[:, labels == number].mean(1) - torch.tensor(color)).abs().max() < 20
 
 
 def test_numbers_of_ade20k_and_cityscapes():
@@ -192,10 +192,10 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
     for seed in range(12):
         image, labels = samples[seed % len(samples), seed]
         assert image.shape == (3, 64, 64) and labels.shape == (64, 64)
-        for number, colour in enumerate(dense_data.COLORS, 1):
+        for number, color in enumerate(dense_data.COLORS, 1):
             if (labels == number).sum() > 200:
                 seen.add(number)
-                assert (255 * image[:, labels == number].mean(1) - torch.tensor(colour)).abs().max() < 25
+                assert (255 * image[:, labels == number].mean(1) - torch.tensor(color)).abs().max() < 25
     assert seen == {1, 2}
     again = samples[3, 7]
     assert all(torch.equal(a, b) for a, b in zip(samples[3, 7], again, strict=True))

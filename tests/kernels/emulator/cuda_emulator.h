@@ -15,7 +15,7 @@ int thread();
 int threads();
 long long block();
 void *shared_memory();
-void barrier();       // of the block
+void barrier();  // of the block
 void warp_barrier();
 // Each lane of the warp gives 32 bytes and gets those of all 32, which are valid until its next call.
 const uint32_t (*gather(const uint32_t (&mine)[8]))[8];
@@ -33,7 +33,8 @@ DEVICE int atomicMin(int *p, int v) {
   return before;
 }
 
-template <class To, class From> To bits_of(From v) {
+template <class To, class From>
+To bits_of(From v) {
   static_assert(sizeof(To) == sizeof(From), "a change of type, not of size");
   To to;
   memcpy(&to, &v, sizeof to);
@@ -74,7 +75,8 @@ DEVICE float exchange(float v, int lanes_apart) {
   return bits_of<float>(emulator::gather(mine)[thread_index() % 32 ^ lanes_apart][0]);
 }
 
-template <int COUNT> void load_blocks(unsigned int (&r)[COUNT], const void *row) {
+template <int COUNT>
+void load_blocks(unsigned int (&r)[COUNT], const void *row) {
   if ((uintptr_t)row % 16) __builtin_trap();  // ldmatrix wants rows at multiples of 16 bytes
   const void *const *rows = emulator::gather_rows(row);
   const int lane = thread_index() % 32;

@@ -97,7 +97,10 @@ bool run_block(const unsigned first_seed) {
   }
 }
 
-template <class Job, void (*KERNEL_BODY)(const Job)> void call(const void *job) { KERNEL_BODY(*static_cast<const Job *>(job)); }
+template <class Job, void (*KERNEL_BODY)(const Job)>
+void call(const void *job) {
+  KERNEL_BODY(*static_cast<const Job *>(job));
+}
 
 struct Entry {
   const char *name;
@@ -106,9 +109,18 @@ struct Entry {
 #define PLANE_ENTRY(NAME) {"vheatir_plane_" #NAME, call<vheatir_plane_job, vheatir_plane_##NAME>}
 #define LINES_ENTRY(NAME) {"vheatir_lines_" #NAME, call<vheatir_lines_job, vheatir_lines_##NAME>}
 const Entry ENTRIES[] = {
-    PLANE_ENTRY(32_8),       PLANE_ENTRY(32_16),      PLANE_ENTRY(64_8),       PLANE_ENTRY(64_16),
-    LINES_ENTRY(read_64),    LINES_ENTRY(read_16),    LINES_ENTRY(halves_64),  LINES_ENTRY(halves_16),
-    LINES_ENTRY(write_64),   LINES_ENTRY(write_16),   LINES_ENTRY(floats_32),  LINES_ENTRY(floats_4),
+    PLANE_ENTRY(32_8),
+    PLANE_ENTRY(32_16),
+    PLANE_ENTRY(64_8),
+    PLANE_ENTRY(64_16),
+    LINES_ENTRY(read_64),
+    LINES_ENTRY(read_16),
+    LINES_ENTRY(halves_64),
+    LINES_ENTRY(halves_16),
+    LINES_ENTRY(write_64),
+    LINES_ENTRY(write_16),
+    LINES_ENTRY(floats_32),
+    LINES_ENTRY(floats_4),
     {"vheatir_sum_products", call<vheatir_sum_job, vheatir_sum_products>},
 };
 }  // namespace
@@ -144,8 +156,10 @@ const void *const *gather_rows(const void *mine) {
 }  // namespace emulator
 
 // 0; 1: no such kernel; 2: a barrier that not all threads reach; 3: shared memory was written beyond its end.
-extern "C" int emulate(const char *name, long long blocks, int threads, long long shared_bytes, const void *job, unsigned seed) {
-  const Entry *entry = std::find_if(std::begin(ENTRIES), std::end(ENTRIES), [&](const Entry &e) { return name == std::string(e.name); });
+extern "C" int emulate(const char *name, long long blocks, int threads, long long shared_bytes, const void *job,
+                       unsigned seed) {
+  const Entry *entry = std::find_if(std::begin(ENTRIES), std::end(ENTRIES),
+                                    [&](const Entry &e) { return name == std::string(e.name); });
   if (entry == std::end(ENTRIES)) return 1;
   body = entry->body, body_job = job, thread_number = threads;
   std::vector<char> shared(shared_bytes + 16 + GUARD);

@@ -278,7 +278,7 @@ def test_configuration_survives_json():
 
 
 @pytest.mark.parametrize(("downscale", "level_map"), [(1, False), (2, False), (2, True)])
-def test_gray_from_color_does_what_the_colour_network_does_to_gray(downscale, level_map):
+def test_gray_from_color_does_what_the_color_network_does_to_gray(downscale, level_map):
     config = {"dim": 8, "depths": (1,), "embed_size": 4, "downscale": downscale, "level_map": level_map}
     color, gray = VHeatIR(3, **config).double().eval(), VHeatIR(1, **config).double().eval()
     torch.nn.init.normal_(color.conv_last.weight)

@@ -89,9 +89,9 @@ def test_bilinear_demosaicing_agrees_with_kornia(phase):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_bilinear_demosaicing_agrees_with_colour_demosaicing(phase):
-    colour = pytest.importorskip("colour_demosaicing", reason="pip install color-demosaicing")
+    color = pytest.importorskip("colour_demosaicing", reason="pip install colour-demosaicing")
     seen = np.random.default_rng(0).integers(0, 65536, (16, 16), dtype=np.uint16)
-    other = colour.demosaicing_CFA_Bayer_bilinear(seen / 65535, phase)
+    other = color.demosaicing_CFA_Bayer_bilinear(seen / 65535, phase)
     np.testing.assert_allclose(demosaic(seen, phase, "bilinear")[2:-2, 2:-2] / 65535, other[2:-2, 2:-2], atol=2e-5)
 
 

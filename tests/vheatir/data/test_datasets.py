@@ -150,7 +150,7 @@ def test_images_too_small_are_listed_before_training_and_named_in_it(kind, neede
         dataset[0]
 
 
-def test_check_wants_colour_unless_gray_is_asked_for(photo_folder, build):
+def test_check_wants_color_unless_gray_is_asked_for(photo_folder, build):
     root = photo_folder()
     cv2.imwrite(str(root / "plane.png"), np.zeros((80, 80), np.uint8))
     build("noise", root).check()

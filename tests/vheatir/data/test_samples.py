@@ -167,7 +167,7 @@ def test_share_of_gray_samples_with_equal_planes_in_both(kind, probability, low,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gray_file_in_a_colour_dataset_is_degraded_in_one_plane(kind, tmp_path, build):
+def test_gray_file_in_a_color_dataset_is_degraded_in_one_plane(kind, tmp_path, build):
     import skimage.data
 
     cv2.imwrite(str(tmp_path / "plane.png"), skimage.data.camera()[100:180, 200:280])

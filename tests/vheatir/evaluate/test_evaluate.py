@@ -261,7 +261,7 @@ def test_weights_are_loaded_used_and_recorded(pictures, weights_file, tmp_path):
 
 
 @pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
-def test_gray_weights_are_not_for_the_colour_protocol(pictures, weights_file):
+def test_gray_weights_are_not_for_the_color_protocol(pictures, weights_file):
     with pytest.raises(UserError, match="evaluate them with --gray"):
         evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(pictures), "--color"])
 
@@ -323,7 +323,7 @@ def test_metrics_script_pairs_by_stem(pictures, restored, tmp_path):
     assert content["metadata"]["command"].startswith("python scripts/compute_metrics.py")
 
 
-def test_luma_compares_gray_results_with_colour_references(pictures, tmp_path):
+def test_luma_compares_gray_results_with_color_references(pictures, tmp_path):
     folder = tmp_path / "gray"
     (folder / "more").mkdir(parents=True)
     for name in ("a.png", "more/b.png"):

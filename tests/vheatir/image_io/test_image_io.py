@@ -203,7 +203,7 @@ def png(array, color_type, *extra, width=None, height=None):
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_transparent_colour_becomes_alpha(tmp_path, depth, channels):
+def test_transparent_color_becomes_alpha(tmp_path, depth, channels):
     array = integers((6, 7, channels), depth)
     key = struct.pack(f">{channels}H", *(int(value) for value in array[2, 3]))
     (tmp_path / "in.png").write_bytes(png(array, 0 if channels == 1 else 2, chunk(b"tRNS", key)))

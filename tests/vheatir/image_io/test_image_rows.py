@@ -103,7 +103,7 @@ def test_floats_keep_their_kind_and_their_range(tmp_path, channels, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_premultiplied_colours_are_straight_inside_and_come_back(tmp_path, dtype):
+def test_premultiplied_colors_are_straight_inside_and_come_back(tmp_path, dtype):
     top = 1.0 if dtype == "float32" else 65535
     straight, alpha = pixels((30, 20, 3), dtype), pixels((30, 20, 1), dtype)
     alpha[:5], alpha[5:9] = 0, top

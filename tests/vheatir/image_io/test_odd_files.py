@@ -369,7 +369,7 @@ def test_other_samples_are_refused_for_every_command(tmp_path, dtype):
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("associated", [False, True])
-def test_alpha_multiplied_into_colours_or_not(tmp_path, dtype, colors, planar, byteorder, associated):
+def test_alpha_multiplied_into_colors_or_not(tmp_path, dtype, colors, planar, byteorder, associated):
     top = np.iinfo(dtype).max
     straight, alpha = pixels((9, 8, colors), dtype), pixels((9, 8, 1), dtype)
     alpha[:2], alpha[2:4] = 0, top

@@ -88,7 +88,7 @@ def test_the_network_sees_the_input_unclipped_and_once(restorer):
     assert np.abs(direct.numpy() - image.clip(0, 1)).max() > 0.01, "the network of this test does something"
 
 
-def test_gray_goes_through_a_colour_network_as_three_equal_channels(restorer):
+def test_gray_goes_through_a_color_network_as_three_equal_channels(restorer):
     image = noisy((24, 30))
     color = restorer.network(torch.from_numpy(image).expand(1, 3, -1, -1))[0].mean(0).clamp(0, 1)
     np.testing.assert_allclose(restorer.restore(image), color.detach().numpy(), atol=1e-6)
@@ -108,7 +108,7 @@ def test_tiles_of_a_flat_image_show_no_seams(trained):
     assert np.abs(tiled - whole).max() < 0.05
 
 
-def test_gray_weights_restore_gray_and_refuse_colour(tmp_path):
+def test_gray_weights_restore_gray_and_refuse_color(tmp_path):
     gray = Restorer("denoise", weights=write_weights(tmp_path / "gray.safetensors", in_chans=1), device="cpu")
     assert gray.restore(noisy((9, 12))).shape == (9, 12)
     with pytest.raises(ValueError, match="gray"):
@@ -192,7 +192,7 @@ def test_ensemble_is_the_mean_over_flips_and_rotations(trained, restorer, shape)
     assert np.abs(single[1] - single[0]).max() > 1e-4
 
 
-def test_colours_under_alpha_leave_no_halos_and_stay(restorer):
+def test_colors_under_alpha_leave_no_halos_and_stay(restorer):
     """What cannot be seen does not change what can, and comes back as it was."""
     image, alpha = noisy((40, 50, 3)) * 0.1 + 0.4, np.ones((40, 50), np.float32)
     alpha[:, 20:] = 0

@@ -27,7 +27,7 @@ def shipped(request):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_flat_colours_stay(shipped, shape):
+def test_flat_colors_stay(shipped, shape):
     for color in COLORS:
         flat = np.broadcast_to(np.float32(color), (*shape, 3)).copy()
         assert np.abs(shipped.restore(flat) - flat).max() * 255 < 0.1
@@ -37,14 +37,14 @@ def test_flat_colours_stay(shipped, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3)], ids=str)
-def test_flat_colours_stay_by_every_symmetry_tile_and_alpha(shape):
+def test_flat_colors_stay_by_every_symmetry_tile_and_alpha(shape):
     restorer = Restorer("denoise", device="cpu", ensemble=True, tile=32, strength=0.5)
     flat = np.broadcast_to(np.float32(COLORS[0]), (*shape, 3)).copy()
     assert np.abs(restorer.restore(flat, alpha=np.ones(shape, np.float32)) - flat).max() * 255 < 0.1
 
 
 @pytest.mark.parametrize("shape", [(4, 100), (7, 7)], ids=str)
-def test_noise_of_tiny_images_becomes_less_and_colours_stay(shipped, shape):
+def test_noise_of_tiny_images_becomes_less_and_colors_stay(shipped, shape):
     rng = np.random.default_rng(0)
     clean = np.broadcast_to(np.float32((0.7, 0.3, 0.2)), (*shape, 3))
     noisy = (clean + rng.normal(0, 15 / 255, clean.shape)).astype(np.float32)
@@ -54,14 +54,14 @@ def test_noise_of_tiny_images_becomes_less_and_colours_stay(shipped, shape):
         assert ((restored - clean) ** 2).mean() < 0.6 * ((noisy - clean) ** 2).mean()
 
 
-def test_the_strip_keeps_its_colours(shipped):
+def test_the_strip_keeps_its_colors(shipped):
     strip = read_image(ODD / "strip_1x600.png").pixels
     assert np.abs(shipped.restore(strip).mean((0, 1)) - strip.mean((0, 1))).max() * 255 < 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_networks_answer_to_flat_colours_is_taken_out(name, channels):
+def test_any_networks_answer_to_flat_colors_is_taken_out(name, channels):
     torch.manual_seed(0)
     small = {"VHeatIR": {"dim": 8, "depths": [1], "downscale": 2}, "VHeatUNet": {"dim": 8}}
     network = NETWORKS[name](in_chans=channels, **small[name]).eval()

@@ -50,12 +50,12 @@ def test_descent_on_consistency_approaches_the_compressed_image(photo_folder, bu
     batch = samples(build, photo_folder(size=120), count=2)
     loss, passes = JPEGConsistencyLoss(), batch["jpeg"]
     restored = (batch["lq"] + 0.1 * torch.randn_like(batch["lq"])).requires_grad_()
-    optimiser, values = torch.optim.Adam([restored], lr=3e-3), []
+    optimizer, values = torch.optim.Adam([restored], lr=3e-3), []
     for _ in range(25):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         values.append(loss(restored, batch["lq"], passes))
         values[-1].backward()
-        optimiser.step()
+        optimizer.step()
     assert values[-1] < 0.7 * values[0]
 
 

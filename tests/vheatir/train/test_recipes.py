@@ -104,7 +104,7 @@ def test_recipe_builds_steps_and_validates(name, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["denoise_gray_light", "jpeg_gray_light"])
-def test_gray_recipes_start_from_the_shipped_colour_weights(name, pictures):
+def test_gray_recipes_start_from_the_shipped_color_weights(name, pictures):
     path = RECIPES / f"{name}.yml"
     sets = [f"datasets.{phase}.dataroot_gt={pictures / 'folder'}" for phase in read_options(path)["datasets"]]
     options = complete_options(path, read_options(path, sets), is_train=True)

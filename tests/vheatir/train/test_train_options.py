@@ -1,4 +1,4 @@
-"""What the options of training do: optimisers, schedules, clipping, accumulation, precision, starting weights."""
+"""What the options of training do: optimizers, schedules, clipping, accumulation, precision, starting weights."""
 
 import json
 
@@ -12,11 +12,11 @@ from vheatir.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     ["{type: AdamW, lr: 1e-3, weight_decay: 1e-2, betas: [0.9, 0.99]}", "{type: SGD, lr: 1e-2, momentum: 0.9}"],
 )
-def test_optimisers_of_torch(train, optimiser):
-    moved = train.state(train(f"train.optim_g={optimiser}", name="a"))["network"]["freq_embed"]
+def test_optimizers_of_torch(train, optimizer):
+    moved = train.state(train(f"train.optim_g={optimizer}", name="a"))["network"]["freq_embed"]
     assert not torch.equal(moved, train.state(train(name="b"))["network"]["freq_embed"])
 
 
