@@ -8,66 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_image, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
-from vheatir.kernels.dct import decay_map
-from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 from vheatir.kernels.plain import are_plain
-
-_MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time
-ATTENTION = ("heat", "mean", "none")
-
-
-class HeatAttention(KeptForms):
-    """Channel attention whose average is a heat kernel of learned reach: x * linear(heat(x)).
-
-    Maps (B, H, W, C) to the same shape. Each channel has one diffusivity k > 0 in squared pixels of this feature map,
-    so it averages over about sqrt(2 k) pixels; the starting values are log-spaced over the channels. With an infinite
-    reach this is the average over the whole map; with a finite one a training crop and a whole image have the same
-    statistics.
-
-    Args:
-        dim: channels C.
-        reach: blur lengths in pixels between which the channels start; None takes the average over the whole map.
-
-    Source: simplified channel attention (NAFNet, arXiv 2204.04676) with the operator of vHeat (arXiv 2405.16555).
-    """
-
-    _most_kept = 2  # sizes: a whole image, or tiles and those at its rim
-
-    def __init__(self, dim: int, reach: tuple[float, float] | None):
-        super().__init__()
-        self.linear = Linear(dim, dim)
-        self.log_k: nn.Parameter | None = None
-        if reach is not None:
-            lengths = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), dim)
-            self.log_k = nn.Parameter(torch.log(lengths.square() / 2))
-
-    def decay(self, height: int, width: int) -> Tensor:
-        """exp(-k (w_h^2 + w_w^2)) of shape (H, W, C), in float32 or float64."""
-        log_k = self.log_k
-        with full_precision(log_k):  # errors of k are amplified by the exponential
-            dtype = torch.promote_types(log_k.dtype, torch.float32)
-            return decay_map(log_k.to(dtype).exp().expand(height, width, -1))
-
-    def average(self, x: Tensor) -> Tensor:
-        """What the linear layer sees: (B, H, W, C), or (B, 1, 1, C) for the average over the whole map."""
-        if self.log_k is None:
-            return x.mean((1, 2), keepdim=True)
-        size = x.shape[1:3]
-        if self.may_keep(self.log_k, compared=True):
-            return heat_conduction(x, self.keep(tuple(size), [self.log_k], lambda: prepare_decay(self.decay(*size))))
-        return heat_conduction(x, self.decay(*size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape and dtype."""
-        return x * self.linear(self.average(x))
-
-    def _fits(self, form: PreparedDecay) -> bool:
-        return form.nbytes() <= _MOST_KEPT_BYTES
 
 
 class GatedBlock(KeptForms):
@@ -78,18 +25,19 @@ class GatedBlock(KeptForms):
 
     Args:
         dim: channels C.
-        attention: "heat", "mean" (over the whole map) or "none".
+        attention: one of `ATTENTION`.
         reach: see `HeatAttention`.
+        window: side of a JPEG coder's block in pixels of this map, for "grid".
 
     Source: NAFNet (arXiv 2204.04676), with heat in its attention.
     """
 
-    def __init__(self, dim: int, attention: str, reach: tuple[float, float]):
+    def __init__(self, dim: int, attention: str, reach: tuple[float, float], window: int = GRID):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.expand = Linear(dim, 2 * dim)
         self.dwconv = ChannelsLastConv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
-        self.attention = None if attention == "none" else HeatAttention(dim, reach if attention == "heat" else None)
+        self.attention = build_attention(attention, dim, reach, window)
         self.project = Linear(dim, dim)
         self.scale1 = nn.Parameter(torch.zeros(dim))
         self.norm2 = nn.LayerNorm(dim)
@@ -100,12 +48,18 @@ class GatedBlock(KeptForms):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; float32 also under autocast."""
         x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
-        if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn():
+        heats_gate = isinstance(self.attention, GateHeat)
+        if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate:
             return self._fused(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         x, y = fork_norm(x, self.norm1, dtype)
-        y = depthwise_gate(self.expand(y), self.dwconv.weight, self.dwconv.bias)
-        if self.attention is not None:
+        y = self.expand(y)
+        if heats_gate:
+            y, gate = self.dwconv(y).chunk(2, dim=-1)
+            y = self.attention(y) * gate
+        else:
+            y = depthwise_gate(y, self.dwconv.weight, self.dwconv.bias)
+        if self.attention is not None and not heats_gate:
             y = self.attention(y)
         x = x + _scaled(self.project, y, self.scale1)
         x, y = fork_norm(x, self.norm2, dtype)
@@ -126,7 +80,7 @@ class GatedBlock(KeptForms):
                 if average.shape == y.shape:
                     y = onto(average, y, *forms.attention, "mul")
                 else:
-                    y = y * product(average, *forms.attention, "none", [], "")
+                    y = self.attention.times(y, product(average, *forms.attention, "none", [], ""))
             x = _added(x, y, forms.project)
             y = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "")
             return _added(x, halves_product(y), forms.fc2)
@@ -176,8 +130,10 @@ def _added(x: Tensor, y: Tensor, form: tuple[Tensor, Tensor]) -> Tensor:
 class Stage(nn.Sequential):
     """Gated blocks of one resolution; with `checkpointing` their activations are recomputed in the backward."""
 
-    def __init__(self, dim: int, depth: int, attention: str, reach: tuple[float, float], checkpointing: bool):
-        super().__init__(*(GatedBlock(dim, attention, reach) for _ in range(depth)))
+    def __init__(
+        self, dim: int, depth: int, attention: str, window: int, reach: tuple[float, float], checkpointing: bool
+    ):
+        super().__init__(*(GatedBlock(dim, attention, reach, window) for _ in range(depth)))
         self.checkpointing = checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,7 +158,10 @@ class VHeatUNet(nn.Module):
         encoder: blocks of each level on the way down, from full resolution.
         middle: blocks at the coarsest level.
         decoder: blocks of each level on the way up, in the order of `encoder`.
-        attention: "heat", "mean" or "none" for each level and the middle.
+        attention: for each level and the middle "heat", "mean" (over the whole map), "none", or a form that was
+            compared with them: "quarter" (of the channels), "pooled" (maps), "frequency" (a diffusivity for each),
+            "adaptive" (diffusivities computed from the features), "grid" (in the blocks of a JPEG coder; the three
+            finest levels), "gate" (heat inside the gate); see `vheatir.archs.heat_attention`.
         reach: blur lengths, in pixels of each level's own map, between which the diffusivities start.
         level_map: take the noise level or JPEG quality as a further input plane.
         checkpointing: recompute block activations in the backward (less memory, a third more time).
@@ -242,13 +201,15 @@ class VHeatUNet(nn.Module):
         self.config.update({key: list(self.config[key]) for key in ("encoder", "decoder", "attention", "reach")})
         self.levels, self.level_map = len(encoder), level_map
         dims = [dim << level for level in range(self.levels + 1)]
+        windows = [GRID >> level for level in range(self.levels + 1)]
+        self.step = max(1 << self.levels, GRID if "grid" in attention else 1)
         rest = {"reach": tuple(reach), "checkpointing": checkpointing}
         self.conv_first = ChannelsLastConv2d(in_chans + level_map, dim, 3, padding=1)
-        self.encoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, encoder, attention))
+        self.encoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, encoder, attention, windows))
         self.down = nn.ModuleList(ChannelsLastConv2d(width, 2 * width, 2, stride=2) for width in dims[:-1])
-        self.middle = Stage(dims[-1], middle, attention[-1], **rest)
+        self.middle = Stage(dims[-1], middle, attention[-1], windows[-1], **rest)
         self.up = nn.ModuleList(Linear(2 * width, 4 * width, bias=False) for width in dims[:-1])
-        self.decoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, decoder, attention))
+        self.decoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, decoder, attention, windows))
         self.conv_last = ChannelsLastConv2d(dim, in_chans, 3, padding=1)
         # The untrained network returns its input.
         nn.init.zeros_(self.conv_last.weight)
@@ -286,7 +247,7 @@ class VHeatUNet(nn.Module):
         return image + residual[:, :, :height, :width]
 
     def _pad(self, planes: Tensor) -> Tensor:
-        step = 1 << self.levels
+        step = self.step
         # Not -(-side // n): formats that exporters write divide towards zero.
         height, width = ((side + step - 1) // step * step for side in planes.shape[2:])
         if torch.compiler.is_exporting():
@@ -324,6 +285,10 @@ def _check_config(config: Mapping) -> None:
             f"attention must be one of {', '.join(ATTENTION)} for each of the {levels} levels and the middle, "
             f"got {attention!r}"
         )
+    if "grid" in attention[GRID.bit_length() - 1 :]:
+        raise ValueError(
+            f"attention grid has blocks of {GRID} pixels, so only the three finest levels, got {attention!r}"
+        )
     if not isinstance(reach, list | tuple) or len(reach) != 2 or not all(0 < length < math.inf for length in reach):
         raise ValueError(f"reach must be two lengths above 0 in pixels, such as [0.7, 12.0], got {reach!r}")
 
@@ -354,21 +319,13 @@ def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
         "encoder": encoder,
         "middle": _depth(state, "middle."),
         "decoder": decoder,
-        "attention": [_attention(state, places) for places in prefixes],
+        "attention": [attention_of_state(state, places) for places in prefixes],
         "level_map": planes > in_chans,
     }
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _attention(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> str:
-    if any(f"{prefix}attention.log_k" in state for prefix in prefixes):
-        return "heat"
-    if any(f"{prefix}attention.linear.weight" in state for prefix in prefixes):
-        return "mean"
-    return "none" if any(f"{prefix}project.weight" in state for prefix in prefixes) else "heat"
 
 
 def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

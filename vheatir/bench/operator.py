@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vheatir import weights
-from vheatir.archs.vheatunet_arch import HeatAttention
+from vheatir.archs.heat_attention import HeatAttention
 from vheatir.backbone.layers.embedding import diffusivities_of_reach
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.backbone.layers.heat import HeatBlock

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from vheatir.archs import networks
-from vheatir.archs.vheatunet_arch import HeatAttention, VHeatUNet, config_from_state_dict, gray_from_color
+from vheatir.archs.heat_attention import HeatAttention
+from vheatir.archs.vheatunet_arch import VHeatUNet, config_from_state_dict, gray_from_color
 from vheatir.backbone import freeze, kept_info
 from vheatir.export import trace
 from vheatir.kernels.reference import hco_reference
@@ -89,6 +90,10 @@ def test_level_map_is_an_input_plane():
         ({"decoder": [1]}, "decoder must have as many levels"),
         ({"attention": ["heat", "heat"]}, "attention must be"),
         ({"attention": ["heat", "heat", "warm"]}, "attention must be"),
+        (
+            {"attention": ["heat", "grid", "heat", "grid"], "encoder": [1] * 3, "decoder": [1] * 3},
+            "three finest levels",
+        ),
         ({"reach": [0, 4.0]}, "reach must be"),
     ],
 )
