@@ -1,11 +1,11 @@
 """`vheatir detect`: Faster and Mask R-CNN on every backbone: training, evaluation, drawn detections."""
 
-import argparse
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vheatir.tasks.dense import DenseSession, parser_for, run
+from vheatir.tasks.dense import DenseSession
+from vheatir.tasks.dense_command import parser_for, run
 
 
 def _stored_classes(weights: str) -> tuple[str, ...] | None:
@@ -83,24 +83,25 @@ class DetectSession(DenseSession):
         self.model.transform.max_size = max(size)
         return lambda: self.model([image])
 
-    def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
+    def draw(self, file: Path, *, threshold: float = 0.5) -> tuple[Any, dict]:
+        """Image (3, H, W) uint8 with the detections in a file of a score of at least `threshold`, and their table."""
         import torch
 
         from vheatir.backbone.dense.drawing import draw_detections
         from vheatir.backbone.detection.average_precision import as_results
 
-        image = self.read_picture(file)
+        image = self.read_image(file)
         with torch.no_grad():
             found = self.model([image.to(self.device) / 255])[0]
         found = {key: value.cpu() for key, value in found.items()}
-        entries = [one for one in as_results(found, 0) if one["score"] >= arguments.threshold]
+        entries = [one for one in as_results(found, 0) if one["score"] >= threshold]
         for one in entries:
             one["class"] = self.classes[one.pop("category_id") - 1]
             del one["image_id"]
-        return draw_detections(image, found, self.classes, arguments.threshold), {"detections": entries}
+        return draw_detections(image, found, self.classes, threshold), {"detections": entries}
 
 
 def main(argv: list[str]) -> int:
     parser = parser_for("detect", "Train Faster or Mask R-CNN on a backbone, evaluate it, or draw what it detects.")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score of what --predict draws")
-    return run(DetectSession, parser, argv)
+    return run(DetectSession, parser, argv, ["threshold"])

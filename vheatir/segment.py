@@ -1,11 +1,11 @@
 """`vheatir segment`: UPerNet on every backbone, from a YAML file: training, evaluation, colored overlays."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.tasks.dense import DenseSession, parser_for, png_below, run, write_png
+from vheatir.tasks.dense import DenseSession, write_png
+from vheatir.tasks.dense_command import parser_for, run
 
 
 class SegmentSession(DenseSession):
@@ -65,18 +65,25 @@ class SegmentSession(DenseSession):
         image = torch.rand(1, 3, *size, device=self.device)
         return lambda: self.model(image)
 
-    def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
+    def draw(self, file: Path, *, tta: bool = False, label_map: Path | None = None) -> tuple[Any, dict]:
+        """Image (3, H, W) uint8 colored by class, and the share of each class.
+
+        Args:
+            file: an image.
+            tta: average sizes and mirrored views.
+            label_map: a PNG to write with the numbers of the classes.
+        """
         import torch
 
         from vheatir.backbone.dense.drawing import draw_classes
         from vheatir.backbone.segmentation.task import predict
 
-        image = self.read_picture(file)
+        image = self.read_image(file)
         with torch.no_grad():
-            classes = predict(self.model, image.to(self.device) / 255, self.recipe.val, arguments.tta)
+            classes = predict(self.model, image.to(self.device) / 255, self.recipe.val, tta)
         classes = classes.argmax(0).cpu().to(torch.uint8)
-        if arguments.label_maps:
-            write_png(png_below(arguments.label_maps, file, arguments.predict), classes[None])
+        if label_map is not None:
+            write_png(label_map, classes[None])
         counts = torch.bincount(classes.flatten().long(), minlength=len(self.classes)) / classes.numel()
         shares = dict(zip(self.classes, counts.tolist(), strict=True))
         return draw_classes(image, classes, len(self.classes)), {"shares": shares}
@@ -86,4 +93,4 @@ def main(argv: list[str]) -> int:
     parser = parser_for("segment", "Train UPerNet on a backbone, evaluate it, or color images by class.")
     parser.add_argument("--tta", action="store_true", help="--eval, --predict: average sizes and mirrored views")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="--predict: write the classes' numbers too")
-    return run(SegmentSession, parser, argv)
+    return run(SegmentSession, parser, argv, ["tta", "label_maps"])

@@ -1,23 +1,17 @@
-"""What `vheatir detect` and `vheatir segment` have in common: arguments, modes, costs, the files of a folder."""
+"""What `vheatir detect` and `vheatir segment` share: their session, costs, and the images of a folder."""
 
-import argparse
-import importlib.util
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.backbone.training.processes import Processes, add_arguments, started
+from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
-from vheatir.tasks.session import TaskSession, best_weights, train
+from vheatir.tasks.session import TaskSession
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
-from vheatir.utils.recipes import find_options, load_table
 from vheatir.utils.timing import interleave, peak_mib
-
-_SIZES = ("224", "512", "800x1280")
 
 
 class DenseSession(TaskSession):
@@ -121,7 +115,7 @@ class DenseSession(TaskSession):
         """A function of no arguments that runs the network on a random image of that size."""
         raise NotImplementedError
 
-    def read_picture(self, file: Path):
+    def read_image(self, file: Path):
         """An image, (3, H, W) uint8 RGB."""
         from vheatir.backbone.dense.image_files import read_rgb
         from vheatir.backbone.errors import DataError
@@ -131,8 +125,11 @@ class DenseSession(TaskSession):
             raise UserError(str(image))
         return image
 
-    def draw(self, file: Path, arguments: argparse.Namespace) -> tuple[Any, dict]:
-        """Image (3, H, W) uint8 with what was found in a file, and the findings as a table."""
+    def draw(self, file: Path, **options: Any) -> tuple[Any, dict]:
+        """Image (3, H, W) uint8 with what was found in a file, and the findings as a table.
+
+        The options are the subclass's own, by keyword.
+        """
         raise NotImplementedError
 
 
@@ -172,22 +169,6 @@ def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, 
     return {"device": str(device), "threads": torch.get_num_threads(), "cost": table}
 
 
-def _lines(result: dict[str, Any]) -> Iterator[str]:
-    for name, value in result.get("scores", {}).items():
-        yield f"{name} {value:.3f}"
-    for size, entry in result.get("cost", {}).items():
-        for form in ("training", "merged"):
-            if form in entry:
-                counts = entry[form]["parameters"]
-                macs = entry[form]["macs"]["total"]
-                yield (
-                    f"{size} {form} form: {counts['total']:,} parameters, {counts['trainable']:,} trainable, "
-                    f"{macs / 1e9:.1f} GMACs"
-                )
-        if "pass" in entry:
-            yield f"{size} a pass: {entry['pass']['median_s']:.3f} s, peak {entry['pass']['peak_mib']:.0f} MiB"
-
-
 def _name(file: Path, source: Path) -> Path:
     return file.relative_to(source) if source.is_dir() else Path(file.name)
 
@@ -199,11 +180,11 @@ def png_below(folder: Path, file: Path, source: Path) -> Path:
 
 def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | None]) -> None:
     """Raise UserError where one of the images, or what is made of another one, would be overwritten."""
-    pictures = {file.resolve() for file in files}
+    images = {file.resolve() for file in files}
     taken = {}
     for folder, file in ((folder, file) for folder in folders if folder is not None for file in files):
         path = png_below(folder, file, source)
-        if path.resolve() in pictures:
+        if path.resolve() in images:
             raise UserError(f"{path} would be overwritten; give another folder with -o")
         if former := taken.get(path.resolve()):
             raise UserError(
@@ -212,93 +193,42 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
         taken[path.resolve()] = file
 
 
-def predict(session: DenseSession, arguments: argparse.Namespace) -> int:
-    """Draw what is found in the images of a folder."""
+def predict(
+    session: DenseSession,
+    source: Path,
+    output: Path,
+    *,
+    label_maps: Path | None = None,
+    **drawing: Any,
+) -> int:
+    """Draw what is found in an image or in those of a folder, as PNG, with the findings in `found.json`.
+
+    Args:
+        session: the network, made for mode "predict".
+        source: an image, or a folder that is searched with all below it.
+        output: a folder, made where there is none.
+        label_maps: a folder for the classes' numbers, one PNG for each image; segmentation only.
+        **drawing: further arguments of the session's `draw`.
+
+    Returns:
+        How many images were drawn.
+
+    Raises:
+        UserError: there are no images, one cannot be read, or a file to write is one of them or of two of them.
+    """
     from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
 
-    source = arguments.predict
-    target = arguments.output
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"--predict {source}: no images there; expected an image or a folder of them")
-    _refuse_overwriting(files, source, [target, getattr(arguments, "label_maps", None)])
+    _refuse_overwriting(files, source, [output, label_maps])
     freeze(session.model.to(session.device))
     found = {}
     for file in files:
-        path = png_below(target, file, source)
-        drawn, found[_name(file, source).as_posix()] = session.draw(file, arguments)
-        write_png(path, drawn)
-    run_metadata.write_json(target / "found.json", found)
-    sys.stdout.write(f"{len(files)} images drawn into {target}, figures in {target / 'found.json'}\n")
-    return 0
-
-
-def parser_for(command: str, what: str) -> argparse.ArgumentParser:
-    """Arguments of both commands."""
-    parser = argparse.ArgumentParser(
-        f"vheatir {command}",
-        description=f"{what} For several processes: torchrun --nproc-per-node N -m vheatir {command} -opt FILE",
-    )
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one option; repeatable")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
-    mode.add_argument("--eval", action="store_true", help="evaluate --weights, or the best of the run, on data.val")
-    mode.add_argument("--predict", type=Path, metavar="PATH", help="draw what is found in an image or a folder")
-    mode.add_argument("--cost", action="store_true", help="parameters, multiply-accumulates, speed, memory by --sizes")
-    parser.add_argument("--pretrained", metavar="FILE", help="the backbone's weights to start from")
-    parser.add_argument("--weights", metavar="FILE", help="weights for --eval and --predict")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where --predict writes")
-    parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="HxW", help="sizes of images for --cost")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes for --cost; 0: count only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what --eval or --cost found")
-    add_arguments(parser)
-    return parser
-
-
-def run(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list[str]) -> int:
-    """A command, from its arguments to its status."""
-    arguments = parser.parse_args(argv)
-    judging = arguments.eval or arguments.cost
-    if arguments.json and not judging:
-        parser.error("--json belongs to --eval and --cost")
-    if arguments.weights and not (arguments.eval or arguments.predict):
-        parser.error("--weights belongs to --eval and --predict; training starts from --pretrained")
-    if bool(arguments.predict) != bool(arguments.output):
-        parser.error("--predict needs -o FOLDER, and nothing else takes it")
-    missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        extra = "detection" if "pycocotools" in missing else "backbone"
-        raise UserError(f"vheatir {kind.command} needs {', '.join(missing)}; run: pip install -e '.[{extra}]'")
-    path = find_options(arguments.opt)
-    options = load_table(path, arguments.set, kind.sections)
-    if arguments.pretrained:
-        options["path"] = {**(options.get("path") or {}), "pretrained": arguments.pretrained}
-    if arguments.json:
-        run_metadata.prepare_output(arguments.json)
-    weights = arguments.weights
-    if weights is None and (arguments.eval or arguments.predict):
-        with as_user_error(str(path)):
-            weights = best_weights(kind.read(options))
-    mode = "predict" if arguments.predict else "eval" if arguments.eval else "cost" if arguments.cost else "train"
-    with started(arguments.launcher, arguments.timeout) as processes:
-        session = kind(path, options, mode, weights, processes)
-        if arguments.predict:
-            return predict(session, arguments)
-        if not judging:
-            return train(session, argv, arguments.resume)
-        if arguments.eval:
-            result = {"weights": weights, **session.evaluate(getattr(arguments, "tta", False))}
-        else:
-            result = cost(session, arguments.sizes, arguments.rounds)
-        if processes.writes:
-            _report(session, result, arguments.json, argv)
-        return 0
-
-
-def _report(session: DenseSession, result: dict[str, Any], file: Path | None, argv: list[str]) -> None:
-    sys.stdout.writelines(f"{line}\n" for line in _lines(result))
-    if file:
-        metadata = run_metadata.run_metadata(["vheatir", session.command, *argv])
-        run_metadata.write_json(file, {"metadata": metadata, "backbone": session.recipe.backbone, **result})
+        if label_maps is not None:
+            drawing["label_map"] = png_below(label_maps, file, source)
+        drawn, found[_name(file, source).as_posix()] = session.draw(file, **drawing)
+        write_png(png_below(output, file, source), drawn)
+    run_metadata.write_json(output / "found.json", found)
+    return len(files)

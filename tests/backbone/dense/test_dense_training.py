@@ -1,6 +1,5 @@
 """Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
 
-import argparse
 import json
 import re
 import subprocess
@@ -173,9 +172,8 @@ def test_drawing_overwrites_neither_images_nor_what_it_has_drawn(names, out, map
     for name in names:
         (folder / name).write_bytes(b"")
     maps = None if maps is None else tmp_path / maps
-    arguments = argparse.Namespace(predict=folder, output=tmp_path / out, label_maps=maps)
     with pytest.raises(UserError, match=expected):
-        predict(None, arguments)  # before a network is needed
+        predict(None, folder, tmp_path / out, label_maps=maps)  # before a network is needed
     assert all((folder / name).read_bytes() == b"" for name in names)
 
 
