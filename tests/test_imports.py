@@ -52,6 +52,13 @@ def test_documented_paths_are_there(path):
     assert found_at(path).__name__.rpartition(".")[2] in (path.rpartition(".")[2], "store", "tiling")
 
 
+def test_a_moved_module_is_one_module_under_both_names():
+    former = importlib.import_module("vheatir.tiling")
+    present = importlib.import_module("vheatir.restore.tiling")
+    assert former is present
+    assert present.__spec__.name == present.__name__ == "vheatir.restore.tiling"
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_function_of_a_command_is_its_package_too(name):
     package = getattr(vheatir, name)

@@ -41,6 +41,7 @@ KNOW_BASICSR = (
     "vheatir/archs/swinir_arch.py",
     "vheatir/test.py",
     "vheatir/compat.py",
+    "vheatir/basicsr.py",
 )
 # Home folders and mount points of whoever wrote the file; /tmp/x or /data/x in an example belongs to nobody.
 PRIVATE_PATH = re.compile(r"(?<![\w.~}])/(?:home|root|Users|work|workspace|mnt|scratch)/[\w.-]+")

@@ -1,7 +1,8 @@
 """Lets BasicSR 1.4.2 import beside today's torchvision, and says what to do where BasicSR or matplotlib is missing.
 
-The only module that changes how imports are resolved. `import vheatir` puts the alias in force, in spawned loader
-workers too, because unpickling anything of this package imports it.
+It also keeps the documented names of modules that were moved. The only module that changes how imports are resolved.
+`import vheatir` puts the aliases in force, in spawned loader workers too, because unpickling anything of this package
+imports it.
 """
 
 import importlib
@@ -13,6 +14,8 @@ from collections.abc import Callable
 _ALIASES = {
     # removed from torchvision in 0.17; the same functions live on under the private name
     "torchvision.transforms.functional_tensor": "torchvision.transforms._functional_tensor",
+    # documented here
+    "vheatir.tiling": "vheatir.restore.tiling",
 }
 
 

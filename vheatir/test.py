@@ -8,24 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from vheatir import weights
-from vheatir.archs.networks import NETWORKS, name_of
 from vheatir.errors import UserError
 from vheatir.train.build import build_datasets, build_model, complete_options
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
-
-
-def _use_shipped_configuration(path: Path, options: dict[str, Any]) -> None:
-    """Take the network's arguments from its safetensors file where the options leave them out."""
-    source = options["path"].get("pretrain_network_g")
-    network = options["network_g"]
-    if source is None:
-        raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
-    if set(network) == {"type"} and network["type"] in NETWORKS and Path(source).suffix not in (".pth", ".pt"):
-        model, _ = weights.load(source)
-        options["network_g"] = {"type": name_of(model), **model.config}
 
 
 def _row(name: str, scores: dict[str, float]) -> str:
@@ -37,7 +25,10 @@ def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[
     options = {**options, "datasets": {k: v for k, v in options["datasets"].items() if k != "train"}}
     if not options["datasets"]:
         raise UserError(f"{path}: datasets has no test or val section to score")
-    _use_shipped_configuration(path, options)
+    source = options["path"].get("pretrain_network_g")
+    if source is None:
+        raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
+    options["network_g"] = weights.configured(options["network_g"], source)
     datasets = build_datasets(path, options)
     model = build_model(path, options)
     results = []
@@ -50,8 +41,9 @@ def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[
                 bar.total = total
                 bar.update()
 
-            pictures = folder / name if options["val"].get("save_img") else None
-            scores = model.validate(dataset, pictures, advance)
+            images = folder / name if options["val"].get("save_img") else None
+            ending = f"_{suffix}" if (suffix := options["val"].get("suffix")) else ""
+            scores = model.validate(dataset, images, advance, f"{{name}}{ending}.png")
         level = table.get("sigma", table.get("quality"))
         results.append({"data": name, "type": table["type"], "level": level, **scores})
     return results

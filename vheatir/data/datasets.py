@@ -9,6 +9,8 @@ A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path":
 vheatir.data.batch_degradations reads. The classes take BasicSR's option dict and do not import BasicSR.
 """
 
+from pathlib import Path, PurePosixPath
+
 import numpy as np
 import torch
 
@@ -177,21 +179,48 @@ class JPEGDataset(SyntheticDataset):
 class PairedDataset(RestorationDataset):
     """Degraded and clean images from two folders or LMDBs, matched by relative path without suffix.
 
-    Options besides the common ones: `dataroot_lq`. Both images of a pair have the same size.
+    Options besides the common ones: `dataroot_lq`; for folders also BasicSR's `filename_tmpl`, how a degraded image's
+    name is made of the clean one's (`"{}_noisy"`), and `meta_info_file`, a list of the clean images to take, a line
+    each (`0001.png (480,480,3)`). Both images of a pair have the same size.
     """
 
-    OPTIONS = RestorationDataset.OPTIONS | {"dataroot_lq"}
+    OPTIONS = RestorationDataset.OPTIONS | {"dataroot_lq", "filename_tmpl", "meta_info_file"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
         self.degraded = self._open(opt, "dataroot_lq")
-        clean, degraded = self.source.by_stem(), self.degraded.by_stem()
-        if alone := sorted(set(clean) ^ set(degraded)):
+        clean = self.source.by_stem()
+        degraded = self.degraded.by_stem()
+        if listed := self._listed(opt):
+            clean = {stem: key for stem, key in clean.items() if key in listed}
+        template = "{}" if self.source.is_lmdb else opt.get("filename_tmpl") or "{}"
+        if "{}" not in str(template):
+            raise UserError(f"filename_tmpl: expected a name with {{}} for the clean image's, got {template!r}")
+        wanted = {stem: _renamed(stem, template) for stem in clean}
+        alone = set(wanted.values()) - set(degraded)
+        if not listed:
+            alone |= set(degraded) - set(wanted.values())
+        if alone:
             raise UserError(
                 f"{self.source.root} and {self.degraded.root}: {len(alone)} images have no partner in the other; add "
-                f"or remove them: {', '.join(alone)}"
+                f"or remove them: {', '.join(sorted(alone))}"
             )
-        self._partner = {key: degraded[stem] for stem, key in clean.items()}
+        self.keys = [key for key in self.source.keys if not listed or key in listed]
+        self._partner = {clean[stem]: degraded[name] for stem, name in wanted.items()}
+
+    def _listed(self, opt: dict) -> frozenset[str]:
+        """The clean images of `meta_info_file`; empty without one. BasicSR's LMDBs have a list of their own."""
+        if not opt.get("meta_info_file") or self.source.is_lmdb:
+            return frozenset()
+        path = Path(opt["meta_info_file"]).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"meta_info_file: {path}: cannot be read ({error}); give a list or leave it out") from error
+        names = frozenset(line.split(" ")[0] for line in lines if line.strip())
+        if missing := sorted(names.difference(self.source.keys)):
+            raise UserError(f"meta_info_file: {path}: not in {self.source.root}: {', '.join(missing)}")
+        return names
 
     def _pair(self, key: str) -> tuple[np.ndarray, np.ndarray, str, str]:
         partner, gray = self._partner[key], self.in_chans == 1
@@ -215,7 +244,8 @@ class PairedDataset(RestorationDataset):
     def check(self) -> None:
         """As the others', for both sides, and every pair must have one size."""
         size, channels = self._requirements()
-        problems = [*self.source.problems(size, channels), *self.degraded.problems(size, channels)]
+        problems = self.source.problems(size, channels, self.keys)
+        problems += self.degraded.problems(size, channels, list(self._partner.values()))
         if not problems:
             problems = [problem for problem in map_threads(self._mismatch, self.keys) if problem]
         raise_problems(self.source.root, problems, len(self))
@@ -226,3 +256,9 @@ class PairedDataset(RestorationDataset):
         except UserError as error:
             return str(error)
         return None
+
+
+def _renamed(stem: str, template: str) -> str:
+    """The relative path of a clean image without suffix, as that of its degraded partner."""
+    path = PurePosixPath(stem)
+    return str(path.with_name(template.replace("{}", path.name)))

@@ -193,6 +193,10 @@ class ImageSource:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": None if self._cache is None else {}, "_process": None}
 
+    @property
+    def is_lmdb(self) -> bool:
+        return isinstance(self._store, _Lmdb)
+
     def describe(self, key: str) -> str:
         """A path that names the image in messages and results."""
         return self._store.describe(key)

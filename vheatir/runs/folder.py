@@ -38,7 +38,7 @@ class RunFolder:
         self.command = command
         self.checkpoints = self.folder / "checkpoints"
         self.models = self.folder / "models"
-        self.images = self.folder / "pictures"
+        self.images = self.folder / "images"
         self.writer = None
         self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,7 @@ from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.train.options import check_dataset_keys
-
-TASKS = {
-    "GaussianNoiseDataset": "denoise",
-    "JPEGDataset": "jpeg",
-    "CameraNoiseDataset": "photo",
-    "PairedDataset": "paired",
-}
+from vheatir.train.publish import TASKS
 
 
 def complete_options(
@@ -63,29 +58,51 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     from basicsr.utils.registry import DATASET_REGISTRY
 
     datasets = {}
-    problems = []
-    borders = [table.get("border") for table in (options["val"].get("metrics") or {}).values()]
-    border = max((border for border in borders if is_number(border, integer=True)), default=0)
     for phase, table in options["datasets"].items():
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
             expected = ", ".join(TASKS)
             raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
         check_dataset_keys(path, phase, table, kind.OPTIONS)
-        arguments = {"seed": options["manual_seed"], **table, "phase": phase.split("_")[0]}
-        arguments.setdefault("in_chans", options["network_g"].get("in_chans", 3))
+        arguments = {**completed(table, options), "phase": phase.split("_")[0]}
         try:
             datasets[phase] = kind(arguments)
         except UserError as error:
             raise UserError(f"{path}: datasets.{phase}: {error}") from error
-        datasets[phase].least_side = WINDOW + 2 * border
+    check_images(path, datasets, options)
+    return datasets
+
+
+def completed(table: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's options with what others say too: the run's seed, and the network's channels."""
+    network = options["network_g"]
+    channels = network.get("in_chans", network.get("num_in_ch", 3))  # BasicSR's networks have the latter
+    return {"seed": options["manual_seed"], "in_chans": channels, **table}
+
+
+def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Decode every image once.
+
+    Args:
+        path: the options file, for messages.
+        datasets: by phase.
+        options: whose metrics say how large whole images must be.
+
+    Raises:
+        UserError: unusable images, all of all data sets.
+    """
+    metrics = [table for table in (options["val"].get("metrics") or {}).values() if isinstance(table, Mapping)]
+    borders = [table.get("border", table.get("crop_border")) for table in metrics]
+    border = max((border for border in borders if is_number(border, integer=True)), default=0)
+    problems = []
+    for phase, dataset in datasets.items():
+        dataset.least_side = WINDOW + 2 * border
         try:
-            datasets[phase].check()
+            dataset.check()
         except UserError as error:
             problems.append(f"{path}: datasets.{phase}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-    return datasets
 
 
 def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:

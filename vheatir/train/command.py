@@ -1,10 +1,12 @@
 """`vheatir train`: training from a YAML file in BasicSR's layout, and the comparison at equal time."""
 
 import argparse
+import os
 from pathlib import Path
 
 from vheatir.backbone.training.processes import add_arguments, started
 from vheatir.train.equal_time import RESULT, compare
+from vheatir.train.options import meeting_port
 from vheatir.train.trainer import train
 
 
@@ -55,6 +57,8 @@ def main(argv: list[str]) -> int:
         )
         return 0 if finished else 130
     arguments = _parser().parse_args(argv)
+    if arguments.launcher == "slurm" and (port := meeting_port(arguments.opt, arguments.set)):
+        os.environ["MASTER_PORT"] = str(port)
     with started(arguments.launcher, arguments.timeout) as processes:
         finished = train(
             arguments.opt,

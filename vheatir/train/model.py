@@ -1,5 +1,6 @@
 """BasicSR's SRModel with what training on today's stack needs: mixed precision, clipping, accumulation, safetensors."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -13,11 +14,13 @@ from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, distributed, nn
+from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.archs.networks import config_from_state_dict, gray_from_color, name_of
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.average import Average
+from vheatir.backbone.training.batches import mixed, seed_all
 from vheatir.backbone.training.precision import autocast_dtype
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.update import Update
@@ -26,11 +29,12 @@ from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.restore.tiling import check_tile
-from vheatir.train.validation import restore_planes, validate
+from vheatir.train.validation import bgr_or_gray, restore_planes, validate
 from vheatir.utils.files import atomic_open
 
 _OUR_METRICS = ("psnr", "ssim", "psnrb")
-_METRIC_ARGUMENTS = ("border", "luma")
+_METRIC_ARGUMENTS = ("border", "luma", "better")
+_logger = logging.getLogger("vheatir")
 
 
 class VHeatIRModel(SRModel):
@@ -48,9 +52,16 @@ class VHeatIRModel(SRModel):
 
     def __init__(self, opt: dict[str, Any]):
         self.processes = Processes()
+        if opt.get("scale", 1) != 1:
+            raise UserError(
+                f"scale: VHeatIRModel restores images at their own size, got {opt['scale']}; write scale: 1"
+            )
+        if not opt["is_train"]:
+            opt["network_g"] = weights.configured(opt["network_g"], opt["path"].get("pretrain_network_g"))
         super().__init__(opt)
         if opt.get("dist") and distributed.is_initialized():  # BasicSR's own loop says no more than that
             self.join(Processes(distributed.get_rank(), distributed.get_world_size()))
+            self._start_alike()
         self.metrics = {
             name: partial(_metric, dict(arguments)) for name, arguments in (opt["val"].get("metrics") or {}).items()
         }
@@ -58,7 +69,7 @@ class VHeatIRModel(SRModel):
             check_tile(opt["val"].get("tile") or 0, 0)
         except ValueError as error:
             raise UserError(f"val.tile: {error}") from error
-        image = np.zeros((32, 32), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (192, 192), np.uint8)  # NIQE needs two blocks of 96
         for name, metric in self.metrics.items():
             _check_metric(f"val.metrics.{name}", opt["val"]["metrics"][name])
             try:
@@ -71,6 +82,12 @@ class VHeatIRModel(SRModel):
         self.processes = processes
         if self.is_train:
             self.update.processes = processes
+
+    def _start_alike(self) -> None:
+        """BasicSR seeds each process differently: all start with the first one's network, and so with its average."""
+        for network in (self.get_bare_model(self.net_g), getattr(self, "net_g_ema", None)):
+            for tensor in () if network is None else network.state_dict().values():
+                distributed.broadcast(tensor, 0)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """The network on its device, norms shared between processes on GPUs; `Update` wraps it for several."""
@@ -88,7 +105,7 @@ class VHeatIRModel(SRModel):
         if Path(load_path).suffix in (".pth", ".pt"):
             is_resumed = self.opt["path"].get("resume_state")  # by BasicSR's loop: the network and its average differ
             key = param_key if is_resumed else self.opt["path"].get("param_key_g")
-            state, _ = weights.load_checkpoint(load_path, key)
+            state = self._stored(load_path, key)
         else:
             state, _ = weights.read(load_path)
         net = self.get_bare_model(net)
@@ -99,6 +116,18 @@ class VHeatIRModel(SRModel):
             net.load_state_dict(state, strict=strict)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"path.pretrain_network_g: {load_path} does not fit network_g: {error}") from error
+
+    @staticmethod
+    def _stored(path: str, key: str | None) -> dict[str, Tensor]:
+        """The weights of a .pth file; without an average, as BasicSR has it, the weights themselves."""
+        try:
+            return weights.load_checkpoint(path, key)[0]
+        except UserError:
+            if key != "params_ema":
+                raise
+        state, _ = weights.load_checkpoint(path, "params")
+        _logger.warning("%s holds nothing under params_ema: params taken", path)
+        return state
 
     def init_training_settings(self) -> None:
         options = self.opt["train"]
@@ -205,10 +234,26 @@ class VHeatIRModel(SRModel):
         return sum(losses.values()), losses
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step on the batch that was fed, as BasicSR's own loop asks for it."""
+        """One step on the batch that was fed, as BasicSR's own loop asks for it.
+
+        Raises:
+            UserError: loss or gradient is not finite; the weights are as they were.
+        """
+        self.update.bare.train()
+        # As in our loop: what the step draws is a function of seed, iteration and process.
+        seed = mixed(self.opt["manual_seed"], current_iter - 1, 0, self.processes.rank)
+        seed_all(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         parts = self.parts(current_iter)
         marked = ((part, part is parts[-1]) for part in parts)
-        values = self.update.step(marked, self.part_loss, current_iter)
+        try:
+            values = self.update.step(marked, self.part_loss, current_iter)
+        except FloatingPointError as error:
+            paths = ", ".join(self.paths or ())
+            raise UserError(
+                f"{error}, images {paths}; a lower learning rate, train.grad_clip or train.amp: none may help"
+            ) from error
         self.log_dict = OrderedDict((name, float(value)) for name, (value,) in values.items() if name != "loss")
 
     def batch_scores(self) -> dict[str, float]:
@@ -226,10 +271,18 @@ class VHeatIRModel(SRModel):
         """The network that is validated and published: the average where there is one."""
         return getattr(self, "net_g_ema", self.get_bare_model(self.net_g))
 
-    def validate(self, dataset, save_dir: Path | None = None, on_image=None) -> dict[str, Any]:
-        """Scores of the network on a dataset, as `vheatir.train.validation.validate` returns them."""
+    def validate(
+        self, dataset, save_dir: Path | None = None, on_image=None, save_as: str = "{name}.png"
+    ) -> dict[str, Any]:
+        """Scores of the network on a dataset, see `vheatir.train.validation.validate`; a bar with `val.pbar`."""
         options = self.opt["val"]
-        with frozen(self.network_for_test()) as network:
+        silent = not options.get("pbar") or on_image is not None or not self.processes.writes
+        with frozen(self.network_for_test()) as network, tqdm(unit="image", disable=silent or None) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.update()
+
             return validate(
                 network,
                 dataset,
@@ -239,7 +292,8 @@ class VHeatIRModel(SRModel):
                 ensemble=options.get("self_ensemble", False),
                 max_images=options.get("max_images"),
                 save_dir=save_dir,
-                on_image=on_image,
+                save_as=save_as,
+                on_image=on_image or advance,
                 processes=self.processes,
             )
 
@@ -251,12 +305,18 @@ class VHeatIRModel(SRModel):
             ensemble = options.get("self_ensemble", False)
             self.output = restore_planes(network, self.lq, self.level, tile, ensemble)
 
-    def nondist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:
-        """Scores of a validation set, kept and logged as BasicSR's loop does, by the protocol of `validate`."""
+    def nondist_validation(self, dataloader, current_iter: int | str, tb_logger, save_img: bool) -> None:
+        """Scores of a validation set, kept, logged and named as BasicSR does, by the protocol of `validate`.
+
+        Its test pipeline gives the run's name for the iteration.
+        """
         dataset = dataloader.dataset
         name = dataset.opt.get("name", "val")
-        folder = Path(self.opt["path"]["visualization"], f"{current_iter:08d}", name) if save_img else None
-        result = self.validate(dataset, folder)
+        folder = Path(self.opt["path"]["visualization"]) if save_img else None
+        place = f"{{name}}/{{name}}_{current_iter}.png"
+        if not self.is_train:
+            place = f"{name}/{{name}}_{self.opt['val'].get('suffix') or self.opt['name']}.png"
+        result = self.validate(dataset, folder, save_as=place)
         if self.opt["val"].get("metrics") is None or not self.processes.writes:
             return
         self._initialize_best_metric_results(name)
@@ -268,6 +328,18 @@ class VHeatIRModel(SRModel):
     def dist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:
         """As in one process; the images are shared out."""
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+
+    def save_network(self, net, net_label: str, current_iter: int, param_key: str | list[str] = "params") -> None:
+        """BasicSR's file of weights, which takes its name when it is whole."""
+        if not self.processes.writes:
+            return
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        states = {key: self.get_bare_model(one).state_dict() for key, one in zip(keys, nets, strict=True)}
+        content = {key: {name: value.cpu() for name, value in state.items()} for key, state in states.items()}
+        which = "latest" if current_iter == -1 else current_iter
+        with atomic_open(Path(self.opt["path"]["models"]) / f"{net_label}_{which}.pth") as file:
+            torch.save(content, file)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """BasicSR's file of optimizer and schedules, with the scale of fp16; -1, the end of a run, writes none."""
@@ -296,5 +368,7 @@ def _check_metric(where: str, table: dict[str, Any]) -> None:
         raise UserError(f"{where}: unknown key {unknown[0]}; known: {', '.join(_METRIC_ARGUMENTS)}")
 
 
-def _metric(arguments: dict[str, Any], restored, target) -> float:
-    return calculate_metric({"img": restored, "img2": target}, dict(arguments))
+def _metric(arguments: dict[str, Any], restored: np.ndarray, target: np.ndarray) -> float:
+    """A registered metric, which takes BGR; restored, target: uint8 HWC RGB or HW."""
+    images = {"img": bgr_or_gray(restored), "img2": bgr_or_gray(target)}
+    return calculate_metric(images, dict(arguments))

@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.backbone.training.schema import Amp, NotNegative, Positive, Share, at_least, below, fill
+from vheatir.backbone.training.schema import Amp, NotNegative, Positive, Share, at_least, below, fill, one_of
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.errors import UserError
+from vheatir.train.stock import adopt
 from vheatir.utils.recipes import find_options, load_table
+
+
+@dataclass
+class DistSection:
+    """As BasicSR has it: what carries gradients between GPUs, and the port where processes under SLURM meet."""
+
+    backend: Annotated[str, one_of("nccl", "gloo")] = "nccl"
+    port: Annotated[int | None, Positive] = None
 
 
 @dataclass
@@ -29,6 +38,7 @@ class TopSection:
     train: dict = field(default_factory=dict)
     val: dict = field(default_factory=dict)
     logger: dict = field(default_factory=dict)
+    dist_params: DistSection | None = None
 
 
 @dataclass
@@ -77,7 +87,9 @@ class ValSection:
     tile: Annotated[int | None, NotNegative] = None
     self_ensemble: bool = False
     max_images: Annotated[int | None, Positive] = None
-    best: str = "psnr"
+    best: str | None = None
+    pbar: bool = False
+    suffix: str | None = None
 
 
 @dataclass
@@ -96,6 +108,8 @@ class LoaderSection:
 
     batch_size_per_gpu: Annotated[int, Positive] = DEFAULT_BATCH
     num_worker_per_gpu: Annotated[int, NotNegative] = 0
+    pin_memory: bool = True
+    dataset_enlarge_ratio: Annotated[int, Positive] = 1
 
 
 _SECTIONS = {"path": PathSection, "train": TrainSection, "val": ValSection, "logger": LoggerSection}
@@ -117,8 +131,14 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     """
     path = find_options(path)
     options = load_table(path, overrides, tuple(_SECTIONS))
+    adopt(path, options)
     _check_options(path, options)
     return options
+
+
+def meeting_port(path: str | Path, overrides: Sequence[str] = ()) -> int | None:
+    """`dist_params.port`, which must be known before the processes that check the options have met."""
+    return (read_options(path, overrides).get("dist_params") or {}).get("port")
 
 
 def _given(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +184,7 @@ def _check_datasets(path: Path, options: dict[str, Any]) -> None:
             raise UserError(
                 f"{path}: val.metrics.{name}: expected a table such as {{type: vheatir_psnr}}, got {table!r}"
             )
-    best = options["val"].get("best", "psnr")
+    best = options["val"].setdefault("best", "psnr" if "psnr" in metrics else next(iter(metrics)))
     if options["train"] and best not in metrics:
         raise UserError(f"{path}: val.best: no metric {best!r} in val.metrics, which has {', '.join(metrics)}")
 

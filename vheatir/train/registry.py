@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vheatir.compat import require_basicsr
 from vheatir.errors import UserError
+from vheatir.train.validation import bgr_or_gray
 from vheatir.utils.plugins import import_plugin
 
 
@@ -67,10 +68,12 @@ def load_plugins(files: Iterable[str | Path]) -> None:
 
 
 def _metric(name: str, function):
-    """`function` under the signature that BasicSR's `calculate_metric` calls: uint8 RGB arrays img and img2."""
+    """`function` under the signature that BasicSR's `calculate_metric` calls: uint8 BGR or gray arrays img and img2."""
 
-    def metric(img, img2, border: int = 0, luma: bool = False) -> float:
-        return function(img, img2, border=border, luma=luma)
+    def metric(img, img2, border: int = 0, luma: bool = False, better: str = "higher") -> float:
+        if better != "higher":
+            raise ValueError(f"better: higher {name} is better, got {better!r}")
+        return function(bgr_or_gray(img), bgr_or_gray(img2), border=border, luma=luma)
 
     metric.__name__ = f"vheatir_{name}"
     metric.__doc__ = function.__doc__

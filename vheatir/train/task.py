@@ -37,15 +37,17 @@ class RestorationTask(Task):
         validation_sets: Mapping[str, Any],
         options: Mapping[str, Any],
         total: int,
-        pictures: Path | None = None,
+        images: Path | None = None,
     ):
         self.model = model
         self.train_set = train_set
         self.validation_sets = validation_sets
         self.options = options
         self.stop = total
-        self.pictures = pictures
+        self.images = images
         self.best = options["val"].get("best") or "psnr"
+        metric = (options["val"].get("metrics") or {}).get(self.best, {})
+        self.lower_is_better = metric.get("better") == "lower"  # as BasicSR's loop reads it
         self.iteration = 0
         self.results = {}
         self.sampler = self._sampler(0, None)
@@ -68,7 +70,7 @@ class RestorationTask(Task):
             self.train_set,
             batch_sampler=self.sampler,
             num_workers=self.options["datasets"]["train"].get("num_worker_per_gpu") or 0,
-            pin_memory=self.model.device.type == "cuda",
+            pin_memory=self.model.device.type == "cuda" and self.options["datasets"]["train"].get("pin_memory", True),
             generator=torch.Generator(),  # a loader would draw its seed from the generator of the network
             worker_init_fn=ignore_signals,
         )
@@ -93,7 +95,7 @@ class RestorationTask(Task):
         scores = {}
         self.results = {}
         for phase, dataset in self.validation_sets.items():
-            folder = None if self.pictures is None else self.pictures / f"{self.iteration:08d}" / phase
+            folder = None if self.images is None else self.images / f"{self.iteration:08d}" / phase
             result = self.results[phase] = self.model.validate(dataset, folder)
             scores |= {f"{phase}/{name}": value for name, value in result["restored"].items()}
             scores |= {f"{phase}/input_{name}": value for name, value in result["input"].items()}

@@ -6,7 +6,6 @@ checkpoint holds all that a resumed run needs, so that it goes on as if it had n
 together under torchrun or SLURM; the first one writes.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -14,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
-from vheatir import weights
-from vheatir.archs.networks import name_of
-from vheatir.backbone.training.loop import DIVERGED, Loop, LoopSettings
+from vheatir.backbone.training.loop import Loop, LoopSettings
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.until import Steps
 from vheatir.errors import UserError
@@ -27,14 +23,12 @@ from vheatir.runs.checkpoints import has_checkpoint
 from vheatir.runs.folder import RunFolder
 from vheatir.runs.journal import RunJournal
 from vheatir.runs.training import find_run, train_in
-from vheatir.train.build import TASKS, build_datasets, build_model, complete_options, try_samples
+from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.options import read_options
+from vheatir.train.publish import write_weights
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.task import RestorationTask
-from vheatir.utils.files import atomic_open
 from vheatir.utils.recipes import find_options
-
-_LICENSE = "depends on the training data; not stated"
 
 
 class Trainer:
@@ -83,14 +77,14 @@ class Trainer:
         total = options["train"]["total_iter"]
         until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
         # Processes that do not write images hand them to the one that does.
-        pictures = None if not val.get("save_img") else Path() if self.run is None else self.run.pictures
+        images = None if not val.get("save_img") else Path() if self.run is None else self.run.images
         self.task = RestorationTask(
             self.model,
             self.train_set,
             self.validation_sets,
             options,
             total,
-            pictures,
+            images,
         )
         settings = LoopSettings(options["manual_seed"], logger.get("print_freq") or 100, "iteration")
         journal = None
@@ -123,40 +117,6 @@ class Trainer:
             run.open(self.path, self.options, list(argv))
 
         return train_in(self.run, self.loop, opened, [self.describe()])
-
-
-def write_weights(table: dict[str, Any], folder: Path, name: str, network: nn.Module, iteration: int) -> None:
-    """Write a network: safetensors for networks of ours, BasicSR's .pth for others.
-
-    Args:
-        table: options of the training set, which the metadata state.
-        folder: where to write.
-        name: of the file, without its ending.
-        network: that is validated and published.
-        iteration: after which its weights are these.
-
-    Raises:
-        UserError: weights that are not finite, or beyond float16.
-    """
-    if (arch := name_of(network)) is None:
-        with atomic_open(folder / f"{name}.pth") as file:
-            torch.save({"params": network.state_dict()}, file)
-        return
-    task = TASKS.get(table["type"], "paired")
-    level = table.get("sigma", table.get("quality", "as in the pairs")) if task != "photo" else "as cameras have it"
-    metadata = {
-        "arch": arch,
-        "config": json.dumps(network.config),
-        "task": task,
-        "color": "gray" if network.config["in_chans"] == 1 else "color",
-        "levels": json.dumps(level),
-        "license": _LICENSE,
-        "iteration": str(iteration),
-    }
-    try:
-        weights.save(folder / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
-    except ValueError as error:
-        raise UserError(f"iteration {iteration}: {error}; {DIVERGED}") from error
 
 
 def train(

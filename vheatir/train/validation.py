@@ -27,6 +27,11 @@ def _picture(planes: Tensor) -> np.ndarray:
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
+def bgr_or_gray(image: np.ndarray) -> np.ndarray:
+    """HWC RGB as BGR, or the other way round; HW and HWC with one channel as they are."""
+    return image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image
+
+
 @torch.no_grad()
 def restore_planes(
     network: nn.Module, lq: Tensor, level: Tensor | None, tile: int | None, ensemble: bool = False
@@ -49,6 +54,7 @@ def validate(
     ensemble: bool = False,
     max_images: int | None = None,
     save_dir: Path | None = None,
+    save_as: str = "{name}.png",
     on_image: Callable[[int, int], None] | None = None,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def validate(
         ensemble: the mean over the eight flips and rotations.
         max_images: score only the first so many.
         save_dir: write restored images there as PNG.
+        save_as: path of a restored image below it, with {name} for the name of the input without its suffix.
         on_image: called with (images done, images in all).
         processes: share the images out among them; the first one writes the images, all return the same.
 
@@ -79,8 +86,8 @@ def validate(
             return None
         sample = dataset[index]
         lq = sample["lq"][None].to(device)
-        level = sample.get("level")
-        output = restore_planes(network, lq, None if level is None else level[None].to(device), tile, ensemble)
+        level = sample["level"][None].to(device) if "level" in sample else None
+        output = restore_planes(network, lq, level, tile, ensemble)
         record, restored = _scored(sample, output, metrics)
         return record, None if save_dir is None else restored
 
@@ -89,7 +96,7 @@ def validate(
         done = [item for item in processes.gather(processes.agree(partial(score, index))) if item is not None]
         for record, restored in done:
             if save_dir is not None and processes.writes:
-                _save(save_dir, record["image"], restored, len(records), saved)
+                _save(save_dir / save_as, record["image"], restored, len(records), saved)
             records.append(record)
             if on_image is not None:
                 on_image(len(records), count)
@@ -117,12 +124,12 @@ def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric
     return record, restored
 
 
-def _save(folder: Path, name: str, restored: np.ndarray, number: int, saved: set[Path]) -> None:
-    path = folder / f"{Path(name).stem}.png"
+def _save(pattern: Path, name: str, restored: np.ndarray, number: int, saved: set[Path]) -> None:
+    path = Path(str(pattern).replace("{name}", Path(name).stem))
     if path in saved:  # the same name in two folders
         path = path.with_stem(f"{path.stem}_{number}")
     saved.add(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, restored)
 
 

@@ -62,7 +62,7 @@ def read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, OSError) as error:
         hint = ""
         if path.suffix in (".pth", ".pt", ".ckpt"):
-            hint = "; a training checkpoint is turned into safetensors by scripts/publish_weights.py"
+            hint = f"; a training checkpoint is turned into safetensors by `vheatir export {path} --to safetensors`"
         raise UserError(f"{path}: not a whole safetensors file ({error}){hint}") from error
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     broken = sum(int((~torch.isfinite(value)).sum()) for value in state.values() if value.is_floating_point())
@@ -96,6 +96,21 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its tensors and its configuration do not fit together: {error}") from error
     return network.eval().to(device), metadata
+
+
+def configured(network_g: Mapping[str, Any], source: str | Path | None) -> dict[str, Any]:
+    """The `network_g` of options, with the arguments of the weights where it names the type alone.
+
+    Args:
+        network_g: `type`, and arguments.
+        source: shipped name or safetensors file; other files hold no arguments.
+    """
+    if source is None or set(network_g) != {"type"} or network_g["type"] not in NETWORKS:
+        return dict(network_g)
+    if Path(source).suffix in (".pth", ".pt"):
+        return dict(network_g)
+    network, metadata = load(source)
+    return {"type": metadata["arch"], **network.config}
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:

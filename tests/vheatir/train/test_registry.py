@@ -25,13 +25,14 @@ def test_everything_of_ours_is_registered_once():
 
 @pytest.mark.parametrize("name", ["psnr", "ssim", "psnrb"])
 @pytest.mark.parametrize("border", [0, 4])
-def test_metrics_are_those_of_the_protocol_on_rgb(name, border):
+def test_metrics_are_those_of_the_protocol_on_bgr_as_basicsr_gives_it(name, border):
     register_all()
     from basicsr.metrics import calculate_metric
 
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (32, 40, 3), dtype=np.uint8) for _ in range(2))
-    got = calculate_metric({"img": a, "img2": b}, {"type": f"vheatir_{name}", "border": border, "luma": True})
+    images = {"img": a[..., ::-1], "img2": b[..., ::-1]}
+    got = calculate_metric(images, {"type": f"vheatir_{name}", "border": border, "luma": True, "better": "higher"})
     assert got == getattr(fidelity, name)(a, b, border=border, luma=True)
 
 
