@@ -163,6 +163,8 @@ class VHeatIRModel(SRModel):
             raise UserError(f"train.optim_g.type: torch.optim has no optimizer {optim_type!r}; for example Adam, AdamW")
         if isinstance(lr, bool) or not isinstance(lr, int | float):
             raise UserError(f"train.optim_g.lr must be a number such as 2e-4, got {lr!r}")
+        if kind in (torch.optim.Adam, torch.optim.AdamW) and "foreach" not in kwargs and self.device.type == "cpu":
+            kwargs.setdefault("fused", True)  # else every parameter is updated in ten passes, 4 % of a light step
         try:
             return kind(params, lr=lr, **kwargs)
         except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from vheatir.kernels.cpu import gate, library
-from vheatir.kernels.cpu.gate import depthwise_gate, norm_to
+from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
 
 # Rims only, one inner pixel, several blocks of pixels, channels that fill no vector.
 SHAPES = [(1, 1, 1, 2), (2, 3, 3, 32), (1, 2, 33, 34), (1, 17, 2, 40), (2, 7, 131, 64), (1, 8, 9, 262)]
@@ -78,9 +78,134 @@ def test_nan_and_infinity_stay_in_bfloat16():
     assert y[0, 0, 0, 1].isinf()
 
 
+def relative(found, wanted):
+    """Largest difference as a share of the largest value."""
+    return ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
+
+
+LIMITS = {torch.float32: 5e-6, torch.bfloat16: 2**-7}  # results in bfloat16 are rounded once
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 8, 4, 6), (2, 16, 5, 36), (1, 25, 3, 2)])
+def test_native_gradients_of_the_gate(shape, dtype, threads, calls, monkeypatch):
+    monkeypatch.setattr(gate, "_LEAST_ELEMENTS_PER_THREAD", 1)
+    inputs = tensors(shape, dtype)
+    grad = torch.randn(*shape[:3], shape[3] // 2).to(dtype)
+    native = [one.requires_grad_() for one in inputs]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        depthwise_gate(*native).backward(grad)
+    finally:
+        torch.set_num_threads(before)
+    assert calls == ["vheatir_gate", "vheatir_gate_gradient"]
+    exact = [one.detach().double().requires_grad_() for one in inputs]
+    in_float64(*exact).backward(grad.double())
+    for one, wanted, limit in zip(native, exact, (LIMITS[dtype], 5e-6, 5e-6), strict=True):
+        assert one.grad.dtype == one.dtype and one.grad.shape == one.shape
+        assert relative(one.grad, wanted.grad) < limit
+
+
+@needs_kernel
+def test_native_gradients_fill_what_they_return_and_repeat(monkeypatch):
+    def filled(self, *size, **options):
+        return torch.full(size if isinstance(size[0], int) else tuple(size[0]), float("nan"), **options).to(
+            options.get("dtype", self.dtype)
+        )
+
+    inputs = [one.requires_grad_() for one in tensors((2, 9, 5, 38))]
+    grad = torch.randn(2, 9, 5, 19)
+    first = torch.autograd.grad(depthwise_gate(*inputs), inputs, grad)
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
+    second = torch.autograd.grad(depthwise_gate(*inputs), inputs, grad)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("needed", [0, 1, 2])
+def test_gradients_of_some_inputs_and_second_order(needed):
+    """Every second derivative as in float64, also where only some inputs need gradients."""
+
+    def second_order(function, inputs):
+        inputs = [one.detach().requires_grad_(number >= needed) for number, one in enumerate(inputs)]
+        wanted = inputs[needed:]
+        first = torch.autograd.grad(function(*inputs).square().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in first), wanted)
+
+    inputs = tensors((1, 4, 5, 6))
+    exact = second_order(in_float64, [one.double() for one in inputs])
+    for found, wanted in zip(second_order(depthwise_gate, inputs), exact, strict=True):
+        assert relative(found, wanted) < 1e-5
+
+
 def test_gradients_are_those_of_the_formula():
     x, weight, bias = (one.double().requires_grad_() for one in tensors((1, 4, 5, 6)))
     assert torch.autograd.gradcheck(depthwise_gate, (x, weight, bias))
+    assert torch.autograd.gradcheck(halves_product, (x,))
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (3, 2), (2, 3, 5, 34), (1, 9, 9, 262), (400, 64)])
+def test_native_product_and_its_gradient(shape, dtype, calls):
+    torch.manual_seed(0)
+    shape = (*shape[:-1], shape[-1] + shape[-1] % 2)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    grad = torch.randn(*shape[:-1], shape[-1] // 2).to(dtype)
+    y = halves_product(x)
+    y.backward(grad)
+    assert calls == ["vheatir_product"] * 2 and y.dtype == dtype
+    one, other = x.detach().double().chunk(2, dim=-1)
+    assert_close(y.double(), one * other, rtol=2**-8, atol=1e-5)
+    wanted = torch.cat([grad.double() * other, grad.double() * one], -1)
+    assert_close(x.grad.double(), wanted, rtol=2**-8, atol=1e-5)
+
+
+def test_an_odd_number_of_channels_is_refused():
+    with pytest.raises(ValueError, match="even number of channels"):
+        halves_product(torch.randn(2, 3))
+
+
+@needs_kernel
+@pytest.mark.parametrize("sides", ["both", "branch", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 1), (3, 5, 7, 16), (2, 11, 37), (600, 64)])
+def test_native_gradients_of_a_forked_norm(shape, dtype, sides, calls):
+    torch.manual_seed(sum(shape))
+    norm = torch.nn.LayerNorm(shape[-1])
+    torch.nn.init.normal_(norm.weight)
+    exact = torch.nn.LayerNorm(shape[-1], dtype=torch.float64)
+    exact.load_state_dict(norm.state_dict())
+    x = (torch.randn(shape) * 3 + 5).requires_grad_()
+    in_64 = x.detach().double().requires_grad_()
+    grads = torch.randn(shape), torch.randn(shape).to(dtype)
+    chosen = {"both": [0, 1], "branch": [0], "norm": [1]}[sides]
+    found, wanted = fork_norm(x, norm, dtype), (in_64 * 1, exact(in_64))
+    torch.autograd.backward([found[i] for i in chosen], [grads[i] for i in chosen])
+    torch.autograd.backward([wanted[i] for i in chosen], [grads[i].double() for i in chosen])
+    assert calls == ["vheatir_rescale", *["vheatir_rescale_gradient"] * (1 in chosen)]
+    assert_close(x.grad.double(), in_64.grad, rtol=1e-4, atol=1e-4)  # one channel alone multiplies errors by 300
+    for one, other in zip(norm.parameters(), exact.parameters(), strict=True):
+        if 1 in chosen:
+            assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
+        else:
+            assert one.grad is None
+
+
+@needs_kernel
+def test_a_forked_norm_can_be_differentiated_twice():
+    def second_order(x, norm):
+        x = x.detach().requires_grad_()
+        branch, normal = fork_norm(x, norm, torch.float32) if x.dtype == torch.float32 else (x, norm(x))
+        (first,) = torch.autograd.grad((branch * normal).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.manual_seed(0)
+    x, norm = torch.randn(3, 8), torch.nn.LayerNorm(8)
+    assert relative(second_order(x, norm), second_order(x.double(), torch.nn.LayerNorm(8).double())) < 1e-5
 
 
 def test_bfloat16_maps_beside_float32_weights_without_the_kernel(monkeypatch):
