@@ -85,16 +85,15 @@ def validate(
         if index >= count:
             return None
         sample = dataset[index]
-        lq = sample["lq"][None].to(device)
         level = sample["level"][None].to(device) if "level" in sample else None
-        output = restore_planes(network, lq, level, tile, ensemble)
+        output = restore_planes(network, sample["lq"][None].to(device), level, tile, ensemble)
         record, restored = _scored(sample, output, metrics)
         return record, None if save_dir is None else restored
 
     for first in range(0, count, processes.world):
         index = first + processes.rank
-        done = [item for item in processes.gather(processes.agree(partial(score, index))) if item is not None]
-        for record, restored in done:
+        done = processes.gather(processes.agree(partial(score, index)))
+        for record, restored in filter(None, done):
             if save_dir is not None and processes.writes:
                 _save(save_dir / save_as, record["image"], restored, len(records), saved)
             records.append(record)

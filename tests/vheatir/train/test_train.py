@@ -40,9 +40,9 @@ def test_run_folder_tells_all(train, recipe):
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints",
         "curves.jsonl",
+        "images",
         "models",
         "options.yml",
-        "pictures",
         "resolved.yml",
         "run.json",
         "tensorboard",
