@@ -17,7 +17,7 @@ with contextlib.suppress(ImportError):
 # Before torch is imported, here and in the processes that tests start: several workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import vheatir  # noqa: E402, F401 - its aliases let tests that stand alone import BasicSR, which they else would skip
+import vheatir  # noqa: F401 - its aliases let tests that stand alone import BasicSR, which they else would skip
 
 ROOT = Path(__file__).resolve().parent.parent
 
