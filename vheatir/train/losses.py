@@ -7,6 +7,40 @@ from torch.nn import functional as F
 from vheatir.data.batch_degradations import block_of, jpeg_chain
 
 
+class PSNRLoss(nn.Module):
+    """The mean over the images of 10 log10(mean squared error + floor): the negative PSNR in dB, up to the floor.
+
+    Every image counts alike, however strong its degradation is: absolute differences are nearly all made by the worst
+    images of a batch, and a network so trained harms those that needed little.
+
+    Args:
+        loss_weight: factor of the loss.
+        reduction: "mean" over the images, or "sum".
+        floor: added to the mean squared error of images in [0, 1]; 1e-6 stands for 60 dB, beyond which little is gained.
+
+    Raises:
+        ValueError: another reduction, or a floor that is not above 0.
+
+    Source: the loss of HINet (arXiv 2105.06086) and NAFNet (arXiv 2204.04676).
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", floor: float = 1e-6):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be mean or sum, got {reduction!r}")
+        if not floor > 0:
+            raise ValueError(f"floor must be above 0, got {floor!r}")
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+        self.floor = floor
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """A scalar from two batches (B, C, H, W) in [0, 1]."""
+        errors = (restored - target).square().mean((1, 2, 3)) + self.floor
+        decibels = 10 * torch.log10(errors)
+        return self.loss_weight * (decibels.mean() if self.reduction == "mean" else decibels.sum())
+
+
 class JPEGConsistencyLoss(nn.Module):
     """Would the restored image, compressed again, give the compressed one? Mean absolute difference.
 

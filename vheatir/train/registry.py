@@ -33,12 +33,13 @@ def register_all() -> None:
     from vheatir.data.camera_dataset import CameraNoiseDataset
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
     from vheatir.metrics import fidelity
-    from vheatir.train.losses import JPEGConsistencyLoss
+    from vheatir.train.losses import JPEGConsistencyLoss, PSNRLoss
     from vheatir.train.model import VHeatIRModel
 
     for network in (*NETWORKS.values(), DnCNN, AnySizeSwinIR):
         ARCH_REGISTRY.register(network)
-    LOSS_REGISTRY.register(JPEGConsistencyLoss)
+    for loss in (JPEGConsistencyLoss, PSNRLoss):
+        LOSS_REGISTRY.register(loss)
     MODEL_REGISTRY.register(VHeatIRModel)
     for dataset in (CameraNoiseDataset, GaussianNoiseDataset, JPEGDataset, PairedDataset):
         DATASET_REGISTRY.register(dataset)

@@ -1,11 +1,13 @@
-"""The JPEG consistency loss: small for what was compressed, gradients that lead there, blind to the context."""
+"""The PSNR loss counts images alike. The JPEG consistency loss: small for what was compressed, gradients that lead
+there, blind to the context.
+"""
 
 import pytest
 import torch
 from torch.utils.data import default_collate
 
 from vheatir.data.batch_degradations import finish_batch
-from vheatir.train.losses import JPEGConsistencyLoss, _whole_blocks
+from vheatir.train.losses import JPEGConsistencyLoss, PSNRLoss, _whole_blocks
 
 
 def samples(build, root, count=6, **options):
@@ -77,3 +79,31 @@ def test_whole_blocks_by_hand():
     assert inside[:, 0].tolist() == [False] * 5 + [True] * 24 + [False] * 11
     with pytest.raises(ValueError, match="may hold no whole block; 64 are enough"):
         JPEGConsistencyLoss()(torch.rand(1, 3, 48, 48), torch.rand(1, 3, 48, 48), torch.ones(1, 2, 3))
+
+
+def test_psnr_loss_is_the_negative_psnr_and_every_image_counts_alike():
+    torch.manual_seed(0)
+    target = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    error = torch.randn_like(target) * torch.tensor([1e-2, 1e-1]).view(2, 1, 1, 1)
+    restored = (target + error).requires_grad_()
+    loss = PSNRLoss(floor=1e-12)(restored, target)
+    decibels = [-10 * float(torch.log10(one.square().mean())) for one in error]
+    assert -float(loss) == pytest.approx(sum(decibels) / 2, abs=1e-6)
+    loss.backward()
+    # A gain of 1 % in the error is worth the same, large or small.
+    gains = (restored.grad * error).sum((1, 2, 3))
+    torch.testing.assert_close(gains[0], gains[1], rtol=1e-6, atol=0)
+    assert float(PSNRLoss(2.0, "sum", 1e-12)(restored, target)) == pytest.approx(4 * float(loss))
+
+
+def test_psnr_loss_is_finite_for_a_perfect_image():
+    image = torch.rand(1, 1, 8, 8).requires_grad_()
+    loss = PSNRLoss()(image, image.detach())
+    loss.backward()
+    assert float(loss) == pytest.approx(-60) and image.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [{"reduction": "none"}, {"floor": 0}])
+def test_psnr_loss_refuses_what_it_does_not_know(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PSNRLoss(**wrong)
