@@ -16,7 +16,7 @@ class PSNRLoss(nn.Module):
     Args:
         loss_weight: factor of the loss.
         reduction: "mean" over the images, or "sum".
-        floor: added to the mean squared error of images in [0, 1]; 1e-6 stands for 60 dB, beyond which little is gained.
+        floor: added to the mean squared error of images in [0, 1]; 1e-6 stands for 60 dB, beyond which little counts.
 
     Raises:
         ValueError: another reduction, or a floor that is not above 0.
