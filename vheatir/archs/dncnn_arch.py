@@ -1,7 +1,11 @@
 """A plain convolutional denoiser to compare with."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+_LEAST_SCALE = 0.025  # size of the scales of batch normalization at the start
 
 
 class DnCNN(nn.Module):
@@ -17,9 +21,13 @@ class DnCNN(nn.Module):
     Raises:
         ValueError: an argument out of its range.
 
-    Source: DnCNN (arXiv 1608.03981); the defaults are its blind color model CDnCNN-B. As there, weights start as He
-        et al. (arXiv 1502.01852) draw them for rectifiers. Departs from it by a last convolution that starts at zero:
-        with the batches of 8 of our recipes it otherwise predicts no noise at all for hundreds of iterations.
+    Weights start as the authors' training code draws them: of convolutions as He et al. (arXiv 1502.01852) do for
+    rectifiers, the scales of batch normalization small, about 0.06. The second is what makes it learn. With scales of 1
+    the last convolution sees features of unit size, and one step of Adam at the rate of the paper changes the predicted
+    noise by more than the noise itself, so that all that is ever learned is to predict nothing.
+
+    Source: DnCNN (arXiv 1608.03981) and its authors' code (github.com/cszn/DnCNN); the defaults are its blind color
+        model CDnCNN-B. Departs from it by a last convolution that starts at zero, which learns sooner.
     """
 
     def __init__(self, in_chans: int = 3, dim: int = 64, depth: int = 20):
@@ -37,6 +45,10 @@ class DnCNN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+            if isinstance(layer, nn.BatchNorm2d):
+                with torch.no_grad():
+                    drawn = layer.weight.normal_(std=math.sqrt(2 / (9 * dim)))
+                    drawn.copy_(torch.where(drawn < 0, drawn.clamp(max=-_LEAST_SCALE), drawn.clamp(min=_LEAST_SCALE)))
         nn.init.zeros_(last.weight)
 
     def forward(self, image: Tensor) -> Tensor:
