@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
-from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.data.pixels import ImageError, as_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
@@ -34,7 +34,9 @@ class Stream(Streamed):
 
     collate = staticmethod(Samples.collate)
 
-    def __init__(self, data: Data, split: str, transform: Callable[[Image.Image], Tensor], num_classes: int):
+    def __init__(
+        self, data: ClassificationData, split: str, transform: Callable[[Image.Image], Tensor], num_classes: int
+    ):
         self.data, self.split, self.transform, self.num_classes = data, split, transform, num_classes
         self.name = f"{data.reader} {split} in {data.root}"
         self.size = self.open(False).num_samples

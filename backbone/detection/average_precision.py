@@ -60,10 +60,10 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
             entries = [{k: v for k, v in one.items() if kind == "mask" or k != "segmentation"} for one in results]
             if kind == "mask":
                 entries = [{k: v for k, v in one.items() if k != "bbox"} for one in entries]
-            judge = COCOeval(known, known.loadRes(entries), _KINDS[kind])
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-            stats = zip(_FIGURES, judge.stats, strict=True)
+            evaluation = COCOeval(known, known.loadRes(entries), _KINDS[kind])
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            stats = zip(_FIGURES, evaluation.stats, strict=True)
             figures |= {f"{kind}_{name}": 100 * float(value) for name, value in stats if value >= 0}
     return figures

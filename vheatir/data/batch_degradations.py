@@ -60,8 +60,8 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
     return clean + sigma[:, None, None, None] * noise
 
 
-def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
-    """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `pictures` alike.
+def mixup(images: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
+    """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `images` alike.
 
     images: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
     share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
@@ -71,10 +71,10 @@ def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probab
     rng = philox(MIXUP, seed, iteration)
     weight = rng.beta(beta, beta)
     if rng.random() >= probability:
-        return pictures
-    count = len(pictures[0])
+        return images
+    count = len(images[0])
     partners = [number ^ 1 if number ^ 1 < count else number for number in range(count)]
-    return [picture.lerp(picture[partners], weight) for picture in pictures]
+    return [image.lerp(image[partners], weight) for image in images]
 
 
 def block_of(images: Tensor) -> int:
