@@ -65,7 +65,8 @@ class ListReader(Reader):
 
     def __init__(self, folder: Path, labels: Path):
         super().__init__()
-        self.folder, self.samples = folder, read_labels(labels)
+        self.folder = folder
+        self.samples = read_labels(labels)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; {labels} names images below it")
         self.targets = np.array([label for _, label in self.samples])
@@ -95,7 +96,9 @@ class ZipReader(Reader):
         super().__init__()
         if not archive.is_file():
             raise FileNotFoundError(f"{archive}: no such archive")
-        self.archive, self._opened, self._kept = archive, {}, {}
+        self.archive = archive
+        self._opened = {}
+        self._kept = {}
         self.samples = [(name.rpartition("@/")[2], label) for name, label in read_labels(labels)]
         self.targets = np.array([label for _, label in self.samples])
         members = {info.filename: info.file_size for info in self._zip().infolist()}
@@ -148,7 +151,8 @@ class TorchvisionReader(Reader):
 
     def __init__(self, dataset, name: str):
         super().__init__()
-        self.dataset, self.name = dataset, name
+        self.dataset = dataset
+        self.name = name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.dataset[index]
@@ -204,7 +208,8 @@ def _shared_class_to_idx(data: ClassificationData, split: str) -> tuple[dict[str
 
 
 def _class_reader(data: ClassificationData, split: str, own_numbers: bool) -> Reader:
-    root, kind = Path(data.root), ClassFolders if data.reader == "folder" else ClassTar
+    root = Path(data.root)
+    kind = ClassFolders if data.reader == "folder" else ClassTar
     where = root / (split if data.reader == "folder" else f"{split}.tar")
     if kind is ClassTar and not where.is_file():
         raise FileNotFoundError(f"{where}: no such archive of folders of classes")
@@ -279,7 +284,8 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
 
 
 def _compare_lists(reader: Reader, split: str, training: Path) -> None:
-    known, found = {label for _, label in read_labels(training)}, set(reader.targets.tolist())
+    known = {label for _, label in read_labels(training)}
+    found = set(reader.targets.tolist())
     if found - known:  # the lists number them, so that nothing is mistaken for another class
         _log.warning(
             "%s: classes %s are none of %s: no network can learn them", split, _first_classes(found - known), training

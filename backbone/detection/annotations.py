@@ -35,7 +35,8 @@ def read_annotations(
     Raises:
         FileNotFoundError, ValueError: the split cannot be read at all. Broken rules are in the result.
     """
-    root, split = Path(data.root), data.train if training else data.val
+    root = Path(data.root)
+    split = data.train if training else data.val
     if not root.is_dir():
         raise FileNotFoundError(f"data.root {root}: no such folder; set it to the data set's folder")
     classes = classes or data.classes
@@ -69,7 +70,8 @@ def _labels(file: Path, categories: list, classes: tuple[str, ...] | None) -> tu
     """Labels from 1 on by category id, and their names."""
     names: dict[int | str, str] = {}
     for one in sorted(categories, key=lambda one: (isinstance(one["id"], str), one["id"])):
-        number, name = one["id"], str(one["name"])
+        number = one["id"]
+        name = str(one["name"])
         if number in names:
             raise ValueError(f"{file}: the category id {number!r} is taken twice, by {names[number]!r} and {name!r}")
         if name in names.values():
@@ -100,12 +102,15 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
     Raises:
         FileNotFoundError, ValueError: no such file, or not of that form.
     """
-    tables, problems = _coco_tables(file), []
+    tables = _coco_tables(file)
+    problems = []
     labels, classes = _labels(file, tables["categories"], classes)
-    numbers, by_image = _numbers(tables["images"]), defaultdict(list)
+    numbers = _numbers(tables["images"])
+    by_image = defaultdict(list)
     for place, one in enumerate(tables["annotations"], 1):
         by_image[one["image_id"]].append({"id": f"number {place} of the list", **one})
-    records, seen = [], set()
+    records = []
+    seen = set()
     for one in tables["images"]:
         path = folder / str(one["file_name"])
         if one["id"] in seen:
@@ -134,7 +139,8 @@ _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
 def _coco_rule(entry: dict, masks: bool, size: tuple[int, int]) -> tuple[str, str] | None:
     """The rule that an annotation breaks and what it has there; None where it breaks none."""
-    values, area = entry.get("bbox"), entry.get("area")
+    values = entry.get("bbox")
+    area = entry.get("area")
     if not values or (isinstance(values, list) and len(values) != 4):
         return "an empty annotation", "has no box"
     if not isinstance(values, list) or not all(is_number(value) for value in values):
@@ -170,7 +176,8 @@ def _coco_instance(
         return None
     x, y, width, height = map(float, entry["bbox"])
     area = float(entry.get("area") or width * height)
-    box, crowd = clipped((x, y, x + width, y + height), *size), _CROWD[entry.get("iscrowd")]
+    box = clipped((x, y, x + width, y + height), *size)
+    crowd = _CROWD[entry.get("iscrowd")]
     return Instance(box, label, crowd, area, entry.get("segmentation") if masks else None)
 
 
@@ -212,7 +219,8 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     Raises:
         FileNotFoundError, ValueError: no such list, or no objects to take the classes from.
     """
-    problems, found = [], []
+    problems = []
+    found = []
     for name in _voc_names(root, split):
         file = root / "Annotations" / f"{name}.xml"
         tree, problem = _parsed(file)
@@ -225,7 +233,8 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     if not classes:
         first = "".join(f"; {one}" for one in problems[:1]) + (f"; {len(problems)} files in all" if problems else "")
         raise ValueError(f"{root}: no objects in the annotations of {split}{first}")
-    labels, records = {name: label for label, name in enumerate(classes, 1)}, []
+    labels = {name: label for label, name in enumerate(classes, 1)}
+    records = []
     for number, (file, image, tree) in enumerate(found, 1):
         try:
             stated = tuple(int(float(_text(tree, f"size/{side}") or 0)) for side in ("width", "height"))

@@ -24,7 +24,8 @@ def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
     """
     boxes = output["boxes"].cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    labels, scores = output["labels"].tolist(), output["scores"].tolist()
+    labels = output["labels"].tolist()
+    scores = output["scores"].tolist()
     results = [
         {"image_id": number, "category_id": label, "bbox": box.tolist(), "score": score}
         for box, label, score in zip(boxes, labels, scores, strict=True)

@@ -21,7 +21,8 @@ class CropBetween(v2.Transform):
 
     def __init__(self, least: int, most: int):
         super().__init__()
-        self.least, self.most = least, most
+        self.least = least
+        self.most = most
 
     def make_params(self, flat_inputs: list) -> dict[str, int]:
         height, width = v2.functional.get_size(next(one for one in flat_inputs if isinstance(one, tv_tensors.Image)))
@@ -59,7 +60,9 @@ class DetectionImages(Dataset):
     """
 
     def __init__(self, records: list[Record], masks: bool, views: Callable | None = None):
-        self.records, self.masks, self.views = records, masks, views
+        self.records = records
+        self.masks = masks
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,10 +81,8 @@ class DetectionImages(Dataset):
         return image.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in target.items()}
 
     def _target(self, record: Record) -> dict[str, Tensor]:
-        size, instances = (
-            (record.height, record.width),
-            [instance for instance in record.instances if not instance.crowd],
-        )
+        size = (record.height, record.width)
+        instances = [instance for instance in record.instances if not instance.crowd]
         boxes = torch.tensor([instance.box for instance in instances], dtype=torch.float32).reshape(-1, 4)
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),

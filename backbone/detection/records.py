@@ -140,7 +140,9 @@ def _run_length_rule(segmentation: dict, width: int, height: int) -> str | None:
 
 def _run_lengths(text: str) -> list[int] | None:
     """The numbers of COCO's compressed form: 5 bits a character, from the third on as differences; None if broken."""
-    counts, value, shift = [], 0, 0
+    counts = []
+    value = 0
+    shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64:
@@ -150,7 +152,8 @@ def _run_lengths(text: str) -> list[int] | None:
         if not code & 32:
             value -= (code & 16) << (shift - 4)
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value, shift = 0, 0
+            value = 0
+            shift = 0
     return None if shift else counts
 
 

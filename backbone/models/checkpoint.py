@@ -141,7 +141,8 @@ def without_prefix(
 
 def lacks(path: str | Path, lacking: Sequence[str], state: Collection[str]) -> str:
     """The message for a file that lacks weights: which, and what its keys look like."""
-    shown, own = ", ".join(lacking[:5]), ", ".join(list(state)[:_SHOWN])
+    shown = ", ".join(lacking[:5])
+    own = ", ".join(list(state)[:_SHOWN])
     return f"{path} lacks {len(lacking)} of the model's tensors, among them {shown}; the file's keys begin with {own}"
 
 

@@ -50,7 +50,8 @@ class TrainingViews:
         return F.pad(image, around, [round(255 * mean) for mean in MEAN]), F.pad(labels, around, IGNORED)
 
     def _crop(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        side, (height, width) = self.augment.crop, labels.shape[-2:]
+        side = self.augment.crop
+        height, width = labels.shape[-2:]
         kept = (min(side, height), min(side, width))
         for _ in range(_TRIES):
             top, left = (int(torch.randint(0, whole - part + 1, ())) for whole, part in zip((height, width), kept))
@@ -74,7 +75,9 @@ class LabelledImages(Dataset):
     """
 
     def __init__(self, pairs: list[Pair], class_of: Tensor, views: TrainingViews | None = None):
-        self.pairs, self.class_of, self.views = pairs, class_of, views
+        self.pairs = pairs
+        self.class_of = class_of
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -82,7 +85,8 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
         index, seed = key if isinstance(key, tuple) else (key, None)
         pair = self.pairs[index]
-        image, labels = read_rgb(pair.image, pair.turned), read_label_map(pair.labels)
+        image = read_rgb(pair.image, pair.turned)
+        labels = read_label_map(pair.labels)
         for one in (image, labels):
             if isinstance(one, DataError):
                 return one

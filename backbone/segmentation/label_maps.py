@@ -15,7 +15,8 @@ from vheatir.backbone.errors import DataError
 from vheatir.backbone.segmentation.recipe import SegmentationData
 
 _log = logging.getLogger(__name__)
-IGNORED, _UNKNOWN = 255, 254
+IGNORED = 255
+_UNKNOWN = 254
 _SPLITS = {"ade20k": ("training", "validation"), "cityscapes": ("train", "val"), "folders": ("train", "val")}
 _FOLDERS = {
     "ade20k": ("images", "annotations"),
@@ -70,7 +71,8 @@ def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list
     Raises:
         FileNotFoundError, ValueError: a folder is missing or holds no images. Broken rules are returned.
     """
-    root, split = Path(data.root), data.train if training else data.val
+    root = Path(data.root)
+    split = data.train if training else data.val
     split = split or _SPLITS[data.layout][0 if training else 1]
     images, labels = (root / name / split for name in _FOLDERS[data.layout])
     for folder in (images, labels):
@@ -81,8 +83,11 @@ def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list
     if not files:
         raise ValueError(f"{images}: no images ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
-    wanted, table = {pair.labels for pair in pairs}, class_table(data)
-    kept, problems, counts = [], [], torch.zeros(256, dtype=torch.int64)
+    wanted = {pair.labels for pair in pairs}
+    table = class_table(data)
+    kept = []
+    problems = []
+    counts = torch.zeros(256, dtype=torch.int64)
     with ThreadPoolExecutor() as pool:
         for pair, problem, found in pool.map(lambda one: _checked(one, table), pairs):
             if problem is None:

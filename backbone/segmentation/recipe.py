@@ -121,7 +121,8 @@ def read_recipe(options: Mapping) -> SegmentationRecipe:
     """
     recipe = fill(SegmentationRecipe, options)
     check_together(recipe)
-    data, val = recipe.data, recipe.val
+    data = recipe.data
+    val = recipe.val
     if data.classes is not None and len(data.classes) != data.num_classes:
         raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")
     if data.num_classes > 250:

@@ -12,7 +12,11 @@ from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
 
-_ORDER, _SAMPLE, MIXUP, WHOLE = 0, 1, 2, 3  # streams of random numbers that never meet
+# streams of random numbers that never meet
+_ORDER = 0
+_SAMPLE = 1
+MIXUP = 2
+WHOLE = 3
 
 
 def philox(stream: int, seed: int, number: int) -> np.random.Generator:
@@ -71,7 +75,8 @@ class RestorationDataset(Dataset):
         if opt.get("augment", "use_hflip" not in opt and "use_rot" not in opt):
             self._modes = range(8)
         else:
-            flips, turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
+            flips = bool(opt.get("use_hflip"))
+            turns = bool(opt.get("use_rot"))
             self._modes = [mode for mode in range(8) if (flips or not mode & 1) and (turns or not mode & 6)]
         self.source = self._open(opt, "dataroot_gt")
         self.keys = self.source.keys

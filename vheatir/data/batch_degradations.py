@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vheatir.data.base import MIXUP, philox
 
-LUMA_BLOCK, CHROMA_BLOCK = 8, 16  # 4:2:0 repeats its chroma grid every 16 pixels
+# 4:2:0 repeats its chroma grid every 16 pixels
+LUMA_BLOCK = 8
+CHROMA_BLOCK = 16
 
 
 @torch.no_grad()
@@ -32,9 +34,12 @@ def finish_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if "lq" in done:
         return done
     if "sigma" in done:
-        seeds, one_plane = batch["noise_seed"].tolist(), done["one_plane"]
+        seeds = batch["noise_seed"].tolist()
+        one_plane = done["one_plane"]
         return done | {"lq": add_noise(done["gt"], done["sigma"].float(), seeds, one_plane)}
-    clean, passes, size = done["gt"], batch["jpeg"], int(batch["gt_size"][0])
+    clean = done["gt"]
+    passes = batch["jpeg"]
+    size = int(batch["gt_size"][0])
     degraded = (jpeg_chain(clean, passes, size) * 255).round() / 255
     return done | {"lq": degraded, "gt": _cut_chain(clean, passes, size)}
 
@@ -53,7 +58,8 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
 
     clean: (B, C, H, W). sigma: (B,), on the scale of `clean`. one_plane: (B,) bool, the same noise in all channels.
     """
-    generator, noise = torch.Generator(clean.device), torch.empty_like(clean)
+    generator = torch.Generator(clean.device)
+    noise = torch.empty_like(clean)
     for plane, seed in zip(noise, seeds, strict=True):
         plane.normal_(generator=generator.manual_seed(seed))
     noise = torch.where(one_plane[:, None, None, None], noise[:, :1], noise)
