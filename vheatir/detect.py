@@ -46,34 +46,36 @@ class DetectSession(DenseSession):
         self.network = {"backbone": self.recipe.backbone, "classes": self.classes}
         return build_detector(self.body, self.recipe.detector, count)
 
-    def _catalogue(self, training: bool):
-        from vheatir.backbone.dense.image_files import settle
-        from vheatir.backbone.detection.annotations import read_catalogue
+    def _annotations(self, training: bool):
+        from vheatir.backbone.dense.image_files import report_problems
+        from vheatir.backbone.detection.annotations import read_annotations
 
         recipe = self.recipe
-        catalog = read_catalogue(recipe.data, training, recipe.detector.masks, self.classes)
-        settle(catalog.problems, recipe.data.invalid)
-        return catalog
+        annotations = read_annotations(recipe.data, training, recipe.detector.masks, self.classes)
+        report_problems(annotations.problems, recipe.data.invalid)
+        return annotations
 
     @cached_property
     def _training(self):
-        return self._catalogue(True)
+        return self._annotations(training=True)
 
     def samples(self):
-        from vheatir.backbone.detection.dataset import Pictures, training_views
+        from vheatir.backbone.detection.dataset import DetectionImages, training_views
 
-        return Pictures(self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment))
+        return DetectionImages(
+            self._training.for_training(), self.recipe.detector.masks, training_views(self.recipe.augment)
+        )
 
     def task(self):
         from vheatir.backbone.dense.image_files import decodable
         from vheatir.backbone.detection.task import Detection
 
         recipe = self.recipe
-        catalog = self._catalogue(False)
+        annotations = self._annotations(training=False)
         if self.mode == "train":  # a broken image shows before the run, not after an epoch
-            whole = decodable([record.file for record in catalog.records], recipe.data.invalid)
-            catalog.records = [record for record in catalog.records if record.file in whole]
-        return Detection(catalog, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
+            whole = decodable([record.file for record in annotations.records], recipe.data.invalid)
+            annotations.records = [record for record in annotations.records if record.file in whole]
+        return Detection(annotations, recipe.detector.masks, recipe.data.workers, self.processes, self.device)
 
     def at_size(self, size: tuple[int, int]):
         import torch

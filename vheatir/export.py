@@ -146,17 +146,17 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
             run = save_onnx(network, temporary, metadata)
         else:
             run = save_program(network, temporary)
-        differences = compare(run, network)
-        worst = max(differences.values())
+        found = differences(run, network)
+        worst = max(found.values())
         if not worst <= TOLERANCE:
             raise UserError(f"{path}: its results differ from PyTorch's by {worst:.1e}, nothing was written")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return differences, run
+    return found, run
 
 
-def compare(run: Runner, network: nn.Module) -> dict[str, float]:
+def differences(run: Runner, network: nn.Module) -> dict[str, float]:
     """Largest difference of `run` from the network for each size of `CHECKED`."""
     found = {}
     sizes = [(batch, *network.img_size) for batch in BATCHES] if is_backbone(network) else CHECKED

@@ -42,7 +42,7 @@ class PretrainSession(TaskSession):
             super().__init__(path, read_recipe(options), processes)
         torch.manual_seed(self.recipe.manual_seed)
         with as_user_error(str(path)):
-            self.model = classify.build_model(self.recipe)
+            self.model = classify.build_classifier(self.recipe)
         self.network = self.recipe.model
 
     @property
@@ -74,8 +74,8 @@ class PretrainSession(TaskSession):
     def optimizer(self, plan):
         return self.classify.make_optimizer(self.recipe.train, self.model, plan.images_per_step)
 
-    def rates(self, optimizer, plan):
-        return self.classify.make_rates(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
+    def lr_schedule(self, optimizer, plan):
+        return self.classify.make_lr_schedule(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
 
     def scoring(self):
         """The task with the evaluation set."""
@@ -93,15 +93,15 @@ class PretrainSession(TaskSession):
         return task
 
 
-def _weights_to_judge(session: PretrainSession, given: str | None) -> str | None:
+def _weights_to_evaluate(session: PretrainSession, given: str | None) -> str | None:
     if given is not None or session.recipe.model.get("pretrained"):
         return given
     return best_weights(session.recipe, ", or --set model.pretrained=true")
 
 
-def evaluate(session: PretrainSession, weights: str | None) -> dict[str, Any]:
+def evaluate_weights(session: PretrainSession, weights: str | None) -> dict[str, Any]:
     """Scores, parameters and multiply-accumulates of trained weights."""
-    weights = _weights_to_judge(session, weights)
+    weights = _weights_to_evaluate(session, weights)
     if weights is not None:
         session.load(weights, True)
     model = session.model.to(session.device)
@@ -110,7 +110,7 @@ def evaluate(session: PretrainSession, weights: str | None) -> dict[str, Any]:
     return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
 
 
-def measure(session: PretrainSession) -> dict[str, Any]:
+def measure_throughput(session: PretrainSession) -> dict[str, Any]:
     """Images per second of the merged form on the first batch of the evaluation set."""
     from vheatir.backbone.training.batches import checked
 
@@ -166,8 +166,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    judging = arguments.eval or arguments.throughput
-    if (arguments.json and not judging) or (arguments.weights and not arguments.eval):
+    measuring = arguments.eval or arguments.throughput
+    if (arguments.json and not measuring) or (arguments.weights and not arguments.eval):
         parser.error("--json belongs to --eval and --throughput, --weights to --eval; training starts from --finetune")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -182,9 +182,9 @@ def main(argv: list[str]) -> int:
         run_metadata.prepare_output(arguments.json)
     with started(arguments.launcher, arguments.timeout) as processes:
         session = PretrainSession(path, options, processes)
-        if not judging:
+        if not measuring:
             return train(session, argv, arguments.resume)
-        result = evaluate(session, arguments.weights) if arguments.eval else measure(session)
+        result = evaluate_weights(session, arguments.weights) if arguments.eval else measure_throughput(session)
         if processes.writes:
             _report(session, result, arguments.json, argv)
         return 0

@@ -44,7 +44,7 @@ examples:
 
 
 @dataclass(frozen=True)
-class Pair:
+class NoisyPair:
     """An input and its target, uint8 RGB of one size, and what was measured of their difference."""
 
     noisy: np.ndarray
@@ -56,16 +56,16 @@ def _rgb(plane: torch.Tensor) -> np.ndarray:
     return to_uint8(plane.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
-def samples(dataset: RestorationDataset, count: int) -> Iterator[Pair]:
+def samples(dataset: RestorationDataset, count: int) -> Iterator[NoisyPair]:
     """The first `count` samples of a data set, with the steps that it leaves to the device."""
     for number in range(count):
         batch = finish_batch(default_collate([dataset[number]]), torch.device("cpu"))
         noisy = _rgb(batch["lq"][0])
         clean = _rgb(batch["gt"][0])
-        yield Pair(noisy, clean, noise_statistics(noisy, clean))
+        yield NoisyPair(noisy, clean, noise_statistics(noisy, clean))
 
 
-def real_pairs(folder: Path) -> Iterator[Pair]:
+def real_pairs(folder: Path) -> Iterator[NoisyPair]:
     """The pairs NAME_real.*, NAME_mean.* below a folder.
 
     Raises:
@@ -83,7 +83,7 @@ def real_pairs(folder: Path) -> Iterator[Pair]:
         noisy, clean = (_read(files[name + end]) for end in ("_real", "_mean"))
         if noisy.shape != clean.shape:
             raise UserError(f"--pairs {folder}: {name}: _real is {noisy.shape[:2]}, _mean {clean.shape[:2]}")
-        yield Pair(noisy, clean, noise_statistics(noisy, clean))
+        yield NoisyPair(noisy, clean, noise_statistics(noisy, clean))
 
 
 def _read(path: Path) -> np.ndarray:
@@ -91,7 +91,7 @@ def _read(path: Path) -> np.ndarray:
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
 
 
-def sheet(pairs: Sequence[Pair], side: int) -> np.ndarray:
+def sheet(pairs: Sequence[NoisyPair], side: int) -> np.ndarray:
     """uint8 RGB of all pairs, `side` pixels from the middle of each, every pixel shown as a square."""
     cells = [_cell(pair, side) for pair in pairs]
     rows = [cells[start : start + _ACROSS] for start in range(0, len(cells), _ACROSS)]
@@ -99,7 +99,7 @@ def sheet(pairs: Sequence[Pair], side: int) -> np.ndarray:
     return np.concatenate([np.concatenate(row + [blank] * (_ACROSS - len(row)), axis=1) for row in rows])
 
 
-def _cell(pair: Pair, side: int) -> np.ndarray:
+def _cell(pair: NoisyPair, side: int) -> np.ndarray:
     difference = (pair.noisy.astype(np.float32) - pair.clean) * _STRETCH + 128
     panels = [pair.noisy, pair.clean, np.clip(np.rint(difference), 0, 255).astype(np.uint8)]
     zoom = -(-_PANEL // side)
@@ -117,11 +117,11 @@ def _cell(pair: Pair, side: int) -> np.ndarray:
     return cell
 
 
-def _spread_out(pairs: Sequence[Pair], count: int) -> Sequence[Pair]:
+def _spread_out(pairs: Sequence[NoisyPair], count: int) -> Sequence[NoisyPair]:
     return [pairs[index * len(pairs) // count] for index in range(count)] if len(pairs) > count else pairs
 
 
-def table(columns: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+def quantile_table(columns: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     """Text of the quantiles: a line for each figure, three columns for each source."""
     width = max(len(name) for name in next(iter(columns.values())))
     lines = [" " * width + "".join(f"{name[-24:]:>26}" for name in columns)]
@@ -169,12 +169,9 @@ def main(argv: list[str]) -> int:
     found |= {str(folder): list(real_pairs(folder)) for folder in arguments.pairs}
     shown = [pair for pairs in found.values() for pair in _spread_out(pairs, arguments.count)]
     columns = {name: spread([pair.measured for pair in pairs]) for name, pairs in found.items()}
-    shown = [
-        pair for pairs in found.values() for pair in pairs[:: max(1, len(pairs) // arguments.count)][: arguments.count]
-    ]
     side = min(dataset.gt_size, *(length for pair in shown for length in pair.noisy.shape[:2]))
     save_png(arguments.out, sheet(shown, side))
-    sys.stdout.write(f"{table(columns)}{len(shown)} shown: {arguments.out}\n")
+    sys.stdout.write(f"{quantile_table(columns)}{len(shown)} shown: {arguments.out}\n")
     if arguments.json:
         counts = {name: len(pairs) for name, pairs in found.items()}
         metadata = run_metadata(["vheatir", "preview", *argv]) | {"pairs": counts, "quantiles": [0.1, 0.5, 0.9]}

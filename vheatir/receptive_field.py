@@ -27,7 +27,7 @@ _LEVELS = {"denoise": 25, "jpeg": 20}  # sigma, quality
 _DPI = 150
 
 
-def receptive_field(
+def effective_receptive_field(
     network: nn.Module, images: Iterable[Tensor], at: tuple[int, int], level: float | None = None
 ) -> Tensor:
     """Mean absolute gradient of one pixel of the network's correction in each pixel of its input.
@@ -94,7 +94,7 @@ def _inputs(
         yield torch.from_numpy(np.ascontiguousarray(np.atleast_3d(degraded).transpose(2, 0, 1)))[None].float()
 
 
-def draw(fields: dict[str, Tensor], at: tuple[int, int]):
+def draw_fields(fields: dict[str, Tensor], at: tuple[int, int]):
     """One panel for each network, over its largest value, logarithmic; beside them the share held by squares."""
     from matplotlib.colors import LogNorm
 
@@ -174,7 +174,7 @@ def measure_weights(
         inputs = _inputs([Path(image) for image in images], task, level, metadata["color"] == "gray", size, at)
         given = level / MAX_LEVEL[task] if network.config.get("level_map") else None
         middle = (size // 2, size // 2)
-        field = receptive_field(network.eval(), (image.to(where) for image in inputs), middle, given)
+        field = effective_receptive_field(network.eval(), (image.to(where) for image in inputs), middle, given)
         sides = {f"{share:g}": side_of_share(field, middle, share) for share in SHARES}
         fields[path.stem] = field
         results.append({"name": path.stem, "sha256": sha256(path), "side_px": sides})
@@ -229,7 +229,7 @@ def main(argv: list[str]) -> int:
         device=arguments.device,
         on_result=_show,
     )
-    figure = draw(fields, (arguments.size // 2, arguments.size // 2))
+    figure = draw_fields(fields, (arguments.size // 2, arguments.size // 2))
     for path in arguments.out:
         with atomic_open(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=_DPI)

@@ -30,17 +30,17 @@ class SegmentSession(DenseSession):
         return Segmenter(self.body, self.recipe.head, data.num_classes)
 
     def _labelled(self, training: bool):
-        from vheatir.backbone.dense.image_files import decodable, settle
+        from vheatir.backbone.dense.image_files import decodable, report_problems
         from vheatir.backbone.segmentation.dataset import LabelledImages, TrainingViews
-        from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
+        from vheatir.backbone.segmentation.label_maps import class_table, find_pairs
 
         data = self.recipe.data
         pairs, problems = find_pairs(data, training)
-        settle(problems, data.invalid)
+        report_problems(problems, data.invalid)
         if not training and self.mode == "train":  # a broken image shows before the run, not after an epoch
             whole = decodable([pair.image for pair in pairs], data.invalid)
             pairs = [pair for pair in pairs if pair.image in whole]
-        return LabelledImages(pairs, class_numbers(data), TrainingViews(self.recipe.augment) if training else None)
+        return LabelledImages(pairs, class_table(data), TrainingViews(self.recipe.augment) if training else None)
 
     def samples(self):
         return self._labelled(True)

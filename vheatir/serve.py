@@ -27,7 +27,7 @@ _LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise",
 _UPLOAD = "Image (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
 _KEPT_SECONDS = 3600  # images of a page that was left are deleted after this time
-_WAITING = 8  # requests in the queue; more are told to come back
+_WAITING = 8  # requests in the queue; more are asked to come back
 
 
 class Page:
@@ -99,8 +99,8 @@ class Page:
             across: where the part lies, from 0 (left) to 1 (right).
             down: the same from 0 (top) to 1 (bottom).
         """
-        pictures = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("before", "after"))
-        before, after = (_part(picture, zoom, across, down) for picture in pictures)
+        images = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("before", "after"))
+        before, after = (_part(image, zoom, across, down) for image in images)
         return before, after
 
     def forget(self, held: dict[str, Any] | None) -> None:
@@ -117,11 +117,11 @@ def _shown(path: Path, options: FileOptions) -> np.ndarray:
         stored.close()
 
 
-def _part(picture: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:
-    height, width = (max(1, round(side / max(1.0, zoom))) for side in picture.shape[:2])
-    top = round((picture.shape[0] - height) * down)
-    left = round((picture.shape[1] - width) * across)
-    part = np.ascontiguousarray(picture[top : top + height, left : left + width])
+def _part(image: np.ndarray, zoom: float, across: float, down: float) -> np.ndarray:
+    height, width = (max(1, round(side / max(1.0, zoom))) for side in image.shape[:2])
+    top = round((image.shape[0] - height) * down)
+    left = round((image.shape[1] - width) * across)
+    part = np.ascontiguousarray(image[top : top + height, left : left + width])
     scale = min(max(1.0, zoom), _SHOWN / max(height, width))
     if scale == 1:
         return part
@@ -136,8 +136,8 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
 
     progress = gr.Progress()  # gradio finds it among the defaults of a function
 
-    def told(action, *arguments):
-        """An error in the page's words; what nobody foresaw goes to the server's log."""
+    def in_its_words(action, *arguments):
+        """The action, its errors in the page's words; what nobody foresaw goes to the server's log."""
         try:
             return action(*arguments)
         except (UserError, ValueError, MemoryError) as error:
@@ -148,7 +148,7 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
             raise gr.Error("This image could not be restored; the server's log says why.", duration=None) from error
 
     def looked_at(path, label):
-        return told(page.describe, path, _LABELS[label]) if path else ""
+        return in_its_words(page.describe, path, _LABELS[label]) if path else ""
 
     def restored(path, label, strength, ensemble, held, zoom, across, down, progress=progress):
         if not path:
@@ -157,7 +157,7 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         def done(share: float) -> None:
             progress(share, desc="restoring")
 
-        former, held = held, told(page.restore, path, _LABELS[label], strength, ensemble, done)
+        former, held = held, in_its_words(page.restore, path, _LABELS[label], strength, ensemble, done)
         page.forget(former)
         return held, page.view(held["folder"], zoom, across, down), str(held["result"]), held["said"]
 

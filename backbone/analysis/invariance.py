@@ -1,4 +1,4 @@
-"""How a classifier bears shifts, rotations and scales: views of an image, figures of a batch and of a set.
+"""How robust a classifier is to shifts, rotations and scales: views of an image, metrics of a batch and of a set.
 
 Source: the evaluation of arXiv 2211.05781. The published protocol draws one of seven directions for a shift and centers
 what is left of a crop that leaves the image, so that large shifts do not shift; the exact one draws from all eight and
@@ -114,7 +114,7 @@ def batch_metrics(standard_logits: Tensor, logits: Tensor, labels: Tensor) -> di
 
 
 def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
-    """The strengths at which a kind of change is judged: pixels, degrees, or ratio of the crop to the image.
+    """The strengths at which a kind of change is evaluated: pixels, degrees, or ratio of the crop to the image.
 
     Shifts are the published 0, 4, ..., 64 pixels of a crop of 224, in the exact protocol in proportion to `size`.
 
@@ -177,5 +177,5 @@ def evaluate_views(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
                 total = torch.stack([one[name] for one in each]).double().cpu() * len(labels)
                 sums[name] = sums.get(name, 0) + total
     if not images:
-        raise ValueError("no images to judge a network by")
+        raise ValueError("no images to evaluate a network on")
     return {**{name: (total / images).tolist() for name, total in sums.items()}, "images": images}

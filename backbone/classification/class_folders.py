@@ -1,4 +1,4 @@
-"""Images in folders of classes, on disk or in a tar archive: `train/CLASS/...picture`.
+"""Images in folders of classes, on disk or in a tar archive: `train/CLASS/...image`.
 
 The first folder names the class, whatever lies below it. Classes of an evaluation set carry the numbers of the training
 set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out without a word.
@@ -28,7 +28,7 @@ _SHOWN = 5
 class Contents(NamedTuple):
     """Files below a split: images and others by name relative to it, and the names of its class folders."""
 
-    pictures: list[str]
+    images: list[str]
     others: list[str]
     classes: list[str]
 
@@ -52,7 +52,7 @@ def folder_classes(folder: Path) -> list[str]:
 
 
 def _folder_contents(folder: Path) -> Contents:
-    pictures = []
+    images = []
     others = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
@@ -60,8 +60,8 @@ def _folder_contents(folder: Path) -> Contents:
             if not _hidden(name):
                 path = Path(place, name)
                 relative = path.relative_to(folder).as_posix()
-                (pictures if is_image(path) else others).append(relative)
-    return Contents(_ordered(pictures), _ordered(others), folder_classes(folder))
+                (images if is_image(path) else others).append(relative)
+    return Contents(_ordered(images), _ordered(others), folder_classes(folder))
 
 
 def read_class_map(file: str, *folders: Path) -> dict[str, int]:
@@ -94,47 +94,47 @@ def read_class_map(file: str, *folders: Path) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _arrange(where: str, contents: Contents, numbers: dict[str, int] | None, given: str) -> dict[str, int]:
-    """The numbers of the classes, checked against what lies in their folders; tells what is left out.
+def _arrange(where: str, contents: Contents, class_to_idx: dict[str, int] | None, given: str) -> dict[str, int]:
+    """The numbers of the classes, checked against what lies in their folders; what is left out is logged.
 
     Args:
         where: the split, for messages.
         contents: what lies there.
-        numbers: of the classes; None to number those that are there.
-        given: where `numbers` come from.
+        class_to_idx: numbers of the classes by name; None to number those that are there.
+        given: where `class_to_idx` comes from.
 
     Raises:
         ValueError: images outside the classes' folders, classes without images or without a number.
     """
-    stray = [name for name in contents.pictures if "/" not in name]
+    stray = [name for name in contents.images if "/" not in name]
     if stray:
         raise ValueError(
             f"{where}: {len(stray)} images lie outside the folders of classes: {_listed(stray)}; move each into its "
             "class's folder, or away"
         )
-    counts = Counter(name.partition("/")[0] for name in contents.pictures)
+    counts = Counter(name.partition("/")[0] for name in contents.images)
     if not counts:
         raise ValueError(f"{where}: no images in folders of classes; expected {where}/CLASS/image")
     if contents.others:
         kinds = Counter(PurePosixPath(name).suffix or "no suffix" for name in contents.others)
         said = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(_SHOWN))
         _log.warning("%s: left out what is no image: %s; the first is %s", where, said, contents.others[0])
-    deeper = next((name for name in contents.pictures if name.count("/") > 1), None)
+    deeper = next((name for name in contents.images if name.count("/") > 1), None)
     if deeper is not None:
         _log.warning("%s: classes are the first folders, %s is of class %s", where, deeper, deeper.partition("/")[0])
     empty = [name for name in contents.classes if not counts[name]]
-    if numbers is None:
+    if class_to_idx is None:
         if empty:
             raise ValueError(f"{where}: {len(empty)} folders of classes hold no images: {_listed(empty)}; remove them")
         return {name: number for number, name in enumerate(_ordered(counts))}
-    unknown = _ordered(set(counts) - set(numbers))
+    unknown = _ordered(set(counts) - set(class_to_idx))
     if unknown:
-        pictures = sum(counts[name] for name in unknown)
+        images = sum(counts[name] for name in unknown)
         raise ValueError(
-            f"{where}: {len(unknown)} classes with {pictures} images that {given} lacks: {_listed(unknown)}; classes "
-            f"there: {_listed(list(numbers))}"
+            f"{where}: {len(unknown)} classes with {images} images that {given} lacks: {_listed(unknown)}; classes "
+            f"there: {_listed(list(class_to_idx))}"
         )
-    return dict(numbers)
+    return dict(class_to_idx)
 
 
 class ClassReader(Reader):
@@ -143,9 +143,9 @@ class ClassReader(Reader):
     Args:
         where: folder or archive of the split.
         contents: what lies there.
-        numbers: of the classes by name; None to number what lies there.
-        given: where `numbers` come from, for messages.
-        complete: refuse names of `numbers` without images; otherwise they are told.
+        class_to_idx: numbers of the classes by name; None to number what lies there.
+        given: where `class_to_idx` comes from, for messages.
+        complete: refuse names of `class_to_idx` without images; otherwise they are logged.
 
     Attributes:
         samples: names of the images below `where`, and their classes.
@@ -155,13 +155,18 @@ class ClassReader(Reader):
     """
 
     def __init__(
-        self, where: Path, contents: Contents, numbers: dict[str, int] | None, given: str = "", complete: bool = False
+        self,
+        where: Path,
+        contents: Contents,
+        class_to_idx: dict[str, int] | None,
+        given: str = "",
+        complete: bool = False,
     ):
         super().__init__()
         self.where = where
-        self.numbered_here = numbers is None
-        self.class_to_idx = _arrange(str(where), contents, numbers, given)
-        self.samples = [(name, self.class_to_idx[name.partition("/")[0]]) for name in contents.pictures]
+        self.numbered_here = class_to_idx is None
+        self.class_to_idx = _arrange(str(where), contents, class_to_idx, given)
+        self.samples = [(name, self.class_to_idx[name.partition("/")[0]]) for name in contents.images]
         self.targets = np.array([target for _, target in self.samples])
         present = set(self.targets.tolist())
         lacking = [name for name, number in self.class_to_idx.items() if number not in present]
@@ -189,8 +194,10 @@ class ClassReader(Reader):
 class ClassFolders(ClassReader):
     """Images of a folder of classes."""
 
-    def __init__(self, folder: Path, numbers: dict[str, int] | None = None, given: str = "", complete: bool = False):
-        super().__init__(folder, _folder_contents(folder), numbers, given, complete)
+    def __init__(
+        self, folder: Path, class_to_idx: dict[str, int] | None = None, given: str = "", complete: bool = False
+    ):
+        super().__init__(folder, _folder_contents(folder), class_to_idx, given, complete)
 
     def _open(self, name: str) -> BinaryIO:
         return open(self.where / name, "rb")
@@ -199,13 +206,15 @@ class ClassFolders(ClassReader):
 class ClassTar(ClassReader):
     """The same in an uncompressed tar archive, or in one that holds an archive for each class, named after it."""
 
-    def __init__(self, archive: Path, numbers: dict[str, int] | None = None, given: str = "", complete: bool = False):
+    def __init__(
+        self, archive: Path, class_to_idx: dict[str, int] | None = None, given: str = "", complete: bool = False
+    ):
         self._places = _tar_places(archive)
         root = _shared_root(list(self._places))
-        if root and not (numbers and root.partition("/")[0] in numbers):
+        if root and not (class_to_idx and root.partition("/")[0] in class_to_idx):
             self._places = {name.removeprefix(root): place for name, place in self._places.items()}
         contents = _tar_contents(archive, self._places)
-        super().__init__(archive, contents, numbers, given, complete)
+        super().__init__(archive, contents, class_to_idx, given, complete)
 
     def _open(self, name: str) -> BinaryIO:
         start, size = self._places[name]
@@ -251,7 +260,7 @@ def _shared_root(names: Sequence[str]) -> str:
 
 
 def _tar_contents(archive: Path, places: dict[str, tuple[int, int]]) -> Contents:
-    pictures = []
+    images = []
     others = []
     with open(archive, "rb") as file:
         for name, (start, _) in places.items():
@@ -259,5 +268,5 @@ def _tar_contents(archive: Path, places: dict[str, tuple[int, int]]) -> Contents
             if not known:
                 file.seek(start)
                 known = starts_as_image(file.read(12))
-            (pictures if known else others).append(name)
-    return Contents(_ordered(pictures), _ordered(others), [])
+            (images if known else others).append(name)
+    return Contents(_ordered(images), _ordered(others), [])

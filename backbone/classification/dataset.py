@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomCrop
 
-from vheatir.backbone.classification.recipe import Augment, Val
+from vheatir.backbone.classification.recipe import ClassificationAugment, ClassificationVal
 from vheatir.backbone.data.pixels import ImageError, as_pixels, read_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import first_error, seed_all
@@ -41,8 +41,8 @@ class Samples(Dataset):
             with content:
                 pixels = as_pixels(content) if isinstance(content, Image.Image) else read_pixels(content)
         except (OSError, ValueError) as error:
-            told = str(error) if isinstance(error, ImageError) else f"cannot be read as an image: {error}"
-            return DataError(f"{self.reader.filename(index, absolute=True)}: {told}")
+            reason = str(error) if isinstance(error, ImageError) else f"cannot be read as an image: {error}"
+            return DataError(f"{self.reader.filename(index, absolute=True)}: {reason}")
         if not 0 <= target < self.num_classes:
             name = self.reader.filename(index, absolute=True)
             return DataError(f"{name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
@@ -57,7 +57,7 @@ class Samples(Dataset):
         return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
 
 
-def train_transform(augment: Augment, size: tuple[int, int], mean, std):
+def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean, std):
     """timm's training transform, with random erasing; ends in a normalized tensor."""
     transform = create_transform(
         (3, *size),
@@ -80,7 +80,7 @@ def train_transform(augment: Augment, size: tuple[int, int], mean, std):
     return transform
 
 
-def val_transform(val: Val, size: tuple[int, int], mean, std):
+def val_transform(val: ClassificationVal, size: tuple[int, int], mean, std):
     """timm's evaluation transform: resize to size / crop_pct, center crop, normalize."""
     return create_transform(
         (3, *size),

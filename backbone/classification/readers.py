@@ -20,7 +20,7 @@ from vheatir.backbone.classification.class_folders import (
     read_class_map,
     tar_classes,
 )
-from vheatir.backbone.classification.recipe import READERS, Data
+from vheatir.backbone.classification.recipe import READERS, ClassificationData
 from vheatir.backbone.data.text_files import read_json, read_text
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ class ListReader(Reader):
 
     def __init__(self, folder: Path, labels: Path):
         super().__init__()
-        self.folder, self.samples = folder, read_labels(labels)
+        self.folder = folder
+        self.samples = read_labels(labels)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; {labels} names images below it")
         self.targets = np.array([label for _, label in self.samples])
@@ -95,7 +96,9 @@ class ZipReader(Reader):
         super().__init__()
         if not archive.is_file():
             raise FileNotFoundError(f"{archive}: no such archive")
-        self.archive, self._opened, self._kept = archive, {}, {}
+        self.archive = archive
+        self._opened = {}
+        self._kept = {}
         self.samples = [(name.rpartition("@/")[2], label) for name, label in read_labels(labels)]
         self.targets = np.array([label for _, label in self.samples])
         members = {info.filename: info.file_size for info in self._zip().infolist()}
@@ -148,7 +151,8 @@ class TorchvisionReader(Reader):
 
     def __init__(self, dataset, name: str):
         super().__init__()
-        self.dataset, self.name = dataset, name
+        self.dataset = dataset
+        self.name = name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.dataset[index]
@@ -160,7 +164,7 @@ class TorchvisionReader(Reader):
         return f"{self.name}, image {index}"
 
 
-def open_timm_reader(data: Data, split: str, **how) -> Reader:
+def open_timm_reader(data: ClassificationData, split: str, **how) -> Reader:
     """A reader of timm with a prefix, such as hfds/NAME, torch/NAME or wds/NAME.
 
     Args:
@@ -191,7 +195,7 @@ def _list_for(root: Path, names: Sequence[str]) -> Path:
     return next((root / name for name in names if (root / name).is_file()), root / names[0])
 
 
-def _class_numbers(data: Data, split: str) -> tuple[dict[str, int] | None, str]:
+def _shared_class_to_idx(data: ClassificationData, split: str) -> tuple[dict[str, int] | None, str]:
     """Numbers of the classes that hold for every split, and where they are from; None where a split has its own."""
     root = Path(data.root)
     if data.class_map:
@@ -203,19 +207,22 @@ def _class_numbers(data: Data, split: str) -> tuple[dict[str, int] | None, str]:
     return {name: number for number, name in enumerate(names)}, str(training)
 
 
-def _class_reader(data: Data, split: str, own_numbers: bool) -> Reader:
-    root, kind = Path(data.root), ClassFolders if data.reader == "folder" else ClassTar
+def _class_reader(data: ClassificationData, split: str, own_numbers: bool) -> Reader:
+    root = Path(data.root)
+    kind = ClassFolders if data.reader == "folder" else ClassTar
     where = root / (split if data.reader == "folder" else f"{split}.tar")
     if kind is ClassTar and not where.is_file():
         raise FileNotFoundError(f"{where}: no such archive of folders of classes")
     if kind is ClassFolders and not where.is_dir():
         held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
         raise FileNotFoundError(f"data.root {root} has no folder {split!r}; folders there: {held}")
-    numbers, given = (None, "") if own_numbers else _class_numbers(data, split)
-    return kind(where, numbers, given, complete=bool(data.class_map) and split == data.train)
+    class_to_idx, given = (None, "") if own_numbers else _shared_class_to_idx(data, split)
+    return kind(where, class_to_idx, given, complete=bool(data.class_map) and split == data.train)
 
 
-def make_reader(data: Data, split: str, rank: int = 0, world: int = 1, *, own_numbers: bool = False) -> Reader:
+def make_reader(
+    data: ClassificationData, split: str, rank: int = 0, world: int = 1, *, own_numbers: bool = False
+) -> Reader:
     """The reader of a split, for data sets with access to any image; `streams` has the others.
 
     Args:
@@ -257,8 +264,8 @@ def check_classes(reader: Reader, split: str, num_classes: int) -> None:
         )
 
 
-def check_evaluation_classes(reader: Reader, data: Data, split: str, num_classes: int) -> None:
-    """The same for a split that is evaluated; lists whose classes differ from training's are told.
+def check_evaluation_classes(reader: Reader, data: ClassificationData, split: str, num_classes: int) -> None:
+    """The same for a split that is evaluated; lists whose classes differ from training's are logged.
 
     Raises:
         ValueError: see `check_classes`; or folders whose numbers nothing states.
@@ -277,15 +284,16 @@ def check_evaluation_classes(reader: Reader, data: Data, split: str, num_classes
 
 
 def _compare_lists(reader: Reader, split: str, training: Path) -> None:
-    known, found = {label for _, label in read_labels(training)}, set(reader.targets.tolist())
+    known = {label for _, label in read_labels(training)}
+    found = set(reader.targets.tolist())
     if found - known:  # the lists number them, so that nothing is mistaken for another class
         _log.warning(
-            "%s: classes %s are none of %s: no network can learn them", split, _numbers(found - known), training
+            "%s: classes %s are none of %s: no network can learn them", split, _first_classes(found - known), training
         )
     if known - found:
-        _log.warning("%s has no images of classes %s of %s", split, _numbers(known - found), training)
+        _log.warning("%s has no images of classes %s of %s", split, _first_classes(known - found), training)
 
 
-def _numbers(classes: set[int]) -> str:
+def _first_classes(classes: set[int]) -> str:
     listed = sorted(classes)
     return ", ".join(map(str, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -11,7 +11,7 @@ STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give image
 
 
 @dataclass
-class Data:
+class ClassificationData:
     """Where the images are and how they are read.
 
     Attributes:
@@ -43,7 +43,7 @@ class Data:
 
 
 @dataclass
-class Augment:
+class ClassificationAugment:
     """Training views by timm's transforms, mixing and smoothing; see the recipes for the meaning of each key."""
 
     crop: Annotated[str, one_of("random_resized", "padded")] = (
@@ -70,7 +70,7 @@ class Augment:
 
 
 @dataclass
-class Train:
+class ClassificationTrain:
     """Length, optimizer, rates and averages.
 
     `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
@@ -97,7 +97,7 @@ class Train:
 
 
 @dataclass
-class Val:
+class ClassificationVal:
     """Evaluation: every so many epochs, views, and a mapping for sets of a subset of the classes."""
 
     every: Annotated[int, Positive] = 1
@@ -111,7 +111,7 @@ class Val:
 
 
 @dataclass
-class Paths:
+class ClassificationPaths:
     """Where runs are kept, and weights to start from."""
 
     experiments_root: str = "experiments"
@@ -121,31 +121,31 @@ class Paths:
 
 
 @dataclass(kw_only=True)
-class Recipe(RunSection):
+class ClassificationRecipe(RunSection):
     """A classification run. `model` holds `name` and the arguments of `create_model`."""
 
     model: dict
-    data: Data
-    augment: Augment = field(default_factory=Augment)
-    train: Train = field(default_factory=Train)
-    val: Val = field(default_factory=Val)
-    path: Paths = field(default_factory=Paths)
+    data: ClassificationData
+    augment: ClassificationAugment = field(default_factory=ClassificationAugment)
+    train: ClassificationTrain = field(default_factory=ClassificationTrain)
+    val: ClassificationVal = field(default_factory=ClassificationVal)
+    path: ClassificationPaths = field(default_factory=ClassificationPaths)
 
 
-def read_recipe(options: Mapping) -> Recipe:
+def read_recipe(options: Mapping) -> ClassificationRecipe:
     """The recipe that a table of options states.
 
     Raises:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
-    recipe = fill(Recipe, options)
+    recipe = fill(ClassificationRecipe, options)
     if not isinstance(recipe.model.get("name"), str):
         raise ValueError("model.name is missing; for example `name: vheat_tiny`")
     _check_together(recipe)
     return recipe
 
 
-def _check_together(recipe: Recipe) -> None:
+def _check_together(recipe: ClassificationRecipe) -> None:
     data = recipe.data
     augment = recipe.augment
     train = recipe.train

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import open_timm_reader
-from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.data.pixels import ImageError, as_pixels
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, Streamed, mixed, seed_all
@@ -34,8 +34,13 @@ class Stream(Streamed):
 
     collate = staticmethod(Samples.collate)
 
-    def __init__(self, data: Data, split: str, transform: Callable[[Image.Image], Tensor], num_classes: int):
-        self.data, self.split, self.transform, self.num_classes = data, split, transform, num_classes
+    def __init__(
+        self, data: ClassificationData, split: str, transform: Callable[[Image.Image], Tensor], num_classes: int
+    ):
+        self.data = data
+        self.split = split
+        self.transform = transform
+        self.num_classes = num_classes
         self.name = f"{data.reader} {split} in {data.root}"
         self.size = self.open(False).num_samples
         if not self.size:
@@ -52,7 +57,8 @@ class Stream(Streamed):
         how: dict[str, Any] = {"is_training": training, "seed": seed % 2**31, "batch_size": batch}
         reader = open_timm_reader(self.data, self.split, **how)
         if not training:  # each process picks its images itself: shares of shards would be uneven
-            reader.dist_rank, reader.dist_num_replicas = 0, 1
+            reader.dist_rank = 0
+            reader.dist_num_replicas = 1
         return reader
 
     def sample(self, image: Image.Image, target: int, seed: int | None = None) -> tuple[Tensor, int] | DataError:
@@ -88,12 +94,18 @@ class StreamedTraining(IterableDataset):
     """
 
     def __init__(self, stream: Stream, plan: EpochPlan, start: int, stop: int):
-        self.stream, self.plan, self.start, self.stop = stream, plan, start * plan.accumulate, stop * plan.accumulate
+        self.stream = stream
+        self.plan = plan
+        self.start = start * plan.accumulate
+        self.stop = stop * plan.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | DataError]:
-        plan, info = self.plan, get_worker_info()
+        plan = self.plan
+        info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        length, epoch, source = plan.steps_per_epoch * plan.accumulate, -1, iter(())
+        length = plan.steps_per_epoch * plan.accumulate
+        epoch = -1
+        source = iter(())
         for number in range(_aligned(self.start, workers) + worker, self.stop, workers):
             if number // length != epoch:
                 epoch = number // length
@@ -130,7 +142,9 @@ class StreamedEvaluation(IterableDataset):
     """Each image once: this process gets images rank, rank + world, ... of the whole stream, which it reads."""
 
     def __init__(self, stream: Stream, rank: int, world: int):
-        self.stream, self.rank, self.world = stream, rank, world
+        self.stream = stream
+        self.rank = rank
+        self.world = world
 
     def __iter__(self) -> Iterator[tuple[Tensor, int] | DataError]:
         try:

@@ -26,11 +26,11 @@ from vheatir.backbone.classification.readers import (
     check_evaluation_classes,
     make_reader,
 )
-from vheatir.backbone.classification.recipe import Recipe, Train
+from vheatir.backbone.classification.recipe import ClassificationRecipe, ClassificationTrain
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
 from vheatir.backbone.data.pixels import OfOneChannel, color_statistics
-from vheatir.backbone.dense.image_files import settle, undecodable
+from vheatir.backbone.dense.image_files import report_problems, undecodable
 from vheatir.backbone.layers.freezing import freeze, frozen
 from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
 from vheatir.backbone.models.create import create_model
@@ -46,7 +46,7 @@ from vheatir.backbone.training.until import Epochs
 _PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}
 
 
-def build_model(recipe: Recipe) -> nn.Module:
+def build_classifier(recipe: ClassificationRecipe) -> nn.Module:
     """The network of a recipe, with fresh weights.
 
     Raises:
@@ -94,14 +94,16 @@ def load_weights(
     return report
 
 
-def model_data(recipe: Recipe, model: nn.Module) -> dict:
+def model_data(recipe: ClassificationRecipe, model: nn.Module) -> dict:
     """Image size, mean and standard deviation that the network's default configuration or the recipe states."""
     config = model.pretrained_cfg
     size = image_size(recipe.model.get("img_size") or config["input_size"][1:])
     return {"size": size, **color_statistics(config, model_channels(model))}
 
 
-def make_samples(recipe: Recipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1) -> Samples | Stream:
+def make_samples(
+    recipe: ClassificationRecipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1
+) -> Samples | Stream:
     """The training or the evaluation set.
 
     Raises:
@@ -147,14 +149,14 @@ def check_images(samples: Samples | Stream, rank: int, world: int) -> None:
         (reader.filename(index, absolute=True), partial(_content, reader, index))
         for index in range(rank, len(reader), world)
     )
-    settle(undecodable(files), "refuse", advice="")
+    report_problems(undecodable(files), "refuse", advice="")
 
 
 def _content(reader: Reader, index: int) -> BinaryIO:
     return reader[index][0]
 
 
-def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> EpochPlan:
+def make_plan(recipe: ClassificationRecipe, size: int, rank: int, world: int) -> EpochPlan:
     """The order of the training images."""
     data = recipe.data
     train = recipe.train
@@ -163,18 +165,18 @@ def make_plan(recipe: Recipe, size: int, rank: int, world: int) -> EpochPlan:
     return EpochPlan(size, data.batch_size, train.accumulate, rank, world, **how)
 
 
-def make_until(recipe: Recipe, plan: EpochPlan) -> Epochs:
+def make_until(recipe: ClassificationRecipe, plan: EpochPlan) -> Epochs:
     """The length of a run."""
     return Epochs(recipe.train.epochs, plan.steps_per_epoch, recipe.val.every, recipe.logger.save_freq)
 
 
-def make_optimizer(train: Train, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
+def make_optimizer(train: ClassificationTrain, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
     """timm's optimizer; no decay of biases, one-dimensional weights and what the model names.
 
     Raises:
         ValueError: an unknown name or argument.
     """
-    lr = scaled_rates(train, images_per_step)["base"]
+    lr = scaled_lr(train, images_per_step)["base"]
     try:
         return create_optimizer_v2(
             model,
@@ -188,29 +190,29 @@ def make_optimizer(train: Train, model: nn.Module, images_per_step: int) -> torc
         raise ValueError(f"train.optimizer {train.optimizer} with {train.optimizer_args}: {error}") from error
 
 
-def scaled_rates(train: Train, images_per_step: int) -> dict[str, float]:
+def scaled_lr(train: ClassificationTrain, images_per_step: int) -> dict[str, float]:
     """Highest, last and first learning rate for the batch of a step."""
     factor = images_per_step / train.lr_for_batch if train.lr_for_batch else 1.0
     return {"base": train.lr * factor, "final": train.min_lr * factor, "warmup_start": train.warmup_lr * factor}
 
 
-def make_rates(
-    train: Train, optimizer: torch.optim.Optimizer, steps_per_epoch: int, images_per_step: int
+def make_lr_schedule(
+    train: ClassificationTrain, optimizer: torch.optim.Optimizer, steps_per_epoch: int, images_per_step: int
 ) -> Callable[[int], None]:
     """A function that sets the learning rates of a step.
 
     Raises:
         ValueError: an unknown scheduler or argument.
     """
-    rates = scaled_rates(train, images_per_step)
+    rates = scaled_lr(train, images_per_step)
     if train.scheduler in _PUBLISHED:
         table = _PUBLISHED[train.scheduler](train.epochs, train.warmup_epochs, steps_per_epoch, **rates)
 
-        def set_rates(step: int) -> None:
+        def set_lr(step: int) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = float(table[step]) * group.get("lr_scale", 1.0)
 
-        return set_rates
+        return set_lr
     try:
         if train.scheduler in ("plateau", "none"):
             raise ValueError("is no function of the step")
@@ -248,7 +250,7 @@ class Classification(DatasetTask):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ClassificationRecipe,
         num_classes: int,
         samples: Samples | Stream,
         processes: Processes,

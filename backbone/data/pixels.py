@@ -89,7 +89,7 @@ def sizes(file: Path) -> Sizes:
     """What the header of an image states.
 
     Raises:
-        PictureError: no image.
+        ImageError: no image.
     """
     with _told(), open(file, "rb") as opened:
         with _tiff_page(opened) as page:
@@ -153,7 +153,7 @@ def as_pixels(image: Image.Image, *, turned: bool = True, gray: bool = False) ->
         gray: one channel, by ITU-R 601.
 
     Raises:
-        PictureError: damaged, or of numbers whose range is not known.
+        ImageError: damaged, or of numbers whose range is not known.
     """
     with _told():
         kind, image = image.format, _turned(image, turned)
@@ -218,21 +218,21 @@ def _deep(file: BinaryIO) -> tuple[Image.Image | None, int]:
     with _tiff_page(file) as page:
         if page is not None:
             return _deep_tiff(page), _tiff_orientation(page)
-    picture = _deep_png(file)
+    decoded = _deep_png(file)
     orientation = 1
     file.seek(0)
-    if picture is not None:
+    if decoded is not None:
         with Image.open(file) as image:
             orientation = _orientation(image)
         file.seek(0)
-    return picture, orientation
+    return decoded, orientation
 
 
 def read_pixels(source: Path | BinaryIO, *, turned: bool = True, gray: bool = False) -> Image.Image:
     """The pixels of a file; see `as_pixels`.
 
     Raises:
-        PictureError: missing, damaged, or of numbers whose range is not known.
+        ImageError: missing, damaged, or of numbers whose range is not known.
     """
     if isinstance(source, Path):
         with _told(), open(source, "rb") as file:
@@ -250,7 +250,7 @@ def check_decodes(source: Path | BinaryIO) -> None:
     """Decode an image for nothing but its errors; a JPEG at an eighth of its size, which reads all of it.
 
     Raises:
-        PictureError: missing or damaged.
+        ImageError: missing or damaged.
     """
     if isinstance(source, Path):
         with _told(), open(source, "rb") as file:

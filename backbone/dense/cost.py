@@ -18,10 +18,12 @@ class WholeDetector(nn.Module):
 
     def __init__(self, detector: FasterRCNN):
         super().__init__()
-        self.detector, self.in_chans = detector, detector.backbone.in_chans
+        self.detector = detector
+        self.in_chans = detector.backbone.in_chans
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        parts, channels = self.detector.roi_heads, self.detector.backbone.out_channels
+        parts = self.detector.roi_heads
+        channels = self.detector.backbone.out_channels
         maps = self.detector.backbone(x)
         self.detector.rpn.head(list(maps.values()))
         boxes = x.new_empty(self.detector.rpn.post_nms_top_n(), channels, *parts.box_roi_pool.output_size)

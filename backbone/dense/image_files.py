@@ -36,7 +36,7 @@ class Problem:
         return f"{self.file}: {self.rule}" + (f" ({self.detail})" if self.detail else "")
 
 
-def settle(problems: Sequence[Problem], invalid: str, advice: str = SKIPPED) -> None:
+def report_problems(problems: Sequence[Problem], invalid: str, advice: str = SKIPPED) -> None:
     """Refuse a data set with problems, or log what is left out.
 
     Args:
@@ -108,7 +108,7 @@ def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:
         return DataError(f"{file}: {error}")
 
 
-def read_labels(file: Path) -> torch.Tensor | DataError:
+def read_label_map(file: Path) -> torch.Tensor | DataError:
     """A label map, (H, W) uint8 of class numbers as they are stored; palette indices count, not their colors.
 
     Maps of 1, 2 or 4 bits hold the numbers 0 to 1, 3 or 15. An EXIF orientation is passed over.
@@ -165,5 +165,5 @@ def decodable(files: Sequence[Path], invalid: str) -> set[Path]:
         DataError: there are such images and `invalid` is "refuse".
     """
     problems = undecodable((str(file), partial(Path, file)) for file in files)
-    settle(problems, invalid)
+    report_problems(problems, invalid)
     return set(files) - {Path(problem.file) for problem in problems}

@@ -14,7 +14,7 @@ from vheatir.backbone.training.until import Epochs
 
 
 @dataclass
-class Train:
+class DenseTrain:
     """Length, AdamW and its rates.
 
     Attributes:
@@ -49,7 +49,7 @@ class Train:
 
 
 @dataclass
-class Paths:
+class DensePaths:
     """Where runs are kept, and the backbone's weights to start from; see `load_features`."""
 
     experiments_root: str = "experiments"
@@ -63,8 +63,8 @@ class DenseRun(RunSection):
     """What recipes of both tasks have. `backbone` holds `name` and the arguments of `dense_backbone`."""
 
     backbone: dict
-    train: Train = field(default_factory=Train)
-    path: Paths = field(default_factory=Paths)
+    train: DenseTrain = field(default_factory=DenseTrain)
+    path: DensePaths = field(default_factory=DensePaths)
 
 
 def check_together(recipe: Any) -> None:
@@ -108,14 +108,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(train: Train, model: nn.Module) -> torch.optim.AdamW:
+def make_optimizer(train: DenseTrain, model: nn.Module) -> torch.optim.AdamW:
     """AdamW with the published rules of decay."""
     groups = parameter_groups(model, train.weight_decay, train.no_decay)
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
 
 
-def make_rates(
-    train: Train, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
+def make_lr_schedule(
+    train: DenseTrain, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
 ) -> Callable[[int], None]:
     """A function that sets the learning rate of a step of `steps`."""
 
@@ -125,8 +125,8 @@ def make_rates(
             return warm * poly_factor(step, train.warmup_steps, steps, train.power)
         return warm * 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in train.milestones)
 
-    def set_rates(step: int) -> None:
+    def set_lr(step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = train.lr * factor(step)
 
-    return set_rates
+    return set_lr

@@ -9,11 +9,11 @@ from pathlib import Path, PureWindowsPath
 from vheatir.backbone.data.pixels import SUFFIXES, has_image_suffix
 from vheatir.backbone.data.text_files import read_json, read_text
 from vheatir.backbone.dense.image_files import Problem, frame_of
-from vheatir.backbone.detection.recipe import Data
+from vheatir.backbone.detection.recipe import DetectionData
 from vheatir.backbone.detection.records import (
-    Catalog,
+    Annotations,
+    Instance,
     Record,
-    Thing,
     box_rule,
     clipped,
     is_number,
@@ -21,7 +21,9 @@ from vheatir.backbone.detection.records import (
 )
 
 
-def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, ...] | None = None) -> Catalog:
+def read_annotations(
+    data: DetectionData, training: bool, masks: bool, classes: tuple[str, ...] | None = None
+) -> Annotations:
     """A split of a data set.
 
     Args:
@@ -33,7 +35,8 @@ def read_catalogue(data: Data, training: bool, masks: bool, classes: tuple[str, 
     Raises:
         FileNotFoundError, ValueError: the split cannot be read at all. Broken rules are in the result.
     """
-    root, split = Path(data.root), data.train if training else data.val
+    root = Path(data.root)
+    split = data.train if training else data.val
     if not root.is_dir():
         raise FileNotFoundError(f"data.root {root}: no such folder; set it to the data set's folder")
     classes = classes or data.classes
@@ -67,7 +70,8 @@ def _labels(file: Path, categories: list, classes: tuple[str, ...] | None) -> tu
     """Labels from 1 on by category id, and their names."""
     names: dict[int | str, str] = {}
     for one in sorted(categories, key=lambda one: (isinstance(one["id"], str), one["id"])):
-        number, name = one["id"], str(one["name"])
+        number = one["id"]
+        name = str(one["name"])
         if number in names:
             raise ValueError(f"{file}: the category id {number!r} is taken twice, by {names[number]!r} and {name!r}")
         if name in names.values():
@@ -90,7 +94,7 @@ def _numbers(images: list) -> dict:
     return {one: place for place, one in enumerate(ids, 1)}
 
 
-def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Catalog:
+def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | None = None) -> Annotations:
     """Images below `folder` with the objects of a JSON file in COCO's format.
 
     Boxes and polygons see each image in the frame whose size the file states; see `frame_of`.
@@ -98,12 +102,15 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
     Raises:
         FileNotFoundError, ValueError: no such file, or not of that form.
     """
-    tables, problems = _coco_tables(file), []
+    tables = _coco_tables(file)
+    problems = []
     labels, classes = _labels(file, tables["categories"], classes)
-    numbers, by_image = _numbers(tables["images"]), defaultdict(list)
+    numbers = _numbers(tables["images"])
+    by_image = defaultdict(list)
     for place, one in enumerate(tables["annotations"], 1):
         by_image[one["image_id"]].append({"id": f"number {place} of the list", **one})
-    records, seen = [], set()
+    records = []
+    seen = set()
     for one in tables["images"]:
         path = folder / str(one["file_name"])
         if one["id"] in seen:
@@ -118,13 +125,13 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
         if problem is not None:
             problems.append(problem)
             continue
-        things = [_coco_thing(entry, labels, path, frame.size, masks, problems) for entry in by_image[one["id"]]]
-        things = [thing for thing in things if thing is not None]
-        records.append(Record(path, numbers[one["id"]], *frame.size, things, frame.turned))
+        instances = [_coco_instance(entry, labels, path, frame.size, masks, problems) for entry in by_image[one["id"]]]
+        instances = [instance for instance in instances if instance is not None]
+        records.append(Record(path, numbers[one["id"]], *frame.size, instances, frame.turned))
     for number in sorted(set(by_image) - seen, key=str):
         rule = "an annotation of an image that is not listed"
         problems.append(Problem(str(file), rule, f"annotation {by_image[number][0]['id']}, image {number}"))
-    return Catalog(records, classes, problems)
+    return Annotations(records, classes, problems)
 
 
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
@@ -132,7 +139,8 @@ _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
 def _coco_rule(entry: dict, masks: bool, size: tuple[int, int]) -> tuple[str, str] | None:
     """The rule that an annotation breaks and what it has there; None where it breaks none."""
-    values, area = entry.get("bbox"), entry.get("area")
+    values = entry.get("bbox")
+    area = entry.get("area")
     if not values or (isinstance(values, list) and len(values) != 4):
         return "an empty annotation", "has no box"
     if not isinstance(values, list) or not all(is_number(value) for value in values):
@@ -148,9 +156,9 @@ def _coco_rule(entry: dict, masks: bool, size: tuple[int, int]) -> tuple[str, st
     return None if rule is None else (rule, f"box {values}")
 
 
-def _coco_thing(
+def _coco_instance(
     entry: dict, labels: dict, path: Path, size: tuple[int, int], masks: bool, problems: list[Problem]
-) -> Thing | None:
+) -> Instance | None:
     """An object, or None: its class is not asked for, or it breaks a rule, which is noted."""
     where = f"annotation {entry['id']}"
     if entry["category_id"] not in labels:
@@ -168,8 +176,9 @@ def _coco_thing(
         return None
     x, y, width, height = map(float, entry["bbox"])
     area = float(entry.get("area") or width * height)
-    box, crowd = clipped((x, y, x + width, y + height), *size), _CROWD[entry.get("iscrowd")]
-    return Thing(box, label, crowd, area, entry.get("segmentation") if masks else None)
+    box = clipped((x, y, x + width, y + height), *size)
+    crowd = _CROWD[entry.get("iscrowd")]
+    return Instance(box, label, crowd, area, entry.get("segmentation") if masks else None)
 
 
 def _voc_names(root: Path, split: str) -> list[str]:
@@ -202,7 +211,7 @@ def _voc_image(root: Path, name: str, stated: str) -> Path:
     return next((form for form in forms if form.is_file()), folder / f"{name}.jpg")
 
 
-def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Catalog:
+def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> Annotations:
     """Images and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
 
     Boxes see each image in the frame whose size the annotation states; see `frame_of`.
@@ -210,7 +219,8 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     Raises:
         FileNotFoundError, ValueError: no such list, or no objects to take the classes from.
     """
-    problems, found = [], []
+    problems = []
+    found = []
     for name in _voc_names(root, split):
         file = root / "Annotations" / f"{name}.xml"
         tree, problem = _parsed(file)
@@ -221,25 +231,26 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     if classes is None:
         classes = tuple(sorted({_text(one, "name") for *_, tree in found for one in tree.iter("object")}))
     if not classes:
-        told = "".join(f"; {one}" for one in problems[:1]) + (f"; {len(problems)} files in all" if problems else "")
-        raise ValueError(f"{root}: no objects in the annotations of {split}{told}")
-    labels, records = {name: label for label, name in enumerate(classes, 1)}, []
-    for number, (file, picture, tree) in enumerate(found, 1):
+        first = "".join(f"; {one}" for one in problems[:1]) + (f"; {len(problems)} files in all" if problems else "")
+        raise ValueError(f"{root}: no objects in the annotations of {split}{first}")
+    labels = {name: label for label, name in enumerate(classes, 1)}
+    records = []
+    for number, (file, image, tree) in enumerate(found, 1):
         try:
             stated = tuple(int(float(_text(tree, f"size/{side}") or 0)) for side in ("width", "height"))
         except (ValueError, OverflowError):
             problems.append(Problem(str(file), "a size that is no numbers", ET.tostring(tree.find("size"), "unicode")))
             continue
-        frame, problem = frame_of(picture, stated if all(stated) else None)
+        frame, problem = frame_of(image, stated if all(stated) else None)
         if problem is not None:
             problems.append(problem)
             continue
-        things = [_voc_thing(one, labels, file, frame.size, problems) for one in tree.iter("object")]
-        if not things:
+        instances = [_voc_instance(one, labels, file, frame.size, problems) for one in tree.iter("object")]
+        if not instances:
             problems.append(Problem(str(file), "an empty annotation", "no objects"))
-        things = [thing for thing in things if thing is not None]
-        records.append(Record(picture, number, *frame.size, things, frame.turned))
-    return Catalog(records, classes, problems)
+        instances = [instance for instance in instances if instance is not None]
+        records.append(Record(image, number, *frame.size, instances, frame.turned))
+    return Annotations(records, classes, problems)
 
 
 def _text(entry: ET.Element, path: str) -> str:
@@ -263,9 +274,9 @@ def _xml(content: bytes) -> bytes:
     return content[declared.end() :].decode(declared[1].decode("ascii")).encode()
 
 
-def _voc_thing(
+def _voc_instance(
     entry: ET.Element, labels: dict[str, int], file: Path, size: tuple[int, int], problems: list[Problem]
-) -> Thing | None:
+) -> Instance | None:
     name = _text(entry, "name")
     if name not in labels:
         problems.append(Problem(str(file), "an unknown category", repr(name)))
@@ -282,4 +293,4 @@ def _voc_thing(
         return None
     box = clipped((x0 - 1, y0 - 1, x1, y1), *size)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    return Thing(box, labels[name], _text(entry, "difficult") == "1", area)
+    return Instance(box, labels[name], _text(entry, "difficult") == "1", area)

@@ -24,7 +24,8 @@ def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
     """
     boxes = output["boxes"].cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    labels, scores = output["labels"].tolist(), output["scores"].tolist()
+    labels = output["labels"].tolist()
+    scores = output["scores"].tolist()
     results = [
         {"image_id": number, "category_id": label, "bbox": box.tolist(), "score": score}
         for box, label, score in zip(boxes, labels, scores, strict=True)
@@ -60,10 +61,10 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
             entries = [{k: v for k, v in one.items() if kind == "mask" or k != "segmentation"} for one in results]
             if kind == "mask":
                 entries = [{k: v for k, v in one.items() if k != "bbox"} for one in entries]
-            judge = COCOeval(known, known.loadRes(entries), _KINDS[kind])
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-            stats = zip(_FIGURES, judge.stats, strict=True)
+            evaluation = COCOeval(known, known.loadRes(entries), _KINDS[kind])
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            stats = zip(_FIGURES, evaluation.stats, strict=True)
             figures |= {f"{kind}_{name}": 100 * float(value) for name, value in stats if value >= 0}
     return figures

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vheatir.backbone.dense.image_files import read_rgb
-from vheatir.backbone.detection.recipe import Augment
+from vheatir.backbone.detection.recipe import DetectionAugment
 from vheatir.backbone.detection.records import Record, decode
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import first_error, seed_all
@@ -21,7 +21,8 @@ class CropBetween(v2.Transform):
 
     def __init__(self, least: int, most: int):
         super().__init__()
-        self.least, self.most = least, most
+        self.least = least
+        self.most = most
 
     def make_params(self, flat_inputs: list) -> dict[str, int]:
         height, width = v2.functional.get_size(next(one for one in flat_inputs if isinstance(one, tv_tensors.Image)))
@@ -39,7 +40,7 @@ def _kept(sample: tuple) -> tuple[Tensor, ...]:
     return tuple(target[key] for key in ("labels", "masks") if key in target)
 
 
-def training_views(augment: Augment) -> Callable:
+def training_views(augment: DetectionAugment) -> Callable:
     """Resizing to a drawn size, crop, flip; boxes that nothing is left of are dropped."""
     plain = {"antialias": False}  # as the detector's own resizing in evaluation
     resize = v2.RandomShortestSize(list(augment.short_sides), augment.long_side, **plain)
@@ -50,8 +51,8 @@ def training_views(augment: Augment) -> Callable:
     return v2.Compose([*steps, v2.SanitizeBoundingBoxes(labels_getter=_kept), v2.ToDtype(torch.float32, scale=True)])
 
 
-class Pictures(Dataset):
-    """Images of a catalog; a sample is asked for by index, or in training by (index, seed).
+class DetectionImages(Dataset):
+    """Images with their annotations; a sample is asked for by index, or in training by (index, seed).
 
     A sample is the image, (3, H, W) float32 RGB in [0, 1], and its target: `boxes` (N, 4) x0, y0, x1, y1 in pixels,
     `labels` (N), `masks` (N, H, W) where `masks`; `number` of the image alone without `views`. A file that cannot be
@@ -59,7 +60,9 @@ class Pictures(Dataset):
     """
 
     def __init__(self, records: list[Record], masks: bool, views: Callable | None = None):
-        self.records, self.masks, self.views = records, masks, views
+        self.records = records
+        self.masks = masks
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,14 +81,15 @@ class Pictures(Dataset):
         return image.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in target.items()}
 
     def _target(self, record: Record) -> dict[str, Tensor]:
-        size, things = (record.height, record.width), [thing for thing in record.things if not thing.crowd]
-        boxes = torch.tensor([thing.box for thing in things], dtype=torch.float32).reshape(-1, 4)
+        size = (record.height, record.width)
+        instances = [instance for instance in record.instances if not instance.crowd]
+        boxes = torch.tensor([instance.box for instance in instances], dtype=torch.float32).reshape(-1, 4)
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),
+            "labels": torch.tensor([instance.label for instance in instances], dtype=torch.int64),
         }
         if self.masks:
-            shapes = [decode(thing.segmentation, record.width, record.height) for thing in things]
+            shapes = [decode(instance.segmentation, record.width, record.height) for instance in instances]
             target["masks"] = tv_tensors.Mask(torch.from_numpy(np.stack(shapes)))
         return target
 

@@ -18,7 +18,9 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, body: nn.Module, channels: int):
         super().__init__()
-        self.body, self.out_channels, self.in_chans = body, channels, body.in_chans
+        self.body = body
+        self.out_channels = channels
+        self.in_chans = body.in_chans
         self.fpn = FeaturePyramidNetwork(list(body.dims), channels, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

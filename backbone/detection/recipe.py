@@ -11,7 +11,7 @@ FORMATS = ("coco", "voc")
 
 
 @dataclass
-class Data:
+class DetectionData:
     """Where images and objects are.
 
     Attributes:
@@ -68,7 +68,7 @@ class Detector:
 
 
 @dataclass
-class Augment:
+class DetectionAugment:
     """Training views.
 
     Attributes:
@@ -85,29 +85,29 @@ class Augment:
 
 
 @dataclass
-class Val:
+class DetectionVal:
     """Evaluation: every so many epochs, or steps where training is counted in steps."""
 
     every: Annotated[int, Positive] = 1
 
 
 @dataclass(kw_only=True)
-class Recipe(DenseRun):
+class DetectionRecipe(DenseRun):
     """A detection run."""
 
-    data: Data
+    data: DetectionData
     detector: Detector = field(default_factory=Detector)
-    augment: Augment = field(default_factory=Augment)
-    val: Val = field(default_factory=Val)
+    augment: DetectionAugment = field(default_factory=DetectionAugment)
+    val: DetectionVal = field(default_factory=DetectionVal)
 
 
-def read_recipe(options: Mapping) -> Recipe:
+def read_recipe(options: Mapping) -> DetectionRecipe:
     """The recipe that a table of options states.
 
     Raises:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
-    recipe = fill(Recipe, options)
+    recipe = fill(DetectionRecipe, options)
     check_together(recipe)
     if recipe.data.format == "voc" and recipe.detector.masks:
         raise ValueError("detector.masks: VOC's XML files hold boxes alone; set it to false, or take data.format coco")

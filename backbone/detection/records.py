@@ -14,7 +14,7 @@ _SLACK = 1.0  # pixels by which a box may exceed its image: annotations are roun
 
 
 @dataclass
-class Thing:
+class Instance:
     """An object of an image.
 
     Attributes:
@@ -40,7 +40,7 @@ class Record:
         file: the image.
         number: its id in the data set, or one in its place.
         width, height: pixels.
-        things: its objects.
+        instances: its objects.
         turned: whether these see the image as a viewer shows it, otherwise as it is stored.
     """
 
@@ -48,13 +48,13 @@ class Record:
     number: int
     width: int
     height: int
-    things: list[Thing] = field(default_factory=list)
+    instances: list[Instance] = field(default_factory=list)
     turned: bool = True
 
 
 @dataclass
-class Catalog:
-    """A split of a data set: images, names of the classes 1, 2, ..., and the rules that were broken."""
+class Annotations:
+    """The annotations of a split: images, names of the classes 1, 2, ..., and the rules that were broken."""
 
     records: list[Record]
     classes: tuple[str, ...]
@@ -62,24 +62,24 @@ class Catalog:
 
     def for_training(self) -> list[Record]:
         """Images with something to learn from; the published recipes leave out the others."""
-        return [record for record in self.records if any(not thing.crowd for thing in record.things)]
+        return [record for record in self.records if any(not instance.crowd for instance in record.instances)]
 
     def as_coco(self) -> dict:
         """The split as COCO's table, with classes and images numbered as here; what pycocotools scores against."""
         annotations = []
         for record in self.records:
-            for thing in record.things:
-                x0, y0, x1, y1 = thing.box
+            for instance in record.instances:
+                x0, y0, x1, y1 = instance.box
                 entry = {
                     "id": len(annotations) + 1,
                     "image_id": record.number,
-                    "category_id": thing.label,
+                    "category_id": instance.label,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": thing.area,
-                    "iscrowd": int(thing.crowd),
+                    "area": instance.area,
+                    "iscrowd": int(instance.crowd),
                 }
-                if thing.segmentation is not None:
-                    entry["segmentation"] = thing.segmentation
+                if instance.segmentation is not None:
+                    entry["segmentation"] = instance.segmentation
                 annotations.append(entry)
         return {
             "info": {},
@@ -140,7 +140,9 @@ def _run_length_rule(segmentation: dict, width: int, height: int) -> str | None:
 
 def _run_lengths(text: str) -> list[int] | None:
     """The numbers of COCO's compressed form: 5 bits a character, from the third on as differences; None if broken."""
-    counts, value, shift = [], 0, 0
+    counts = []
+    value = 0
+    shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64:
@@ -150,7 +152,8 @@ def _run_lengths(text: str) -> list[int] | None:
         if not code & 32:
             value -= (code & 16) << (shift - 4)
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value, shift = 0, 0
+            value = 0
+            shift = 0
     return None if shift else counts
 
 

@@ -6,8 +6,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.detection.average_precision import as_results, average_precision
-from vheatir.backbone.detection.dataset import Pictures
-from vheatir.backbone.detection.records import Catalog
+from vheatir.backbone.detection.dataset import DetectionImages
+from vheatir.backbone.detection.records import Annotations
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.batches import checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
@@ -16,10 +16,10 @@ from vheatir.backbone.training.task import to_device
 
 
 class Detection(DatasetTask):
-    """Losses of torchvision's R-CNNs, and COCO's figures on a catalog.
+    """Losses of torchvision's R-CNNs, and COCO's metrics on annotations.
 
     Args:
-        catalog: the evaluation set.
+        annotations: the evaluation set.
         masks: objects have masks.
         workers: loader processes.
         processes: those that train, or evaluate, together.
@@ -29,15 +29,15 @@ class Detection(DatasetTask):
     best = "box_ap"
     weights_key = "path.pretrained"
 
-    def __init__(self, catalog: Catalog, masks: bool, workers: int, processes: Processes, device: torch.device):
+    def __init__(self, annotations: Annotations, masks: bool, workers: int, processes: Processes, device: torch.device):
         super().__init__(processes, device)
-        if not any(record.things for record in catalog.records):
+        if not any(record.instances for record in annotations.records):
             raise ValueError("the evaluation set has no objects; name another one in data.val")
-        self.catalog = catalog
+        self.annotations = annotations
         self.masks = masks
         self.workers = workers
-        self.truth = catalog.as_coco()
-        self.samples = Pictures(catalog.records, masks)
+        self.truth = annotations.as_coco()
+        self.samples = DetectionImages(annotations.records, masks)
 
     def loss(self, model: nn.Module, batch: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and each by name: classes, boxes, masks, objectness and proposals."""

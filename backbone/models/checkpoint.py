@@ -119,7 +119,7 @@ def without_prefix(
     Args:
         state: tensors by key.
         wanted: the network's keys.
-        report: told what was taken away and what is not used.
+        report: gets what was taken away and what is not used.
         weights: "ema" takes an average where the file has both.
 
     Returns:
@@ -141,7 +141,8 @@ def without_prefix(
 
 def lacks(path: str | Path, lacking: Sequence[str], state: Collection[str]) -> str:
     """The message for a file that lacks weights: which, and what its keys look like."""
-    shown, own = ", ".join(lacking[:5]), ", ".join(list(state)[:_SHOWN])
+    shown = ", ".join(lacking[:5])
+    own = ", ".join(list(state)[:_SHOWN])
     return f"{path} lacks {len(lacking)} of the model's tensors, among them {shown}; the file's keys begin with {own}"
 
 

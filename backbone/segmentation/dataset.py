@@ -9,11 +9,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vheatir.backbone.dense.image_files import read_labels, read_rgb
+from vheatir.backbone.dense.image_files import read_label_map, read_rgb
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.feature_maps import MEAN
 from vheatir.backbone.segmentation.label_maps import IGNORED, Pair
-from vheatir.backbone.segmentation.recipe import Augment
+from vheatir.backbone.segmentation.recipe import SegmentationAugment
 from vheatir.backbone.training.batches import first_error, seed_all
 
 _TRIES = 10
@@ -28,7 +28,7 @@ def scaled_size(height: int, width: int, scale: Sequence[float]) -> tuple[int, i
 class TrainingViews:
     """Resizing by a drawn factor, a crop without too much of one class, flip, colors; padded to the crop's size."""
 
-    def __init__(self, augment: Augment):
+    def __init__(self, augment: SegmentationAugment):
         self.augment = augment
         # Each for half of the images, as published: brightness by up to 32 of 255, hue by up to 18 of 360 degrees.
         changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
@@ -50,7 +50,8 @@ class TrainingViews:
         return F.pad(image, around, [round(255 * mean) for mean in MEAN]), F.pad(labels, around, IGNORED)
 
     def _crop(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        side, (height, width) = self.augment.crop, labels.shape[-2:]
+        side = self.augment.crop
+        height, width = labels.shape[-2:]
         kept = (min(side, height), min(side, width))
         for _ in range(_TRIES):
             top, left = (int(torch.randint(0, whole - part + 1, ())) for whole, part in zip((height, width), kept))
@@ -69,12 +70,14 @@ class LabelledImages(Dataset):
 
     Args:
         pairs: files.
-        numbers: what `class_numbers` gives.
+        class_of: what `class_table` gives.
         views: of training; None for the images as they are.
     """
 
-    def __init__(self, pairs: list[Pair], numbers: Tensor, views: TrainingViews | None = None):
-        self.pairs, self.numbers, self.views = pairs, numbers, views
+    def __init__(self, pairs: list[Pair], class_of: Tensor, views: TrainingViews | None = None):
+        self.pairs = pairs
+        self.class_of = class_of
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -82,11 +85,12 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
         index, seed = key if isinstance(key, tuple) else (key, None)
         pair = self.pairs[index]
-        image, labels = read_rgb(pair.image, pair.turned), read_labels(pair.labels)
+        image = read_rgb(pair.image, pair.turned)
+        labels = read_label_map(pair.labels)
         for one in (image, labels):
             if isinstance(one, DataError):
                 return one
-        labels = tv_tensors.Mask(self.numbers[labels.long()][None])
+        labels = tv_tensors.Mask(self.class_of[labels.long()][None])
         if self.views is not None:
             if seed is not None:
                 seed_all(seed)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from vheatir.backbone.data.pixels import SUFFIXES, sizes
-from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_labels
+from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_label_map
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.segmentation.recipe import Data
+from vheatir.backbone.segmentation.recipe import SegmentationData
 
 _log = logging.getLogger(__name__)
-IGNORED, _UNKNOWN = 255, 254
+IGNORED = 255
+_UNKNOWN = 254
 _SPLITS = {"ade20k": ("training", "validation"), "cityscapes": ("train", "val"), "folders": ("train", "val")}
 _FOLDERS = {
     "ade20k": ("images", "annotations"),
@@ -35,7 +36,7 @@ class Pair:
     turned: bool = True
 
 
-def class_numbers(data: Data) -> Tensor:
+def class_table(data: SegmentationData) -> Tensor:
     """(256,) uint8: for each number in a file the class from 0 on, 255 for none, 254 for a number that is not known."""
     table = torch.full((256,), _UNKNOWN, dtype=torch.uint8)
     classes = torch.arange(data.num_classes, dtype=torch.uint8)
@@ -61,16 +62,17 @@ def _label_file(layout: str, image: Path, images: Path, labels: Path) -> Path:
     return place / f"{image.stem}.png"
 
 
-def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
+def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list[Problem]]:
     """The images of a split with their label maps, checked.
 
     Every label map is read: sizes must agree, and numbers be known. Which numbers occur, which are ignored and which
-    classes never occur is told.
+    classes never occur is logged.
 
     Raises:
         FileNotFoundError, ValueError: a folder is missing or holds no images. Broken rules are returned.
     """
-    root, split = Path(data.root), data.train if training else data.val
+    root = Path(data.root)
+    split = data.train if training else data.val
     split = split or _SPLITS[data.layout][0 if training else 1]
     images, labels = (root / name / split for name in _FOLDERS[data.layout])
     for folder in (images, labels):
@@ -81,8 +83,11 @@ def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
     if not files:
         raise ValueError(f"{images}: no images ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
-    wanted, table = {pair.labels for pair in pairs}, class_numbers(data)
-    kept, problems, counts = [], [], torch.zeros(256, dtype=torch.int64)
+    wanted = {pair.labels for pair in pairs}
+    table = class_table(data)
+    kept = []
+    problems = []
+    counts = torch.zeros(256, dtype=torch.int64)
     with ThreadPoolExecutor() as pool:
         for pair, problem, found in pool.map(lambda one: _checked(one, table), pairs):
             if problem is None:
@@ -93,11 +98,11 @@ def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
     if data.layout != "cityscapes":  # which has further files beside its label maps
         problems += [Problem(str(path), "a label map without an image") for path in _others(labels, wanted)]
     if kept:
-        _tell(labels, data, counts, table)
+        _report_labels(labels, data, counts, table)
     return kept, problems
 
 
-def _tell(folder: Path, data: Data, counts: Tensor, table: Tensor) -> None:
+def _report_labels(folder: Path, data: SegmentationData, counts: Tensor, table: Tensor) -> None:
     """Log which numbers the label maps hold and what becomes of them.
 
     Raises:
@@ -135,7 +140,7 @@ def _checked(pair: Pair, table: Tensor) -> tuple[Pair, Problem | None, Tensor]:
     none = torch.zeros(256, dtype=torch.int64)
     if not pair.labels.is_file():
         return pair, Problem(str(pair.labels), "the file is missing", f"the label map of {pair.image.name}"), none
-    labels = read_labels(pair.labels)
+    labels = read_label_map(pair.labels)
     if isinstance(labels, DataError):
         return pair, Problem(str(pair.labels), "no label map", str(labels)), none
     frame, problem = frame_of(pair.image, (labels.shape[1], labels.shape[0]))
@@ -146,8 +151,8 @@ def _checked(pair: Pair, table: Tensor) -> tuple[Pair, Problem | None, Tensor]:
             problem = Problem(str(pair.labels), "another size than its image", found)
         return pair, problem, none
     counts = torch.bincount(labels.flatten().long(), minlength=256)
-    numbers = counts.nonzero().flatten()
-    unknown = numbers[table[numbers] == _UNKNOWN].tolist()
+    present = counts.nonzero().flatten()
+    unknown = present[table[present] == _UNKNOWN].tolist()
     if unknown:
         advice = "see data.num_classes, ignore, label_ids"
         problem = Problem(str(pair.labels), "unknown ids", f"{', '.join(map(str, unknown))}; {advice}")

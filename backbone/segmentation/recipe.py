@@ -11,7 +11,7 @@ LAYOUTS = ("ade20k", "cityscapes", "folders")
 
 
 @dataclass
-class Data:
+class SegmentationData:
     """Where images and label maps are.
 
     Attributes:
@@ -62,7 +62,7 @@ class Head:
 
 
 @dataclass
-class Augment:
+class SegmentationAugment:
     """Training views.
 
     Attributes:
@@ -83,12 +83,12 @@ class Augment:
 
 
 @dataclass
-class Val:
+class SegmentationVal:
     """Evaluation.
 
     Attributes:
         every: epochs, or steps where training is counted in steps.
-        scale: see `Augment`.
+        scale: see `SegmentationAugment`.
         mode: "slide" for overlapping windows, whose scores are averaged, or "whole".
         crop, stride: side of the windows and their distance.
         ratios, flip: of `--tta`: factors on `scale`, and each mirrored too.
@@ -104,24 +104,25 @@ class Val:
 
 
 @dataclass(kw_only=True)
-class Recipe(DenseRun):
+class SegmentationRecipe(DenseRun):
     """A segmentation run."""
 
-    data: Data
+    data: SegmentationData
     head: Head = field(default_factory=Head)
-    augment: Augment = field(default_factory=Augment)
-    val: Val = field(default_factory=Val)
+    augment: SegmentationAugment = field(default_factory=SegmentationAugment)
+    val: SegmentationVal = field(default_factory=SegmentationVal)
 
 
-def read_recipe(options: Mapping) -> Recipe:
+def read_recipe(options: Mapping) -> SegmentationRecipe:
     """The recipe that a table of options states.
 
     Raises:
         ValueError: a key that nobody reads, a wrong type or value, or a key that is missing; named as section.key.
     """
-    recipe = fill(Recipe, options)
+    recipe = fill(SegmentationRecipe, options)
     check_together(recipe)
-    data, val = recipe.data, recipe.val
+    data = recipe.data
+    val = recipe.val
     if data.classes is not None and len(data.classes) != data.num_classes:
         raise ValueError(f"data.classes names {len(data.classes)} classes, data.num_classes is {data.num_classes}")
     if data.num_classes > 250:
@@ -134,7 +135,7 @@ def read_recipe(options: Mapping) -> Recipe:
     return recipe
 
 
-def _check_label_ids(data: Data) -> None:
+def _check_label_ids(data: SegmentationData) -> None:
     ids = data.label_ids
     if ids is None:
         return

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.segmentation.dataset import LabelledImages, scaled_size
 from vheatir.backbone.segmentation.label_maps import IGNORED
-from vheatir.backbone.segmentation.recipe import Recipe, Val
+from vheatir.backbone.segmentation.recipe import SegmentationRecipe, SegmentationVal
 from vheatir.backbone.training.batches import checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.processes import Processes
@@ -43,7 +43,7 @@ def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Te
     return total / count
 
 
-def predict(model: nn.Module, image: Tensor, val: Val, tta: bool = False) -> Tensor:
+def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = False) -> Tensor:
     """Class probabilities (K, H, W) of an image (3, H, W) in [0, 1].
 
     The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
@@ -115,7 +115,7 @@ class Segmentation(DatasetTask):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: SegmentationRecipe,
         samples: LabelledImages,
         processes: Processes,
         device: torch.device,

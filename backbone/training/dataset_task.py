@@ -24,16 +24,14 @@ class DatasetTask(Task):
         self.processes = processes
         self.device = device
 
-    def learn_from(
-        self, samples: Any, plan: EpochPlan, stop: int, set_rates: Callable[[int], None], workers: int
-    ) -> None:
+    def learn_from(self, samples: Any, plan: EpochPlan, stop: int, set_lr: Callable[[int], None], workers: int) -> None:
         """Take what training needs.
 
         Args:
             samples: the training set.
             plan: its order.
             stop: steps in all.
-            set_rates: sets the learning rates of a step, counted from 0.
+            set_lr: sets the learning rates of a step, counted from 0.
             workers: loader processes of each process.
         """
         self.training_set = samples
@@ -41,14 +39,14 @@ class DatasetTask(Task):
         self.stop = stop
         self.workers = workers
         self.batches_per_step = plan.accumulate
-        self._set_rates = set_rates
+        self._set_lr = set_lr
 
     def batches(self, step: int) -> Iterable:
         pin = self.device.type == "cuda"
         return checked(train_loader(self.training_set, self.plan, step, self.stop, self.workers, pin))
 
-    def set_rates(self, step: int) -> None:
-        self._set_rates(step)
+    def set_lr(self, step: int) -> None:
+        self._set_lr(step)
 
     def position(self, step: int) -> dict[str, Any]:
         """Epoch, and the images of it that have been seen by all processes together."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vheatir.backbone.errors import UserError
 from vheatir.backbone.training.batches import fetched, mixed, seed_all
 from vheatir.backbone.training.signals import stop_on_signal
-from vheatir.backbone.training.task import Journal, Task
+from vheatir.backbone.training.task import LoopLogger, Task
 from vheatir.backbone.training.until import Until
 from vheatir.backbone.training.update import Update
 
@@ -53,15 +53,15 @@ class Loop:
         update: the network and what moves its weights; knows the processes.
         until: length of the run, and when it is evaluated and saved.
         settings: seed and log.
-        journal: where the first process writes; None elsewhere.
+        logger: where the first process writes; None elsewhere.
     """
 
-    def __init__(self, task: Task, update: Update, until: Until, settings: LoopSettings, journal: Journal | None):
+    def __init__(self, task: Task, update: Update, until: Until, settings: LoopSettings, logger: LoopLogger | None):
         self.task = task
         self.update = update
         self.until = until
         self.settings = settings
-        self.journal = journal
+        self.logger = logger
         self.processes = update.processes
         self.step = 0
         self.best = {}
@@ -137,7 +137,7 @@ class Loop:
 
     def _bar(self) -> tqdm:
         until = self.until
-        silent = None if self.journal is not None else True  # None: where stderr is no terminal
+        silent = None if self.logger is not None else True  # None: where stderr is no terminal
         first = until.position(self.step)
         return tqdm(
             total=until.total,
@@ -150,13 +150,13 @@ class Loop:
         )
 
     def _tell(self, text: str) -> None:
-        if self.journal is not None:
-            self.journal.info(text)
+        if self.logger is not None:
+            self.logger.info(text)
 
     def _advance(self, source: Iterator) -> None:
         """One step."""
         self.update.bare.train()
-        self.task.set_rates(self.step)
+        self.task.set_lr(self.step)
         seen: list[Any] = []
         try:
             noted = self.update.step(
@@ -190,9 +190,9 @@ class Loop:
         batches = [batch for part in self.processes.gather(seen) for batch in part]
         number = self.step + 1
         name = f"nonfinite_{number:08d}.pt"
-        if self.journal is not None:
+        if self.logger is not None:
             state = {"iteration": number, "batches": batches, "model": self.update.state()}
-            self.journal.save_failure(name, state)
+            self.logger.save_failure(name, state)
         what = f"{error}{self.task.culprits(batches)}"
         return UserError(f"{what}; batch and weights are in {name} of the run; {DIVERGED}")
 
@@ -226,9 +226,9 @@ class Loop:
             raise UserError(f"the loss is {total} at {self.settings.unit} {self.step}; {DIVERGED}")
         scalars = {f"train/{name}": value for name, value in means.items()}
         scalars["train/lr"] = max(group["lr"] for group in self.update.optimizer.param_groups)
-        if self.journal is None:
+        if self.logger is None:
             return
-        self.journal.log_scalars(self.step, scalars)
+        self.logger.log_scalars(self.step, scalars)
         shown = {name.split("/")[1]: f"{value:.4g}" for name, value in scalars.items()}
         shown |= {name: f"{value:.2f}" for name, value in self.last.items() if name.endswith(f"/{self.task.best}")}
         text = " ".join(f"{name} {value}" for name, value in shown.items())
@@ -237,7 +237,7 @@ class Loop:
             position = self.until.position(self.step)
             total = self.until.total
             left = timedelta(seconds=round(seconds * (total - position)))
-            self.journal.info(f"{position}/{total} {text} {seconds:.3g} s/{self._unit}, {left} left")
+            self.logger.info(f"{position}/{total} {text} {seconds:.3g} s/{self._unit}, {left} left")
 
     def _evaluate_kept(self) -> bool:
         """Evaluate, where a checkpoint is due after one first, so that nothing is lost if it fails; see `_evaluate`."""
@@ -264,9 +264,9 @@ class Loop:
             is_best = is_best or (improved and ending == "")
         marks = self.until.marks(self.step)
         where = " ".join(f"{name} {value}" for name, value in (marks or {self.settings.unit: self.step}).items())
-        if self.journal is not None:
-            self.journal.log_scalars(self.step, {**marks, **self.last})
-            self.journal.info(self.task.report(where, self.last))
+        if self.logger is not None:
+            self.logger.log_scalars(self.step, {**marks, **self.last})
+            self.logger.info(self.task.report(where, self.last))
         return is_best
 
     def _keep_if_best(self, name: str, network: nn.Module, value: float | None) -> bool:
@@ -277,8 +277,8 @@ class Loop:
             return False
         record = {"metric": self.task.best, "value": value, "iteration": self.step, **self.until.marks(self.step)}
         self.best[name] = record
-        if self.journal is not None:
-            self.journal.save_weights(name, network, self.step)
+        if self.logger is not None:
+            self.logger.save_weights(name, network, self.step)
         return True
 
     def save(self) -> None:
@@ -294,9 +294,9 @@ class Loop:
                 if value.is_floating_point() and not torch.isfinite(value).all():
                     where = f"{self.settings.unit} {self.step}"
                     raise UserError(f"{where}: NaN or infinity in {name}, nothing written; {DIVERGED}")
-        if self.journal is None:
+        if self.logger is None:
             return
         for ending, network in networks.items():
-            self.journal.save_weights(f"latest{ending}", network, self.step)
+            self.logger.save_weights(f"latest{ending}", network, self.step)
         best = self.best.get("best")
-        self.journal.save(self.step, self.state(), best["iteration"] if best else None)
+        self.logger.save(self.step, self.state(), best["iteration"] if best else None)

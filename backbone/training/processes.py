@@ -54,9 +54,9 @@ class Processes:
         """Whether the flag is set in any process."""
         if self.world == 1:
             return flag
-        told = torch.tensor([int(flag)])
-        distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        return bool(told)
+        any_flag = torch.tensor([int(flag)])
+        distributed.all_reduce(any_flag, distributed.ReduceOp.MAX)
+        return bool(any_flag)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes in order of rank; small ones, they are pickled."""

@@ -48,7 +48,7 @@ class Task(ABC):
         """The loss of a part, and further scalars to log. Called in autocast."""
 
     @abstractmethod
-    def set_rates(self, step: int) -> None:
+    def set_lr(self, step: int) -> None:
         """Set the learning rates of a step, counted from 0."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Task(ABC):
             raise ValueError(f"it is that of another kind of run, with {', '.join(state)}")
 
 
-class Journal(Protocol):
+class LoopLogger(Protocol):
     """Where a run is written to; the first process has one."""
 
     def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None: ...

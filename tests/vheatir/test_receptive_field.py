@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vheatir.errors import UserError
-from vheatir.receptive_field import held_within, main, receptive_field, side_of_share
+from vheatir.receptive_field import effective_receptive_field, held_within, main, side_of_share
 
 
 class _Blurred(nn.Module):
@@ -27,7 +27,7 @@ class _Blurred(nn.Module):
 def test_field_of_a_convolution_is_its_mirrored_kernel():
     kernel = torch.randn(1, 1, 5, 5, dtype=torch.float64)
     images = [torch.rand(1, 1, 11, 13, dtype=torch.float64) for _ in range(2)]
-    field = receptive_field(_Blurred(kernel), images, (5, 6))
+    field = effective_receptive_field(_Blurred(kernel), images, (5, 6))
     want = torch.zeros(11, 13, dtype=torch.float64)
     want[3:8, 4:9] = kernel[0, 0].abs()  # a correlation: pixel y + i weighs kernel[i]
     assert_close(field, want)
@@ -39,7 +39,7 @@ def test_field_is_the_derivative_of_the_correction(tiny, tmp_path):
     network, _ = weights.load(tiny.write_weights(tmp_path / "w.safetensors"))
     network = network.double().eval()
     image, step = torch.rand(1, 3, 12, 12, dtype=torch.float64), 1e-6
-    field = receptive_field(network, [image], (6, 5))
+    field = effective_receptive_field(network, [image], (6, 5))
 
     def corrected(pixels):
         with torch.no_grad():
@@ -61,7 +61,7 @@ def test_sides_that_hold_a_share():
     assert [side_of_share(field, (4, 5), share) for share in (0.5, 0.9, 0.99)] == [1, 5, 9]
     assert_close(held_within(field, (4, 5))[:5], torch.tensor([0.5, 0.5, 0.9, 0.9, 1.0], dtype=torch.float64))
     with pytest.raises(ValueError, match="no images"):
-        receptive_field(nn.Identity(), [], (0, 0))
+        effective_receptive_field(nn.Identity(), [], (0, 0))
 
 
 def test_command_writes_figure_and_figures(tiny, tmp_path):

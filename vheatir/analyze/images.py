@@ -12,7 +12,7 @@ from torchvision.transforms import functional as T
 from vheatir.backbone.analysis.invariance import Views, standard_view
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
-from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, color_statistics, read_pixels
 from vheatir.backbone.training.batches import checked, mixed
 
@@ -63,7 +63,7 @@ def view_batches(
     """
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
-    described = Data(data, reader)
+    described = ClassificationData(data, reader)
     found = make_reader(described, split)
     check_evaluation_classes(found, described, split, model.num_classes)
     samples = Samples(found, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)

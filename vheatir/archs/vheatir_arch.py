@@ -80,7 +80,9 @@ class VHeatIR(nn.Module):
         self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         _check_config(self.config)
         self.config.update(depths=list(depths), reach=None if reach is None else list(reach))
-        self.downscale, self.resize, self.level_map = downscale, resize, level_map
+        self.downscale = downscale
+        self.resize = resize
+        self.level_map = level_map
         planes = in_chans * downscale**2
         block = {"mlp_ratio": mlp_ratio, "post_norm": post_norm, "layer_scale": layer_scale, "mlp_dwconv": mlp_dwconv}
         block |= {"gate": gate, "dwconv": dwconv, "learned_k": learned_k, "fixed_k": fixed_k, "reach": reach}
@@ -147,7 +149,8 @@ class VHeatIR(nn.Module):
         height, width = ((side + most) // self.downscale * self.downscale for side in planes.shape[2:])
         if torch.compiler.is_exporting():
             return resized(planes, height, width)
-        below, right = height - planes.shape[2], width - planes.shape[3]
+        below = height - planes.shape[2]
+        right = width - planes.shape[3]
         return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
 
     def fold(self, height: int, width: int) -> None:
@@ -200,7 +203,8 @@ def _check_config(config: Mapping) -> None:
             raise ValueError(f"{key} must be a whole number of at least 1, got {config[key]!r}")
     if config["in_chans"] not in (1, 3):
         raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {config['in_chans']}")
-    depths, reach = config["depths"], config["reach"]
+    depths = config["depths"]
+    reach = config["reach"]
     if not isinstance(depths, list | tuple) or not depths or not all(isinstance(d, int) and d >= 1 for d in depths):
         raise ValueError(f"depths must be the heat blocks of each group, such as [6, 6], got {depths!r}")
     if reach is not None and (not isinstance(reach, list | tuple) or len(reach) != 2):
@@ -255,7 +259,8 @@ def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
         in_chans = 1 if math.isqrt(planes) ** 2 == planes else 3
         depths: list[int] = []
         while f"groups.{len(depths)}.conv.weight" in state:
-            prefix, depth = f"groups.{len(depths)}.blocks.", 0
+            prefix = f"groups.{len(depths)}.blocks."
+            depth = 0
             while f"{prefix}{depth}.norm1.weight" in state:
                 depth += 1
             depths.append(depth)

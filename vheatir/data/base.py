@@ -12,7 +12,11 @@ from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
 
-_ORDER, _SAMPLE, MIXUP, WHOLE = 0, 1, 2, 3  # streams of random numbers that never meet
+# streams of random numbers that never meet
+_ORDER = 0
+_SAMPLE = 1
+MIXUP = 2
+WHOLE = 3
 
 
 def philox(stream: int, seed: int, number: int) -> np.random.Generator:
@@ -41,7 +45,7 @@ class RestorationDataset(Dataset):
 
     Options: `phase` train | val | test; `in_chans` 3 | 1; `gt_size` training crop in pixels; `augment` true: 8 flips
     and rotations (the default), or BasicSR's `use_hflip` and `use_rot`; `seed`; `cache` none | memory;
-    `io_backend` {type: disk | lmdb}, by default told from the name; `include`, `exclude`: lists of shell patterns that
+    `io_backend` {type: disk | lmdb}, by default by the name; `include`, `exclude`: lists of shell patterns that
     image names must or must not match (a split of one folder into training and validation). In training also
     `progressive`: later stages with crops and batches of their own (see vheatir.data.progressive), and `on_device`: a
     list of steps that are left to the device for whole batches (see vheatir.data.batch_degradations), here `augment`.
@@ -71,7 +75,8 @@ class RestorationDataset(Dataset):
         if opt.get("augment", "use_hflip" not in opt and "use_rot" not in opt):
             self._modes = range(8)
         else:
-            flips, turns = bool(opt.get("use_hflip")), bool(opt.get("use_rot"))
+            flips = bool(opt.get("use_hflip"))
+            turns = bool(opt.get("use_rot"))
             self._modes = [mode for mode in range(8) if (flips or not mode & 1) and (turns or not mode & 6)]
         self.source = self._open(opt, "dataroot_gt")
         self.keys = self.source.keys

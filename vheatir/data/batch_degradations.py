@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vheatir.data.base import MIXUP, philox
 
-LUMA_BLOCK, CHROMA_BLOCK = 8, 16  # 4:2:0 repeats its chroma grid every 16 pixels
+# 4:2:0 repeats its chroma grid every 16 pixels
+LUMA_BLOCK = 8
+CHROMA_BLOCK = 16
 
 
 @torch.no_grad()
@@ -32,9 +34,12 @@ def finish_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if "lq" in done:
         return done
     if "sigma" in done:
-        seeds, one_plane = batch["noise_seed"].tolist(), done["one_plane"]
+        seeds = batch["noise_seed"].tolist()
+        one_plane = done["one_plane"]
         return done | {"lq": add_noise(done["gt"], done["sigma"].float(), seeds, one_plane)}
-    clean, passes, size = done["gt"], batch["jpeg"], int(batch["gt_size"][0])
+    clean = done["gt"]
+    passes = batch["jpeg"]
+    size = int(batch["gt_size"][0])
     degraded = (jpeg_chain(clean, passes, size) * 255).round() / 255
     return done | {"lq": degraded, "gt": _cut_chain(clean, passes, size)}
 
@@ -53,15 +58,16 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
 
     clean: (B, C, H, W). sigma: (B,), on the scale of `clean`. one_plane: (B,) bool, the same noise in all channels.
     """
-    generator, noise = torch.Generator(clean.device), torch.empty_like(clean)
+    generator = torch.Generator(clean.device)
+    noise = torch.empty_like(clean)
     for plane, seed in zip(noise, seeds, strict=True):
         plane.normal_(generator=generator.manual_seed(seed))
     noise = torch.where(one_plane[:, None, None, None], noise[:, :1], noise)
     return clean + sigma[:, None, None, None] * noise
 
 
-def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
-    """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `pictures` alike.
+def mixup(images: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
+    """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `images` alike.
 
     images: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
     share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
@@ -71,10 +77,10 @@ def mixup(pictures: list[Tensor], seed: int, iteration: int, beta: float, probab
     rng = philox(MIXUP, seed, iteration)
     weight = rng.beta(beta, beta)
     if rng.random() >= probability:
-        return pictures
-    count = len(pictures[0])
+        return images
+    count = len(images[0])
     partners = [number ^ 1 if number ^ 1 < count else number for number in range(count)]
-    return [picture.lerp(picture[partners], weight) for picture in pictures]
+    return [image.lerp(image[partners], weight) for image in images]
 
 
 def block_of(images: Tensor) -> int:

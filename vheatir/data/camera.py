@@ -20,7 +20,9 @@ PHASES = {  # where red stands in each square of two by two pixels: (row, column
 }
 DEMOSAICING = ("bilinear", "edge_aware")
 _STEPS = 4096  # of the tone curve's table, evenly spaced in the square root of light
-_FAR, _FINE = 4, 128  # standard deviations from black or white at which nothing is clipped; steps to each
+# standard deviations from black or white at which nothing is clipped; steps to each
+_FAR = 4
+_FINE = 128
 _PEDESTAL = 1 / 16  # black level as a share of the raw range: noise below black survives
 
 # CIE XYZ (D65) to the camera's own RGB, times 10,000: ColorMatrix2 of Adobe's DNG converter, as LibRaw lists it
@@ -261,7 +263,8 @@ def smooth_noise(noise: np.ndarray, smoothing: Smoothing) -> np.ndarray:
     if smoothing.sharpen:
         luma = cv2.addWeighted(luma, 1 + smoothing.sharpen, _blur(luma, 1.0), -smoothing.sharpen, 0)
     chroma = _smoothed(planes[..., 1:], smoothing.chroma, smoothing.chroma_tail)
-    wanted, found = smoothing.ratio * float(luma.std()), float(chroma.std())
+    wanted = smoothing.ratio * float(luma.std())
+    found = float(chroma.std())
     if wanted > 0 and found > 0:
         chroma = chroma * np.float32(wanted / found)
     return cv2.transform(cv2.merge([luma, chroma]), _YCC_TO_RGB)

@@ -124,13 +124,15 @@ class CameraNoiseDataset(SyntheticDataset):
         return self.names[key][int(rng.integers(len(self.names[key])))]
 
     def _plan(self, rng: np.random.Generator) -> _Plan:
-        kind, enlarge = rng.random(), 1.0
+        kind = rng.random()
+        enlarge = 1.0
         if kind < self.shares["soft_probability"]:
             enlarge = self.levels["soft_scale"].draw(rng)
         elif kind < self.shares["soft_probability"] + self.shares["shrink_probability"]:
             enlarge = 1 / self.levels["shrink_scale"].draw(rng)
         noisy = not self._happens(rng, "clean")
-        qualities, web = [], 1.0
+        qualities = []
+        web = 1.0
         if self._happens(rng, "jpeg"):
             qualities.append(self.levels["quality"].draw(rng))
         if self._happens(rng, "web"):
@@ -140,7 +142,8 @@ class CameraNoiseDataset(SyntheticDataset):
         return _Plan(enlarge, web, noisy, tuple(qualities), subsampling)
 
     def _crop(self, key: str, rng: np.random.Generator, size: int) -> dict:
-        image, plan = self.source.read_native(key), self._plan(rng)
+        image = self.source.read_native(key)
+        plan = self._plan(rng)
         side = size + 2 * _MARGIN + _GRID * len(plan.qualities)
         window = min(max(round(side * plan.web / plan.enlarge), _LEAST), *image.shape[:2])
         part = self._window(image.shape, self.source.describe(key), rng, size, window)
@@ -155,13 +158,16 @@ class CameraNoiseDataset(SyntheticDataset):
         return self._pack(key, noisy[inside, inside], clean[inside, inside], 0.0, left)
 
     def _whole(self, key: str) -> dict:
-        image, rng = self.source.read_native(key), philox(WHOLE, self.seed, self.keys.index(key))
+        image = self.source.read_native(key)
+        rng = philox(WHOLE, self.seed, self.keys.index(key))
         if self.in_chans == 1 and image.ndim == 3:
             image = self._gray(image, None)
-        plan, shape = self._plan(rng), image.shape[:2]
+        plan = self._plan(rng)
+        shape = image.shape[:2]
         if plan.enlarge > 1:
             rows, columns = (max(round(length / plan.enlarge), _LEAST) for length in shape)
-            top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+            top = (shape[0] - rows) // 2
+            left = (shape[1] - columns) // 2
             image = np.ascontiguousarray(image[top : top + rows, left : left + columns])
         noisy, clean = self._photograph(image, shape, plan, rng)
         noisy, clean = _compress(noisy, clean, plan, [(0, 0)] * len(plan.qualities))

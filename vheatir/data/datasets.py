@@ -160,7 +160,8 @@ class JPEGDataset(SyntheticDataset):
             quality = self.quality.only("quality")
             return jpeg_roundtrip(image, quality), image, quality / 100, {}
         quality = self.quality.draw(rng)
-        qualities, phases = [quality], [draw_grid_phase(rng, self._period)]
+        qualities = [quality]
+        phases = [draw_grid_phase(rng, self._period)]
         if rng.random() < self.double_probability:
             qualities.insert(0, self.first.draw(rng))
             phases.insert(0, draw_grid_phase(rng, self._period))
@@ -223,8 +224,10 @@ class PairedDataset(RestorationDataset):
         return names
 
     def _pair(self, key: str) -> tuple[np.ndarray, np.ndarray, str, str]:
-        partner, gray = self._partner[key], self.in_chans == 1
-        clean, degraded = self.source.read(key, gray), self.degraded.read(partner, gray)
+        partner = self._partner[key]
+        gray = self.in_chans == 1
+        clean = self.source.read(key, gray)
+        degraded = self.degraded.read(partner, gray)
         paths = self.degraded.describe(partner), self.source.describe(key)
         if clean.shape != degraded.shape:
             raise UserError(f"{paths[0]}: size {degraded.shape[:2]}, but {paths[1]} has {clean.shape[:2]}")

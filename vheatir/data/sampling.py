@@ -46,8 +46,11 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
             raise ValueError(f"rank must be in 0 .. {world_size - 1}, got {rank}")
         if start_iteration < 0 or total_iterations < 0:
             raise ValueError(f"iterations must be >= 0, got start {start_iteration}, total {total_iterations}")
-        self.batch_size, self.total_iterations, self.start_iteration = batch_size, total_iterations, start_iteration
-        self.rank, self.world_size = rank, world_size
+        self.batch_size = batch_size
+        self.total_iterations = total_iterations
+        self.start_iteration = start_iteration
+        self.rank = rank
+        self.world_size = world_size
         self.later = tuple(stages[1:])
         self.first_size = stages[0].gt_size if self.later else None
         self.shift = 0 if first_sample is None else first_sample - self._batch(start_iteration)[0]
@@ -69,10 +72,15 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
 
     def _batch(self, iteration: int) -> tuple[int, int, int | None]:
         """First number of an iteration, samples of all processes, and the crop's side where there are stages."""
-        first, begun, batch_size, gt_size = 0, 0, self.batch_size, self.first_size
+        first = 0
+        begun = 0
+        batch_size = self.batch_size
+        gt_size = self.first_size
         for stage in self.later:
             if iteration < stage.start:
                 break
             first += (stage.start - begun) * batch_size
-            begun, batch_size, gt_size = stage.start, stage.batch * self.world_size, stage.gt_size
+            begun = stage.start
+            batch_size = stage.batch * self.world_size
+            gt_size = stage.gt_size
         return first + (iteration - begun) * batch_size, batch_size, gt_size

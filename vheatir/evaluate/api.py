@@ -82,8 +82,8 @@ def evaluate(  # long function: most of it says what its arguments mean
     sources = _open_sources(data, check_stems=save_images is not None)
     images = {name: (_pairs(source) if task == "photo" else source.keys)[:limit] for name, source in sources.items()}
     for name, source in sources.items():  # hours of work are not for an error at their end
-        further = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
-        source.check(min_size=WINDOW, keys=[*images[name], *further])
+        extra_keys = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
+        source.check(min_size=WINDOW, keys=[*images[name], *extra_keys])
     total = sum(map(len, images.values())) * len(levels)
     results = []
     with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:

@@ -15,7 +15,7 @@ from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 WEIGHTS_NONE = "none"  # --weights none: measure the degraded input only
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def score_table(results: Sequence[dict[str, Any]]) -> str:
     """The results as aligned text: one line for each folder and level."""
     sides = ["input", "restored"] if any(result["restored"] for result in results) else ["input"]
     extra = [name for name in results[0]["input"] if name not in METRICS]
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
         limit=options.limit,
         progress=True,
     )
-    sys.stdout.write(table(results) + "\n")
+    sys.stdout.write(score_table(results) + "\n")
     if options.json is not None:
         protocol = f"{PROTOCOL[options.task]}; {COMMON_PROTOCOL}"
         about |= {"protocol": protocol, "limit": options.limit, "seconds": round(time.perf_counter() - start, 3)}

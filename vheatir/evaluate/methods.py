@@ -19,7 +19,7 @@ ASSUMED_SIGMA = 5  # of photographs, for the classic methods
 
 
 def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Non-local means told the true sigma: the classical baseline (scikit-image, fast mode).
+    """Non-local means with the true sigma: the classical baseline (scikit-image, fast mode).
 
     Patches 5x5, search distance 6, h = 0.6 sigma: the settings of scikit-image's own example for a known sigma.
     """
@@ -37,7 +37,7 @@ def nlm_of_photographs(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
-    """BM3D told sigma, by the package bm3d of its authors (non-commercial use), color as its `bm3d_rgb`."""
+    """BM3D with sigma given, by the package bm3d of its authors (non-commercial use), color as its `bm3d_rgb`."""
     try:
         import bm3d as package
     except ImportError:
@@ -69,11 +69,11 @@ def open_method(
             raise UserError(f"--method {name} removes noise, with nothing to offer for --task jpeg; leave --method out")
         if weights is not None or device is not None or tile is not None:
             raise UserError(f"--method {name} takes none of --weights, --device, --tile; leave them out")
-        told = "told the true sigma" if task == "denoise" else "with an assumed sigma"
+        sigma_used = "told the true sigma" if task == "denoise" else "with an assumed sigma"
         if name == "bm3d":
-            return bm3d, {"method": f"bm3d {told}", "weights": None}
+            return bm3d, {"method": f"bm3d {sigma_used}", "weights": None}
         run = nlm if task == "denoise" else nlm_of_photographs
-        return run, {"method": f"nlm: non-local means {told}", "weights": None}
+        return run, {"method": f"nlm: non-local means {sigma_used}", "weights": None}
     if name != "vheatir":
         raise UserError(f"unknown method {name!r}; known: vheatir, {', '.join(CLASSIC)}")
     path = store.find(weights if weights is not None else store.DEFAULTS[task]["gray" if gray else "color"])

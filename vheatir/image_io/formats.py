@@ -31,7 +31,9 @@ FORMATS |= {f".{name}": "RAW" for name in _RAW.split()}
 DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,), "HEIF": (8, 16)}
 _WRITTEN_AS = {"AVIF": ".png", "RAW": ".tif"}  # what is only read
 MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
-ASSOCIATED, STRAIGHT = 1, 2  # ExtraSamples of TIFF: colors multiplied with alpha beforehand, or not
+# ExtraSamples of TIFF: colors multiplied with alpha beforehand, or not
+ASSOCIATED = 1
+STRAIGHT = 2
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
@@ -155,7 +157,8 @@ class Stored:
             values /= np.float32(2**self.bit_depth - 1)
         if not self.has_alpha:
             return values, None
-        colors, alpha = values[..., :-1], values[..., -1]
+        colors = values[..., :-1]
+        alpha = values[..., -1]
         if self.premultiplied:
             colors = colors / np.where(alpha > 0, alpha, 1)[..., None]
         return colors, alpha

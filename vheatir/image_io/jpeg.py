@@ -18,14 +18,23 @@ from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow, open_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
-_SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP13, _COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_SOI = 0xD8
+_EOI = 0xD9
+_SOS = 0xDA
+_APP0 = 0xE0
+_APP1 = 0xE1
+_APP2 = 0xE2
+_APP13 = 0xED
+_COMMENT = 0xFE
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_OR_HIERARCHICAL = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _OTHERS = frozenset(range(0xE2, 0xF0)) - {0xEE}  # application data, but for JFIF and Adobe's, which the codec makes
 _FURTHER_IMAGES = b"MPF\0"
-_EXIF, _ICC, _XMP = b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/"
+_EXIF = b"Exif\0\0"
+_ICC = b"ICC_PROFILE\0"
+_XMP = b"http://ns.adobe.com/"
 _MOST_PAYLOAD = 65533
 
 
@@ -67,7 +76,9 @@ def read(encoded: Encoded) -> Stored:
     array = decode_with_opencv(data, color)
     if array is None or array.shape[:2] != (info.height, info.width):
         array, _ = decode_with_pillow(encoded, "JPEG")
-    exif, extras, notes = info.exif(), {}, ()
+    exif = info.exif()
+    extras = {}
+    notes = ()
     if encoded.metadata:
         info.trailer = data[end:]
         extras, notes = _metadata(data, info)
@@ -77,7 +88,8 @@ def read(encoded: Encoded) -> Stored:
 
 def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
     """All segments before the first scan."""
-    info, position = JpegInfo(), 2
+    info = JpegInfo()
+    position = 2
     while not info.scan:
         position = data.find(b"\xff", position)
         while position >= 0 and data[position + 1 : position + 2] == b"\xff":
@@ -93,8 +105,11 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
         if marker == _SOS:
             info.scan = position
         elif marker in _FRAMES and len(payload) >= 6:
-            info.bits, info.components, info.process = payload[0], payload[5], marker
-            info.height, info.width = int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5])
+            info.bits = payload[0]
+            info.components = payload[5]
+            info.process = marker
+            info.height = int.from_bytes(payload[1:3])
+            info.width = int.from_bytes(payload[3:5])
             encoded.check_size(info.width, info.height)
         elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
             info.segments.append((marker, payload))
@@ -121,7 +136,8 @@ def _check_kind(encoded: Encoded, info: JpegInfo) -> None:
 def _end(data: bytes, position: int) -> int | None:
     """Where the image ends, told by its markers; None where its end is missing."""
     while found := _NEXT_MARKER.search(data, position):
-        marker, position = data[found.start() + 1], found.end()
+        marker = data[found.start() + 1]
+        position = found.end()
         if marker == _EOI:
             return position
         if marker != _SOI:  # tables or a further scan, which may hold bytes that look like a marker
@@ -133,7 +149,8 @@ def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
     """What a writer needs, for JPEG and for other formats, and notes."""
     with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as image:
         # ignored: warnings of odd EXIF, which is carried over as it is
-        found, images = dict(image.info), getattr(image, "n_frames", 1)
+        found = dict(image.info)
+        images = getattr(image, "n_frames", 1)
         quantization = getattr(image, "quantization", None)
     extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}
     extras |= {"exif": info.exif(), "quantization": quantization, "jpeg": info}
@@ -142,7 +159,8 @@ def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
     if images == 1:
         return extras, notes
     # XMP may describe the images that are dropped, such as a gain map
-    extras["xmp"], info.trailer = None, b""
+    extras["xmp"] = None
+    info.trailer = b""
     info.segments = [(marker, data) for marker, data in info.segments if not data.startswith(_XMP)]
     return extras, (f"holds {images} images; only the first one is restored and kept", *notes)
 
@@ -158,7 +176,8 @@ def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:
 
 def exif_segments(exif: bytes) -> Iterable[tuple[int, bytes]]:
     """EXIF of any length as segments, several where one cannot hold it."""
-    body, room = exif.removeprefix(_EXIF), _MOST_PAYLOAD - len(_EXIF)
+    body = exif.removeprefix(_EXIF)
+    room = _MOST_PAYLOAD - len(_EXIF)
     return [(_APP1, _EXIF + body[start : start + room]) for start in range(0, len(body), room)]
 
 

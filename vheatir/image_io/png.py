@@ -20,7 +20,12 @@ from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # color types of the header
+# color types of the header
+GRAY = 0
+RGB = 2
+PALETTE = 3
+GRAY_ALPHA = 4
+RGB_ALPHA = 6
 _CHANNELS = {1: GRAY, 2: GRAY_ALPHA, 3: RGB, 4: RGB_ALPHA}
 _OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH}
 
@@ -71,7 +76,8 @@ def read(encoded: Encoded) -> Stored:
 
 def scan_png(encoded: Encoded) -> PngInfo:
     """Walk through all chunks; UserError when one is cut short, damaged or missing, or the image is too large."""
-    info, pixels = None, [SIGNATURE]
+    info = None
+    pixels = [SIGNATURE]
     data = encoded.content()
     for kind, start, end in _chunks(data, encoded.name):
         if info is None:
@@ -96,12 +102,15 @@ def scan_png(encoded: Encoded) -> PngInfo:
 
 def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
     """Kind, begin and end of each chunk's data."""
-    view, position, kind = memoryview(data), len(SIGNATURE), b""
+    view = memoryview(data)
+    position = len(SIGNATURE)
+    kind = b""
     while kind != b"IEND":
         if position + 12 > len(data):
             raise UserError(f"{name}: the PNG file ends too early (truncated); copy or download it again")
         size, kind = struct.unpack_from(">I4s", data, position)
-        start, end = position + 8, position + 8 + size
+        start = position + 8
+        end = position + 8 + size
         if end + 4 > len(data):
             raise UserError(f"{name}: the PNG file ends too early (truncated); copy or download it again")
         if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
@@ -131,7 +140,8 @@ def _with_opencv(info: PngInfo) -> np.ndarray | None:
 
 def _check_count(name: str, info: PngInfo) -> None:
     """UserError when there are fewer pixels than the header says; some decoders fill them up without a word."""
-    missing, inflater = _pixel_bytes(info), zlib.decompressobj()
+    missing = _pixel_bytes(info)
+    inflater = zlib.decompressobj()
     for kind, start, end in _chunks(info.pixels, name):
         data = info.pixels[start:end] if kind == b"IDAT" else b""
         while data and missing > 0:
@@ -147,7 +157,8 @@ def _pixel_bytes(info: PngInfo) -> int:
     starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     total = 0
     for top, left, down, right in starts if info.interlaced else ((0, 0, 1, 1),):
-        rows, columns = -(-(info.height - top) // down), -(-(info.width - left) // right)
+        rows = -(-(info.height - top) // down)
+        columns = -(-(info.width - left) // right)
         if rows > 0 and columns > 0:
             total += rows * (1 + -(-columns * channels * info.bit_depth // 8))
     return total
@@ -155,7 +166,8 @@ def _pixel_bytes(info: PngInfo) -> int:
 
 def _inflated_metadata(name: str, info: PngInfo) -> bytes | None:
     """The color profile; UserError when it and the compressed texts would inflate beyond all measure."""
-    profile, left = None, _MOST_METADATA
+    profile = None
+    left = _MOST_METADATA
     for kind, data in info.chunks:
         key, _, rest = data.partition(b"\0")
         if kind == b"iTXt" and rest[:1] == b"\1":
@@ -226,8 +238,12 @@ def write_png(
 def _filtered(rows: np.ndarray, step: int) -> bytes:
     """Paeth residuals of all rows but the first, which is only looked back at; each row led by the filter's number."""
     padded = np.pad(rows, ((0, 0), (step, 0))).astype(np.int16)
-    left, up, corner = padded[1:, :-step], padded[:-1, step:], padded[:-1, :-step]
-    to_left, to_up, to_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
+    left = padded[1:, :-step]
+    up = padded[:-1, step:]
+    corner = padded[:-1, :-step]
+    to_left = abs(up - corner)
+    to_up = abs(left - corner)
+    to_corner = abs(left + up - 2 * corner)
     nearest_left = (to_left <= to_up) & (to_left <= to_corner)
     predicted = np.where(nearest_left, left, np.where(to_up <= to_corner, up, corner))
     residual = (padded[1:, step:] - predicted).astype(np.uint8)  # wraps modulo 256, as the format wants

@@ -29,11 +29,23 @@ from vheatir.image_io.tiff_exif import (
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
-_INTEGER, _FLOAT = 1, 3  # SampleFormat
-MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
-_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_OLD_JPEG, _JPEG = 6, 7  # Compression
-_ICC_PROFILE, _EXTRA_SAMPLES = 34675, 338
+# SampleFormat
+_INTEGER = 1
+_FLOAT = 3
+# PhotometricInterpretation
+MIN_IS_WHITE = 0
+_MIN_IS_BLACK = 1
+_RGB = 2
+_PALETTE = 3
+_YCBCR = 6
+# bits of NewSubfileType
+_REDUCED = 1
+_MASK = 4
+# Compression
+_OLD_JPEG = 6
+_JPEG = 7
+_ICC_PROFILE = 34675
+_EXTRA_SAMPLES = 338
 
 _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
@@ -153,7 +165,8 @@ def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:
 
 def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int, int], tuple[int, ...]]:
     """Photometric interpretation, bits and format of the samples, kind of alpha; UserError for what is not ours."""
-    photometric, extra = int(page.photometric), tuple(int(kind) for kind in page.extrasamples)
+    photometric = int(page.photometric)
+    extra = tuple(int(kind) for kind in page.extrasamples)
     bits = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
     sample = (max(bits), int(page.sampleformat))
     if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR):
@@ -264,7 +277,8 @@ def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
 
 def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
     """UserError when strips or tiles are missing or lie behind the end; decoders fill them up without a word."""
-    starts, sizes = page.dataoffsets, page.databytecounts
+    starts = page.dataoffsets
+    sizes = page.databytecounts
     planes = page.samplesperpixel if int(page.planarconfig) == 2 else 1
     tall = page.tilelength if page.is_tiled else page.rowsperstrip
     across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
@@ -282,8 +296,11 @@ class TiffRows:
     """Rows of a TIFF, decoded as they are asked for: strips or tiles, of which the last ones used are kept."""
 
     def __init__(self, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage):
-        self._encoded, self._info, self._page = encoded, info, page
-        self._starts, self._sizes = page.dataoffsets, page.databytecounts
+        self._encoded = encoded
+        self._info = info
+        self._page = page
+        self._starts = page.dataoffsets
+        self._sizes = page.databytecounts
         self._kept: dict[int, tuple] = {}
         tiled = page.is_tiled
         self._tall = page.tilelength if tiled else page.rowsperstrip
@@ -308,14 +325,16 @@ class TiffRows:
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Rows start:stop as (rows, width, channels)."""
-        page, down = self._page, -(-self._info.height // self._tall)
+        page = self._page
+        down = -(-self._info.height // self._tall)
         planes = self.channels if int(page.planarconfig) == 2 else 1
         result = np.empty((stop - start, self._info.width, self.channels), page.dtype)
         wanted = range(start // self._tall * self._across, ((stop - 1) // self._tall + 1) * self._across)
         indices = [plane * down * self._across + index for plane in range(planes) for index in wanted]
         self._kept = {index: self._kept[index] if index in self._kept else self._decode(index) for index in indices}
         for segment, (plane, _, top, left, _), (_, height, width, _) in self._kept.values():
-            first, last = max(top, start), min(top + height, stop)
+            first = max(top, start)
+            last = min(top + height, stop)
             width = min(width, self._info.width - left)  # tiles reach beyond the image
             place = (slice(first - start, last - start), slice(left, left + width))
             part = segment[0, first - top : last - top, :width]
@@ -326,7 +345,8 @@ class TiffRows:
         return inverted(result, self._info) if self._info.photometric == MIN_IS_WHITE else result
 
     def _decode(self, index: int) -> tuple:
-        page, file = self._page, self._encoded.file
+        page = self._page
+        file = self._encoded.file
         file.seek(self._starts[index])
         segment, place, shape = page.decode(file.read(self._sizes[index]), index)
         if segment is None:

@@ -13,8 +13,11 @@ POINTERS = (34665, 34853)  # EXIF, GPS; in the first folder
 _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 ORIENTATION = 274
-_SHORT, _LONG, _LONG8 = 3, 4, 16
-_MOST_ENTRIES, _MOST_BYTES = 1000, 1 << 24
+_SHORT = 3
+_LONG = 4
+_LONG8 = 16
+_MOST_ENTRIES = 1000
+_MOST_BYTES = 1 << 24
 
 
 class Layout(NamedTuple):
@@ -130,7 +133,8 @@ def _read(file: BinaryIO, layout: Layout, start: int, *, values: bool = True) ->
     (count,) = layout.head.unpack(file.read(layout.head.size))
     if count > _MOST_ENTRIES:
         raise ValueError(f"its EXIF folder claims {count} entries")
-    entries, budget = [], _MOST_BYTES
+    entries = []
+    budget = _MOST_BYTES
     for record in [file.read(layout.entry.size) for _ in range(count)]:
         tag, kind, number, value = layout.entry.unpack(record)
         size = number * _SIZES.get(kind, 1)

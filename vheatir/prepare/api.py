@@ -89,7 +89,7 @@ def prepare(  # long function: most of it says what its arguments mean
     return found
 
 
-def table(root: str | Path = "datasets") -> str:
+def sets_table(root: str | Path = "datasets") -> str:
     """The known sets as text, and which of them are below `root`."""
     root = Path(root)
     lines = [f"{'set':<10} {'images':>6}  {'there':<5} {'fetched by --download':<22} terms"]
@@ -112,7 +112,7 @@ def _listed_set(name: str) -> known_sets.ImageSet | None:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Where data lie, whether they may be fetched, and who is told."""
+    """Where data lie, whether they may be fetched, and who gets the messages."""
 
     root: Path
     download: bool
@@ -180,7 +180,7 @@ class _Preparation:
             )
         earlier = known_sets.read_manifest(manifest)
         if earlier is not None:
-            known_sets.compare(manifest, earlier, files)
+            known_sets.check_unchanged(manifest, earlier, files)
             self.say(f"{name}: {len(files)} images as in {manifest}")
             return
         manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
     """Prepare what is named; without names show what is known."""
     options = _parser().parse_args(argv)
 
-    from vheatir.prepare.api import prepare, table
+    from vheatir.prepare.api import prepare, sets_table
 
     if not options.names:
-        _say(table(options.root))
+        _say(sets_table(options.root))
         return 0
     prepare(
         options.names,

@@ -122,7 +122,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: not a manifest that can be read ({error}); remove it and run again") from error
 
 
-def compare(path: Path, earlier: Mapping[str, Any], files: list[dict[str, Any]]) -> None:
+def check_unchanged(path: Path, earlier: Mapping[str, Any], files: list[dict[str, Any]]) -> None:
     """UserError that lists what has changed since a manifest was written.
 
     Args:

@@ -100,10 +100,10 @@ class DenseSession(TaskSession):
 
         return make_optimizer(self.recipe.train, self.model)
 
-    def rates(self, optimizer, plan):
-        from vheatir.backbone.dense.recipe import make_rates
+    def lr_schedule(self, optimizer, plan):
+        from vheatir.backbone.dense.recipe import make_lr_schedule
 
-        return make_rates(self.recipe.train, optimizer, self.until(plan).total, plan.steps_per_epoch)
+        return make_lr_schedule(self.recipe.train, optimizer, self.until(plan).total, plan.steps_per_epoch)
 
     def evaluate(self, tta: bool) -> dict[str, Any]:
         """Scores on the evaluation set."""
@@ -149,7 +149,7 @@ def _size(text: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, Any]:
+def measure_cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, Any]:
     """Parameters, multiply-accumulates, and with `rounds` seconds and memory of a pass, by size of the image."""
     import torch
 

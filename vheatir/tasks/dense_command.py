@@ -10,7 +10,7 @@ from typing import Any
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.dense import DenseSession, cost, predict
+from vheatir.tasks.dense import DenseSession, measure_cost, predict
 from vheatir.tasks.session import best_weights, train
 from vheatir.utils import run_metadata
 from vheatir.utils.recipes import find_options, load_table
@@ -122,7 +122,7 @@ def run(
         if mode == "eval":
             result = {"weights": weights, **session.evaluate(given.get("tta", False))}
         else:
-            result = cost(session, given["sizes"], given["rounds"])
+            result = measure_cost(session, given["sizes"], given["rounds"])
         if processes.writes:
             _report(session, result, given["json"], argv)
         return 0

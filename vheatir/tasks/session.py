@@ -63,8 +63,8 @@ class TaskSession(ABC):
         """Optimizer of the model's parameters."""
 
     @abstractmethod
-    def rates(self, optimizer: Any, plan: Any) -> Callable[[int], None]:
-        """Function that sets the rates of a step."""
+    def lr_schedule(self, optimizer: Any, plan: Any) -> Callable[[int], None]:
+        """Function that sets the learning rates of a step."""
 
     @abstractmethod
     def task(self) -> Any:
@@ -107,7 +107,7 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
         UserError: something in the recipe or its data cannot be used.
     """
     from vheatir.backbone.training.loop import Loop, LoopSettings
-    from vheatir.runs.journal import RunJournal
+    from vheatir.runs.run_logger import RunLogger
 
     recipe = session.recipe
     session.model = session.processes.with_shared_norms(session.model.to(session.device), session.device)
@@ -118,19 +118,19 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
         optimizer = session.optimizer(plan)
         update = _update(session, optimizer)
         task = session.task()
-        task.learn_from(samples, plan, until.total, session.rates(optimizer, plan), recipe.data.workers)
-    journal = None
+        task.learn_from(samples, plan, until.total, session.lr_schedule(optimizer, plan), recipe.data.workers)
+    run_logger = None
     if run is not None:
         license_text = "depends on the training data"
         metadata = {"task": session.task_name, "model": json.dumps(session.network), "license": license_text}
-        journal = RunJournal(run, recipe.logger.keep_checkpoints, partial(_write_weights, metadata))
+        run_logger = RunLogger(run, recipe.logger.keep_checkpoints, partial(_write_weights, metadata))
     settings = LoopSettings(recipe.manual_seed, recipe.logger.print_freq)
     count = sum(parameter.numel() for parameter in session.model.parameters())
     line = (
         f"{count:,} parameters on {session.device}, {session.processes.world} process(es), {plan.size} images, "
         f"{plan.steps_per_epoch} steps of {plan.images_per_step} images an epoch"
     )
-    return Loop(task, update, until, settings, journal), [line]
+    return Loop(task, update, until, settings, run_logger), [line]
 
 
 def train(session: TaskSession, argv: list[str], resume: bool) -> int:

@@ -61,7 +61,7 @@ class TimedTask(RestorationTask):
         self.seconds = seconds
         self.points: list[dict[str, Any]] = []
 
-    def set_rates(self, step: int) -> None:
+    def set_lr(self, step: int) -> None:
         self.iteration = step + 1
         rate = self.options["train"]["optim_g"]["lr"] * rate_at(self.clock.used / self.seconds)
         for optimizer in self.model.optimizers:
@@ -86,7 +86,7 @@ class TimedTask(RestorationTask):
 
 
 class Contestant:
-    """One recipe under the budget, and the loop's journal of it: checkpoints lie in `folder`.
+    """One recipe under the budget, and the loop's logger of it: checkpoints lie in `folder`.
 
     Args:
         path: the recipe's file.

@@ -62,7 +62,8 @@ class JPEGConsistencyLoss(nn.Module):
         2 P blocks (16 pixels each in color, 8 in gray), so that a whole block is inside.
         """
         block = block_of(restored)
-        (size, count) = (restored.shape[-1], passes.shape[1])
+        size = restored.shape[-1]
+        count = passes.shape[1]
         context = block * count
         if size < 2 * context:
             raise ValueError(f"a crop of {size} pixels may hold no whole block; {2 * context} are enough")

@@ -82,7 +82,7 @@ class RestorationTask(Task):
     def loss(self, network: nn.Module, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model.part_loss(network, part)
 
-    def set_rates(self, step: int) -> None:
+    def set_lr(self, step: int) -> None:
         self.iteration = step + 1
         self.model.update_learning_rate(self.iteration, warmup_iter=self.options["train"].get("warmup_iter") or -1)
 

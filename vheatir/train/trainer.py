@@ -21,7 +21,7 @@ from vheatir.backbone.training.until import Steps
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import has_checkpoint
 from vheatir.runs.folder import RunFolder
-from vheatir.runs.journal import RunJournal
+from vheatir.runs.run_logger import RunLogger
 from vheatir.runs.training import find_run, train_in
 from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
 from vheatir.train.options import read_options
@@ -87,11 +87,11 @@ class Trainer:
             images,
         )
         settings = LoopSettings(options["manual_seed"], logger.get("print_freq") or 100, "iteration")
-        journal = None
+        run_logger = None
         if self.run is not None:
             write = partial(write_weights, options["datasets"]["train"])
-            journal = RunJournal(self.run, logger.get("keep_checkpoints") or 2, write)
-        return Loop(self.task, self.model.update, until, settings, journal)
+            run_logger = RunLogger(self.run, logger.get("keep_checkpoints") or 2, write)
+        return Loop(self.task, self.model.update, until, settings, run_logger)
 
     def loader(self) -> DataLoader:
         """This process's batches from the current iteration to the last; workers live as long as the run."""

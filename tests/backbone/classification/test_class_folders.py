@@ -12,7 +12,7 @@ pytest.importorskip("timm", reason="training backbones needs the extra `backbone
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.readers import make_reader
-from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.classification.task import make_samples
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
@@ -31,7 +31,7 @@ def root(tmp_path) -> Path:
 
 
 def targets(root: Path, split: str, **how) -> dict[str, int]:
-    reader = make_reader(Data(str(root), **how), split)
+    reader = make_reader(ClassificationData(str(root), **how), split)
     return {name: int(target) for name, target in reader.samples}
 
 
@@ -133,7 +133,7 @@ def test_a_tar_in_a_folder_of_its_own_and_one_of_archives(root):
     with tarfile.open(root / "train.tar", "w") as archive:
         for name in small.COLORS:
             archive.add(root / f"{name}.tar", f"{name}.tar")
-    reader = make_reader(Data(str(root), "tar"), "train")
+    reader = make_reader(ClassificationData(str(root), "tar"), "train")
     assert dict(reader.samples) == want
     for index, (name, _) in enumerate(reader.samples):
         assert reader[index][0].read() == (root / "train" / name).read_bytes()
@@ -265,6 +265,6 @@ def test_images_of_training_are_turned(tmp_path, orientation, shape):
         Image.new("RGB", (60, 40)).save(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
     from vheatir.backbone.classification.dataset import Samples
 
-    samples = Samples(make_reader(Data(str(tmp_path / "set")), "train"), lambda image: image.size, 2)
+    samples = Samples(make_reader(ClassificationData(str(tmp_path / "set")), "train"), lambda image: image.size, 2)
     size, _ = samples[0]
     assert size == (40 * shape[0], 40 * shape[1])

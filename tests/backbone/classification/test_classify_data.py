@@ -13,9 +13,9 @@ from torchvision.transforms.functional import to_tensor
 from tests.backbone.classification import small
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader, read_labels
-from vheatir.backbone.classification.recipe import Data, Train, read_recipe
+from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
-from vheatir.backbone.classification.task import make_optimizer, scaled_rates, scored
+from vheatir.backbone.classification.task import make_optimizer, scaled_lr, scored
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.errors import UserError
@@ -33,8 +33,10 @@ def pictures(tmp_path_factory) -> Path:
     "reader, cache", [("list", "none"), ("tar", "none"), ("zip", "none"), ("zip", "full"), ("zip", "part")]
 )
 def test_readers_give_what_the_folder_gives(pictures, reader, cache):
-    folder = Samples(make_reader(Data(str(pictures)), "train"), to_tensor, 3)
-    other = Samples(make_reader(Data(str(pictures), reader, cache=cache), "train", rank=1, world=2), to_tensor, 3)
+    folder = Samples(make_reader(ClassificationData(str(pictures)), "train"), to_tensor, 3)
+    other = Samples(
+        make_reader(ClassificationData(str(pictures), reader, cache=cache), "train", rank=1, world=2), to_tensor, 3
+    )
     assert len(other) == len(folder) == 15
     for index in range(len(folder)):
         (image, target), (image_of_other, target_of_other) = folder[index], other[index]
@@ -42,7 +44,7 @@ def test_readers_give_what_the_folder_gives(pictures, reader, cache):
 
 
 def test_a_zip_keeps_in_memory_what_it_is_told_to(pictures):
-    part = make_reader(Data(str(pictures), "zip", cache="part"), "train", rank=1, world=2)
+    part = make_reader(ClassificationData(str(pictures), "zip", cache="part"), "train", rank=1, world=2)
     assert sorted(part._kept) == list(range(1, 15, 2))
     (pictures / "train.zip").rename(pictures / "gone.zip")
     try:
@@ -97,8 +99,8 @@ def test_repeated_augmentation_gives_copies_in_a_row_with_other_seeds():
 
 
 def test_rates_scale_with_the_batch_where_the_recipe_says_so():
-    assert scaled_rates(Train(lr_for_batch=512), 2048) == {"base": 2e-3, "final": 2e-5, "warmup_start": 2e-6}
-    assert scaled_rates(Train(lr=1e-3), 2048)["base"] == 1e-3
+    assert scaled_lr(ClassificationTrain(lr_for_batch=512), 2048) == {"base": 2e-3, "final": 2e-5, "warmup_start": 2e-6}
+    assert scaled_lr(ClassificationTrain(lr=1e-3), 2048)["base"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_rates_scale_with_the_batch_where_the_recipe_says_so():
 def test_decay_spares_what_the_published_recipes_spare(name, decayed, spared):
     with torch.device("meta"):
         model = create_model(name)
-    optimizer = make_optimizer(Train(weight_decay=0.08), model, 512)
+    optimizer = make_optimizer(ClassificationTrain(weight_decay=0.08), model, 512)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     named = dict(model.named_parameters())
     assert {decay[id(named[key])] for key in decayed} == {0.08} and {decay[id(named[key])] for key in spared} == {0.0}
@@ -132,7 +134,7 @@ def test_scores_count_ranks_and_losses():
 @pytest.mark.parametrize("only", [True, False])
 def test_a_subset_accepts_the_classes_of_its_mapping(pictures, tmp_path, only):
     (tmp_path / "map.txt").write_text("red 7\ngreen 2,5\nblue 0\nunused 1\n")
-    subset = Subset.read(str(tmp_path / "map.txt"), make_reader(Data(str(pictures)), "val"))
+    subset = Subset.read(str(tmp_path / "map.txt"), make_reader(ClassificationData(str(pictures)), "val"))
     assert subset.accepted == [(0,), (2, 5), (7,)]
     scores, targets = torch.randn(40, 9), torch.randint(0, 3, (40,))
     kept = [0, 2, 5, 7] if only else list(range(9))

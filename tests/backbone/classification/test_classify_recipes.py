@@ -9,7 +9,7 @@ pytest.importorskip("timm", reason="training backbones needs the extra `backbone
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.recipe import read_recipe
-from vheatir.backbone.classification.task import scaled_rates
+from vheatir.backbone.classification.task import scaled_lr
 from vheatir.backbone.models.create import create_model, list_models
 from vheatir.pretrain import main
 from vheatir.utils.recipes import find_options, load_table, recipes
@@ -62,7 +62,7 @@ def test_each_recipe_names_a_known_model_and_its_own_drop_path(name):
 def test_the_recipes_state_the_published_numbers(name, batch, rates, decay):
     recipe = read_recipe(load_table(find_options(f"classification/{name}")))
     train, augment = recipe.train, recipe.augment
-    assert tuple(scaled_rates(train, batch).values()) == pytest.approx(rates, rel=1e-12)
+    assert tuple(scaled_lr(train, batch).values()) == pytest.approx(rates, rel=1e-12)
     assert (train.epochs, train.warmup_epochs, train.grad_clip, train.ema_decay) == (300, 20, 5.0, 0.9999)
     assert train.weight_decay == decay
     assert (augment.mixup, augment.cutmix, augment.smoothing, augment.erase) == (0.8, 1.0, 0.1, 0.25)

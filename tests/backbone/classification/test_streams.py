@@ -15,7 +15,7 @@ from tests.backbone.classification import small
 from tests.backbone.classification.test_classify import assert_same_run
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader
-from vheatir.backbone.classification.recipe import Data
+from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, checked, train_loader, val_loader
@@ -57,13 +57,15 @@ def seen(loader) -> list[bytes]:
 
 
 def stream(root: Path, split: str) -> Stream:
-    return Stream(Data(str(root), "wds/x"), split, to_tensor, 3)
+    return Stream(ClassificationData(str(root), "wds/x"), split, to_tensor, 3)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_evaluation_sees_each_image_once(shards, world):
     found = [seen(val_loader(stream(shards, VAL), 4, rank, world, 0, False)) for rank in range(world)]
-    folder = seen(val_loader(Samples(make_reader(Data(str(shards)), "val"), to_tensor, 3), 4, 0, 1, 0, False))
+    folder = seen(
+        val_loader(Samples(make_reader(ClassificationData(str(shards)), "val"), to_tensor, 3), 4, 0, 1, 0, False)
+    )
     assert sorted(found[0] + found[-1] * (world - 1)) == sorted(folder) and len(set(folder)) == 6
 
 
@@ -106,8 +108,8 @@ def test_too_many_loaders_for_the_shards_are_named(shards):
 
 def test_torchvisions_data_sets_are_read(tmp_path):
     root = small.make_images(tmp_path, train=2, val=1)
-    folder = Samples(make_reader(Data(str(root)), "train"), to_tensor, 3)
-    other = Samples(make_reader(Data(str(root), "torch/image_folder"), "train"), to_tensor, 3)
+    folder = Samples(make_reader(ClassificationData(str(root)), "train"), to_tensor, 3)
+    other = Samples(make_reader(ClassificationData(str(root), "torch/image_folder"), "train"), to_tensor, 3)
     assert len(other) == len(folder) == 6
     assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(folder, other, strict=True))
 

@@ -88,7 +88,7 @@ def test_each_recipe_builds_and_steps(task, name, roots):
     samples = session.samples()
     plan = session.plan(len(samples))
     optimizer = session.optimizer(plan)
-    session.rates(optimizer, plan)(session.until(plan).total // 2)
+    session.lr_schedule(optimizer, plan)(session.until(plan).total // 2)
     batch = next(checked(train_loader(samples, plan, 0, 1, 0, False)))
     before = {key: value.clone() for key, value in session.model.named_parameters()}
     loss, scalars = session.task().loss(session.model.train(), batch)
@@ -138,12 +138,12 @@ def test_published_rules_of_decay():
 
 
 def test_rates_of_the_published_schedules():
-    from vheatir.backbone.dense.recipe import Train, make_rates
+    from vheatir.backbone.dense.recipe import DenseTrain, make_lr_schedule
 
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 
     def rate(train, step, steps, per_epoch):
-        make_rates(train, optimizer, steps, per_epoch)(step)
+        make_lr_schedule(train, optimizer, steps, per_epoch)(step)
         return optimizer.param_groups[0]["lr"]
 
     detection = DetectSession.read(table_of("detection", "mask_rcnn_vheat_tiny_1x")).train
@@ -153,4 +153,4 @@ def test_rates_of_the_published_schedules():
     segmentation = SegmentSession.read(table_of("segmentation", "upernet_vheat_tiny_ade20k")).train
     got = [rate(segmentation, step, 160000, 1263) for step in (0, 1500, 80750, 159999)]
     assert got == pytest.approx([6e-11, 6e-5, 6e-5 * (1 - 79250 / 158499), 0], abs=1e-12)
-    assert rate(Train(epochs=1, warmup_steps=0), 0, 10, 10) == 1e-4
+    assert rate(DenseTrain(epochs=1, warmup_steps=0), 0, 10, 10) == 1e-4

@@ -15,12 +15,12 @@ pytest.importorskip("pycocotools", reason="detection needs the extra `detection`
 from pycocotools import mask as rle
 
 from tests.backbone import dense_data
-from vheatir.backbone.dense.image_files import read_labels
+from vheatir.backbone.dense.image_files import read_label_map
 from vheatir.backbone.detection.annotations import read_coco, read_voc
-from vheatir.backbone.detection.dataset import Pictures
+from vheatir.backbone.detection.dataset import DetectionImages
 from vheatir.backbone.segmentation.dataset import LabelledImages
-from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
-from vheatir.backbone.segmentation.recipe import Data, read_recipe
+from vheatir.backbone.segmentation.label_maps import class_table, find_pairs
+from vheatir.backbone.segmentation.recipe import SegmentationData, read_recipe
 from vheatir.detect import main as detect
 from vheatir.errors import UserError
 from vheatir.segment import main as segment
@@ -102,7 +102,7 @@ def test_a_broken_annotation_is_refused_before_training(coco, tmp_path, update, 
 def test_iscrowd_is_what_it_says(coco, value, crowd):
     change(coco, lambda table: table["annotations"][0].update(iscrowd=value))
     assert not problems(coco)
-    assert read_coco(coco / "train.json", coco / "train", True).records[0].things[0].crowd is crowd
+    assert read_coco(coco / "train.json", coco / "train", True).records[0].instances[0].crowd is crowd
 
 
 def test_whole_run_lengths_of_both_kinds_are_read(coco):
@@ -112,8 +112,8 @@ def test_whole_run_lengths_of_both_kinds_are_read(coco):
         whole = {"size": [HEIGHT, WIDTH], "counts": counts}
         change(coco, lambda table, whole=whole: table["annotations"][0].update(segmentation=whole))
         assert not problems(coco)
-        catalog = read_coco(coco / "train.json", coco / "train", True)
-        _, target = Pictures(catalog.records, True, lambda image, target: (image, target))[0]
+        annotations = read_coco(coco / "train.json", coco / "train", True)
+        _, target = DetectionImages(annotations.records, True, lambda image, target: (image, target))[0]
         np.testing.assert_array_equal(target["masks"][0].numpy(), MASK)
 
 
@@ -157,9 +157,9 @@ def test_image_ids_of_any_kind(coco, tmp_path, name_of):
     before = read_coco(coco / "val.json", coco / "val", True)
     for split in ("train", "val"):
         change(coco, rename, split)
-    catalog = read_coco(coco / "val.json", coco / "val", True)
-    assert [one.things for one in catalog.records] == [one.things for one in before.records]
-    assert len({one.number for one in catalog.records}) == 3
+    annotations = read_coco(coco / "val.json", coco / "val", True)
+    assert [one.instances for one in annotations.records] == [one.instances for one in before.records]
+    assert len({one.number for one in annotations.records}) == 3
     recipe = dense_data.detection_recipe(tmp_path, coco, train={"epochs": 1, "milestones": [1]}, val={"every": 1})
     assert detect(["-opt", str(recipe)]) == 0
     assert (tmp_path / "runs" / "small" / "models" / "best.safetensors").is_file()
@@ -186,10 +186,10 @@ def test_boxes_are_in_the_frame_whose_size_is_stated(coco, orientation, frame):
         size = {"width": seen.shape[1], "height": seen.shape[0]}
         change(coco, lambda table: table["images"][0].update(size))
         change(coco, lambda table: [one.update(bbox=[1, 2, 9, 9]) for one in table["annotations"]])
-    catalog = read_coco(coco / "train.json", coco / "train", False)
-    assert not catalog.problems
-    record = catalog.records[0]
-    image, _ = Pictures([record], False)[0]
+    annotations = read_coco(coco / "train.json", coco / "train", False)
+    assert not annotations.problems
+    record = annotations.records[0]
+    image, _ = DetectionImages([record], False)[0]
     np.testing.assert_array_equal((255 * image).round().byte().permute(1, 2, 0).numpy(), seen)
     assert (record.width, record.height) == (seen.shape[1], seen.shape[0])
     assert record.turned is (frame == "shown")
@@ -200,7 +200,7 @@ def test_sixteen_bit_gray_images_keep_their_levels(coco, tmp_path, depth):
     values = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 16).astype(np.uint16)
     Image.fromarray(values).save(coco / "train" / f"deep.{depth}")
     change(coco, lambda table: table["images"][0].update(file_name=f"deep.{depth}"))
-    image, _ = Pictures(read_coco(coco / "train.json", coco / "train", False).records, False)[0]
+    image, _ = DetectionImages(read_coco(coco / "train.json", coco / "train", False).records, False)[0]
     np.testing.assert_array_equal((255 * image[1]).round().numpy(), np.round(values / 257))
 
 
@@ -228,9 +228,9 @@ def test_lists_as_people_write_them(voc, encoding, line):
     rename(voc, "p1", "a.b 2 1")  # a name that looks like a suffix, and one like the flag of a class
     lines = f"{line.strip(chr(9))}\r\np2.jpg\r\na.b 2 1\r\n"
     (voc / "ImageSets" / "Main" / "train.txt").write_bytes(lines.encode(encoding))
-    catalog = read_voc(voc, "train")
-    assert not catalog.problems and [one.file.stem for one in catalog.records] == ["my photo", "p2", "a.b 2 1"]
-    assert catalog.classes == ("blue", "red")
+    annotations = read_voc(voc, "train")
+    assert not annotations.problems and [one.file.stem for one in annotations.records] == ["my photo", "p2", "a.b 2 1"]
+    assert annotations.classes == ("blue", "red")
 
 
 def edit(voc: Path, how, name: str = "p0") -> None:
@@ -260,8 +260,8 @@ def edit(voc: Path, how, name: str = "p0") -> None:
 def test_xml_as_people_have_it(voc, how):
     before = read_voc(voc, "train").records[0]
     edit(voc, how)
-    catalog = read_voc(voc, "train")
-    assert not catalog.problems and catalog.records[0] == before and catalog.classes == ("blue", "red")
+    annotations = read_voc(voc, "train")
+    assert not annotations.problems and annotations.records[0] == before and annotations.classes == ("blue", "red")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def binary(root: Path, kind: str) -> Path:
 
 
 def test_masks_of_0_and_255_are_told_and_mapped(tmp_path, caplog):
-    data = Data(str(binary(tmp_path, "255")), num_classes=2, classes=("ground", "object"))
+    data = SegmentationData(str(binary(tmp_path, "255")), num_classes=2, classes=("ground", "object"))
     find_pairs(data, True)
     assert "numbers in the label maps: 0 (" in caplog.text and "%, ignored)" in caplog.text
     assert "classes that never occur: object; to learn a number that is ignored" in caplog.text
@@ -321,13 +321,13 @@ def test_masks_of_0_and_255_are_told_and_mapped(tmp_path, caplog):
     data.label_ids = (0, 255)
     pairs, problems = find_pairs(data, True)
     assert not problems and not caplog.text
-    _, labels = LabelledImages(pairs, class_numbers(data))[0]
-    stored = read_labels(pairs[0].labels)
+    _, labels = LabelledImages(pairs, class_table(data))[0]
+    stored = read_label_map(pairs[0].labels)
     assert torch.equal(labels, (stored == 255).long())
 
 
 def test_masks_of_0_and_128_name_the_setting(tmp_path):
-    data = Data(str(binary(tmp_path, "128")), num_classes=2)
+    data = SegmentationData(str(binary(tmp_path, "128")), num_classes=2)
     _, problems = find_pairs(data, True)
     assert "unknown ids (128; see data.num_classes, ignore, label_ids" in str(problems[0])
     data.label_ids = (0, 128)
@@ -335,14 +335,14 @@ def test_masks_of_0_and_128_name_the_setting(tmp_path):
 
 
 def test_maps_of_few_bits_hold_the_numbers_that_are_stored(tmp_path):
-    data = Data(str(binary(tmp_path, "one bit")), num_classes=2)
+    data = SegmentationData(str(binary(tmp_path, "one bit")), num_classes=2)
     pairs, problems = find_pairs(data, True)
-    assert not problems and set(read_labels(pairs[0].labels).unique().tolist()) == {0, 1}
+    assert not problems and set(read_label_map(pairs[0].labels).unique().tolist()) == {0, 1}
     numbers = np.arange(32).reshape(4, 8)
     for bits in (1, 2, 4, 8):
         want = (numbers % 2**bits).astype(np.uint8)
         (tmp_path / "a.png").write_bytes(png_of_bits(want, bits))
-        np.testing.assert_array_equal(read_labels(tmp_path / "a.png").numpy(), want)
+        np.testing.assert_array_equal(read_label_map(tmp_path / "a.png").numpy(), want)
 
 
 def png_of_bits(values: np.ndarray, bits: int) -> bytes:
@@ -388,8 +388,8 @@ def test_wrong_label_ids_are_named(ids, message):
 @pytest.mark.parametrize("orientation", TURN_BACK)
 def test_images_lie_as_their_label_maps_do(tmp_path, orientation):
     root = dense_data.make_label_maps(tmp_path)
-    data = Data(str(root), num_classes=3)
-    before = [LabelledImages(find_pairs(data, True)[0], class_numbers(data))[k] for k in range(2)]
+    data = SegmentationData(str(root), num_classes=3)
+    before = [LabelledImages(find_pairs(data, True)[0], class_table(data))[k] for k in range(2)]
     first, second = (root / "images" / "train" / f"p{number}.jpg" for number in (0, 1))
     exif = Image.Exif()
     exif[274] = orientation
@@ -401,7 +401,7 @@ def test_images_lie_as_their_label_maps_do(tmp_path, orientation):
     second.unlink()
     pairs, problems = find_pairs(data, True)
     assert not problems
-    samples = LabelledImages(pairs, class_numbers(data))
+    samples = LabelledImages(pairs, class_table(data))
     for index in (0,) if orientation == 3 else (0, 1):
         for got, want in zip(samples[index], before[index], strict=True):
             assert torch.equal(got, want)

@@ -12,61 +12,63 @@ from vheatir.backbone.detection.records import decode
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory):
+def annotations(tmp_path_factory):
     root = dense_data.make_coco(tmp_path_factory.mktemp("coco"))
     return read_coco(root / "train.json", root / "train", True)
 
 
 def perfect(record, shift: float = 0.0) -> dict[str, torch.Tensor]:
     """What a faultless detector gives, its boxes moved to the right by a share of their width."""
-    boxes = torch.tensor([thing.box for thing in record.things])
+    boxes = torch.tensor([instance.box for instance in record.instances])
     boxes[:, 0::2] += shift * (boxes[:, 2:3] - boxes[:, 0:1])
-    masks = [torch.from_numpy(decode(thing.segmentation, record.width, record.height)) for thing in record.things]
+    masks = [
+        torch.from_numpy(decode(instance.segmentation, record.width, record.height)) for instance in record.instances
+    ]
     return {
         "boxes": boxes,
-        "labels": torch.tensor([thing.label for thing in record.things]),
+        "labels": torch.tensor([instance.label for instance in record.instances]),
         "scores": torch.full((len(boxes),), 0.9),
         "masks": torch.stack(masks)[:, None].float(),
     }
 
 
-def score(catalog, detect) -> dict[str, float]:
-    results = [entry for record in catalog.records for entry in as_results(detect(record), record.number)]
-    return average_precision(catalog.as_coco(), results, True)
+def score(annotations, detect) -> dict[str, float]:
+    results = [entry for record in annotations.records for entry in as_results(detect(record), record.number)]
+    return average_precision(annotations.as_coco(), results, True)
 
 
-def test_perfect_detections_have_100(catalog):
-    scores = score(catalog, perfect)
+def test_perfect_detections_have_100(annotations):
+    scores = score(annotations, perfect)
     for kind in ("box", "mask"):
         assert [scores[f"{kind}_{name}"] for name in ("ap", "ap50", "ap75", "ar100")] == [100.0] * 4
 
 
-def test_shifted_boxes_lose_what_their_overlap_costs(catalog):
+def test_shifted_boxes_lose_what_their_overlap_costs(annotations):
     """A shift of a seventh of the width leaves an overlap of 0.75: right for six of the ten thresholds."""
-    scores = score(catalog, lambda record: perfect(record, 1 / 7.1))
+    scores = score(annotations, lambda record: perfect(record, 1 / 7.1))
     assert scores["box_ap"] == pytest.approx(60) and scores["box_ap50"] == 100 and scores["mask_ap"] == 100
 
 
-def test_wrong_classes_and_missing_objects_count(catalog):
+def test_wrong_classes_and_missing_objects_count(annotations):
     def confused(record):
         return {**perfect(record), "labels": 3 - perfect(record)["labels"]}
 
     def lazy(record):
         return {key: value[:1] for key, value in perfect(record).items()}
 
-    assert score(catalog, confused)["box_ap"] < 10
-    assert 20 < score(catalog, lazy)["box_ap"] < 80
+    assert score(annotations, confused)["box_ap"] < 10
+    assert 20 < score(annotations, lazy)["box_ap"] < 80
 
 
-def test_nothing_found_has_zero(catalog):
-    assert average_precision(catalog.as_coco(), [], True)["mask_ap"] == 0.0
+def test_nothing_found_has_zero(annotations):
+    assert average_precision(annotations.as_coco(), [], True)["mask_ap"] == 0.0
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
     assert as_results(nothing, 1) == []
 
 
-def test_crowds_are_neither_asked_for_nor_wrong(catalog):
-    table = catalog.as_coco()
+def test_crowds_are_neither_asked_for_nor_wrong(annotations):
+    table = annotations.as_coco()
     table["annotations"][0]["iscrowd"] = 1
-    results = [entry for record in catalog.records for entry in as_results(perfect(record), record.number)]
+    results = [entry for record in annotations.records for entry in as_results(perfect(record), record.number)]
     assert average_precision(table, results, False)["box_ap"] == 100
     assert average_precision(table, results[1:], False)["box_ap"] == 100

@@ -10,10 +10,10 @@ from PIL import Image
 pytest.importorskip("pycocotools", reason="detection needs the extra `detection`")
 
 from tests.backbone import dense_data
-from vheatir.backbone.dense.image_files import settle
-from vheatir.backbone.detection.annotations import read_catalogue, read_coco, read_voc
-from vheatir.backbone.detection.dataset import Pictures, training_views
-from vheatir.backbone.detection.recipe import Augment, Data
+from vheatir.backbone.dense.image_files import report_problems
+from vheatir.backbone.detection.annotations import read_annotations, read_coco, read_voc
+from vheatir.backbone.detection.dataset import DetectionImages, training_views
+from vheatir.backbone.detection.recipe import DetectionAugment, DetectionData
 from vheatir.backbone.detection.records import decode
 from vheatir.backbone.errors import DataError
 
@@ -32,34 +32,34 @@ def changed(root, change) -> list[str]:
 
 
 def test_coco_objects_have_labels_from_one_on(coco):
-    catalog = read_coco(coco / "train.json", coco / "train", True)
-    assert catalog.classes == ("red", "blue") and not catalog.problems
-    record = catalog.records[0]
+    annotations = read_coco(coco / "train.json", coco / "train", True)
+    assert annotations.classes == ("red", "blue") and not annotations.problems
+    record = annotations.records[0]
     pixels = np.array(Image.open(record.file))
-    for thing in record.things:
-        mask = decode(thing.segmentation, record.width, record.height).astype(bool)
-        x0, y0, x1, y1 = map(int, thing.box)
-        assert mask[y0:y1, x0:x1].all() and mask.sum() == thing.area
-        assert np.abs(pixels[mask].mean(0) - dense_data.COLORS[thing.label - 1]).max() < 6
+    for instance in record.instances:
+        mask = decode(instance.segmentation, record.width, record.height).astype(bool)
+        x0, y0, x1, y1 = map(int, instance.box)
+        assert mask[y0:y1, x0:x1].all() and mask.sum() == instance.area
+        assert np.abs(pixels[mask].mean(0) - dense_data.COLORS[instance.label - 1]).max() < 6
 
 
 def test_chosen_classes_are_numbered_in_their_order_and_others_left_out(coco):
-    catalog = read_coco(coco / "train.json", coco / "train", True, ("blue",))
+    annotations = read_coco(coco / "train.json", coco / "train", True, ("blue",))
     whole = read_coco(coco / "train.json", coco / "train", True)
-    blue = [thing.box for record in whole.records for thing in record.things if thing.label == 2]
-    assert [thing.box for record in catalog.records for thing in record.things] == blue
+    blue = [instance.box for record in whole.records for instance in record.instances if instance.label == 2]
+    assert [instance.box for record in annotations.records for instance in record.instances] == blue
     with pytest.raises(ValueError, match="no category 'green'; categories there: red, blue"):
         read_coco(coco / "train.json", coco / "train", True, ("green",))
 
 
 def test_voc_counts_pixels_from_one(tmp_path):
     root = dense_data.make_voc(tmp_path / "voc")
-    catalog = read_voc(root, "train", ("red", "blue"))
-    pixels = np.array(Image.open(catalog.records[0].file)).astype(int)
-    for thing in catalog.records[0].things:
-        x0, y0, x1, y1 = map(int, thing.box)
-        assert np.abs(pixels[y0:y1, x0:x1].mean((0, 1)) - dense_data.COLORS[thing.label - 1]).max() < 12
-        assert thing.area == (x1 - x0) * (y1 - y0)
+    annotations = read_voc(root, "train", ("red", "blue"))
+    pixels = np.array(Image.open(annotations.records[0].file)).astype(int)
+    for instance in annotations.records[0].instances:
+        x0, y0, x1, y1 = map(int, instance.box)
+        assert np.abs(pixels[y0:y1, x0:x1].mean((0, 1)) - dense_data.COLORS[instance.label - 1]).max() < 12
+        assert instance.area == (x1 - x0) * (y1 - y0)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_bad_coco_is_named_by_file_and_rule(coco, change, found):
 
 def test_a_box_may_exceed_its_image_by_rounding(coco):
     assert not changed(coco, lambda table: table["annotations"][0].update(bbox=[-0.6, 5, 20, 20]))
-    catalog = read_coco(coco / "train.json", coco / "train", False)
-    assert catalog.records[0].things[0].box == (0.0, 5.0, 19.4, 25.0)
+    annotations = read_coco(coco / "train.json", coco / "train", False)
+    assert annotations.records[0].instances[0].box == (0.0, 5.0, 19.4, 25.0)
 
 
 def test_bad_voc_is_named_by_file_and_rule(tmp_path):
@@ -105,8 +105,8 @@ def test_bad_voc_is_named_by_file_and_rule(tmp_path):
     text = (annotations / "p2.xml").read_text()
     (annotations / "p2.xml").write_text(text.replace("<ymax>", "<ymax>9"))
     (annotations / "p3.xml").unlink()
-    catalog = read_voc(root, "train", ("red", "blue"))
-    rules = {str(one).split("/")[-1].split(" (")[0] for one in catalog.problems}
+    annotations = read_voc(root, "train", ("red", "blue"))
+    rules = {str(one).split("/")[-1].split(" (")[0] for one in annotations.problems}
     assert rules == {
         "p0.xml: not XML",
         "p1.xml: an empty annotation",
@@ -114,15 +114,15 @@ def test_bad_voc_is_named_by_file_and_rule(tmp_path):
         "p3.xml: the file is missing",
     }
     with pytest.raises(DataError, match=r"the data break \d rules:\n  .*p0\.xml: not XML"):
-        settle(catalog.problems, "refuse")
-    settle(catalog.problems, "skip")
+        report_problems(annotations.problems, "refuse")
+    report_problems(annotations.problems, "skip")
 
 
 def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.root .*nowhere: no such folder"):
-        read_catalogue(Data(str(tmp_path / "nowhere")), True, True)
+        read_annotations(DetectionData(str(tmp_path / "nowhere")), True, True)
     with pytest.raises(FileNotFoundError, match=r"no\.json: no such file; expected annotations in COCO's format"):
-        read_catalogue(Data(str(coco), train="no.json"), True, True)
+        read_annotations(DetectionData(str(coco), train="no.json"), True, True)
     (coco / "train.json").write_text("{")
     with pytest.raises(ValueError, match=r"train\.json: not JSON"):
         read_coco(coco / "train.json", coco / "train", True)
@@ -132,8 +132,10 @@ def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):
 
 @pytest.mark.parametrize("crop", [False, True])
 def test_boxes_and_masks_stay_together_through_views(coco, crop):
-    catalog = read_coco(coco / "train.json", coco / "train", True)
-    samples = Pictures(catalog.for_training(), True, training_views(Augment((96, 112), 200, crop, 0.5)))
+    annotations = read_coco(coco / "train.json", coco / "train", True)
+    samples = DetectionImages(
+        annotations.for_training(), True, training_views(DetectionAugment((96, 112), 200, crop, 0.5))
+    )
     sizes = set()
     for seed in range(6):
         image, target = samples[seed % len(samples), seed]
@@ -151,8 +153,8 @@ def test_boxes_and_masks_stay_together_through_views(coco, crop):
 
 
 def test_views_are_a_function_of_the_seed(coco):
-    catalog = read_coco(coco / "train.json", coco / "train", True)
-    samples = Pictures(catalog.records, True, training_views(Augment((96, 112), 200, True)))
+    annotations = read_coco(coco / "train.json", coco / "train", True)
+    samples = DetectionImages(annotations.records, True, training_views(DetectionAugment((96, 112), 200, True)))
     (image, target), (again, same), (other, _) = samples[0, 5], samples[0, 5], samples[0, 8]
     assert torch.equal(image, again) and torch.equal(target["boxes"], same["boxes"])
     assert image.shape != other.shape or not torch.equal(image, other)
@@ -165,14 +167,14 @@ def test_images_without_objects_or_with_crowds_alone_are_no_training(coco):
             one["iscrowd"] = int(one["image_id"] == 20)
 
     assert not changed(coco, change)
-    catalog = read_coco(coco / "train.json", coco / "train", True)
-    assert [record.number for record in catalog.for_training()] == [30, 40, 50, 60]
-    assert len(catalog.records) == 6
+    annotations = read_coco(coco / "train.json", coco / "train", True)
+    assert [record.number for record in annotations.for_training()] == [30, 40, 50, 60]
+    assert len(annotations.records) == 6
 
 
 def test_a_damaged_image_is_named(coco):
-    catalog = read_coco(coco / "train.json", coco / "train", True)
-    file = catalog.records[0].file
+    annotations = read_coco(coco / "train.json", coco / "train", True)
+    file = annotations.records[0].file
     file.write_bytes(file.read_bytes()[:200])
-    found = Pictures.collate([Pictures(catalog.records, True)[index] for index in (1, 0)])
+    found = DetectionImages.collate([DetectionImages(annotations.records, True)[index] for index in (1, 0)])
     assert isinstance(found, DataError) and "1.png: cannot be read as an image" in str(found)

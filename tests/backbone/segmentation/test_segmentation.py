@@ -10,11 +10,11 @@ from torch.testing import assert_close
 pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
 
 from tests.backbone import dense_data
-from vheatir.backbone.dense.image_files import settle
+from vheatir.backbone.dense.image_files import report_problems
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.segmentation.dataset import LabelledImages, TrainingViews, scaled_size
-from vheatir.backbone.segmentation.label_maps import class_numbers, find_pairs
-from vheatir.backbone.segmentation.recipe import Augment, Data, Head, Val
+from vheatir.backbone.segmentation.label_maps import class_table, find_pairs
+from vheatir.backbone.segmentation.recipe import Head, SegmentationAugment, SegmentationData, SegmentationVal
 from vheatir.backbone.segmentation.task import (
     class_ious,
     confusion,
@@ -59,7 +59,7 @@ def test_overlapping_windows_count_equally():
 
 def test_several_sizes_and_mirrored_views_are_averaged_as_probabilities():
     model, image = Pointwise(), torch.rand(3, 40, 60)
-    val = Val(scale=(60, 40), mode="whole", ratios=(0.5, 1.0, 1.5))
+    val = SegmentationVal(scale=(60, 40), mode="whole", ratios=(0.5, 1.0, 1.5))
     averaged = predict(model, image, val, tta=True)
     assert sorted(set(model.seen)) == [(20, 30), (40, 60), (60, 90)] and len(model.seen) == 6
     assert averaged.shape == (6, 40, 60)
@@ -125,11 +125,11 @@ def test_scores_come_at_the_size_of_the_image():
 
 @pytest.mark.parametrize("layout, classes", [("folders", 3), ("ade20k", 3), ("cityscapes", 19)])
 def test_layouts_are_read_as_they_number_classes(layout, classes, tmp_path):
-    data = Data(str(dense_data.make_label_maps(tmp_path, layout)), layout, num_classes=classes)
+    data = SegmentationData(str(dense_data.make_label_maps(tmp_path, layout)), layout, num_classes=classes)
     for training, count in ((True, 6), (False, 3)):
         pairs, problems = find_pairs(data, training)
         assert len(pairs) == count and not problems
-    image, labels = LabelledImages(pairs, class_numbers(data))[0]
+    image, labels = LabelledImages(pairs, class_table(data))[0]
     assert set(labels.unique().tolist()) <= {0, 1, 2} and labels.dtype == torch.int64
     for number, color in enumerate(dense_data.COLORS, 1):
         if (labels == number).any():
@@ -137,11 +137,11 @@ def test_layouts_are_read_as_they_number_classes(layout, classes, tmp_path):
 
 
 def test_numbers_of_ade20k_and_cityscapes():
-    ade = class_numbers(Data("", "ade20k", num_classes=150))
+    ade = class_table(SegmentationData("", "ade20k", num_classes=150))
     assert ade[0] == 255 and ade[1] == 0 and ade[150] == 149 and ade[151] == 254 and ade[255] == 255
-    city = class_numbers(Data("", "cityscapes", num_classes=19))
+    city = class_table(SegmentationData("", "cityscapes", num_classes=19))
     assert [int(city[number]) for number in (0, 7, 33, 29, 34, 255)] == [255, 0, 18, 255, 254, 255]
-    camvid = class_numbers(Data("", num_classes=11, ignore=(11,)))
+    camvid = class_table(SegmentationData("", num_classes=11, ignore=(11,)))
     assert [int(camvid[number]) for number in (0, 10, 11, 12)] == [0, 10, 255, 254]
 
 
@@ -158,7 +158,7 @@ def test_bad_label_maps_are_named_by_file_and_rule(tmp_path):
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(labels(3))
     labels(4).write_bytes(b"")
     Image.fromarray(np.zeros(size, np.uint8)).save(labels(9))
-    pairs, problems = find_pairs(Data(str(root), num_classes=3), True)
+    pairs, problems = find_pairs(SegmentationData(str(root), num_classes=3), True)
     rules = {problem.file.split("/")[-1]: problem.rule for problem in problems}
     assert rules == {
         "p0.png": "unknown ids",
@@ -171,23 +171,23 @@ def test_bad_label_maps_are_named_by_file_and_rule(tmp_path):
     assert [pair.labels.name for pair in pairs] == ["p5.png"]
     assert problems[0].detail.startswith("77;")
     with pytest.raises(DataError, match=r"the data break 6 rules:\n.*p0\.png: unknown ids"):
-        settle(problems, "refuse")
+        report_problems(problems, "refuse")
 
 
 def test_what_is_missing_as_a_whole_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.layout ade20k needs images/training and annotations/training"):
-        find_pairs(Data(str(tmp_path), "ade20k"), True)
+        find_pairs(SegmentationData(str(tmp_path), "ade20k"), True)
     for folder in ("images/train", "labels/train"):
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(ValueError, match="no images"):
-        find_pairs(Data(str(tmp_path)), True)
+        find_pairs(SegmentationData(str(tmp_path)), True)
 
 
 def test_training_views_keep_labels_on_their_pixels(tmp_path):
-    data = Data(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
+    data = SegmentationData(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
-    augment = Augment(scale=(72, 56), ratio=(0.8, 2.0), crop=64, colour=False)
-    samples = LabelledImages(pairs, class_numbers(data), TrainingViews(augment))
+    augment = SegmentationAugment(scale=(72, 56), ratio=(0.8, 2.0), crop=64, colour=False)
+    samples = LabelledImages(pairs, class_table(data), TrainingViews(augment))
     seen = set()
     for seed in range(12):
         image, labels = samples[seed % len(samples), seed]
@@ -202,8 +202,8 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
 
 
 def test_small_images_are_padded_without_labels(tmp_path):
-    data = Data(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
+    data = SegmentationData(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
-    augment = Augment(scale=(72, 56), ratio=(0.5, 0.5), crop=64, colour=True)
-    _, labels = LabelledImages(pairs, class_numbers(data), TrainingViews(augment))[0, 1]
+    augment = SegmentationAugment(scale=(72, 56), ratio=(0.5, 0.5), crop=64, colour=True)
+    _, labels = LabelledImages(pairs, class_table(data), TrainingViews(augment))[0, 1]
     assert (labels[28:] == 255).all() and (labels[:, 36:] == 255).all() and (labels[:28, :36] != 255).all()

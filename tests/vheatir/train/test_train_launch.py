@@ -210,13 +210,13 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(train, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_with_a_message(train, monkeypatch):
-    from vheatir.runs import journal
+    from vheatir.runs import run_logger
 
     def full(*_, **__):
         raise OSError(28, "No space left on device", "checkpoints/iter_00000008.pt")
 
     train("train.total_iter=4")
-    monkeypatch.setattr(journal, "save_checkpoint", full)
+    monkeypatch.setattr(run_logger, "save_checkpoint", full)
     with pytest.raises(UserError, match=r"No space left on device: .*--resume goes on from the last checkpoint"):
         train(resume=True)
     monkeypatch.undo()

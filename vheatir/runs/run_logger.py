@@ -14,8 +14,8 @@ from vheatir.utils.files import atomic_open
 WriteWeights = Callable[[Path, str, nn.Module, int], None]
 
 
-class RunJournal:
-    """The loop's `Journal` of a run.
+class RunLogger:
+    """The loop's `LoopLogger` of a run.
 
     Args:
         run: its folder, open.
