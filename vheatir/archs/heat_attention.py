@@ -43,7 +43,8 @@ class _Conduction(KeptForms):
 
     def conduct(self, x: Tensor) -> Tensor:
         """Heat of (B, H, W, C), of the same shape and type."""
-        size, sources = x.shape[1:3], self._sources()
+        size = x.shape[1:3]
+        sources = self._sources()
         if self.may_keep(*sources, compared=True):
             return heat_conduction(x, self.keep(tuple(size), sources, lambda: prepare_decay(self.decay(*size))))
         return heat_conduction(x, self.decay(*size))
@@ -204,7 +205,8 @@ class GridAttention(HeatAttention):
         """(B, H, W, C)."""
         batch, height, width, channels = x.shape
         side = self.window
-        rows, columns = height // side, width // side
+        rows = height // side
+        columns = width // side
         windows = x.reshape(batch, rows, side, columns, side, channels).transpose(2, 3)
         y = self.conduct(windows.reshape(batch * rows * columns, side, side, channels))
         y = y.reshape(batch, rows, columns, side, side, channels).transpose(2, 3)

@@ -72,7 +72,8 @@ class GatedBlock(KeptForms):
         few = rows if rows <= MOST_ROWS_PACKED else 0
         forms = self.keep((dtype, few), list(self.parameters()), lambda: _Forms(self, dtype, few))
         with full_precision(x):
-            product, onto = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+            product = torch.ops.mkldnn._linear_pointwise
+            onto = torch.ops.mkldnn._linear_pointwise.binary
             y = product(norm_to(x, self.norm1, dtype), *forms.expand, "none", [], "")
             y = depthwise_gate(y, self.dwconv.weight, self.dwconv.bias)
             if self.attention is not None:
@@ -115,9 +116,11 @@ class _Forms:
             weight, bias = weight.to(dtype), bias.to(dtype)
             return (torch.ops.mkldnn._reorder_linear_weight(weight, rows) if rows else weight), bias
 
-        self.expand, self.fc1 = form(block.expand), form(block.fc1)
+        self.expand = form(block.expand)
+        self.fc1 = form(block.fc1)
         self.attention = None if block.attention is None else form(block.attention.linear)
-        self.project, self.fc2 = form(block.project, block.scale1), form(block.fc2, block.scale2)
+        self.project = form(block.project, block.scale1)
+        self.fc2 = form(block.fc2, block.scale2)
 
 
 def _added(x: Tensor, y: Tensor, form: tuple[Tensor, Tensor]) -> Tensor:
@@ -199,7 +202,8 @@ class VHeatUNet(nn.Module):
         }
         _check_config(self.config)
         self.config.update({key: list(self.config[key]) for key in ("encoder", "decoder", "attention", "reach")})
-        self.levels, self.level_map = len(encoder), level_map
+        self.levels = len(encoder)
+        self.level_map = level_map
         dims = [dim << level for level in range(self.levels + 1)]
         windows = [GRID >> level for level in range(self.levels + 1)]
         self.step = max(1 << self.levels, GRID if "grid" in attention else 1)
@@ -252,7 +256,8 @@ class VHeatUNet(nn.Module):
         height, width = ((side + step - 1) // step * step for side in planes.shape[2:])
         if torch.compiler.is_exporting():
             return resized(planes, height, width)
-        below, right = height - planes.shape[2], width - planes.shape[3]
+        below = height - planes.shape[2]
+        right = width - planes.shape[3]
         return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
 
 
@@ -279,7 +284,8 @@ def _check_config(config: Mapping) -> None:
     levels = len(config["encoder"])
     if len(config["decoder"]) != levels:
         raise ValueError(f"decoder must have as many levels as encoder ({levels}), got {config['decoder']!r}")
-    attention, reach = config["attention"], config["reach"]
+    attention = config["attention"]
+    reach = config["reach"]
     if not isinstance(attention, list | tuple) or len(attention) != levels + 1 or not set(attention) <= {*ATTENTION}:
         raise ValueError(
             f"attention must be one of {', '.join(ATTENTION)} for each of the {levels} levels and the middle, "
