@@ -1,7 +1,7 @@
 """The restoration network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -196,13 +196,26 @@ def resized(planes: Tensor, height: int, width: int) -> Tensor:
     return planes.index_select(2, rows).index_select(3, columns)
 
 
-def _check_config(config: Mapping) -> None:
-    """Refuse constructor arguments that no network has, naming the argument."""
-    for key in ("in_chans", "dim", "embed_size", "downscale"):
+def check_counts(config: Mapping, keys: Sequence[str]) -> None:
+    """Refuse constructor arguments that are no counts, and images of neither one nor three channels.
+
+    Args:
+        config: constructor arguments by name.
+        keys: those that must be whole numbers of at least 1.
+
+    Raises:
+        ValueError: one of them is not, or `in_chans` is neither 1 nor 3.
+    """
+    for key in keys:
         if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
             raise ValueError(f"{key} must be a whole number of at least 1, got {config[key]!r}")
     if config["in_chans"] not in (1, 3):
         raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {config['in_chans']}")
+
+
+def _check_config(config: Mapping) -> None:
+    """Refuse constructor arguments that no network has, naming the argument."""
+    check_counts(config, ["in_chans", "dim", "embed_size", "downscale"])
     depths = config["depths"]
     reach = config["reach"]
     if not isinstance(depths, list | tuple) or not depths or not all(isinstance(d, int) and d >= 1 for d in depths):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, attention_of_state, build_attention
-from vheatir.archs.vheatir_arch import check_image, level_plane, resized
+from vheatir.archs.vheatir_arch import check_counts, check_image, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
@@ -110,7 +110,8 @@ class _Forms:
 
     def __init__(self, block: GatedBlock, dtype: torch.dtype, rows: int):
         def form(layer: nn.Linear, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            weight, bias = layer.weight.detach(), layer.bias.detach()
+            weight = layer.weight.detach()
+            bias = layer.bias.detach()
             if scale is not None:
                 weight, bias = weight * scale.detach()[:, None], bias * scale.detach()
             weight, bias = weight.to(dtype), bias.to(dtype)
@@ -270,11 +271,7 @@ def _spread(x: Tensor) -> Tensor:
 
 def _check_config(config: Mapping) -> None:
     """Refuse constructor arguments that no network has, naming the argument."""
-    for key in ("in_chans", "dim"):
-        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
-            raise ValueError(f"{key} must be a whole number of at least 1, got {config[key]!r}")
-    if config["in_chans"] not in (1, 3):
-        raise ValueError(f"in_chans must be 1 (gray) or 3 (RGB), got {config['in_chans']}")
+    check_counts(config, ["in_chans", "dim"])
     if not isinstance(config["middle"], int) or isinstance(config["middle"], bool) or config["middle"] < 0:
         raise ValueError(f"middle must be a number of blocks, 0 or more, got {config['middle']!r}")
     for key in ("encoder", "decoder"):
