@@ -90,7 +90,13 @@ def save_program(network: nn.Module, path: Path) -> Runner:
 
 
 def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Runner:
-    """Write an ONNX file with `metadata` in its properties; returns how onnxruntime runs the written file."""
+    """Write an ONNX file with `metadata` in its properties; returns how onnxruntime runs the written file.
+
+    Args:
+        network: in eval mode.
+        path: of the file.
+        metadata: text by key.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch.onnx needs it and says so in the middle of the work)

@@ -25,7 +25,13 @@ SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
 
 
 class PretrainSession(TaskSession):
-    """What training, evaluation and measuring of a classification recipe share."""
+    """What training, evaluation and measuring of a classification recipe share.
+
+    Args:
+        path: the recipe's file.
+        options: its table.
+        processes: those that work together.
+    """
 
     command = "pretrain"
     task_name = "classification"

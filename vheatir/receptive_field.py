@@ -70,7 +70,13 @@ def held_within(field: Tensor, at: tuple[int, int]) -> Tensor:
 
 
 def side_of_share(field: Tensor, at: tuple[int, int], share: float) -> int:
-    """Side in pixels of the smallest square around `at` that holds a share (0 to 1) of the field."""
+    """Side in pixels of the smallest square around `at` that holds a share (0 to 1) of the field.
+
+    Args:
+        field: (H, W), not negative.
+        at: row and column.
+        share: from 0 to 1.
+    """
     held = held_within(field, at)
     return 2 * min(int(torch.searchsorted(held, share)), len(held) - 1) + 1
 

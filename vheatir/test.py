@@ -21,7 +21,13 @@ def _row(name: str, scores: dict[str, float]) -> str:
 
 
 def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Scores of every test set of checked options; images go below `folder` where `val.save_img` is set."""
+    """Scores of every test set of checked options; images go below `folder` where `val.save_img` is set.
+
+    Args:
+        path: the options file, for messages.
+        options: checked, with `datasets`.
+        folder: for the images.
+    """
     options = {**options, "datasets": {k: v for k, v in options["datasets"].items() if k != "train"}}
     if not options["datasets"]:
         raise UserError(f"{path}: datasets has no test or val section to score")

@@ -32,19 +32,39 @@ def _resized(image: Image.Image, size: int, ratio: float) -> Image.Image:
 
 
 def standard_view(image: Image.Image, size: int, crop_ratio: float = CROP_RATIO) -> Image.Image:
-    """Resized so that the crop takes `crop_ratio` of the shorter side, and cut from the center: (size, size)."""
+    """Resized so that the crop takes `crop_ratio` of the shorter side, and cut from the center: (size, size).
+
+    Args:
+        image: of any size and mode.
+        size: side of the result in pixels.
+        crop_ratio: share of the shorter side that the crop takes, above 0, at most 1.
+    """
     return T.center_crop(_resized(image, size, crop_ratio), size)
 
 
 def scaled_view(image: Image.Image, size: int, ratio: float) -> Image.Image:
-    """The center at another scale: large ratios show more, in black where the image ends."""
+    """The center at another scale: large ratios show more, in black where the image ends.
+
+    Args:
+        image: of any size and mode.
+        size: side of the result in pixels.
+        ratio: of the crop to the image, above 0.
+    """
     return T.center_crop(_resized(image, size, ratio), size)
 
 
 def rotated_view(
     image: Image.Image, size: int, degrees: float, *, before_crop: bool, crop_ratio: float = CROP_RATIO
 ) -> Image.Image:
-    """Turned counter-clockwise, with black corners; before the crop the corners mostly fall outside it."""
+    """Turned counter-clockwise, with black corners; before the crop the corners mostly fall outside it.
+
+    Args:
+        image: of any size and mode.
+        size: side of the result in pixels.
+        degrees: angle, counter-clockwise.
+        before_crop: turn the whole image; otherwise the view of it.
+        crop_ratio: see `standard_view`.
+    """
     if before_crop:
         return T.center_crop(T.rotate(_resized(image, size, crop_ratio), degrees, _BICUBIC), size)
     return T.rotate(standard_view(image, size, crop_ratio), degrees, _BICUBIC)
@@ -89,7 +109,13 @@ def soft_cross_entropy(logits: Tensor, standard_logits: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor, best: int = 1) -> Tensor:
-    """Percentage of images whose label is among the `best` highest scores."""
+    """Percentage of images whose label is among the `best` highest scores.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) classes from 0 on.
+        best: how many of the highest scores count.
+    """
     found = logits.topk(min(best, logits.shape[1]), 1).indices == labels[:, None]
     return 100 * found.any(1).float().mean()
 
@@ -118,6 +144,11 @@ def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
 
     Shifts are the published 0, 4, ..., 64 pixels of a crop of 224, in the exact protocol in proportion to `size`.
 
+    Args:
+        kind: one of `KINDS`.
+        size: side of the crop in pixels.
+        protocol: one of `PROTOCOLS`.
+
     Raises:
         ValueError: unknown kind or protocol.
     """
@@ -135,6 +166,12 @@ class Views:
     """An image to its standard view and those of all levels: (1 + levels, 3, size, size), normalized.
 
     The direction of each shift is drawn from torch's generator for the CPU.
+
+    Args:
+        kind: see `levels_of`.
+        size: side of a view in pixels.
+        mean, std: of the three channels, for values in [0, 1].
+        protocol: one of `PROTOCOLS`.
     """
 
     def __init__(self, kind: str, size: int, mean, std, protocol: str = "exact"):

@@ -58,7 +58,13 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
 
 
 def area_ratio(field: Tensor, stage: int, share: float) -> float:
-    """Share of the image's area that the smallest square needs which holds `share` of the field, around its center."""
+    """Share of the image's area that the smallest square needs which holds `share` of the field, around its center.
+
+    Args:
+        field: (H, W), not negative.
+        stage: the one whose map the field was taken from; it sets the center.
+        share: of the field's sum, from 0 to 1.
+    """
     height, width = field.shape
     y = centre_of(height, stage)
     x = centre_of(width, stage)

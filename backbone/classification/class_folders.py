@@ -192,7 +192,12 @@ class ClassReader(Reader):
 
 
 class ClassFolders(ClassReader):
-    """Images of a folder of classes."""
+    """Images of a folder of classes.
+
+    Args:
+        folder: of the split, with a folder for each class.
+        class_to_idx, given, complete: see `ClassReader`.
+    """
 
     def __init__(
         self, folder: Path, class_to_idx: dict[str, int] | None = None, given: str = "", complete: bool = False
@@ -204,7 +209,12 @@ class ClassFolders(ClassReader):
 
 
 class ClassTar(ClassReader):
-    """The same in an uncompressed tar archive, or in one that holds an archive for each class, named after it."""
+    """The same in an uncompressed tar archive, or in one that holds an archive for each class, named after it.
+
+    Args:
+        archive: of the split.
+        class_to_idx, given, complete: see `ClassReader`.
+    """
 
     def __init__(
         self, archive: Path, class_to_idx: dict[str, int] | None = None, given: str = "", complete: bool = False

@@ -21,6 +21,11 @@ class Samples(Dataset):
 
     A file that cannot be used gives a `DataError` in place of the sample: raised in a loader process it would lose its
     form, and taking the next file instead, as timm does, would hide it.
+
+    Args:
+        reader: gives files, or images, with their classes.
+        transform: an image to a tensor.
+        num_classes: of the network; targets must lie below.
     """
 
     def __init__(self, reader: Reader, transform: Callable[[Image.Image], Tensor], num_classes: int):
@@ -58,7 +63,13 @@ class Samples(Dataset):
 
 
 def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean, std):
-    """timm's training transform, with random erasing; ends in a normalized tensor."""
+    """timm's training transform, with random erasing; ends in a normalized tensor.
+
+    Args:
+        augment: the recipe's section.
+        size: height and width in pixels.
+        mean, std: of the three channels, for values in [0, 1].
+    """
     transform = create_transform(
         (3, *size),
         is_training=True,
@@ -81,7 +92,13 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean,
 
 
 def val_transform(val: ClassificationVal, size: tuple[int, int], mean, std):
-    """timm's evaluation transform: resize to size / crop_pct, center crop, normalize."""
+    """timm's evaluation transform: resize to size / crop_pct, center crop, normalize.
+
+    Args:
+        val: the recipe's section.
+        size: height and width in pixels.
+        mean, std: of the three channels, for values in [0, 1].
+    """
     return create_transform(
         (3, *size),
         interpolation=val.interpolation,

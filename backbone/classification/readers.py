@@ -250,6 +250,11 @@ def make_reader(
 def check_classes(reader: Reader, split: str, num_classes: int) -> None:
     """Refuse targets that a network of so many classes does not have, or whose numbers nothing vouches for.
 
+    Args:
+        reader: of the split.
+        split: its name, for messages.
+        num_classes: of the network.
+
     Raises:
         ValueError: more classes than the network's, or other ones.
     """
@@ -266,6 +271,12 @@ def check_classes(reader: Reader, split: str, num_classes: int) -> None:
 
 def check_evaluation_classes(reader: Reader, data: ClassificationData, split: str, num_classes: int) -> None:
     """The same for a split that is evaluated; lists whose classes differ from training's are logged.
+
+    Args:
+        reader: of the split.
+        data: where the set is.
+        split: its name.
+        num_classes: of the network.
 
     Raises:
         ValueError: see `check_classes`; or folders whose numbers nothing states.

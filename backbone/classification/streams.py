@@ -28,6 +28,12 @@ _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 class Stream(Streamed):
     """A split of a streamed data set through a transform; `len` is the number of its images.
 
+    Args:
+        data: where the set is.
+        split: its name.
+        transform: an image to a tensor.
+        num_classes: of the network; targets must lie below.
+
     Raises:
         ValueError: a missing library, a split that does not exist, or one whose size nothing states.
     """
@@ -53,7 +59,13 @@ class Stream(Streamed):
         return self.size
 
     def open(self, training: bool, seed: int = 0, batch: int = 1) -> Reader:
-        """A reader at its beginning; in training it gives this process's share of the shards, shuffled."""
+        """A reader at its beginning; in training it gives this process's share of the shards, shuffled.
+
+        Args:
+            training: shuffle, and give this process's share alone.
+            seed: of the order.
+            batch: images of a batch of this process.
+        """
         how: dict[str, Any] = {"is_training": training, "seed": seed % 2**31, "batch_size": batch}
         reader = open_timm_reader(self.data, self.split, **how)
         if not training:  # each process picks its images itself: shares of shards would be uneven
@@ -62,7 +74,13 @@ class Stream(Streamed):
         return reader
 
     def sample(self, image: Image.Image, target: int, seed: int | None = None) -> tuple[Tensor, int] | DataError:
-        """An image through the transform, which draws from `seed`, and its class."""
+        """An image through the transform, which draws from `seed`, and its class.
+
+        Args:
+            image: as the reader gives it.
+            target: its class.
+            seed: of the transform; None draws on.
+        """
         if not 0 <= target < self.num_classes:
             return DataError(f"{self.name}: class {target}, but the model has {self.num_classes} (model.num_classes)")
         try:
@@ -74,14 +92,28 @@ class Stream(Streamed):
         return self.transform(pixels), int(target)
 
     def train_batches(self, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterator:
-        """Batches of this process for steps `start` to `stop`."""
+        """Batches of this process for steps `start` to `stop`.
+
+        Args:
+            plan: order and size of the steps.
+            start, stop: steps, counted from 0 through all epochs; `stop` is not taken.
+            workers: loader processes.
+            pin: put batches into pinned memory.
+        """
         batches = StreamedTraining(self, plan, start, stop)
         how = {"num_workers": workers, "pin_memory": pin, "generator": torch.Generator()}
         loader = DataLoader(batches, batch_size=None, worker_init_fn=ignore_signals, **how)
         return islice(loader, batches.start - _aligned(batches.start, max(workers, 1)), None)
 
     def val_batches(self, batch: int, rank: int, world: int, workers: int, pin: bool) -> DataLoader:
-        """Each image once: images rank, rank + world, ..., read by one process, so that none comes twice."""
+        """Each image once: images rank, rank + world, ..., read by one process, so that none comes twice.
+
+        Args:
+            batch: images of a batch.
+            rank, world: this process and how many there are.
+            workers: loader processes.
+            pin: put batches into pinned memory.
+        """
         how = {"num_workers": min(workers, 1), "pin_memory": pin, "generator": torch.Generator()}
         how |= {"collate_fn": self.collate, "worker_init_fn": ignore_signals}
         return DataLoader(StreamedEvaluation(self, rank, world), batch, **how)
@@ -91,6 +123,11 @@ class StreamedTraining(IterableDataset):
     """Whole batches of this process, numbered through all epochs; loader process w of W gives w, w + W, ...
 
     The first ones may come before `start`, so that each loader process keeps its share of the shards in a resumed run.
+
+    Args:
+        stream: the split.
+        plan: order and size of the steps.
+        start, stop: steps, counted from 0 through all epochs; `stop` is not taken.
     """
 
     def __init__(self, stream: Stream, plan: EpochPlan, start: int, stop: int):
@@ -139,7 +176,12 @@ def _aligned(number: int, workers: int) -> int:
 
 
 class StreamedEvaluation(IterableDataset):
-    """Each image once: this process gets images rank, rank + world, ... of the whole stream, which it reads."""
+    """Each image once: this process gets images rank, rank + world, ... of the whole stream, which it reads.
+
+    Args:
+        stream: the split.
+        rank, world: this process and how many there are.
+    """
 
     def __init__(self, stream: Stream, rank: int, world: int):
         self.stream = stream

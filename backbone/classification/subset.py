@@ -46,6 +46,11 @@ class Subset:
     def to(self, device: torch.device, classes: int, only: bool) -> "PlacedSubset":
         """The mapping as a table on a device.
 
+        Args:
+            device: of the table.
+            classes: how many the model has.
+            only: compare the classes of the mapping alone.
+
         Raises:
             ValueError: a class that the model does not have.
         """

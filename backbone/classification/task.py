@@ -79,6 +79,12 @@ def load_weights(
 ) -> LoadReport:
     """Weights of a file for a backbone of this package, or, exactly as they are, for another network of timm.
 
+    Args:
+        model: the network, changed in place.
+        path: a checkpoint.
+        weights: which weights of the file, such as "model" or "model_ema".
+        embeddings: how position tables are resized, see `load_checkpoint`.
+
     Raises:
         FileNotFoundError, ValueError: no such file, or it does not fit.
     """
@@ -105,6 +111,12 @@ def make_samples(
     recipe: ClassificationRecipe, model: nn.Module, training: bool, rank: int = 0, world: int = 1
 ) -> Samples | Stream:
     """The training or the evaluation set.
+
+    Args:
+        recipe: the recipe.
+        model: the network, for image size, channels and number of classes.
+        training: the training set, else the evaluation set.
+        rank, world: this process and how many there are.
 
     Raises:
         FileNotFoundError, ValueError: data that are missing or have more classes than the model.
@@ -139,6 +151,10 @@ def check_images(samples: Samples | Stream, rank: int, world: int) -> None:
 
     Sets that give images in a row, or decoded ones, are passed over.
 
+    Args:
+        samples: the set.
+        rank, world: this process and how many there are.
+
     Raises:
         DataError: images that cannot be read; names the first of them, and counts all.
     """
@@ -157,7 +173,13 @@ def _content(reader: Reader, index: int) -> BinaryIO:
 
 
 def make_plan(recipe: ClassificationRecipe, size: int, rank: int, world: int) -> EpochPlan:
-    """The order of the training images."""
+    """The order of the training images.
+
+    Args:
+        recipe: the recipe.
+        size: images of the training set.
+        rank, world: this process and how many there are.
+    """
     data = recipe.data
     train = recipe.train
     parted = data.cache == "part"
@@ -172,6 +194,11 @@ def make_until(recipe: ClassificationRecipe, plan: EpochPlan) -> Epochs:
 
 def make_optimizer(train: ClassificationTrain, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
     """timm's optimizer; no decay of biases, one-dimensional weights and what the model names.
+
+    Args:
+        train: the recipe's section.
+        model: the network.
+        images_per_step: of all processes together; scales the learning rate.
 
     Raises:
         ValueError: an unknown name or argument.
@@ -200,6 +227,12 @@ def make_lr_schedule(
     train: ClassificationTrain, optimizer: torch.optim.Optimizer, steps_per_epoch: int, images_per_step: int
 ) -> Callable[[int], None]:
     """A function that sets the learning rates of a step.
+
+    Args:
+        train: the recipe's section.
+        optimizer: its parameter groups are set.
+        steps_per_epoch: optimizer steps of an epoch.
+        images_per_step: of all processes together; scales the learning rate.
 
     Raises:
         ValueError: an unknown scheduler or argument.
@@ -316,7 +349,13 @@ class Classification(DatasetTask):
 
 
 def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) -> Tensor:
-    """Sums over a batch: right at first place, among the first five, loss, images."""
+    """Sums over a batch: right at first place, among the first five, loss, images.
+
+    Args:
+        scores: (N, classes).
+        targets: (N,) classes; with `subset`, folders of the set.
+        subset: the mapping of a set that has other classes than the network.
+    """
     if subset is None:
         log_p = scores.log_softmax(1)
         accepted = F.one_hot(targets, scores.shape[1]).bool()
@@ -352,6 +391,12 @@ def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int =
     """Images per second and peak memory of the merged form on one batch, without autocast.
 
     The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
+
+    Args:
+        model: in any form; it is frozen for the measurement.
+        images: (N, C, H, W), on the model's device.
+        warmup: passes that are not timed.
+        passes: timed passes.
     """
     device = images.device
     network = freeze((merged(model) or model).to(device))

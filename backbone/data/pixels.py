@@ -231,6 +231,11 @@ def _deep(file: BinaryIO) -> tuple[Image.Image | None, int]:
 def read_pixels(source: Path | BinaryIO, *, turned: bool = True, gray: bool = False) -> Image.Image:
     """The pixels of a file; see `as_pixels`.
 
+    Args:
+        source: a file, or one opened for reading.
+        turned: as its EXIF orientation says; otherwise as it is stored.
+        gray: mode L instead of RGB.
+
     Raises:
         ImageError: missing, damaged, or of numbers whose range is not known.
     """

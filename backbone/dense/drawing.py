@@ -43,7 +43,14 @@ def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[s
 
 
 def draw_classes(image: Tensor, classes: Tensor, num_classes: int, alpha: float = 0.55) -> Tensor:
-    """An image (3, H, W) uint8 under the colors of its classes (H, W); numbers beyond `num_classes` stay bare."""
+    """An image (3, H, W) uint8 under the colors of its classes (H, W); numbers beyond `num_classes` stay bare.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        classes: (H, W), numbers from 0 on.
+        num_classes: how many colors there are.
+        alpha: weight of the colors, from 0 to 1.
+    """
     colors = torch.tensor(palette(num_classes) + [(0, 0, 0)] * (256 - num_classes), dtype=torch.float32)
     painted = colors[classes.long()].permute(2, 0, 1)
     share = torch.where(classes < num_classes, alpha, 0.0)

@@ -85,7 +85,13 @@ def check_together(recipe: Any) -> None:
 
 
 def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
-    """The order of that many training images."""
+    """The order of that many training images.
+
+    Args:
+        recipe: of detection or segmentation.
+        size: images of the training set.
+        rank, world: this process and how many there are.
+    """
     return EpochPlan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
 
 
@@ -100,7 +106,13 @@ def make_until(recipe: Any, plan: EpochPlan) -> Epochs:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict]:
-    """Parameters with and without weight decay; those with one of `no_decay` in their name have none."""
+    """Parameters with and without weight decay; those with one of `no_decay` in their name have none.
+
+    Args:
+        model: the network.
+        weight_decay: of the parameters that have it.
+        no_decay: parts of names.
+    """
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -117,7 +129,14 @@ def make_optimizer(train: DenseTrain, model: nn.Module) -> torch.optim.AdamW:
 def make_lr_schedule(
     train: DenseTrain, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
 ) -> Callable[[int], None]:
-    """A function that sets the learning rate of a step of `steps`."""
+    """A function that sets the learning rate of a step of `steps`.
+
+    Args:
+        train: the recipe's section.
+        optimizer: its parameter groups are set.
+        steps: of the whole run.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
 
     def factor(step: int) -> float:
         warm = warmup_factor(step, train.warmup_steps, train.warmup_factor)

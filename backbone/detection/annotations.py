@@ -99,6 +99,12 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
 
     Boxes and polygons see each image in the frame whose size the file states; see `frame_of`.
 
+    Args:
+        file: the annotations.
+        folder: what their file names are relative to.
+        masks: objects need masks.
+        classes: names in the order of their numbers; None takes those of the file.
+
     Raises:
         FileNotFoundError, ValueError: no such file, or not of that form.
     """
@@ -215,6 +221,11 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     """Images and boxes of a folder in VOC's layout; coordinates are pixels from 1 on, both ends inside.
 
     Boxes see each image in the frame whose size the annotation states; see `frame_of`.
+
+    Args:
+        root: with Annotations/, ImageSets/ and JPEGImages/.
+        split: name of the list in ImageSets/Main/.
+        classes: names in the order of their numbers; None takes those of the objects, sorted.
 
     Raises:
         FileNotFoundError, ValueError: no such list, or no objects to take the classes from.

@@ -57,6 +57,11 @@ class DetectionImages(Dataset):
     A sample is the image, (3, H, W) float32 RGB in [0, 1], and its target: `boxes` (N, 4) x0, y0, x1, y1 in pixels,
     `labels` (N), `masks` (N, H, W) where `masks`; `number` of the image alone without `views`. A file that cannot be
     read gives a `DataError` in place of the sample.
+
+    Args:
+        records: the images.
+        masks: targets have masks.
+        views: image and target to those that are trained on; None for evaluation.
     """
 
     def __init__(self, records: list[Record], masks: bool, views: Callable | None = None):

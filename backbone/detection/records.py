@@ -90,7 +90,12 @@ class Annotations:
 
 
 def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
-    """The rule that a box x0, y0, x1, y1 breaks in an image of that size; None where it breaks none."""
+    """The rule that a box x0, y0, x1, y1 breaks in an image of that size; None where it breaks none.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels.
+        width, height: of the image.
+    """
     x0, y0, x1, y1 = box
     if not all(np.isfinite(box)) or x1 <= x0 or y1 <= y0:
         return "a box without area"
@@ -100,13 +105,23 @@ def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
 
 
 def clipped(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of a box inside its image."""
+    """The part of a box inside its image.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels.
+        width, height: of the image.
+    """
     x0, y0, x1, y1 = box
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
 
 
 def segmentation_rule(segmentation: object, width: int, height: int) -> str | None:
-    """The rule that a COCO segmentation breaks; None where it breaks none."""
+    """The rule that a COCO segmentation breaks; None where it breaks none.
+
+    Args:
+        segmentation: polygons or run lengths.
+        width, height: of the image.
+    """
     if not segmentation:
         return "an empty segmentation"
     if isinstance(segmentation, dict):
@@ -158,7 +173,12 @@ def _run_lengths(text: str) -> list[int] | None:
 
 
 def decode(segmentation: list | dict, width: int, height: int) -> np.ndarray:
-    """(height, width) uint8 of 0 and 1."""
+    """(height, width) uint8 of 0 and 1.
+
+    Args:
+        segmentation: polygons or run lengths that break no rule.
+        width, height: of the image.
+    """
     if isinstance(segmentation, list):
         return rle.decode(rle.merge(rle.frPyObjects(segmentation, height, width)))
     if isinstance(segmentation["counts"], list):

@@ -53,7 +53,13 @@ def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Ten
 
 
 class EmbeddingAt:
-    """A frequency embedding seen at one map size; resized on first use, once for all blocks that share it."""
+    """A frequency embedding seen at one map size; resized on first use, once for all blocks that share it.
+
+    Args:
+        source: (H, W, C).
+        size: height and width of the map.
+        mode: one of `RESIZE_MODES`.
+    """
 
     def __init__(self, source: Tensor, size: tuple[int, int], mode: str):
         self.source = source

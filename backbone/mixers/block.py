@@ -114,7 +114,13 @@ class AttentionBlock(MixerBlock):
         self.drop_path = DropPath(place.drop_path)
 
     def add_branch(self, x: Tensor, branch: Tensor, which: int) -> Tensor:
-        """x plus the branch, times its factor, in training with stochastic depth."""
+        """x plus the branch, times its factor, in training with stochastic depth.
+
+        Args:
+            x: (B, H, W, C).
+            branch: of the same shape.
+            which: 0 for the mixer's, 1 for the MLP's.
+        """
         return x + self.drop_path(scaled(branch, getattr(self, self._factors[which])))
 
     def forward(self, x: Tensor) -> Tensor:

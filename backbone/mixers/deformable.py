@@ -38,7 +38,12 @@ def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:
 
 @cached_table
 def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(H * W, 2): x and y of each pixel, counted in pixels."""
+    """(H * W, 2): x and y of each pixel, counted in pixels.
+
+    Args:
+        height, width: of the map.
+        dtype, device: of the result.
+    """
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
@@ -49,7 +54,14 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
 def base_offsets(
     side: int, heads: int, dilation_rates: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads take turns in rates."""
+    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads take turns in rates.
+
+    Args:
+        side: points along one side of the grid.
+        heads: of the operator.
+        dilation_rates: spacing of the points, in pixels.
+        dtype, device: of the result.
+    """
     steps = torch.arange(side, device=device) - (side - 1) // 2
     points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
     rates = torch.tensor([dilation_rates[head % len(dilation_rates)] for head in range(heads)], device=device)
@@ -98,7 +110,12 @@ class DeformableSampling(nn.Module):
         self.output_proj = nn.Linear(inner, dim)
 
     def locations(self, offsets: Tensor, height: int, width: int) -> Tensor:
-        """(B, H*W, heads, points, 2) learned offsets in pixels to places in the map, [0, 1] from side to side."""
+        """(B, H*W, heads, points, 2) learned offsets in pixels to places in the map, [0, 1] from side to side.
+
+        Args:
+            offsets: (B, H*W, heads, points, 2), x before y.
+            height, width: of the map.
+        """
         wide = torch.float64 if offsets.dtype == torch.float64 else torch.float32
         base = base_offsets(self.side, self.num_heads, self.dilation_rates, wide, offsets.device)
         centers = pixel_centres(height, width, wide, offsets.device)
@@ -121,8 +138,9 @@ class DeformableBlock(AttentionBlock):
     Args:
         dim: channels C.
         place: where the block stands.
-        num_heads, points, kernel_size, dilation_rates, offset_scale, ratio: see `DeformableSampling`.
+        num_heads: see `DeformableSampling`.
         mlp_ratio: hidden over outer channels.
+        **sampling: points, kernel_size, dilation_rates, offset_scale and ratio of `DeformableSampling`.
     """
 
     per_stage: ClassVar = ("num_heads",)

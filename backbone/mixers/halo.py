@@ -30,7 +30,14 @@ def _by_key(offsets: Tensor, window: int) -> Tensor:
 
 
 class QueryRelatedPosition(nn.Module):
-    """Logits q . height_rel[row offset] + q . width_rel[column offset]."""
+    """Logits q . height_rel[row offset] + q . width_rel[column offset].
+
+    Args:
+        head_dim: channels of a head.
+        num_heads: of the attention.
+        block: side of a block in pixels.
+        halo: pixels around a block that its window has too.
+    """
 
     def __init__(self, head_dim: int, num_heads: int, block: int, halo: int):
         super().__init__()
@@ -63,7 +70,14 @@ def _bias_index(block: int, halo: int, device: torch.device) -> Tensor:
 
 
 class QueryFreePosition(nn.Module):
-    """A learned logit for each relative position and head."""
+    """A learned logit for each relative position and head.
+
+    Args:
+        head_dim: channels of a head.
+        num_heads: of the attention.
+        block: side of a block in pixels.
+        halo: pixels around a block that its window has too.
+    """
 
     def __init__(self, head_dim: int, num_heads: int, block: int, halo: int):
         super().__init__()
@@ -91,6 +105,13 @@ def key_mask(size: tuple[int, int], block: int, halo: int, masked: bool, device:
     """(blocks, w*w): which pixels of each block's window are pixels of the map.
 
     Without `masked`, the padding to whole blocks counts as map, and only what lies beyond it is kept out.
+
+    Args:
+        size: height and width of the map.
+        block: side of a block in pixels.
+        halo: pixels around a block that its window has too.
+        masked: keep out the padding to whole blocks.
+        device: of the result.
     """
     window = block + 2 * halo
     sides = []

@@ -35,6 +35,13 @@ def window_mask(size: tuple[int, int], window: int, shift: int, masked: bool, de
 
     After the shift a window may hold parts from opposite sides of the map, which must not mix. With `masked`, the
     padding is kept out too; its own queries, whose results are cut off, see everything in their part.
+
+    Args:
+        size: height and width of the map before padding.
+        window: side of a window in pixels.
+        shift: pixels by which the map is shifted, 0 for none.
+        masked: keep out the padding.
+        device: of the result.
     """
     if not shift and not (masked and any(side % window for side in size)):
         return None
@@ -56,7 +63,13 @@ def window_mask(size: tuple[int, int], window: int, shift: int, masked: bool, de
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of each window of `window` x `window` pixels, with a bias by relative position."""
+    """Self-attention of each window of `window` x `window` pixels, with a bias by relative position.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention.
+        window: side of a window in pixels.
+    """
 
     def __init__(self, dim: int, num_heads: int, window: int):
         super().__init__()

@@ -31,7 +31,15 @@ def _extend(maps: Tensor, multiple: int) -> Tensor:
 
 
 class ReducedAttention(nn.Module):
-    """Queries from the map, keys and values from the map reduced by a convolution of stride `sr_ratio`."""
+    """Queries from the map, keys and values from the map reduced by a convolution of stride `sr_ratio`.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention.
+        sr_ratio: stride of the reduction; 1 for none.
+        qkv_bias: queries, keys and values have a bias.
+        extend: pad maps to multiples of the stride; otherwise what is left over is not seen.
+    """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, qkv_bias: bool, extend: bool):
         super().__init__()

@@ -140,7 +140,13 @@ def without_prefix(
 
 
 def lacks(path: str | Path, lacking: Sequence[str], state: Collection[str]) -> str:
-    """The message for a file that lacks weights: which, and what its keys look like."""
+    """The message for a file that lacks weights: which, and what its keys look like.
+
+    Args:
+        path: the file.
+        lacking: names of the weights.
+        state: what the file has.
+    """
     shown = ", ".join(lacking[:5])
     own = ", ".join(list(state)[:_SHOWN])
     return f"{path} lacks {len(lacking)} of the model's tensors, among them {shown}; the file's keys begin with {own}"

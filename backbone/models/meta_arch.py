@@ -49,6 +49,9 @@ class MetaArch(HeatPyramid):
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
         dense, mask_padding: see `BlockPosition`; set by the dense-prediction backbones.
+        in_chans: channels of the images.
+        num_classes: classes of the scores.
+        extra_transform_ratio: see `extra_transform`.
 
     Source: arXiv 2211.05781; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size and floating type, masks that follow the map.

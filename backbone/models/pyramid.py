@@ -58,6 +58,12 @@ def built_on(
 ) -> _Network:
     """What `build` makes of the arguments, made on a device and brought to a type; None leaves them to PyTorch.
 
+    Args:
+        build: makes the network of keyword arguments.
+        arguments: for it.
+        device: where the network is made.
+        dtype: of its parameters.
+
     Raises:
         TypeError: the type is none of floating numbers.
     """
@@ -162,7 +168,13 @@ class Pyramid(nn.Module):
         ]
 
     def run_blocks(self, blocks: Sequence[nn.Module], maps: Tensor, *shared) -> Tensor:
-        """One block after the other, recomputed in the backward where checkpointing is on."""
+        """One block after the other, recomputed in the backward where checkpointing is on.
+
+        Args:
+            blocks: of one stage.
+            maps: (B, H, W, C).
+            *shared: further arguments of every block.
+        """
         for block in blocks:
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
                 maps = checkpoint(block, maps, *shared, use_reentrant=False)
@@ -171,7 +183,13 @@ class Pyramid(nn.Module):
         return maps
 
     def features(self, image: Tensor, wanted: Sequence[int], stop_early: bool = True) -> tuple[Tensor, list[Tensor]]:
-        """Last computed maps and the wanted stages' maps, all channels-last."""
+        """Last computed maps and the wanted stages' maps, all channels-last.
+
+        Args:
+            image: (B, C, H, W).
+            wanted: numbers of stages, from 0 on.
+            stop_early: compute nothing behind the last wanted stage.
+        """
         if image.ndim != 4 or image.shape[1] != self.in_chans or 0 in image.shape[2:]:
             raise ValueError(f"expected images (B, {self.in_chans}, H, W), got {tuple(image.shape)}")
         maps = self.stem(to_channels_last(image))
@@ -236,6 +254,11 @@ class Pyramid(nn.Module):
         """Remove the stages after the last one chosen, and the head; returns the chosen stages.
 
         `prune_norm` has nothing to remove: a norm before the pooling belongs to the head.
+
+        Args:
+            indices: stages, or how many of the last ones.
+            prune_norm: without effect.
+            prune_head: remove the head.
         """
         wanted, last = feature_take_indices(len(self.depths), indices)
         if last + 1 < len(self.depths):

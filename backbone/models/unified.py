@@ -89,7 +89,13 @@ default_cfgs = generate_default_cfgs(
 
 
 def network_arguments(mixer: str, size: str, given: dict) -> dict:
-    """Arguments of `MetaArch` for a size, with those given in their place; `mixer_args` are merged."""
+    """Arguments of `MetaArch` for a size, with those given in their place; `mixer_args` are merged.
+
+    Args:
+        mixer: name in `backbone.mixers.MIXERS`.
+        size: name of the size, such as "micro" or "tiny".
+        given: arguments of the caller.
+    """
     args = {"mixer": mixer, **SIZES[mixer][size], **given}
     return {**args, "mixer_args": {**SIZES[mixer][size]["mixer_args"], **(given.get("mixer_args") or {})}}
 

@@ -54,6 +54,9 @@ class VHeat(HeatPyramid):
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
         reach: see `HeatLayer`; None for the published start.
+        in_chans: channels of the images.
+        num_classes: classes of the scores.
+        patch_size: stride of the stem in pixels.
 
     Source: arXiv 2405.16555; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size, batch and floating type, gradients after inference mode.

@@ -20,7 +20,12 @@ _TRIES = 10
 
 
 def scaled_size(height: int, width: int, scale: Sequence[float]) -> tuple[int, int]:
-    """Height and width that fit into `scale`, given as the most for the longer and for the shorter side."""
+    """Height and width that fit into `scale`, given as the most for the longer and for the shorter side.
+
+    Args:
+        height, width: in pixels.
+        scale: the two limits, in any order.
+    """
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 

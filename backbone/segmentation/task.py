@@ -29,7 +29,14 @@ def _starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Tensor:
-    """Scores (1, K, H, W) of an image (1, 3, H, W): the mean over all windows that a pixel is in."""
+    """Scores (1, K, H, W) of an image (1, 3, H, W): the mean over all windows that a pixel is in.
+
+    Args:
+        model: the network, (1, 3, h, w) to (1, K, h, w).
+        image: (1, 3, H, W), in [0, 1].
+        crop: side of a window in pixels.
+        stride: pixels from window to window.
+    """
     height, width = image.shape[2:]
     total = None
     count = image.new_zeros(1, 1, height, width)
@@ -48,6 +55,12 @@ def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = F
 
     The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
     `tta` the mean over `val.ratios`, each mirrored too with `val.flip`.
+
+    Args:
+        model: the network.
+        image: (3, H, W).
+        val: the recipe's section.
+        tta: average sizes and mirrored views.
     """
     size = image.shape[1:]
     total = 0.0
@@ -64,7 +77,13 @@ def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = F
 
 
 def confusion(classes: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(K, K) int64 counts of pixels, rows by label, columns by predicted class; pixels without a class do not count."""
+    """(K, K) int64 counts of pixels, rows by label, columns by predicted class; pixels without a class do not count.
+
+    Args:
+        classes: (H, W), predicted, from 0 on.
+        labels: (H, W); 255 for no class.
+        num_classes: K.
+    """
     known = labels != IGNORED
     pairs = labels[known] * num_classes + classes[known]
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

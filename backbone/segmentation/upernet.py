@@ -21,7 +21,13 @@ def _resized(maps: Tensor, like: Tensor) -> Tensor:
 
 
 class PooledContext(nn.Module):
-    """Pyramid pooling: a map, and its means over grids of several sizes, brought back to its size and merged."""
+    """Pyramid pooling: a map, and its means over grids of several sizes, brought back to its size and merged.
+
+    Args:
+        dim: channels of the map.
+        channels: of the result.
+        scales: sides of the grids.
+    """
 
     def __init__(self, dim: int, channels: int, scales: Sequence[int]):
         super().__init__()
@@ -70,7 +76,14 @@ class UPerHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Class scores from one map: a 3x3 convolution and a classifier."""
+    """Class scores from one map: a 3x3 convolution and a classifier.
+
+    Args:
+        dim: channels of the map.
+        num_classes: of the scores.
+        channels: between both layers.
+        dropout: share of the channels that training drops.
+    """
 
     def __init__(self, dim: int, num_classes: int, channels: int, dropout: float):
         super().__init__()

@@ -118,7 +118,12 @@ class EpochPlan:
 
 
 class StepSampler(Sampler):
-    """Batches of (index, seed of the sample) for this process, from step `start` to `stop`, through all epochs."""
+    """Batches of (index, seed of the sample) for this process, from step `start` to `stop`, through all epochs.
+
+    Args:
+        plan: order and size of the steps.
+        start, stop: steps, counted from 0; `stop` is not taken.
+    """
 
     def __init__(self, plan: EpochPlan, start: int, stop: int):
         self.plan = plan
@@ -190,14 +195,30 @@ def _loader(samples: Any, workers: int, pin: bool, **how) -> DataLoader:
 
 
 def train_loader(samples: Any, plan: EpochPlan, start: int, stop: int, workers: int, pin: bool) -> Iterable:
-    """Batches of this process for steps `start` to `stop`; its processes live as long as the run."""
+    """Batches of this process for steps `start` to `stop`; its processes live as long as the run.
+
+    Args:
+        samples: the training set, asked by (index, seed).
+        plan: order and size of the steps.
+        start, stop: steps, counted from 0; `stop` is not taken.
+        workers: loader processes.
+        pin: put batches into pinned memory.
+    """
     if isinstance(samples, Streamed):
         return samples.train_batches(plan, start, stop, workers, pin)
     return _loader(samples, workers, pin, batch_sampler=StepSampler(plan, start, stop))
 
 
 def val_loader(samples: Any, batch: int, rank: int, world: int, workers: int, pin: bool) -> Iterable:
-    """Each image once: this process gets images rank, rank + world, ... in order."""
+    """Each image once: this process gets images rank, rank + world, ... in order.
+
+    Args:
+        samples: the evaluation set, asked by index.
+        batch: images of a batch.
+        rank, world: this process and how many there are.
+        workers: loader processes.
+        pin: put batches into pinned memory.
+    """
     if isinstance(samples, Streamed):
         return samples.val_batches(batch, rank, world, workers, pin)
     return _loader(samples, workers, pin, batch_size=batch, sampler=range(rank, len(samples), world))

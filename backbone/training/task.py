@@ -40,7 +40,13 @@ class Task(ABC):
         """This process's batches from after `step` steps on."""
 
     def parts(self, batch: Any, step: int, device: torch.device) -> Sequence[Any]:
-        """A batch of step `step` (counted from 1) on the device, in what one forward pass takes each."""
+        """A batch of step `step` (counted from 1) on the device, in what one forward pass takes each.
+
+        Args:
+            batch: as the loader gives it.
+            step: counted from 1.
+            device: of the network.
+        """
         return [to_device(batch, device)]
 
     @abstractmethod
@@ -103,7 +109,13 @@ class LoopLogger(Protocol):
     def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None: ...
 
     def save(self, iteration: int, state: dict[str, Any], best: int | None) -> None:
-        """Write a checkpoint; that of the step `best` is kept beside the newest ones."""
+        """Write a checkpoint; that of the step `best` is kept beside the newest ones.
+
+        Args:
+            iteration: steps done.
+            state: of the loop.
+            best: step of the best evaluation so far; None before the first.
+        """
 
     def save_weights(self, name: str, network: nn.Module, step: int) -> None: ...
 

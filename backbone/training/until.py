@@ -125,6 +125,11 @@ class TrainingClock:
 
     On a CPU `used` counts the processor time of this process, all its threads, so that a busy machine or a pause costs
     no network anything; on a GPU it is wall time with the device's queue drained. `wall` always counts wall time.
+
+    Args:
+        device: of the network.
+        used: seconds of a former part of the run.
+        wall: the same by wall time.
     """
 
     def __init__(self, device: torch.device, used: float = 0.0, wall: float = 0.0):
@@ -149,7 +154,13 @@ class TrainingClock:
 
 
 class Seconds:
-    """So many seconds of training on a clock that runs in steps alone, evaluated and saved each `evaluate_every`."""
+    """So many seconds of training on a clock that runs in steps alone, evaluated and saved each `evaluate_every`.
+
+    Args:
+        seconds: of the run.
+        evaluate_every: seconds between evaluations.
+        clock: runs in steps alone.
+    """
 
     unit = "s"
 

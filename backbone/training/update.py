@@ -197,7 +197,14 @@ class Update:
 
 
 def refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], moving: frozenset[str]) -> None:
-    """Raise ValueError where options differ from those of the checkpoint, which would silently win."""
+    """Raise ValueError where options differ from those of the checkpoint, which would silently win.
+
+    Args:
+        section: of the options, for the message.
+        saved: options of the checkpoint.
+        built: options of this run.
+        moving: names that may differ, since the run changes them.
+    """
     for key, value in saved.items():
         if key not in moving and isinstance(value, int | float | list | tuple | dict) and value != built[key]:
             raise ValueError(f"{section}: {key} was {value}, is now {built[key]}")

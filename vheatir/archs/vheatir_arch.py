@@ -14,7 +14,13 @@ from vheatir.backbone.layers.packed import ChannelsLastConv2d
 
 
 class ResidualHeatGroup(nn.Module):
-    """Heat blocks, a 3x3 convolution and a skip around them; maps (B, H, W, C) to the same shape."""
+    """Heat blocks, a 3x3 convolution and a skip around them; maps (B, H, W, C) to the same shape.
+
+    Args:
+        dim: channels C.
+        drop_paths: stochastic depth of each block.
+        **block: further arguments of `HeatBlock`.
+    """
 
     def __init__(self, dim: int, drop_paths: list[float], **block):
         super().__init__()
@@ -168,7 +174,13 @@ class VHeatIR(nn.Module):
 
 
 def check_image(image: Tensor, level: Tensor | None, config: Mapping) -> None:
-    """Refuse what a network of this configuration cannot restore; see `VHeatIR.forward`."""
+    """Refuse what a network of this configuration cannot restore; see `VHeatIR.forward`.
+
+    Args:
+        image: (B, C, H, W).
+        level: noise level or quality as `VHeatIR.forward` takes it; None without.
+        config: constructor arguments of the network.
+    """
     if image.ndim != 4 or image.shape[1] != config["in_chans"] or 0 in image.shape[2:]:
         raise ValueError(f"expected images (B, {config['in_chans']}, H, W), got {tuple(image.shape)}")
     if (level is not None) != config["level_map"]:
@@ -190,6 +202,10 @@ def resized(planes: Tensor, height: int, width: int) -> Tensor:
     """Cut off, or padded with the border pixels, below and right; in a form that says nothing about unknown sides.
 
     Slices and padding make an exporter ask whether they change anything, and so fix whether sides are even.
+
+    Args:
+        planes: (B, C, H, W).
+        height, width: of the result.
     """
     rows = torch.arange(height, device=planes.device).clamp(max=planes.shape[2] - 1)
     columns = torch.arange(width, device=planes.device).clamp(max=planes.shape[3] - 1)

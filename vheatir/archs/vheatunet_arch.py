@@ -132,7 +132,14 @@ def _added(x: Tensor, y: Tensor, form: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Stage(nn.Sequential):
-    """Gated blocks of one resolution; with `checkpointing` their activations are recomputed in the backward."""
+    """Gated blocks of one resolution; with `checkpointing` their activations are recomputed in the backward.
+
+    Args:
+        dim: channels C.
+        depth: blocks.
+        attention, window, reach: see `GatedBlock`.
+        checkpointing: recompute activations in the backward.
+    """
 
     def __init__(
         self, dim: int, depth: int, attention: str, window: int, reach: tuple[float, float], checkpointing: bool

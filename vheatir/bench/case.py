@@ -34,7 +34,14 @@ class Case:
 
 
 def gradients(function: Callable, x: Tensor, decay: Any, cotangent: Tensor) -> dict[str, Tensor]:
-    """y and the gradients of <y, cotangent>; the decay's where it asks for one."""
+    """y and the gradients of <y, cotangent>; the decay's where it asks for one.
+
+    Args:
+        function: of x and the decay.
+        x: (B, H, W, C).
+        decay: a tensor, or a prepared decay.
+        cotangent: of the shape of y.
+    """
     wanted = {"dx": x} | ({"ddecay": decay} if getattr(decay, "requires_grad", False) else {})
     y = function(x, decay)
     return {"y": y.detach()} | dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), cotangent), strict=True))

@@ -30,6 +30,10 @@ def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tenso
     For maps of as many channels as a level of the shipped network `NETWORK` has (32, 64, 128 or 256), those of the
     first heat attention with so many; otherwise log-spaced over the channels between the blur lengths `REACH`. Both are
     the same at all frequencies.
+
+    Args:
+        height, width: of the maps.
+        channels: of the maps.
     """
     network, _ = weights.load(NETWORK)
     for name, layer in network.named_modules():

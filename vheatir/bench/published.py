@@ -26,14 +26,24 @@ def cosine_table(n: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def decay_base(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """E = exp(-(w_h^2 + w_w^2)), (height, width), computed in float32."""
+    """E = exp(-(w_h^2 + w_w^2)), (height, width), computed in float32.
+
+    Args:
+        height, width: of the maps.
+        device: of the result.
+    """
     rows = torch.linspace(0.0, math.pi, height + 1, device=device)[:-1]
     columns = torch.linspace(0.0, math.pi, width + 1, device=device)[:-1]
     return torch.exp(-(rows.square()[:, None] + columns.square()[None]))
 
 
 class PublishedConduction:
-    """The operator on (B, H, W, C) maps of one size, with its tables; call it with x and the (H, W, C) decay."""
+    """The operator on (B, H, W, C) maps of one size, with its tables; call it with x and the (H, W, C) decay.
+
+    Args:
+        height, width: of the maps.
+        dtype, device: of the tables.
+    """
 
     def __init__(self, height: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         self._rows = cosine_table(height, device).to(dtype)
@@ -62,6 +72,10 @@ class PublishedHeatLayer(nn.Module):
 
     Input and output (B, C, H, W), float32, of the size given here; the frequency embedding is (H, W, C). The keys of
     its state are those of the published network.
+
+    Args:
+        channels: C.
+        height, width: of the maps.
     """
 
     def __init__(self, channels: int, height: int, width: int):
@@ -100,7 +114,13 @@ class _Mlp(nn.Module):
 
 
 class PublishedHeatBlock(nn.Module):
-    """Heat layer and MLP with their residuals, on (B, C, H, W) maps of one size; arguments as in `HeatBlock`."""
+    """Heat layer and MLP with their residuals, on (B, C, H, W) maps of one size; arguments as in `HeatBlock`.
+
+    Args:
+        dim: channels C.
+        height, width: of the maps.
+        post_norm, layer_scale: see `HeatBlock`.
+    """
 
     def __init__(self, dim: int, height: int, width: int, post_norm: bool = False, layer_scale: float | None = None):
         super().__init__()
@@ -138,7 +158,14 @@ class _Stem(nn.Module):
 
 
 class PublishedVHeat(nn.Module):
-    """The classifier in the form that is trained; square images whose side is a multiple of 32, no stochastic depth."""
+    """The classifier in the form that is trained; square images whose side is a multiple of 32, no stochastic depth.
+
+    Args:
+        img_size: side of the images in pixels.
+        dims: channels of the first stage; they double.
+        depths: blocks of each stage.
+        **block: further arguments of `PublishedHeatBlock`.
+    """
 
     def __init__(self, img_size: int, dims: int, depths: tuple[int, ...], **block):
         super().__init__()

@@ -123,7 +123,13 @@ class Comparison:
     crop_size: int = CROP_SIZE
 
     def row(self, path: Path, degraded_path: Path | None, crop: "Crop | None") -> "Row":
-        """One row of the figure: the image at `path`, degraded (or read from `degraded_path`) and restored."""
+        """One row of the figure: the image at `path`, degraded (or read from `degraded_path`) and restored.
+
+        Args:
+            path: a clean image.
+            degraded_path: its degraded image; None degrades the clean one.
+            crop: part of the image that is shown; None chooses it.
+        """
         from vheatir.compare.figure import Row, Shown
 
         clean = read_clean_file(path, self.task, self.gray)

@@ -20,7 +20,13 @@ WHOLE = 3
 
 
 def philox(stream: int, seed: int, number: int) -> np.random.Generator:
-    """The random numbers of a stream, one of those above, for a sample, an epoch or an iteration."""
+    """The random numbers of a stream, one of those above, for a sample, an epoch or an iteration.
+
+    Args:
+        stream: one of the constants above.
+        seed: of the data set.
+        number: of the sample, epoch or iteration.
+    """
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, stream]))
 
 

@@ -56,7 +56,11 @@ def symmetries(images: Tensor, modes: Tensor) -> Tensor:
 def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor) -> Tensor:
     """White Gaussian noise, neither clipped nor rounded, seeded image by image.
 
-    clean: (B, C, H, W). sigma: (B,), on the scale of `clean`. one_plane: (B,) bool, the same noise in all channels.
+    Args:
+        clean: (B, C, H, W).
+        sigma: (B,), on the scale of `clean`.
+        seeds: one for each image.
+        one_plane: (B,) bool, the same noise in all channels.
     """
     generator = torch.Generator(clean.device)
     noise = torch.empty_like(clean)
@@ -69,10 +73,18 @@ def add_noise(clean: Tensor, sigma: Tensor, seeds: list[int], one_plane: Tensor)
 def mixup(images: list[Tensor], seed: int, iteration: int, beta: float, probability: float = 1.0) -> list[Tensor]:
     """Each sample becomes a weighted mean of itself and its neighbor in the batch, in all `images` alike.
 
-    images: (B, ...) each, such as [lq, gt]. The weight is drawn from Beta(beta, beta), one for the iteration; in a
-    share 1 - `probability` of the iterations nothing happens. Pairs are fixed (0 with 1, 2 with 3, …): samples come
-    in random order as it is, and so several processes mix as one does, where each has an even number of samples. The
-    last of an odd number stays alone. Source: mixup, arXiv 1710.09412, as in Restormer, arXiv 2111.09881 (beta 1.2).
+    The weight is drawn from Beta(beta, beta), one for the iteration. Pairs are fixed (0 with 1, 2 with 3, …): samples
+    come in random order as it is, and so several processes mix as one does, where each has an even number of samples.
+    The last of an odd number stays alone.
+
+    Source: mixup, arXiv 1710.09412, as in Restormer, arXiv 2111.09881 (beta 1.2).
+
+    Args:
+        images: (B, ...) each, such as [lq, gt].
+        seed: of the data set.
+        iteration: counted from 0.
+        beta: parameter of the Beta distribution, above 0.
+        probability: share of the iterations that mix, from 0 to 1.
     """
     rng = philox(MIXUP, seed, iteration)
     weight = rng.beta(beta, beta)
@@ -91,8 +103,13 @@ def block_of(images: Tensor) -> int:
 def jpeg_chain(images: Tensor, passes: Tensor, size: int) -> Tensor:
     """kornia's differentiable JPEG, once for each pass, cut after each as `jpeg_crop` cuts; an approximation.
 
-    images: (B, C, S, S) in [0, 1], C = 3 or 1, with S = size + block * number of passes. passes: (B, P, 3), see
-    `JPEGDataset`. Returns (B, C, size, size), not rounded.
+    Args:
+        images: (B, C, S, S) in [0, 1], C = 3 or 1, with S = size + block * number of passes.
+        passes: (B, P, 3), see `JPEGDataset`.
+        size: side of the result in pixels.
+
+    Returns:
+        (B, C, size, size), not rounded.
     """
     from kornia.enhance import jpeg_codec_differentiable
 

@@ -128,7 +128,13 @@ def mosaic(raw: np.ndarray, phase: str) -> np.ndarray:
 
 
 def demosaic(seen_u16: np.ndarray, phase: str, method: str) -> np.ndarray:
-    """uint16 (H, W, 3) from the uint16 mosaic (H, W), by OpenCV; `method` is one of `DEMOSAICING`."""
+    """uint16 (H, W, 3) from the uint16 mosaic (H, W), by OpenCV; `method` is one of `DEMOSAICING`.
+
+    Args:
+        seen_u16: (H, W) uint16.
+        phase: one of `PHASES`.
+        method: one of `DEMOSAICING`.
+    """
     return cv2.cvtColor(seen_u16, PHASES[phase][1 + DEMOSAICING.index(method)])
 
 

@@ -36,6 +36,11 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
 
     The noise is drawn in float64 in the array's own order (for color: RGB, row by row), which together with
     `np.random.RandomState(0)` gives the noise of the published test protocol. Returns float32 of the same shape.
+
+    Args:
+        image: HWC or HW, float on the [0, 1] scale.
+        sigma: standard deviation on the 0-255 scale, at least 0.
+        rng: where the noise is drawn from.
     """
     check_image(image, "image")
     if not np.issubdtype(image.dtype, np.floating):
@@ -48,8 +53,13 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
 def jpeg_roundtrip(image_u8: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndarray:
     """Compress to JPEG and decode again, with OpenCV's libjpeg (RGB as YCbCr, one plane for HW).
 
-    `quality` is libjpeg's, an integer from 1 to 100; `subsampling` of chroma is a key of `SUBSAMPLING`. Returns uint8
-    of the same shape.
+    Args:
+        image_u8: HWC RGB or HW, uint8.
+        quality: libjpeg's, an integer from 1 to 100.
+        subsampling: of chroma, a key of `SUBSAMPLING`.
+
+    Returns:
+        uint8 of the same shape.
     """
     check_uint8(image_u8, "image_u8")
     quality = operator.index(quality)
@@ -92,6 +102,13 @@ def jpeg_crop(
     that the 8x8 grid lies at any position in the crop and, with two steps, the second grid is shifted against the
     first (non-aligned double JPEG). `image_u8` is the crop with its context: each side must be at least `size` plus
     the phases of that axis. `subsampling` holds a key of `SUBSAMPLING` for each step; 4:2:0 by default.
+
+    Args:
+        image_u8: HWC RGB or HW, uint8: the crop with its context.
+        size: side of the crop in pixels.
+        qualities: of the compressions, 1 to 100.
+        phases: (y, x) pixels cut after each of them.
+        subsampling: a key of `SUBSAMPLING` for each; 4:2:0 by default.
     """
     check_uint8(image_u8, "image_u8")
     if not qualities or len(qualities) != len(phases):

@@ -159,6 +159,12 @@ class ImageSource:
     arrays; they are not pickled, so fill the cache (`check`) before workers are forked, or each fills its own.
     `include` and `exclude` are shell patterns of keys. A root `package:NAME/FOLDER` is a folder of an installed Python
     package, such as `package:skimage/data`.
+
+    Args:
+        root: a folder, an LMDB, or `package:NAME/FOLDER`.
+        backend: "disk", "lmdb" or None.
+        cache: "none" or "memory".
+        include, exclude: shell patterns of keys.
     """
 
     def __init__(
@@ -253,6 +259,11 @@ class ImageSource:
 
         Decodes everything (`keys`, where they are given) once, on several threads; with a memory cache that fills the
         cache.
+
+        Args:
+            min_size: least side in pixels.
+            channels: 3 refuses gray images; None and 1 take both.
+            keys: images to look at; None for all.
         """
 
         def inspect(key: str) -> str | None:
@@ -271,7 +282,11 @@ class ImageSource:
         return [problem for problem in map_threads(inspect, keys) if problem is not None]
 
     def check(self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None) -> None:
-        """Raise one UserError that lists all `problems`."""
+        """Raise one UserError that lists all `problems`.
+
+        Args:
+            min_size, channels, keys: see `problems`.
+        """
         raise_problems(self.root, self.problems(min_size, channels, keys), len(self.keys if keys is None else keys))
 
 
@@ -282,7 +297,13 @@ def map_threads(function: Callable, items: Iterable) -> list:
 
 
 def raise_problems(root: Path, problems: list[str], total: int) -> None:
-    """Raise one UserError that lists `problems`; nothing happens when there are none."""
+    """Raise one UserError that lists `problems`; nothing happens when there are none.
+
+    Args:
+        root: of the images, for the message.
+        problems: a line each.
+        total: images looked at.
+    """
     if problems:
         lines = "\n  ".join(problems)
         raise UserError(f"{root}: {len(problems)} of {total} images cannot be used; replace or remove them:\n  {lines}")

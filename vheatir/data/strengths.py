@@ -26,7 +26,14 @@ class Levels:
 
     @classmethod
     def parse(cls, value: object, key: str, low: float, high: float, integer: bool = False) -> "Levels":
-        """Read the option `key`: `25`, `[15, 25, 50]` (one of them) or `{min: 0, max: 55}`, each in low .. high."""
+        """Read the option `key`: `25`, `[15, 25, 50]` (one of them) or `{min: 0, max: 55}`, each in low .. high.
+
+        Args:
+            value: as the options file has it.
+            key: name of the option, for messages.
+            low, high: limits, both allowed.
+            integer: take whole numbers only.
+        """
         span = isinstance(value, dict)
         if span and set(value) != {"min", "max"}:
             raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")

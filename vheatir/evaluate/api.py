@@ -100,7 +100,13 @@ def evaluate(  # long function: most of it says what its arguments mean
 
 
 def checked_levels(task: str, levels: Sequence[float] | None, method: Method | str | None = "vheatir") -> list[float]:
-    """The levels of an evaluation, those of the published tables for None; UserError for others than a task takes."""
+    """The levels of an evaluation, those of the published tables for None; UserError for others than a task takes.
+
+    Args:
+        task: "denoise", "jpeg" or "photo".
+        levels: sigma (0-255 scale) or quality; None for the published ones.
+        method: what restores, for messages and what it can do.
+    """
     if task not in LEVELS:
         raise UserError(f"unknown task {task!r}; known: {', '.join(LEVELS)}")
     if task == "photo" and method == "vheatir" and levels is not None:

@@ -51,6 +51,12 @@ def read_clean(source: Source, key: str, task: str, gray: bool) -> np.ndarray:
     """A clean test image as the protocol of `task` reads it: uint8, HWC RGB or, when `gray`, HW.
 
     Gray of a color file is what OpenCV's gray read gives for denoising, and rounded BT.601 luma for JPEG.
+
+    Args:
+        source: of the images.
+        key: of the image.
+        task: "denoise", "jpeg" or "photo".
+        gray: HW instead of HWC.
     """
     image = source.read_native(key)
     if not gray:
@@ -87,6 +93,11 @@ class _ImageFile:
 def read_clean_file(path: Path, task: str, gray: bool) -> np.ndarray:
     """A clean image as `vheatir evaluate` reads it: uint8, HWC RGB or, when `gray`, HW.
 
+    Args:
+        path: of the image.
+        task: "denoise", "jpeg" or "photo".
+        gray: HW instead of HWC.
+
     Raises:
         UserError: missing, unreadable, or too small for SSIM.
     """
@@ -97,7 +108,13 @@ def read_clean_file(path: Path, task: str, gray: bool) -> np.ndarray:
 
 
 def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:
-    """The test input for a clean uint8 image: float32 of the same shape, noise not clipped, JPEG in steps of 1/255."""
+    """The test input for a clean uint8 image: float32 of the same shape, noise not clipped, JPEG in steps of 1/255.
+
+    Args:
+        clean: HWC RGB or HW, uint8.
+        task: "denoise" or "jpeg".
+        level: sigma on the 0-255 scale, or quality from 1 to 100.
+    """
     if task == "denoise":
         return add_gaussian_noise(to_float(clean), level, np.random.RandomState(NOISE_SEED))
     if task == "jpeg":

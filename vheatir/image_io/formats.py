@@ -137,7 +137,13 @@ class Stored:
 
     @classmethod
     def of_array(cls, array: np.ndarray, bit_depth: int, **about: Any) -> "Stored":
-        """Of a decoded image, HW or HWC."""
+        """Of a decoded image, HW or HWC.
+
+        Args:
+            array: HW, or HWC with 1 to 4 channels.
+            bit_depth: of the file's numbers.
+            **about: further attributes of `Stored`.
+        """
         pixels = array.reshape(*array.shape[:2], -1)
         return cls(*pixels.shape, bit_depth, lambda start, stop: pixels[start:stop], **about)
 

@@ -94,8 +94,13 @@ def read_avif(encoded: Encoded) -> Stored:
 def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], quality: int, name: str) -> None:
     """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colors of full resolution.
 
-    extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
-    `heif_bits`: 12 for those, else 10.
+    Args:
+        file: opened for writing.
+        array: (height, width, channels), uint8 or uint16.
+        extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
+            `heif_bits`: 12 for those, else 10.
+        quality: of the encoder, from 0 to 100.
+        name: of the file, for messages.
     """
     pillow_heif = library("pillow_heif", _EXTRA, name)
     height, width, channels = array.shape

@@ -215,7 +215,15 @@ def write_png(
     blocks: Iterable[np.ndarray],
     chunks: list[tuple[bytes, bytes]],
 ) -> None:
-    """Write blocks of rows, (rows, width, 1 to 4 channels with alpha last), as they come; rows get the Paeth filter."""
+    """Write blocks of rows, (rows, width, 1 to 4 channels with alpha last), as they come; rows get the Paeth filter.
+
+    Args:
+        file: opened for writing.
+        shape: height, width and channels of the whole image.
+        bit_depth: 8 or 16.
+        blocks: (rows, width, channels), from the top.
+        chunks: type and content of further chunks.
+    """
     height, width, channels = shape
     header = struct.pack(">IIBBBBB", width, height, bit_depth, _CHANNELS[channels], 0, 0, 0)
     file.write(SIGNATURE)
@@ -259,7 +267,13 @@ def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
 def metadata_chunks(
     icc_profile: bytes | None, exif: bytes | None, cicp: tuple[int, int] | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Color profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks."""
+    """Color profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks.
+
+    Args:
+        icc_profile: the profile; None for none.
+        exif: from its byte order on; None for none.
+        cicp: primaries and transfer; None for none.
+    """
     chunks = []
     if cicp and not icc_profile:
         chunks.append((b"cICP", bytes([*cicp, 0, 1])))  # RGB, of full range

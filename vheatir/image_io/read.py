@@ -70,6 +70,11 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int |
     kind allows that. Raises UserError naming the file when it is missing, empty, truncated, damaged, of another format
     than its suffix says, CMYK, animated, of several pages, of a codec that is not there, or larger than `max_pixels`;
     what is damaged deep inside a file read by rows shows when these rows are read.
+
+    Args:
+        path: of the file.
+        max_pixels: height times width above which it is refused.
+        by_rows: pixels above which a TIFF is decoded by rows; None never does.
     """
     path = Path(path)
     wanted = format_of(path)

@@ -293,7 +293,13 @@ def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
 
 
 class TiffRows:
-    """Rows of a TIFF, decoded as they are asked for: strips or tiles, of which the last ones used are kept."""
+    """Rows of a TIFF, decoded as they are asked for: strips or tiles, of which the last ones used are kept.
+
+    Args:
+        encoded: the file.
+        info: what its header says.
+        page: the image in it.
+    """
 
     def __init__(self, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage):
         self._encoded = encoded
@@ -309,7 +315,13 @@ class TiffRows:
 
     @classmethod
     def open(cls, encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> "TiffRows | None":
-        """None where this file must be read as a whole: other colors, or a compression unknown without imagecodecs."""
+        """None where this file must be read as a whole: other colors, or a compression unknown without imagecodecs.
+
+        Args:
+            encoded: the file.
+            info: what its header says.
+            page: the image in it.
+        """
         plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
         if not plain or page.imagedepth > 1 or int(page.compression) in (_OLD_JPEG, _JPEG):
             return None

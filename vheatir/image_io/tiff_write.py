@@ -17,8 +17,14 @@ _STRIP_BYTES = 1 << 18  # of written strips, before compression
 def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.ndarray], info: TiffInfo) -> None:
     """Write blocks of rows, (rows, width, channels) in `info.dtype`, with the tags of the file they were made from.
 
-    shape: of the whole image; the last of 2 or 4 channels is alpha. Black is 0 in the blocks, also where it is not in
+    Black is 0 in the blocks, also where it is not in
     the file. The file must be readable too.
+
+    Args:
+        file: opened for writing and reading.
+        shape: height, width and channels of the whole image; the last of 2 or 4 channels is alpha.
+        blocks: (rows, width, channels), from the top.
+        info: of the file that the image was made from.
     """
     height, width, channels = shape
     dtype = np.dtype(info.dtype).newbyteorder(info.byteorder)

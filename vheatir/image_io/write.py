@@ -56,6 +56,13 @@ def write_blocks(
     """Write (rows, width, channels) blocks that make up `shape`; PNG and TIFF as they come, the others in one go.
 
     Whatever the blocks raise while they are made is passed on, and nothing is written under `path`.
+
+    Args:
+        path: of the file; its suffix chooses the format.
+        shape: height, width and channels of the whole image.
+        bit_depth: of the file's numbers.
+        blocks: (rows, width, channels), from the top.
+        extras: what the format keeps beside the pixels, see `Stored.extras`.
     """
     kind = written_format(path)
     blocks = _Watched(blocks)

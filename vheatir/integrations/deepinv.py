@@ -55,6 +55,11 @@ class HeatDenoiser(Denoiser):
 
         One channel with color weights goes through as R = G = B and comes back as the mean.
 
+        Args:
+            x: (B, C, H, W).
+            sigma: noise level on the scale of x, one or (B,).
+            **kwargs: taken for deepinv's sake, not used.
+
         Raises:
             ValueError: another number of channels than the weights are for.
         """

@@ -35,7 +35,13 @@ class Scores(TypedDict):
 
 
 def psnr(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bool = False) -> float:
-    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / MSE), the MSE over all pixels and channels; inf when equal."""
+    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / MSE), the MSE over all pixels and channels; inf when equal.
+
+    Args:
+        restored, target: HWC RGB or HW, uint8, of one shape.
+        border: pixels cut off each side first.
+        luma: compare BT.601 luma instead of the three channels.
+    """
     return _psnr(*_prepare(restored, target, border, luma))
 
 
@@ -45,6 +51,11 @@ def ssim(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: boo
     11x11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01, K2 = 0.03, range 255; mean over the
     positions where the window lies inside the image, then over the channels. Both sides must be at least 11 after
     cutting the border.
+
+    Args:
+        restored, target: HWC RGB or HW, uint8, of one shape.
+        border: pixels cut off each side first.
+        luma: compare BT.601 luma instead of the three channels.
     """
     return _ssim(*_prepare(restored, target, border, luma))
 
@@ -62,12 +73,23 @@ def psnrb(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bo
     follow, the number of pairs across edges is H (W // 8 - 1) + W (H // 8 - 1), exact only for sides that are
     multiples of 8. The grid starts at the corner of the uncut image. Below 16 pixels on both sides there is no edge
     to count, and PSNR-B is PSNR.
+
+    Args:
+        restored, target: HWC RGB or HW, uint8, of one shape.
+        border: pixels cut off each side first.
+        luma: compare BT.601 luma instead of the three channels.
     """
     return _psnrb(*_prepare(restored, target, border, luma), border=border)
 
 
 def scores(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bool = False) -> Scores:
-    """`psnr`, `ssim` and `psnrb` of one pair of uint8 images."""
+    """`psnr`, `ssim` and `psnrb` of one pair of uint8 images.
+
+    Args:
+        restored, target: HWC RGB or HW, uint8, of one shape.
+        border: pixels cut off each side first.
+        luma: compare BT.601 luma instead of the three channels.
+    """
     return _scores(*_prepare(restored, target, border, luma), border)
 
 
@@ -75,6 +97,11 @@ def scores_of_degraded(degraded: np.ndarray, target: np.ndarray, *, border: int 
     """The same three for a float image on the [0, 1] scale, taken as it is: neither clipped nor rounded.
 
     This reproduces the published "noisy" rows; clipping and rounding first would raise them, by 0.8 dB at sigma 50.
+
+    Args:
+        degraded: HWC RGB or HW, float; values may leave [0, 1].
+        target: uint8, of the same shape.
+        border: pixels cut off each side first.
     """
     if not isinstance(degraded, np.ndarray) or not np.issubdtype(degraded.dtype, np.floating):
         raise TypeError(

@@ -81,7 +81,13 @@ def _built_aside(target: Path, images: ImageSource, settings: dict[str, Any]) ->
 
 
 def patch_starts(side: int, size: int, overlap: int) -> list[int]:
-    """Where sub-images of `size` begin along a side: every `size - overlap` pixels, the last flush with the end."""
+    """Where sub-images of `size` begin along a side: every `size - overlap` pixels, the last flush with the end.
+
+    Args:
+        side: of the image in pixels.
+        size: of the sub-images in pixels.
+        overlap: of neighbors in pixels, less than `size`.
+    """
     if side <= size:
         return [0]
     return [*range(0, side - size, size - overlap), side - size]

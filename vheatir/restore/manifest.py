@@ -20,6 +20,11 @@ class Manifest:
     The file is replaced as a whole, at the start (with all inputs, those to do as "open") and at the end. In between,
     outcomes are appended to `<name>.journal`, which a later run takes in after a kill. Inputs of earlier runs with the
     same manifest stay in it.
+
+    Args:
+        path: of the file.
+        jobs: inputs of this run.
+        kept: those of them whose outputs are there already.
     """
 
     def __init__(self, path: Path, jobs: Iterable[Job], kept: Iterable[Job]):

@@ -102,7 +102,13 @@ def _blocks(restorer: Restorer, stored: Stored, restored: Iterator[np.ndarray]) 
 
 
 def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple[float | None, str]:
-    """The level for the network (None for blind weights), and what is shown to the user."""
+    """The level for the network (None for blind weights), and what is shown to the user.
+
+    Args:
+        restorer: the network, and how it is used.
+        stored: the image.
+        given: sigma or quality; None estimates it.
+    """
     if restorer.task == "photo":
         noise, quality = (_found(restorer, stored, task)[1] for task in ("photo", "jpeg"))
         return None, f"{noise}; {quality}"

@@ -82,7 +82,13 @@ def bytes_per_pixel(config: Mapping[str, Any]) -> float:
 
 
 def tile_for(config: Mapping[str, Any], height: int, width: int, free: int | None) -> int:
-    """The tile for an image of this size in this much memory; 0 means the whole image at once."""
+    """The tile for an image of this size in this much memory; 0 means the whole image at once.
+
+    Args:
+        config: constructor arguments of the network.
+        height, width: of the image.
+        free: bytes of memory; None where that is not known.
+    """
     usual = tiling.default_tile(height, width)
     if free is None:
         return usual

@@ -49,6 +49,11 @@ def plan_axis(length: int, tile: int, overlap: int) -> list[Span]:
     An axis no longer than the tile, or a tile of 0, gives one span. Tiles start at multiples of `ALIGNMENT` and have
     one size, so that a network which prepares tables per size prepares them once; only the last may be up to
     `ALIGNMENT - 1` pixels shorter.
+
+    Args:
+        length: of the axis in pixels.
+        tile: length of a tile; 0 for the whole axis.
+        overlap: least overlap of neighbors in pixels.
     """
     check_tile(tile, overlap)
     if tile == 0 or length <= tile:
@@ -86,10 +91,15 @@ def tiled_rows(
 ) -> Iterator[Tensor]:
     """Blocks of rows of `function` of an image, from the top, computed in overlapping tiles and blended.
 
-    read: rows start:stop of the image as (B, C, rows, W); asked for one row of tiles at a time, in order. size: height
-    and width. `function` keeps height and width; it may change the channels and compute on another device, but returns
-    to the image's. tile: side in pixels, 0 for the whole image. Only two rows of tiles are ever held. `on_tile` is
-    called after each tile with the share of all tiles done.
+    `function` may compute on another device, but returns to the image's. Only two rows of tiles are ever held.
+
+    Args:
+        function: (B, C, h, w) to (B, C', h, w).
+        read: gives rows start:stop of the image as (B, C, rows, W); asked for one row of tiles at a time, in order.
+        size: height and width of the image.
+        tile: side in pixels, 0 for the whole image.
+        overlap: least overlap of neighbors in pixels.
+        on_tile: called after each tile with the share of all tiles done.
     """
     height, width = size
     rows = plan_axis(height, tile, overlap)
@@ -139,7 +149,15 @@ def apply_tiled(
 ) -> Tensor:
     """`function` of an image in memory, computed in overlapping tiles and blended; see `tiled_rows`.
 
-    image: (B, C, H, W). Returns (B, C', H, W), channels-last in memory where there are several tiles.
+    Args:
+        function: (B, C, h, w) to (B, C', h, w).
+        image: (B, C, H, W).
+        tile: side in pixels, 0 for the whole image.
+        overlap: least overlap of neighbors in pixels.
+        on_tile: called after each tile with the share of all tiles done.
+
+    Returns:
+        (B, C', H, W), channels-last in memory where there are several tiles.
     """
     size = (image.shape[-2], image.shape[-1])
     result = None

@@ -20,6 +20,13 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
     """Write the checkpoint of an iteration and keep the newest `keep` up to it, and that of the iteration `best`.
 
     Later ones can only be damaged, since the run was resumed before them; they would take the place of whole ones.
+
+    Args:
+        folder: of the run's checkpoints.
+        iteration: steps done.
+        state: what `torch.save` writes.
+        keep: how many of the newest stay.
+        best: step of the best evaluation so far; None for none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iter_{iteration:08d}.pt"

@@ -25,6 +25,12 @@ class RunFolder:
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
     machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
+
+    Args:
+        root: folder of all runs.
+        name: of the run.
+        resume: go on with the run that is there.
+        command: which one trains, for messages.
     """
 
     def __init__(self, root: Path, name: str, resume: bool, command: str = "train"):
@@ -62,6 +68,11 @@ class RunFolder:
 
         A former run of that name is moved aside, and to resume, what it wrote after its checkpoint is dropped. Until
         `close`, or the end of the process, no other one can open the run.
+
+        Args:
+            options_path: the options file as given.
+            options: with overrides and defaults.
+            argv: arguments of the command.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)

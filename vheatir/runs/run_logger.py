@@ -33,11 +33,23 @@ class RunLogger:
         self.run.log_scalars(iteration, scalars)
 
     def save(self, iteration: int, state: dict[str, Any], best: int | None) -> None:
-        """Write a checkpoint; that of the step `best` is kept beside the newest ones."""
+        """Write a checkpoint; that of the step `best` is kept beside the newest ones.
+
+        Args:
+            iteration: steps done.
+            state: of the loop.
+            best: step of the best evaluation so far; None before the first.
+        """
         save_checkpoint(self.run.checkpoints, iteration, state, self.keep, best)
 
     def save_weights(self, name: str, network: nn.Module, step: int) -> None:
-        """Write the weights of a network."""
+        """Write the weights of a network.
+
+        Args:
+            name: of the file, without suffix.
+            network: whose weights they are.
+            step: steps done.
+        """
         self.run.models.mkdir(exist_ok=True)
         self.write_weights(self.run.models, name, network, step)
 

@@ -150,7 +150,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def measure_cost(session: DenseSession, sizes: Iterable[str], rounds: int) -> dict[str, Any]:
-    """Parameters, multiply-accumulates, and with `rounds` seconds and memory of a pass, by size of the image."""
+    """Parameters, multiply-accumulates, and with `rounds` seconds and memory of a pass, by size of the image.
+
+    Args:
+        session: the network.
+        sizes: sides, as "512", or "HEIGHTxWIDTH".
+        rounds: timed passes; 0 counts only.
+    """
     import torch
 
     from vheatir.backbone.dense.cost import cost_at
@@ -174,7 +180,13 @@ def _name(file: Path, source: Path) -> Path:
 
 
 def png_below(folder: Path, file: Path, source: Path) -> Path:
-    """Where in `folder` what is made of `file` goes: as it lies below `source`, an image or a folder of them."""
+    """Where in `folder` what is made of `file` goes: as it lies below `source`, an image or a folder of them.
+
+    Args:
+        folder: where it goes.
+        file: an image.
+        source: the image itself, or a folder that it lies in.
+    """
     return folder / _name(file, source).with_suffix(".png")
 
 

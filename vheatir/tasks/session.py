@@ -19,6 +19,11 @@ from vheatir.utils.files import atomic_open
 class TaskSession(ABC):
     """What a command knows of a recipe; `train` asks for the parts in this order.
 
+    Args:
+        path: the recipe's file.
+        recipe: see the attributes.
+        processes: those that work together.
+
     Attributes:
         command, task_name: of the command line, and in the weights' metadata.
         path: the recipe's file.
@@ -134,7 +139,13 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
 
 
 def train(session: TaskSession, argv: list[str], resume: bool) -> int:
-    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made."""
+    """Train to the end, or until a signal; everything that can be wrong is found before a folder is made.
+
+    Args:
+        session: the recipe and its network.
+        argv: arguments of the command, for the run's folder.
+        resume: go on from the run's newest whole checkpoint.
+    """
     recipe = session.recipe
     processes = session.processes
     run, resumed = find_run(processes, Path(recipe.path.experiments_root), recipe.name, resume, session.command)

@@ -67,7 +67,13 @@ class Lock:
 
 
 def refuse_if_held(path: Path, what: str, advice: str) -> None:
-    """Raise the UserError of `Lock` where another process holds it; several may ask at once."""
+    """Raise the UserError of `Lock` where another process holds it; several may ask at once.
+
+    Args:
+        path: the lock file.
+        what: it guards, for the message.
+        advice: what the user can do.
+    """
     if path.exists():
         descriptor = _open(path)
         try:

@@ -65,6 +65,9 @@ def interleave(
         warmup: untimed rounds before, at least one; only one where that takes longer than `seconds`.
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
         turn: seconds; a candidate whose call is shorter is called as often as fits into them, at least once.
+        candidates: functions without arguments, by name.
+        device: its queue is drained around each call.
+        seconds: see `rounds`.
     """
     synchronize = _synchronizer(device)
     now = CLOCKS[clock]
@@ -120,6 +123,11 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
 
 def roofline(device: torch.device, dtype: torch.dtype, clock: str = "wall") -> dict[str, float]:
     """What this machine reaches with the threads that are set: the best of some copies and matrix products.
+
+    Args:
+        device: what is measured.
+        dtype: of the matrices.
+        clock: see `interleave`.
 
     Returns:
         copy_gb_s: bytes read and written in a second by copying 64 MiB; gemm_gflop_s: products of 2048 x 2048 matrices.

@@ -130,8 +130,13 @@ def _config(path: Path, text: str) -> dict[str, Any]:
 def save(path: str | Path, net_state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write weights atomically, floats as float16; the same content always gives the same bytes.
 
-    metadata: text under the keys of `REQUIRED` (config as JSON) and any others; the format is added, and "arch", the
-    network's name in `vheatir.archs.networks`, is VHeatIR where it is left out.
+    The format is added to the metadata, and "arch", the network's name in `vheatir.archs.networks`, is VHeatIR where
+    it is left out.
+
+    Args:
+        path: of the .safetensors file.
+        net_state: tensors by name.
+        metadata: text under the keys of `REQUIRED` (config as JSON) and any others.
     """
     path = Path(path)
     metadata = {"arch": "VHeatIR", **metadata, "vheatir_format": FORMAT}
