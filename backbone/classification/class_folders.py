@@ -1,7 +1,7 @@
 """Images in folders of classes, on disk or in a tar archive: `train/CLASS/...picture`.
 
 The first folder names the class, whatever lies below it. Classes of an evaluation set carry the numbers of the training
-set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out without a word.
+set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out silently.
 """
 
 import io
@@ -145,7 +145,7 @@ class ClassReader(Reader):
         contents: what lies there.
         numbers: of the classes by name; None to number what lies there.
         given: where `numbers` come from, for messages.
-        complete: refuse names of `numbers` without images; otherwise they are told.
+        complete: refuse names of `numbers` without images; otherwise they are reported.
 
     Attributes:
         samples: names of the images below `where`, and their classes.

@@ -258,7 +258,7 @@ def check_classes(reader: Reader, split: str, num_classes: int) -> None:
 
 
 def check_evaluation_classes(reader: Reader, data: Data, split: str, num_classes: int) -> None:
-    """The same for a split that is evaluated; lists whose classes differ from training's are told.
+    """The same for a split that is evaluated; lists whose classes differ from training's are reported.
 
     Raises:
         ValueError: see `check_classes`; or folders whose numbers nothing states.

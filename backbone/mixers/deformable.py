@@ -49,7 +49,7 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
 def base_offsets(
     side: int, heads: int, dilation_rates: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads take turns in rates."""
+    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads cycle through the rates."""
     steps = torch.arange(side, device=device) - (side - 1) // 2
     points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
     rates = torch.tensor([dilation_rates[head % len(dilation_rates)] for head in range(heads)], device=device)
@@ -64,7 +64,7 @@ class DeformableSampling(nn.Module):
         num_heads: groups with their own places and weights.
         points: samples for each head, a square number.
         kernel_size: of the depthwise convolution that the places and weights are computed from.
-        dilation_rates: spacing of the points before learning; heads take turns.
+        dilation_rates: spacing of the points before learning; heads cycle through them.
         offset_scale: factor on all offsets.
         ratio: channels of the sampled values over C.
 

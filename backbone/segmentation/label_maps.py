@@ -65,7 +65,7 @@ def find_pairs(data: Data, training: bool) -> tuple[list[Pair], list[Problem]]:
     """The images of a split with their label maps, checked.
 
     Every label map is read: sizes must agree, and numbers be known. Which numbers occur, which are ignored and which
-    classes never occur is told.
+    classes never occur is reported.
 
     Raises:
         FileNotFoundError, ValueError: a folder is missing or holds no images. Broken rules are returned.

@@ -19,7 +19,7 @@ ASSUMED_SIGMA = 5  # of photographs, for the classic methods
 
 
 def nlm(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Non-local means told the true sigma: the classical baseline (scikit-image, fast mode).
+    """Non-local means with the true sigma: the classical baseline (scikit-image, fast mode).
 
     Patches 5x5, search distance 6, h = 0.6 sigma: the settings of scikit-image's own example for a known sigma.
     """
@@ -37,7 +37,7 @@ def nlm_of_photographs(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
-    """BM3D told sigma, by the package bm3d of its authors (non-commercial use), color as its `bm3d_rgb`."""
+    """BM3D with the true sigma, by the package bm3d of its authors (non-commercial use), color as its `bm3d_rgb`."""
     try:
         import bm3d as package
     except ImportError:

@@ -112,7 +112,7 @@ def _listed_set(name: str) -> known_sets.ImageSet | None:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Where data lie, whether they may be fetched, and who is told."""
+    """Where data lie, whether they may be fetched, and who gets messages."""
 
     root: Path
     download: bool
