@@ -49,7 +49,7 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
 def base_offsets(
     side: int, heads: int, dilation_rates: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads cycle through the rates."""
+    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads cycle through rates."""
     steps = torch.arange(side, device=device) - (side - 1) // 2
     points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
     rates = torch.tensor([dilation_rates[head % len(dilation_rates)] for head in range(heads)], device=device)
