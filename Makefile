@@ -49,8 +49,8 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
-# The lower bounds of pyproject.toml, all at once, raised only where they exclude each other. Without `train`: the one
-# version of BasicSR cannot be asked for its dependencies before it is built.
+# The lower bounds of pyproject.toml, all at once, raised only where they exclude each other. Without `train`: the
+# dependencies of BasicSR are known only after it is built.
 OLDEST_EXTRAS := $(addprefix --extra ,cli backbone detection figures export metrics integrations serve docs tiff dev)
 test-oldest: setup
 	$(RUN) -m uv pip compile --quiet --no-header --only-binary :all: --resolution lowest-direct \

@@ -58,7 +58,7 @@ def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: tor
     return _cpu_kernel_refusal_of(height, width, device, dtype) or native.refusal()
 
 
-@lru_cache(maxsize=512)  # small maps would wait for it
+@lru_cache(maxsize=512)  # it takes longer than the kernel on small inputs
 def _cpu_kernel_refusal_of(height: int, width: int, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the maps are on {device}, the CPU kernel needs them on the CPU"

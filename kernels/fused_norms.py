@@ -248,7 +248,7 @@ _add_norm.register_autograd(_backward_add_norm, setup_context=_save_add_norm)
 
 
 def _overwritten(x: Tensor) -> Tensor:
-    """Where a result of the shape of x goes: x itself, whose change torch is told, or something new."""
+    """Where a result of the shape of x goes: x itself, marked as changed, or a new tensor."""
     if not x.is_contiguous():
         return x.new_empty(x.shape)
     if not x.is_inference():

@@ -240,7 +240,7 @@ class Call(NamedTuple):
     """How a call of the operator runs, decided once it is checked.
 
     Attributes:
-        path: what the operators are told: the path's name, or the backend where they choose themselves, on the machine
+        path: argument of the operators: the path's name, or the backend where they choose themselves, on the machine
             and with the sizes that a traced graph then runs with. `_FORMULA` where no operator can run.
         kernel: the native kernels that are called past the operators, or "" for none. On small maps PyTorch's
             dispatcher of custom operators would take longer than the kernel.

@@ -1,4 +1,4 @@
-"""A decay map made ready once for many calls."""
+"""A decay map prepared once for many calls."""
 
 from dataclasses import dataclass, replace
 

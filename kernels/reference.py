@@ -1,4 +1,4 @@
-"""The definition of the operator. Every faster path is judged by this file, in float64."""
+"""The definition of the operator. Every faster path is tested against this file, in float64."""
 
 import torch
 from torch import Tensor

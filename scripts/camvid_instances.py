@@ -48,7 +48,7 @@ def objects(labels: np.ndarray, least_area: int) -> list[dict]:
 
 
 def convert(folder: Path, least_area: int) -> dict:
-    """A folder of label maps as a table in COCO's format; images bear the maps' names, as .jpg."""
+    """A folder of label maps as a table in COCO's format; images have the maps' names, as .jpg."""
     images, annotations = [], []
     for number, path in enumerate(sorted(folder.glob("*.png")), 1):
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

@@ -60,7 +60,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def test_data() -> Callable[[str], Path]:
-    """`test_data("Set12")` is the folder of that test set; the test is skipped where it is not at hand."""
+    """`test_data("Set12")` is the folder of that test set; the test is skipped where it is missing."""
     stated = os.environ.get("VHEATIR_TEST_DATA")
     root = Path(stated) if stated else ROOT.parent / "shared" / "data" / "restoration" / "test"
 

@@ -1,4 +1,4 @@
-"""The rules of the house that a reader relies on: few rooms, imports go one way, functions stay short, no leaks."""
+"""Rules of the code: few packages, imports in one direction, short functions, no machine paths."""
 
 import ast
 import importlib

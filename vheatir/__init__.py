@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vheatir import compat
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Installed, `kernels` and `backbone` stand inside this folder. In a checkout they stand beside it and are linked into
 # it; archives and systems without symbolic links lose the links.

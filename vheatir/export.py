@@ -178,7 +178,7 @@ def differences(run: Runner, network: nn.Module) -> dict[str, float]:
 
 
 def seconds(run: Runner, network: nn.Module, side: int, rounds: int = 5) -> tuple[float, float]:
-    """Median seconds for one square image, in turns on as many threads.
+    """Median seconds for one square image, interleaved, on as many threads.
 
     Args:
         run: the exported file.

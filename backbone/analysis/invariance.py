@@ -1,4 +1,4 @@
-"""How robust a classifier is to shifts, rotations and scales: views of an image, metrics of a batch and of a set.
+"""Robustness of a classifier to shifts, rotations and scaling: transformed views, metrics of a batch and of a set.
 
 Source: the evaluation of arXiv 2211.05781. The published protocol draws one of seven directions for a shift and centers
 what is left of a crop that leaves the image, so that large shifts do not shift; the exact one draws from all eight and

@@ -1,7 +1,7 @@
 """Images in folders of classes, on disk or in a tar archive: `train/CLASS/...image`.
 
 The first folder names the class, whatever lies below it. Classes of an evaluation set carry the numbers of the training
-set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out without a word.
+set's, or of `data.class_map`; what fits neither is refused by name, and nothing is left out silently.
 """
 
 import io

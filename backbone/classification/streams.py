@@ -1,6 +1,6 @@
 """Data sets that give images in a row: WebDataset, TensorFlow Datasets and Hugging Face streams, by timm's readers.
 
-The order of an epoch is a function of seed, epoch and number of loader processes. A run that resumes amid an epoch
+The order of an epoch is a function of seed, epoch and number of loader processes. A run resumed within an epoch
 reads that epoch from its beginning and leaves out what it has seen.
 """
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-_GOLDEN = 0.618034  # a turn of the color circle that keeps neighbors apart
+_GOLDEN = 0.618034  # step on the color circle that keeps neighbors apart
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:

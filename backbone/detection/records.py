@@ -20,7 +20,7 @@ class Instance:
     Attributes:
         box: x0, y0, x1, y1 in pixels, with x1 and y1 outside.
         label: class from 1 on; 0 is the background.
-        crowd: a group, or an object too hard to count: neither learned nor asked for.
+        crowd: a group, or an object too hard to count: ignored in training and in the recall denominator.
         area: pixels of the object; of its box where it has no mask.
         segmentation: polygons or run lengths as COCO has them; None where only boxes are known.
     """

@@ -54,7 +54,7 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
 def base_offsets(
     side: int, heads: int, dilation_rates: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads take turns in rates.
+    """(heads, side^2, 2): x and y offset of each point before learning; x varies slowest, heads cycle through rates.
 
     Args:
         side: points along one side of the grid.
@@ -76,7 +76,7 @@ class DeformableSampling(nn.Module):
         num_heads: groups with their own places and weights.
         points: samples for each head, a square number.
         kernel_size: of the depthwise convolution that the places and weights are computed from.
-        dilation_rates: spacing of the points before learning; heads take turns.
+        dilation_rates: spacing of the points before learning; heads cycle through them.
         offset_scale: factor on all offsets.
         ratio: channels of the sampled values over C.
 

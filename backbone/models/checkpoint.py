@@ -119,7 +119,7 @@ def without_prefix(
     Args:
         state: tensors by key.
         wanted: the network's keys.
-        report: gets what was taken away and what is not used.
+        report: called with what was stripped and what is not used.
         weights: "ema" takes an average where the file has both.
 
     Returns:

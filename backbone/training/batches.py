@@ -102,7 +102,7 @@ class EpochPlan:
         return self.begun[1] + (steps - self.steps_per_epoch + self._left(self.begun[1])) * self.images_per_step
 
     def resumed(self, epoch: int, images: int) -> tuple["EpochPlan", int]:
-        """The plan that goes on amid an epoch with the next image, and the number of steps that count as done.
+        """The plan that goes on within an epoch with the next image, and the number of steps that count as done.
 
         Where each process has images of its own, whose order depends on their number, it goes on about there.
 

@@ -1,8 +1,8 @@
 """The one training loop: steps, log, evaluation, best weights, checkpoints, signals, resume, for every kind of run.
 
 Restoration, classification, detection, segmentation and the comparison at equal time are tasks of it. It works in one
-process or in several (see `Processes`). What is random in a step depends on its number alone, so that a run that goes
-on from a checkpoint, also amid an epoch, does what an unbroken one would.
+process or in several (see `Processes`). What is random in a step depends on its number alone, so a run resumed from a
+checkpoint, even in the middle of an epoch, gives the same result as an uninterrupted one.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Processes that train together: their places, agreement between them, and one message where one of them ends.
+"""Distributed training processes: ranks, agreement between them, and one message when one of them ends.
 
 Rank 0 writes. Questions between processes go over gloo on the CPU, also where gradients go over NCCL: gloo notices at
 once that a process has died, and asks nothing of the GPU.
@@ -260,7 +260,7 @@ def place(launcher: str | None) -> Processes:
 
 @contextmanager
 def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[Processes]:
-    """The processes of this run, in touch with each other; an error that ends all of them is told by one.
+    """The processes of this run, in touch with each other; an error that ends all of them is reported by one.
 
     Args:
         launcher: none | pytorch | slurm; by default pytorch under torchrun, else none.

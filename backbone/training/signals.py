@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in training: the run ends after the step at hand, with a checkpoint."""
+"""Ctrl-C and SIGTERM in training: the run ends after the current step, with a checkpoint."""
 
 import signal
 from collections.abc import Iterator

@@ -79,7 +79,7 @@ struct Scratch {
 
 // Asks for `count` cache lines in advance. All functions that do so must be inlined: to GCC (12) a function that only asks
 // for memory does nothing, and it drops the calls.
-// One tile of a row lies strewn over pages: the hardware does not foresee it.
+// One tile of a row is strided over pages, which the hardware prefetcher does not follow.
 template <bool to_write>
 INLINE void foresee(const void *first, int64_t pitch_bytes, int64_t count) {
   const char *at = static_cast<const char *>(first);

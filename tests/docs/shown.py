@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("vheatir/**/*.md")]
+    path
+    for pattern in ("*.md", "docs/**/*.md", "*/README.md", "benchmarks/results/*.md", "vheatir/**/*.md")
+    for path in ROOT.glob(pattern)
 )
 PROGRAMS = "vheatir|torchrun|srun|sbatch|accelerate|python[0-9.]*|pip|make|git|apt-get|mkdocs|docker|ray"
 

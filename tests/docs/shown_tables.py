@@ -15,7 +15,6 @@ MENTION = "names an option, not a whole command"
 
 # Beginnings of the commands that are not run, and why. Each has to be on a page.
 EXCUSED = {
-    "git clone <this repository>": INSTALLS,
     "make ": INSTALLS + "; make itself is asked below what it would do",
     "pip ": INSTALLS + "; the extras are checked below",
     "python3 -m venv ": INSTALLS,

@@ -1,4 +1,4 @@
-"""What networks cost: counted, and measured on the device at hand."""
+"""What networks cost: counted, and measured on the device."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -61,7 +61,7 @@ def measure_case(
         threads: CPU threads, set for torch.
         rounds: of the case; None: as many as two seconds hold, 5 to 201.
         clock: "wall", or "cpu" for processor time.
-        turn: least seconds of a candidate's turn; shorter calls are repeated.
+        turn: least seconds of a sample; shorter calls are repeated within it.
         roof: what `vheatir.utils.timing.roofline` found for these threads.
 
     Returns:
@@ -155,7 +155,7 @@ def bench(  # long function: most of it says what its arguments mean
         dtype: names of torch's types; for networks by autocast.
         device: cpu, cuda, cuda:1, ...
         rounds: of each case; by default what two seconds hold, 5 to 201.
-        turn_ms: least milliseconds of a candidate's turn; shorter calls are repeated; 0: one call.
+        turn_ms: least milliseconds of a sample; shorter calls are repeated within it; 0: one call.
         clock: "wall", or "cpu" for processor time, for one thread.
         roofs: what `rooflines` found, for the shares of it in the results.
         on_result: called with each result when it is there.

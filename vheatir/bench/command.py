@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--dtype", nargs="+", choices=types, default=["float32"], help="default: float32; networks by autocast")
         add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
         add("--rounds", type=_positive, metavar="N", help="of each case; default: what 2 seconds hold, 5 to 201")
-        text = "how long a candidate's turn is at least: shorter calls are repeated; 0: one call (default: 5)"
+        text = "least length of a sample: shorter calls are repeated within it; 0: one call (default: 5)"
         add("--turn", type=_milliseconds, default=5.0, metavar="MS", dest="turn_ms", help=text)
         add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for one thread")
         add("--json", type=Path, metavar="FILE", help="write results and conditions to this file")

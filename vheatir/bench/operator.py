@@ -51,7 +51,7 @@ def hco_case(
     forms: tuple[str, ...],
     decays: str = "network",
 ) -> Case:
-    """The operator on contiguous channels-last maps, the decay at hand: forward, or forward and backward.
+    """The operator on contiguous channels-last maps with a given decay: forward, or forward and backward.
 
     Args:
         shape: (B, H, W, C).

@@ -51,7 +51,7 @@ class RestorationDataset(Dataset):
 
     Options: `phase` train | val | test; `in_chans` 3 | 1; `gt_size` training crop in pixels; `augment` true: 8 flips
     and rotations (the default), or BasicSR's `use_hflip` and `use_rot`; `seed`; `cache` none | memory;
-    `io_backend` {type: disk | lmdb}, by default by the name; `include`, `exclude`: lists of shell patterns that
+    `io_backend` {type: disk | lmdb}, by default from the name; `include`, `exclude`: lists of shell patterns that
     image names must or must not match (a split of one folder into training and validation). In training also
     `progressive`: later stages with crops and batches of their own (see vheatir.data.progressive), and `on_device`: a
     list of steps that are left to the device for whole batches (see vheatir.data.batch_degradations), here `augment`.

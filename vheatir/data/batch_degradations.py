@@ -1,4 +1,4 @@
-"""What training sets leave to the device (`on_device`): symmetries, noise and approximate JPEG of whole batches.
+"""Augmentation and degradation of batches on the training device (`on_device`): symmetries, noise, approximate JPEG.
 
 Strengths, grid phases and seeds are drawn by the loader for each sample, so that a batch stays a function of its sample
 numbers alone, whatever process or resumed run it is in. The noise itself comes from the device's own generator: runs

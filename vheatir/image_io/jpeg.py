@@ -1,4 +1,4 @@
-"""JPEG at the level of its segments: told whole from cut, metadata and what lies behind the image carried over.
+"""JPEG at the level of its segments: truncation is detected, metadata and data after the image are carried over.
 
 OpenCV decodes what is usual, Pillow the rest. What follows the end of the image, such as the video of a motion photo,
 is found by its distance from the end of the file, and so stays valid behind another image.
@@ -134,7 +134,7 @@ def _check_kind(encoded: Encoded, info: JpegInfo) -> None:
 
 
 def _end(data: bytes, position: int) -> int | None:
-    """Where the image ends, told by its markers; None where its end is missing."""
+    """Where the image ends, by its markers; None where its end is missing."""
     while found := _NEXT_MARKER.search(data, position):
         marker = data[found.start() + 1]
         position = found.end()

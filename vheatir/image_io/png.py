@@ -139,7 +139,7 @@ def _with_opencv(info: PngInfo) -> np.ndarray | None:
 
 
 def _check_count(name: str, info: PngInfo) -> None:
-    """UserError when there are fewer pixels than the header says; some decoders fill them up without a word."""
+    """UserError when there are fewer pixels than the header says; some decoders silently fill them up."""
     missing = _pixel_bytes(info)
     inflater = zlib.decompressobj()
     for kind, start, end in _chunks(info.pixels, name):

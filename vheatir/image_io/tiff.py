@@ -276,7 +276,7 @@ def _pixels_only(encoded: Encoded, page: tifffile.TiffPage) -> bytes:
 
 
 def _check_bounds(encoded: Encoded, page: tifffile.TiffPage) -> None:
-    """UserError when strips or tiles are missing or lie behind the end; decoders fill them up without a word."""
+    """UserError when strips or tiles are missing or lie behind the end; decoders silently fill them up."""
     starts = page.dataoffsets
     sizes = page.databytecounts
     planes = page.samplesperpixel if int(page.planarconfig) == 2 else 1

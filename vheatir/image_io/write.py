@@ -1,4 +1,4 @@
-"""Images out: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with the metadata they came with."""
+"""Write images: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with their metadata."""
 
 import io
 from collections.abc import Iterable

@@ -5,7 +5,7 @@ In a configuration of theirs:
     custom_imports = dict(imports=["vheatir.openmmlab"])
     model = dict(backbone=dict(type="VHeatIRBackbone", name="vheat_tiny", img_size=512, checkpoint="vheat_tiny.pth"))
 
-Importing this module registers the class with the registries that are at hand. Tested against a stand-in for a registry
+Importing this module registers the class with the installed registries. Tested against a stand-in for a registry
 alone: mmdet 3.3 and mmseg 1.2 need builds of mmcv that do not install beside a current PyTorch.
 """
 

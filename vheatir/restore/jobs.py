@@ -1,4 +1,4 @@
-"""From what the user names, files, folders and globs, to pairs of input and output, settled before any work is done."""
+"""Resolve files, folders and globs to pairs of input and output, before any work is done."""
 
 import glob
 import os

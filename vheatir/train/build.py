@@ -1,4 +1,4 @@
-"""What an options file names, built: datasets, checked image by image, and the model; errors name the file."""
+"""Build the datasets and the model that an options file names; images are checked first, errors name the file."""
 
 import difflib
 import inspect

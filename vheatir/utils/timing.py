@@ -64,7 +64,7 @@ def interleave(
         rounds: how many; None: as many as fit into `seconds`, within 5 and 201.
         warmup: untimed rounds before, at least one; only one where that takes longer than `seconds`.
         clock: "wall", or "cpu" for the processor time of all threads, in which waiting for a core does not count.
-        turn: seconds; a candidate whose call is shorter is called as often as fits into them, at least once.
+        turn: least seconds of a sample; shorter calls are repeated within it.
         candidates: functions without arguments, by name.
         device: its queue is drained around each call.
         seconds: see `rounds`.
