@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,8 +44,9 @@ class HeatAttention(KeptForms):
         self.linear = Linear(dim, dim)
         self.log_k: nn.Parameter | None = None
         if reach is not None:
-            lengths = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), dim)
-            self.log_k = nn.Parameter(torch.log(lengths.square() / 2))
+            # Not torch.logspace: on the meta device it loads PyTorch's compiler, which takes longer than an image.
+            lengths = np.logspace(math.log10(reach[0]), math.log10(reach[1]), dim)
+            self.log_k = nn.Parameter(torch.tensor(np.log(lengths**2 / 2).tolist()))
 
     def decay(self, height: int, width: int) -> Tensor:
         """exp(-k (w_h^2 + w_w^2)) of shape (H, W, C), in float32 or float64."""
