@@ -3,10 +3,15 @@
 By the definition, whatever path computes it: four products with cosine matrices, and half a product with the decay.
 """
 
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+
+_COUNTER = "torch.utils.flop_counter"
 
 
 def transformed(shape: Sequence[int]) -> int:
@@ -29,8 +34,40 @@ def _one_transform(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int
 
 
 def register() -> None:
-    """Tell PyTorch's counter what the operators cost."""
+    """Tell PyTorch's counter what the operators cost, now or as soon as it is loaded.
+
+    It is not loaded for this: it takes triton along, and few processes count.
+    """
+    if _COUNTER in sys.modules:
+        _register(sys.modules[_COUNTER])
+    elif not any(isinstance(finder, _Listener) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Listener())
+
+
+def _register(counter: ModuleType) -> None:
     operators = torch.ops.vheatir
-    register_flop_formula([operators.conduct, operators.conduct_with_spectrum, operators.conduct_prepared])(conducted)
-    register_flop_formula(operators.conduct_gradients)(_gradients)
-    register_flop_formula(operators.cosine_transform)(_one_transform)
+    forms = [operators.conduct, operators.conduct_with_spectrum, operators.conduct_prepared]
+    counter.register_flop_formula(forms)(conducted)
+    counter.register_flop_formula(operators.conduct_gradients)(_gradients)
+    counter.register_flop_formula(operators.cosine_transform)(_one_transform)
+
+
+class _Listener:
+    """Waits in `sys.meta_path` for the first import of the counter, which it leaves to the other finders."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _followed(spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+def _followed(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def both(module: ModuleType, /) -> None:
+        execute(module)
+        _register(module)
+
+    return both

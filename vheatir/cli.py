@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from vheatir import __version__
 from vheatir.errors import UserError
 from vheatir.utils import extras
+from vheatir.utils.heap import keep_heap
 
 _TABLE = (
     ("restore", "vheatir.restore.command", "denoise images or remove their JPEG artifacts"),
@@ -83,4 +84,5 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
 def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(argv)
+    keep_heap()
     return run(lambda arguments: importlib.import_module(COMMANDS[parsed.command]).main(arguments), parsed.args)

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -35,13 +36,20 @@ class Library(NamedTuple):
     instructions: str | None = None
 
 
-def _say_that_it_compiles(folder: Path) -> None:
-    """One line before the wait, through the log where somebody listens to it, else on stderr."""
-    text = f"compiling the CPU kernel of heat conduction, once, for up to a minute; it is kept in {folder}"
+def _say(text: str) -> None:
+    """One line, through the log where somebody listens to it, else on stderr."""
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info(text)
     else:
         sys.stderr.write(f"vheatir: {text}\n")
+
+
+def _compile(target: Path) -> None:
+    """Build the library; a line before the wait, and one after it says how long it was."""
+    _say(f"compiling the CPU kernel of heat conduction, once, for up to a minute; it is kept in {target.parent}")
+    begun = time.monotonic()
+    cpu_build.build(target)
+    _say(f"the CPU kernel is compiled, in {time.monotonic() - begun:.0f} s")
 
 
 def _file() -> Path:
@@ -60,8 +68,7 @@ def _file() -> Path:
     if not cached.exists():
         with cpu_build.one_process_at_a_time(cached.parent):
             if not cached.exists():
-                _say_that_it_compiles(cached.parent)
-                cpu_build.build(cached)
+                _compile(cached)
     return cached
 
 

@@ -90,9 +90,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[
     config = _config(path, metadata["config"])
     try:
         with torch.device("meta"):  # a configuration that does not fit the file costs no memory
-            build(metadata["arch"], config).load_state_dict({key: value.to("meta") for key, value in state.items()})
-        network = build(metadata["arch"], config)
-        network.load_state_dict(state)
+            network = build(metadata["arch"], config)
+        network.load_state_dict(state, assign=True)
+        if any(one.is_meta for one in (*network.parameters(), *network.buffers())):  # what files do not hold
+            network = build(metadata["arch"], config)
+            network.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its tensors and its configuration do not fit together: {error}") from error
     return network.eval().to(device), metadata

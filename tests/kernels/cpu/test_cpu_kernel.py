@@ -278,9 +278,11 @@ def test_processes_that_start_together_build_once(tmp_path):
     environment = {**os.environ, "VHEATIR_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", SMALL_LIBRARY, str(tmp_path)]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    before, after = "".join(said).splitlines()  # by the one that compiled
+    assert before.startswith("vheatir: compiling the CPU kernel")
+    assert re.fullmatch(r"vheatir: the CPU kernel is compiled, in \d+ s", after)
     assert (tmp_path / "builds").read_text() == "build\n"
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
 
