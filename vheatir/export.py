@@ -1,4 +1,4 @@
-"""`vheatir export`: networks as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
+"""`vheatir export`: networks as ONNX, as a torch.export program, as a folder for the Hugging Face Hub, or for BasicSR.
 
 ONNX files and programs need no vheatir where they run: the heat operator stands in them as products with cosine
 matrices, which are made from the map's size while they run, so height, width and batch stay free.
@@ -22,6 +22,7 @@ from vheatir import weights as files
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.errors import UserError
+from vheatir.train import publish
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.utils.lazy import callable_package
 from vheatir.utils.recipes import key_values
@@ -144,7 +145,9 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
         UserError: unknown suffix, a missing library, or results that differ by more than `TOLERANCE`.
     """
     if path.suffix not in FORMATS:
-        raise UserError(f"{path}: expected a name in {', '.join(FORMATS)}, or --hub for a folder")
+        raise UserError(
+            f"{path}: expected a name in {', '.join([*FORMATS, *publish.CONVERTED])}, or --hub for a folder"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{path.suffix}")
     try:
@@ -230,33 +233,43 @@ def export(
     output: str | Path | None = None,
     *,
     hub: str | Path | None = None,
+    task: str | None = None,
+    opt: str | Path | None = None,
     time_side: int | None = None,
     model: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a network as ONNX, as a torch.export program, or as a folder for the Hugging Face Hub.
+    """Write a network as ONNX, as a torch.export program, as a folder for the Hugging Face Hub, or for BasicSR.
 
     Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; level (B,),
     sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not clipped. Of a backbone
     the batch alone stays free. Input: x (B, channels, H, W) of its image size, float32, normalized. Output: scores.
 
     Args:
-        weights: shipped name or safetensors file, or weights of `vheatir pretrain`.
-        output: file to write: .onnx or .pt2. Give this or `hub`.
+        weights: shipped name or safetensors file, weights of `vheatir pretrain`, or a .pth file of BasicSR.
+        output: file to write: .onnx or .pt2; .safetensors from a .pth file, or the other way round. Give this or `hub`.
         hub: empty or new folder to write: config.json, model.safetensors and the card.
+        task: denoise, jpeg, photo or paired, for a .safetensors file; by default what the options say.
+        opt: options of the training of a .pth file; by default those that BasicSR left in the run's folder.
         time_side: then time a square image of that side in pixels, both ways; of a backbone an image of its own size.
         model: the backbone that other files' weights belong to.
         arguments: of the backbone, in place of those in the file.
 
     Returns:
         {"differences": the largest difference from PyTorch for each checked size, "seconds": {"exported", "pytorch"},
-        "timed": the size of the timed image}; None for a folder, the last two also without `time_side`.
+        "timed": the size of the timed image, "converted": a line that says what was done}; None where there is nothing
+        to say: differences of files that hold the same weights, seconds without `time_side`.
 
     Raises:
         UserError: unknown suffix, a folder that is not empty, a missing library, or results that differ.
     """
     if (output is None) == (hub is None):
-        raise UserError("give either a file (.onnx, .pt2) or a folder for the Hub")
+        raise UserError("give either a file (.onnx, .pt2, .safetensors, .pth) or a folder for the Hub")
+    found: dict[str, Any] = {"differences": None, "seconds": None, "timed": None, "converted": None}
+    if output is not None and Path(output).suffix in publish.CONVERTED:
+        return found | {"converted": publish.convert(weights, Path(output), task, opt)}
+    if task is not None or opt is not None:
+        raise UserError("a task and options are for turning a .pth file into .safetensors")
     chosen = _backbone(weights, model, arguments or {})
     if arguments and chosen is None:
         raise UserError(f"{', '.join(arguments)}: arguments belong to backbones; name one with --model NAME")
@@ -264,17 +277,15 @@ def export(
         if chosen is not None:
             raise UserError("--hub is for restoration networks; save a backbone with timm's save_for_hf")
         save_hub(weights, Path(hub))
-        return {"differences": None, "seconds": None, "timed": None}
+        return found
     network, metadata = files.load(weights) if chosen is None else chosen
     differences, run = export_network(network, Path(output), metadata)
-    taken = None
-    timed = None
     if time_side:
         height, width = network.img_size if is_backbone(network) else (time_side, time_side)
-        timed = f"{height}x{width}"
+        found["timed"] = f"{height}x{width}"
         exported, pytorch = seconds(run, network, time_side)
-        taken = {"exported": exported, "pytorch": pytorch}
-    return {"differences": differences, "seconds": taken, "timed": timed}
+        found["seconds"] = {"exported": exported, "pytorch": pytorch}
+    return found | {"differences": differences}
 
 
 def _backbone(
@@ -310,22 +321,32 @@ def _backbone(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir export",
-        description="Write a network as ONNX (.onnx), as a torch.export program (.pt2) or as a folder for the Hub.",
+        description="Write a network as ONNX (.onnx), as a torch.export program (.pt2) or as a folder for the Hub, or "
+        "turn BasicSR's .pth files into weights for `vheatir restore` (.safetensors), and back.",
         epilog="Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; "
         "level (B,), sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not "
         "clipped. Of a backbone the batch alone stays free; input: x (B, channels, H, W), float32, normalized; output: "
         "scores (B, classes). Exit status: 0 written and equal to PyTorch's results, 2 refused.",
     )
     parser.add_argument(
-        "weights", metavar="NAME|PATH", help="a shipped name, a safetensors file, or weights of `vheatir pretrain`"
+        "weights", metavar="NAME|PATH", help="a shipped name, a safetensors or .pth file, or weights of pretrain"
     )
     parser.add_argument("--model", metavar="NAME", help="the backbone that other files' weights belong to")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the backbone, as img_size=256"
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
+    target.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="file to write: .onnx, .pt2, .safetensors or .pth"
+    )
+    target.add_argument(
+        "--to", choices=("safetensors", "pth", "onnx", "pt2"), help="the same, under the name of the weights"
+    )
     target.add_argument("--hub", type=Path, metavar="DIR", help="folder to write: config.json and model.safetensors")
+    parser.add_argument(
+        "--task", choices=sorted(set(publish.TASKS.values())), help="what a .pth file is for, if no options say it"
+    )
+    parser.add_argument("--opt", "-opt", metavar="FILE", help="options of the training of a .pth file, or a recipe")
     parser.add_argument("--time", type=int, metavar="SIDE", help="then time a square image of that side, both ways")
     return parser
 
@@ -333,10 +354,17 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir export`."""
     options = _parser().parse_args(argv)
+    output = options.output
+    if options.to is not None:
+        source = Path(options.weights)
+        suffixed = source.suffix in (*publish.CONVERTED, ".pt")
+        output = source.with_suffix(f".{options.to}") if suffixed else source.with_name(f"{source.name}.{options.to}")
     found = export(
         options.weights,
-        options.output,
+        output,
         hub=options.hub,
+        task=options.task,
+        opt=options.opt,
         time_side=options.time,
         model=options.model,
         arguments=key_values(options.set),
@@ -344,8 +372,11 @@ def main(argv: list[str]) -> int:
     if options.hub is not None:
         sys.stdout.write(f"{options.hub}: written\n")
         return 0
+    if found["converted"] is not None:
+        sys.stdout.write(f"{found['converted']}\n")
+        return 0
     sizes = ", ".join(f"{difference:.1e} at {size}" for size, difference in found["differences"].items())
-    sys.stdout.write(f"{options.output}: {FORMATS[options.output.suffix]}, differs from PyTorch by {sizes}\n")
+    sys.stdout.write(f"{output}: {FORMATS[output.suffix]}, differs from PyTorch by {sizes}\n")
     if found["seconds"]:
         threads = torch.get_num_threads()
         ours = found["seconds"]["exported"]

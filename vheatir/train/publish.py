@@ -21,6 +21,7 @@ TASKS = {
     "CameraNoiseDataset": "photo",
     "PairedDataset": "paired",
 }
+CONVERTED = (weights.SUFFIX, ".pth")  # for `vheatir restore`, and for BasicSR
 _LICENSE = "depends on the training data; not stated"
 
 
@@ -122,6 +123,32 @@ def to_safetensors(source: Path, target: Path, task: str | None = None, options:
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{source}: {error}") from error
     return key
+
+
+def convert(source: str | Path, output: Path, task: str | None, opt: str | Path | None) -> str:
+    """Turn a .pth file of BasicSR into safetensors, or weights into a .pth file; a line that says what was done.
+
+    Args:
+        source: a .pth file; or a shipped name or safetensors file.
+        output: the other one.
+        task: that the safetensors file states; by default what the options say.
+        opt: the options of the training.
+
+    Raises:
+        UserError: not the other kind of file, or not the weights of a network of ours.
+    """
+    is_checkpoint = Path(source).suffix in (".pth", ".pt")
+    if is_checkpoint == (output.suffix == ".pth") or output.resolve() == Path(source).resolve():
+        raise UserError(
+            f"{source}: {output.suffix} files are made of {'safetensors' if is_checkpoint else '.pth'} files"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if is_checkpoint:
+        key = to_safetensors(Path(source), output, task, opt)
+        return f"{output}: the weights under {key} of {source}, in float16"
+    network = to_pth(source, output)
+    table = {"type": name_of(network), **network.config}
+    return f"{output}: under params, for BasicSR with network_g: {json.dumps(table)}"
 
 
 def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ _MODELS = {
     "Video*": _ONE_NETWORK,
 }
 _DATASETS_INSTEAD = {
-    "SingleImageDataset": "it has no targets to compare with; restore it: vheatir restore IN OUT --weights FILE",
+    "SingleImageDataset": "it has no targets to compare with; restore it: vheatir restore IN -o OUT --weights FILE",
     "RealESRGANDataset": _TWO_STAGES,
     "RealESRGANPairedDataset": "write PairedDataset, with meta_info_file or without",
     "Dataset_PairedImage": "write PairedDataset",

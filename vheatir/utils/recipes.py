@@ -34,9 +34,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node):
-        """3e5 is a whole number, which counts of iterations must be."""
+        """3e5 and `!!float 5000` are whole numbers, which counts of iterations must be; 1.0 is not."""
         value = self.construct_yaml_float(node)
-        return int(value) if "e" in node.value.lower() and value.is_integer() else value
+        return int(value) if value.is_integer() and ("e" in node.value.lower() or "." not in node.value) else value
 
 
 _Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)

@@ -56,8 +56,8 @@ def test_run_folder_tells_all(train, recipe):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["iter_00000008.pt", "iter_00000012.pt"]
     assert sorted(path.name for path in (folder / "models").iterdir()) == ["best.safetensors", "latest.safetensors"]
     assert next((folder / "tensorboard").iterdir()).name.startswith("events.out.tfevents")
-    pictures = sorted(path.relative_to(folder / "pictures").as_posix() for path in folder.rglob("*.png"))
-    assert pictures == [f"{i:08d}/val/val{n}.png" for i in (6, 12) for n in (0, 1)]
+    images = sorted(path.relative_to(folder / "images").as_posix() for path in folder.rglob("*.png"))
+    assert images == [f"{i:08d}/val/val{n}.png" for i in (6, 12) for n in (0, 1)]
     log = (folder / "train.log").read_text()
     assert log.count("iteration 6, restored (input):\n") == 1 and "12/12 l_pix" in log and "best psnr" in log
     assert [point["iteration"] for point in train.curves(folder)] == [2, 4, 6, 6, 8, 10, 12, 12]
