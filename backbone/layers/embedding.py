@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,10 +76,11 @@ class EmbeddingAt:
         return self._resized
 
 
-def diffusivities_of_reach(reach: tuple[float, float], channels: int) -> Tensor:
+def diffusivities_of_reach(reach: tuple[float, float], channels: int) -> np.ndarray:
     """Diffusivities in squared pixels, log-spaced between blurs of reach[0] and of reach[1] pixels; (C,), float64."""
-    pixels = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), channels, dtype=torch.float64)
-    return pixels.square() / 2
+    # NumPy's: on the meta device torch.logspace and log load PyTorch's compiler, which takes longer than an image.
+    pixels = np.logspace(math.log10(reach[0]), math.log10(reach[1]), channels)
+    return pixels**2 / 2
 
 
 def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
@@ -90,4 +92,4 @@ def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
     if not 0 < shortest <= longest:
         raise ValueError(f"reach must be two rising positive lengths in pixels, got {reach}")
     with torch.no_grad():
-        to_k.bias.copy_(diffusivities_of_reach(reach, to_k.out_features))
+        to_k.bias.copy_(torch.tensor(diffusivities_of_reach(reach, to_k.out_features).tolist()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ _MOST_SCALED = 2.0  # a diffusivity computed from features lies within exp(+-thi
 
 
 def _log_k(reach: tuple[float, float], channels: int) -> nn.Parameter:
-    return nn.Parameter(diffusivities_of_reach(reach, channels).log().float())
+    return nn.Parameter(torch.tensor(np.log(diffusivities_of_reach(reach, channels)).tolist()))
 
 
 class _Conduction(KeptForms):
@@ -189,7 +190,7 @@ class GridAttention(HeatAttention):
     def __init__(self, dim: int, reach: tuple[float, float], window: int):
         super().__init__(dim, None)
         self.window = window
-        start = diffusivities_of_reach(reach, dim).log().float()
+        start = torch.tensor(np.log(diffusivities_of_reach(reach, dim)).tolist())
         self.grid_log_k = nn.Parameter(start.expand(window, window, -1).clone())
 
     def _sources(self) -> list[Tensor]:

@@ -39,7 +39,7 @@ def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tenso
     for name, layer in network.named_modules():
         if isinstance(layer, HeatAttention) and layer.log_k is not None and len(layer.log_k) == channels:
             return layer.log_k.detach().exp().expand(height, width, channels), f"network: {NETWORK} {name}"
-    k = diffusivities_of_reach(REACH, channels).expand(height, width, channels)
+    k = torch.from_numpy(diffusivities_of_reach(REACH, channels)).expand(height, width, channels)
     return k, f"network: log-spaced, {REACH[0]:g} to {REACH[1]:g} pixels"
 
 
