@@ -147,9 +147,10 @@ def _tables(section: Any) -> dict[str, dict]:
 
 def _drop_what_holds_anyway(options: dict[str, Any]) -> None:
     """Keys whose value says what `vheatir train` does in any case."""
-    for dataset in _tables(options.get("datasets")).values():
-        for key in ("use_shuffle", "persistent_workers"):
-            if dataset.get(key) is True:
+    for phase, dataset in _tables(options.get("datasets")).items():
+        for key, value in list(dataset.items()):
+            holds = value is True and key in ("use_shuffle", "persistent_workers")
+            if holds or (value is None and _lookup(_KEYS, f"datasets.{phase}.{key}")):
                 del dataset[key]
     logger = options.get("logger")
     wandb = logger.get("wandb") if isinstance(logger, dict) else None
