@@ -48,7 +48,8 @@ class MetaArch(HeatPyramid):
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
-        dense, mask_padding: see `BlockPosition`; set by the dense-prediction backbones.
+        dense: see `BlockPosition`; set by the dense-prediction backbones.
+        mask_padding: likewise.
 
     Source: arXiv 2211.05781; keys and values are those of the published checkpoints. Departs from the published code
         where it fails: any image size and floating type, masks that follow the map.
