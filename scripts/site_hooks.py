@@ -1,16 +1,18 @@
-"""Hooks of MkDocs: the sources as the reference pages read them.
+"""Hooks of MkDocs: the sources as the reference pages read them, and links to files that are not part of the site.
 
 The reader of docstrings finds submodules of folders with an `__init__.py` alone, and `kernels/` has none on purpose. So
 it reads a copy laid out as the installed package is, with that file added. Nothing of it is imported.
 """
 
+import re
 import shutil
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)\s]*)?\)")
 _copies = []  # removed when the process ends
 
 
@@ -37,3 +39,16 @@ def on_config(config):
     _lay_out(Path(folder.name))
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [folder.name]
     return config
+
+
+def _named(link: re.Match, page: str) -> str:
+    """The link, or its text and the file's path where the file lies outside `docs/`."""
+    target = (ROOT / "docs" / PurePosixPath(page).parent / link[2]).resolve()
+    if target.is_relative_to(ROOT / "docs"):
+        return link[0]
+    path = f"`{target.relative_to(ROOT).as_posix()}`"
+    return link[1] if link[1].strip("`") == path.strip("`") else f"{link[1]} ({path} in the repository)"
+
+
+def on_page_markdown(markdown, *, page, **_):
+    return _LINK.sub(lambda link: _named(link, page.file.src_uri), markdown)

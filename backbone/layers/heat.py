@@ -1,5 +1,7 @@
 """The heat layer and block on channels-last maps, shared by the restoration network and the backbones."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
@@ -185,7 +187,7 @@ class HeatBlock(nn.Module):
         drop_path: probability of dropping a branch in training.
         mlp_dwconv: depthwise 3x3 inside the MLP.
         checkpointing: recompute activations in the backward instead of storing them.
-        layer: further arguments of `HeatLayer` (gate, dwconv, learned_k, fixed_k, reach).
+        **layer: further arguments of `HeatLayer` (gate, dwconv, learned_k, fixed_k, reach).
 
     Source: vHeat, arXiv 2405.16555.
     """
@@ -200,7 +202,7 @@ class HeatBlock(nn.Module):
         drop_path: float = 0.0,
         mlp_dwconv: bool = False,
         checkpointing: bool = False,
-        **layer,
+        **layer: Any,
     ):
         super().__init__()
         self.post_norm = post_norm

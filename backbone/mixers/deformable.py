@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,6 @@ class DeformableBlock(AttentionBlock):
 
     per_stage: ClassVar = ("num_heads",)
 
-    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, mlp_ratio: float = 4.0, **sampling):
+    def __init__(self, dim: int, place: BlockPosition, *, num_heads: int, mlp_ratio: float = 4.0, **sampling: Any):
         attn = DeformableSampling(dim, num_heads, **sampling)
         super().__init__(dim, place, attn, mlp_ratio=mlp_ratio, factors=("gamma1", "gamma2"))

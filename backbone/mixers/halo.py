@@ -194,7 +194,10 @@ class HaloBlock(AttentionBlock):
     Args:
         dim: channels C.
         place: where the block stands.
-        num_heads, block_size, halo_size, pos_embed_type: see `HaloAttention`.
+        num_heads: attention heads.
+        block_size: side of a block of queries.
+        halo_size: pixels around it that are keys too.
+        pos_embed_type: see `HaloAttention`.
         mlp_ratio: hidden over outer channels.
 
     Source: HaloNet, arXiv 2103.12731, as unified in arXiv 2211.05781. Maps are padded to whole blocks.

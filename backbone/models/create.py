@@ -1,6 +1,6 @@
 """All backbones by name. Importing this module registers them with timm."""
 
-from typing import cast
+from typing import Any, cast
 
 from timm import create_model as _create_model
 
@@ -14,7 +14,7 @@ def list_models() -> list[str]:
     return [f"vheat_{size}" for size in vheat.SIZES] + names
 
 
-def create_model(name: str, **arguments) -> Pyramid:
+def create_model(name: str, **arguments: Any) -> Pyramid:
     """`timm.create_model` with the backbones of this package registered.
 
     Args:

@@ -1,7 +1,9 @@
 """Backbones for dense prediction with the keys and the behavior of the published detection and segmentation code."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import to_channels_first
@@ -74,7 +76,12 @@ class DenseMetaArch(MetaArch):
 
 
 def dense_backbone(
-    name: str, padding: str = "published", *, device=None, dtype=None, **network
+    name: str,
+    padding: str = "published",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **network: Any,
 ) -> DenseVHeat | DenseMetaArch:
     """The dense-prediction backbone of a registered model.
 
@@ -84,7 +91,8 @@ def dense_backbone(
     Args:
         name: such as "vheat_tiny" or "unified_swin_small".
         padding: "published", or "masked" to keep the padding of maps out of attention; vHeat pads nothing.
-        device, dtype: where and of which floating type the weights are made.
+        device: where the weights are made.
+        dtype: floating type of the weights.
         **network: out_indices, img_size, drop_path_rate and further arguments of the network.
 
     Raises:

@@ -48,7 +48,9 @@ class VHeat(HeatPyramid):
         img_size: image side, or height and width, that the frequency embeddings are made for.
         dims: channels of the four stages, or of the first, doubling.
         depths: heat blocks of each stage.
-        post_norm, layer_scale, mlp_ratio: see `HeatBlock`.
+        mlp_ratio: hidden over outer channels of each block's MLP.
+        post_norm: normalize each branch's output instead of its input.
+        layer_scale: starting value of the branches' factors; None for no factors.
         drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.

@@ -48,7 +48,14 @@ class VHeatIR(nn.Module):
         embed_size: side of the frequency embedding; the training crop over `downscale`, or less.
         downscale: features live on a grid this many times coarser (pixel unshuffle in, pixel shuffle out).
         level_map: take the noise level or JPEG quality as a further input plane.
-        gate, dwconv, learned_k, fixed_k, reach, post_norm, layer_scale, mlp_dwconv: see `HeatLayer`, `HeatBlock`.
+        gate: multiply by SiLU of a second branch of the first linear.
+        dwconv: start heat layers with the depthwise 3x3 convolution.
+        learned_k: diffusivities from the frequency embedding; otherwise the constant `fixed_k`.
+        fixed_k: diffusivity in squared pixels where it is not learned.
+        reach: blur lengths in pixels at which the diffusivities start; None for the published start.
+        post_norm: normalize each branch's output instead of its input.
+        layer_scale: starting value of the branches' factors; None for no factors.
+        mlp_dwconv: depthwise 3x3 inside the MLP.
         drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
         resize: how the frequency embedding is brought to other map sizes, "exact" or "published".
         checkpointing: recompute block activations in the backward (less memory, a third more time).
