@@ -56,7 +56,7 @@ def is_backbone(network: nn.Module) -> bool:
     return hasattr(network, "forward_features")
 
 
-def _inputs(network: nn.Module, batch: int, height: int, width: int) -> list[Tensor]:
+def _inputs(network: Any, batch: int, height: int, width: int) -> list[Tensor]:
     if is_backbone(network):
         generator = torch.Generator().manual_seed(batch)
         return [torch.randn(batch, network.in_chans, *network.img_size, generator=generator)]
@@ -103,7 +103,7 @@ def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Ru
         import onnxscript  # noqa: F401 (torch.onnx needs it and says so in the middle of the work)
     except ImportError as error:
         raise UserError(f"exporting to ONNX needs {error.name}; run `pip install 'vheatir[export]'`") from None
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         trace(network),
         (),
         dynamo=True,
@@ -165,7 +165,7 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
     return found, run
 
 
-def differences(run: Runner, network: nn.Module) -> dict[str, float]:
+def differences(run: Runner, network: Any) -> dict[str, float]:
     """Largest difference of `run` from the network for each size of `CHECKED`."""
     found = {}
     sizes = [(batch, *network.img_size) for batch in BATCHES] if is_backbone(network) else CHECKED
@@ -278,14 +278,16 @@ def export(
             raise UserError("--hub is for restoration networks; save a backbone with timm's save_for_hf")
         save_hub(weights, Path(hub))
         return found
+    network: Any
     network, metadata = files.load(weights) if chosen is None else chosen
-    differences, run = export_network(network, Path(output), metadata)
+    assert output is not None  # or `hub` would have been given
+    largest, run = export_network(network, Path(output), metadata)
     if time_side:
         height, width = network.img_size if is_backbone(network) else (time_side, time_side)
         found["timed"] = f"{height}x{width}"
         exported, pytorch = seconds(run, network, time_side)
         found["seconds"] = {"exported": exported, "pytorch": pytorch}
-    return found | {"differences": differences}
+    return found | {"differences": largest}
 
 
 def _backbone(
@@ -313,8 +315,9 @@ def _backbone(
     chosen = choose([] if model is None else [model], [path], arguments, "cpu")
     (network,) = chosen.networks
     built = chosen.build(network)
+    config: Any = built.pretrained_cfg
     described = {**network.arguments, "img_size": list(built.img_size), "num_classes": built.num_classes}
-    statistics = {key: json.dumps(list(built.pretrained_cfg[key])) for key in ("mean", "std")}
+    statistics = {key: json.dumps(list(config[key])) for key in ("mean", "std")}
     return built, {"task": "classification", "model": json.dumps(described), **statistics}
 
 

@@ -102,7 +102,7 @@ def _text(info: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry of `vheatir info`."""
-    parser = argparse.ArgumentParser("vheatir info", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("vheatir info", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args(argv)
     info = collect()

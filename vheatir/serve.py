@@ -80,7 +80,7 @@ class Page:
         folder = Path(tempfile.mkdtemp(dir=self.root))
         try:
             source = Path(path)
-            target = written_name(folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}")
+            target = Path(written_name(folder / f"{source.stem[:80]}_{task}{source.suffix.lower()}"))
             outcome = restore_file(self.restorer(task, strength, ensemble), source, target, self.options, on_tile)
             for name, file in (("before", source), ("after", target)):
                 np.save(folder / f"{name}.npy", _shown(file, self.options))

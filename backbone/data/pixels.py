@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -96,11 +96,11 @@ def sizes(file: Path) -> Sizes:
             if page is not None:
                 shown = (page.imagewidth, page.imagelength)
                 sideways = _tiff_orientation(page) in _SIDEWAYS
-                return Sizes(shown, shown[::-1] if sideways else shown)
+                return Sizes(shown, (shown[1], shown[0]) if sideways else shown)
         with Image.open(opened) as image:
             shown = image.size
             sideways = _orientation(image) in _SIDEWAYS
-            return Sizes(shown, shown[::-1] if sideways else shown)
+            return Sizes(shown, (shown[1], shown[0]) if sideways else shown)
 
 
 def _turned(image: Image.Image, turned: bool) -> Image.Image:
@@ -204,7 +204,7 @@ def _tiff_page(file: BinaryIO) -> Iterator[TiffPage | None]:
         yield None
     else:
         with TiffFile(file) as tiff:
-            yield tiff.pages[0]
+            yield cast(TiffPage, tiff.pages[0])
         file.seek(0)
 
 

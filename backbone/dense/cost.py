@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of detectors and segmenters by the size of the image."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ class WholeDetector(nn.Module):
     Boxes that overlap are not removed, so that it can be counted without computing anything.
     """
 
+    detector: Any  # torchvision leaves the types of its parts open
+    in_chans: int
+
     def __init__(self, detector: FasterRCNN):
         super().__init__()
         self.detector = detector
-        self.in_chans = detector.backbone.in_chans
+        self.in_chans = self.detector.backbone.in_chans
 
     def forward(self, x: Tensor) -> list[Tensor]:
         parts = self.detector.roi_heads

@@ -14,7 +14,7 @@ def palette(count: int) -> list[tuple[int, int, int]]:
     """That many colors, RGB from 0 to 255, each unlike those before it."""
     rounds = ((0.65, 0.95), (0.9, 0.75), (0.45, 1.0))
     colors = (colorsys.hsv_to_rgb(n * _GOLDEN % 1, *rounds[(n + n // 3) % len(rounds)]) for n in range(count))
-    return [tuple(round(255 * part) for part in color) for color in colors]
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors]
 
 
 def draw_detections(image: Tensor, found: dict[str, Tensor], classes: Sequence[str], threshold: float) -> Tensor:

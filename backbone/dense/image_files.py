@@ -71,7 +71,7 @@ class Frame:
         return self.width, self.height
 
 
-def frame_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[Frame | None, Problem | None]:
+def frame_of(file: Path, stated: tuple[int, int] | None = None) -> Frame | Problem:
     """The frame in which an image is read, or what is wrong with the image.
 
     An annotation is in the frame whose size it states. Where both fit, or nothing is stated, that is the image as a
@@ -82,17 +82,17 @@ def frame_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[Frame |
         stated: width and height that its annotation states.
     """
     if not file.is_file():
-        return None, Problem(str(file), "the file is missing")
+        return Problem(str(file), "the file is missing")
     try:
         found = sizes(file)
     except ImageError as error:
-        return None, Problem(str(file), str(error))
+        return Problem(str(file), str(error))
     if stated is None or stated == found.turned:
-        return Frame(*found.turned, True), None
+        return Frame(*found.turned, True)
     if stated == found.stored:
-        return Frame(*found.stored, False), None
+        return Frame(*found.stored, False)
     wrong = f"the annotation says {stated[0]}x{stated[1]}, the file is {found.turned[0]}x{found.turned[1]}"
-    return None, Problem(str(file), OTHER_SIZE, wrong)
+    return Problem(str(file), OTHER_SIZE, wrong)
 
 
 def read_rgb(file: Path, turned: bool = True) -> tv_tensors.Image | DataError:

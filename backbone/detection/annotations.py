@@ -127,9 +127,9 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
             stated = f"{file.name}: {one['width']!r} x {one['height']!r}"
             problems.append(Problem(str(path), "a size that is no numbers", stated))
             continue
-        frame, problem = frame_of(path, (int(one["width"]), int(one["height"])))
-        if problem is not None:
-            problems.append(problem)
+        frame = frame_of(path, (int(one["width"]), int(one["height"])))
+        if isinstance(frame, Problem):
+            problems.append(frame)
             continue
         instances = [_coco_instance(entry, labels, path, frame.size, masks, problems) for entry in by_image[one["id"]]]
         instances = [instance for instance in instances if instance is not None]
@@ -234,9 +234,9 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     found = []
     for name in _voc_names(root, split):
         file = root / "Annotations" / f"{name}.xml"
-        tree, problem = _parsed(file)
-        if problem is not None:
-            problems.append(problem)
+        tree = _parsed(file)
+        if isinstance(tree, Problem):
+            problems.append(tree)
             continue
         found.append((file, _voc_image(root, name, tree.findtext("filename", "").strip()), tree))
     if classes is None:
@@ -248,13 +248,13 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     records = []
     for number, (file, image, tree) in enumerate(found, 1):
         try:
-            stated = tuple(int(float(_text(tree, f"size/{side}") or 0)) for side in ("width", "height"))
+            width, height = (int(float(_text(tree, f"size/{side}") or 0)) for side in ("width", "height"))
         except (ValueError, OverflowError):
             problems.append(Problem(str(file), "a size that is no numbers", ET.tostring(tree.find("size"), "unicode")))
             continue
-        frame, problem = frame_of(image, stated if all(stated) else None)
-        if problem is not None:
-            problems.append(problem)
+        frame = frame_of(image, (width, height) if width and height else None)
+        if isinstance(frame, Problem):
+            problems.append(frame)
             continue
         instances = [_voc_instance(one, labels, file, frame.size, problems) for one in tree.iter("object")]
         if not instances:
@@ -268,13 +268,13 @@ def _text(entry: ET.Element, path: str) -> str:
     return (entry.findtext(path) or "").strip()
 
 
-def _parsed(file: Path) -> tuple[ET.Element | None, Problem | None]:
+def _parsed(file: Path) -> ET.Element | Problem:
     if not file.is_file():
-        return None, Problem(str(file), "the file is missing")
+        return Problem(str(file), "the file is missing")
     try:
-        return ET.fromstring(_xml(file.read_bytes())), None
+        return ET.fromstring(_xml(file.read_bytes()))
     except (ET.ParseError, LookupError, ValueError) as error:
-        return None, Problem(str(file), "not XML", str(error))
+        return Problem(str(file), "not XML", str(error))
 
 
 def _xml(content: bytes) -> bytes:

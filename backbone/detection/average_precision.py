@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as rle
@@ -12,7 +13,7 @@ from torch import Tensor
 # What COCOeval.summarize finds, in its order.
 _FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _FIGURES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
-_KINDS = {"box": "bbox", "mask": "segm"}
+_KINDS: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}
 
 
 def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
@@ -53,7 +54,7 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
         return {f"{kind}_{name}": 0.0 for kind in kinds for name in _FIGURES[:3]}
     figures = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO()
+        known: Any = COCO()
         known.dataset = truth
         known.createIndex()
         for kind in kinds:

@@ -1,8 +1,10 @@
 """The task of detection for the loop: losses of a batch, average precision on the evaluation set."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.detection.average_precision import as_results, average_precision
@@ -44,7 +46,7 @@ class Detection(DatasetTask):
         losses = model(*batch)
         return sum(losses.values()), losses
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> Iterable[Any]:
         """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)
         return val_loader(self.samples, 1, *place, self.workers, self.device.type == "cuda")

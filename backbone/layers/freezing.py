@@ -8,12 +8,14 @@ NumPy views. Derived forms are kept only where somebody has said that nothing ch
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vheatir.kernels.plain import are_plain
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def _state(tensor: Tensor) -> tuple:
@@ -136,7 +138,7 @@ def kept_info(network: nn.Module) -> KeptInfo:
     return KeptInfo(len(layers), sum(layer._frozen for layer in layers), sum(len(layer._kept) for layer in layers))
 
 
-def freeze(network: nn.Module) -> nn.Module:
+def freeze(network: _Network) -> _Network:
     """Bring a network to eval mode and let its layers keep what they derive from their weights; returns it.
 
     Passes without gradients become faster: decays are prepared once for each size of the maps, and weights brought once
@@ -154,7 +156,7 @@ def freeze(network: nn.Module) -> nn.Module:
     return network
 
 
-def unfreeze(network: nn.Module) -> nn.Module:
+def unfreeze(network: _Network) -> _Network:
     """Leave the state of `freeze` and give its memory back; the network stays in eval mode. Returns it."""
     for layer in _layers(network):
         layer.set_frozen(False)
@@ -162,7 +164,7 @@ def unfreeze(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[nn.Module]:
+def frozen(network: _Network) -> Iterator[_Network]:
     """`freeze` for the length of a block, for an evaluation within a training; then every module is as before."""
     modes = [(module, module.training) for module in network.modules()]
     before = [layer for layer in _layers(network) if layer._frozen]

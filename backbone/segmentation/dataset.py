@@ -43,7 +43,8 @@ class TrainingViews:
         augment = self.augment
         low, high = augment.ratio
         ratio = low + (high - low) * torch.rand(()).item()
-        size = list(scaled_size(*labels.shape[-2:], [side * ratio for side in augment.scale]))
+        height, width = labels.shape[-2:]
+        size = list(scaled_size(height, width, [side * ratio for side in augment.scale]))
         image, labels = F.resize(image, size, antialias=True), F.resize(labels, size)
         image, labels = self._crop(image, labels)
         if torch.rand(()) < augment.hflip:
@@ -90,12 +91,13 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
         index, seed = key if isinstance(key, tuple) else (key, None)
         pair = self.pairs[index]
-        image = read_rgb(pair.image, pair.turned)
-        labels = read_label_map(pair.labels)
-        for one in (image, labels):
-            if isinstance(one, DataError):
-                return one
-        labels = tv_tensors.Mask(self.class_of[labels.long()][None])
+        image: Tensor | DataError = read_rgb(pair.image, pair.turned)
+        stored = read_label_map(pair.labels)
+        if isinstance(image, DataError):
+            return image
+        if isinstance(stored, DataError):
+            return stored
+        labels: Tensor = tv_tensors.Mask(self.class_of[stored.long()][None])
         if self.views is not None:
             if seed is not None:
                 seed_all(seed)
@@ -107,4 +109,7 @@ class LabelledImages(Dataset):
     def collate(samples: list) -> tuple[Tensor, Tensor] | DataError:
         """Images (B, 3, H, W) and classes (B, H, W), or the first error."""
         failed = first_error(samples)
-        return failed if failed is not None else tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+        if failed is not None:
+            return failed
+        images, classes = zip(*samples, strict=True)
+        return torch.stack(images), torch.stack(classes)

@@ -143,8 +143,9 @@ def _checked(pair: Pair, table: Tensor) -> tuple[Pair, Problem | None, Tensor]:
     labels = read_label_map(pair.labels)
     if isinstance(labels, DataError):
         return pair, Problem(str(pair.labels), "no label map", str(labels)), none
-    frame, problem = frame_of(pair.image, (labels.shape[1], labels.shape[0]))
-    if problem is not None:
+    frame = frame_of(pair.image, (labels.shape[1], labels.shape[0]))
+    if isinstance(frame, Problem):
+        problem = frame
         if problem.file == str(pair.image) and problem.rule == OTHER_SIZE:
             shown = sizes(pair.image).turned
             found = f"{labels.shape[1]}x{labels.shape[0]}, {pair.image.name} is {shown[0]}x{shown[1]}"

@@ -1,9 +1,11 @@
 """The task of segmentation for the loop: losses of a batch, prediction by windows, scores on the evaluation set."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vheatir.backbone.layers.freezing import frozen
@@ -47,6 +49,7 @@ def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Te
             total = image.new_zeros(1, scores.shape[1], height, width) if total is None else total
             total[part] += scores
             count[part] += 1
+    assert total is not None  # there is at least one window
     return total / count
 
 
@@ -62,18 +65,20 @@ def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = F
         val: the recipe's section.
         tta: average sizes and mirrored views.
     """
-    size = image.shape[1:]
-    total = 0.0
-    ratios, flips = (val.ratios, (False, True)[: 1 + val.flip]) if tta else ((1.0,), (False,))
+    height, width = image.shape[1:]
+    total: Tensor | float = 0.0
+    ratios = val.ratios if tta else (1.0,)
+    flips = (False, True) if tta and val.flip else (False,)
     for ratio in ratios:
-        small = list(scaled_size(*size, [side * ratio for side in val.scale]))
+        small = list(scaled_size(height, width, [side * ratio for side in val.scale]))
         resized = F.interpolate(image[None], size=small, mode="bilinear", antialias=True)
         for flip in flips:
             view = resized.flip(3) if flip else resized
             scores = window_scores(model, view, val.crop, val.stride) if val.mode == "slide" else model(view)
             scores = scores.flip(3) if flip else scores
-            total = total + F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-    return total / (len(ratios) * len(flips))
+            whole = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+            total = total + whole[0].softmax(0)
+    return torch.as_tensor(total / (len(ratios) * len(flips)))
 
 
 def confusion(classes: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -157,7 +162,7 @@ class Segmentation(DatasetTask):
         right = ((scores[0].argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)
         return sum(losses.values()), {**losses, "aacc": 100 * right}
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> Iterable[Any]:
         """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)
         return val_loader(self.samples, 1, *place, self.recipe.data.workers, self.device.type == "cuda")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -81,7 +81,7 @@ class Processes:
         except Exception as caught:
             error = caught
         if not self.any(error is not None):
-            return value
+            return cast(T, value)
         texts = self.gather(None if error is None else self._text(error))
         if error is not None and not isinstance(error, UserError):
             raise error
@@ -91,7 +91,7 @@ class Processes:
 
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work` returns in the first process, which alone does it; where it fails, all raise."""
-        return self.share(self.agree(work if self.writes else lambda: None))
+        return self.share(cast(T, self.agree(work if self.writes else lambda: None)))
 
     def share(self, value: T) -> T:
         """The first process's value, in all; pickled."""

@@ -23,27 +23,35 @@ class Until(Protocol):
 
     def done(self, step: int) -> bool:
         """Whether the run ends after so many steps."""
+        ...
 
     def position(self, step: int) -> int:
         """What of `total` is done."""
+        ...
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation follows; asked once after each step."""
+        ...
 
     def saves(self, step: int, evaluated: bool) -> bool:
         """Whether a checkpoint follows."""
+        ...
 
     def marks(self, step: int) -> dict[str, int]:
         """What an evaluation is counted by besides the step, for the curves."""
+        ...
 
     def timed(self) -> AbstractContextManager:
         """Around each step."""
+        ...
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the step."""
+        ...
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
+        ...
 
 
 class _ByStep:

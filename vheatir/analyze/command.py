@@ -12,7 +12,7 @@ from vheatir.utils.run_metadata import prepare_output
 def _parser() -> argparse.ArgumentParser:
     from vheatir.backbone.analysis.invariance import KINDS, PROTOCOLS
 
-    parser = argparse.ArgumentParser("vheatir analyze", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("vheatir analyze", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", nargs="+", default=[], metavar="NAME", help="backbones, with fresh weights")

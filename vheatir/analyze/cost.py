@@ -83,7 +83,7 @@ def measured(network: Network, chosen: Chosen, size: int, batch: int, rounds: in
 
 def _speed(
     act: Callable[[], object], model: torch.nn.Module, device: torch.device, batch: int, rounds: int
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     clock = "wall" if device.type == "cuda" else "cpu"
     (timing,) = interleave({"": act}, device, rounds=max(rounds, 2), warmup=1, clock=clock).values()
     return {

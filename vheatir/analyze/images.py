@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as T
 
@@ -14,10 +14,11 @@ from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
 from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, color_statistics, read_pixels
+from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.backbone.training.batches import checked, mixed
 
 
-def _side(model: nn.Module) -> int:
+def _side(model: Pyramid) -> int:
     height, width = model.img_size
     if height != width:
         raise ValueError(f"views are square, but the network is for {height}x{width}; --set img_size=N")
@@ -30,7 +31,7 @@ def _spread(count: int, limit: int | None) -> list[int]:
 
 
 def view_batches(
-    model: nn.Module,
+    model: Pyramid,
     kind: str,
     data: str,
     *,
@@ -73,7 +74,7 @@ def view_batches(
     return views.levels, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
 
 
-def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int, seed: int) -> Iterator[Tensor]:
+def image_batches(model: Pyramid, folder: Path | None, limit: int, batch: int, seed: int) -> Iterator[Tensor]:
     """Batches (B, C, H, W) of images in standard views, or of noise, on the model's device.
 
     Args:
@@ -99,13 +100,13 @@ def image_batches(model: nn.Module, folder: Path | None, limit: int, batch: int,
         yield torch.stack([_image(path, size, model) for path in paths[start : start + batch]]).to(device)
 
 
-def _channels(model: nn.Module) -> int:
+def _channels(model: Pyramid) -> int:
     if model.in_chans not in (1, 3):
         raise ValueError(f"images have 3 channels, or 1 of gray, but the network takes {model.in_chans}")
     return model.in_chans
 
 
-def _image(path: Path, size: int, model: nn.Module) -> Tensor:
+def _image(path: Path, size: int, model: Pyramid) -> Tensor:
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     try:
         view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vheatir.archs import vheatir_arch, vheatunet_arch
+from vheatir.archs.base import RestorationNetwork
 
-NETWORKS: dict[str, type[nn.Module]] = {"VHeatIR": vheatir_arch.VHeatIR, "VHeatUNet": vheatunet_arch.VHeatUNet}
+NETWORKS: dict[str, type[RestorationNetwork]] = {"VHeatIR": vheatir_arch.VHeatIR, "VHeatUNet": vheatunet_arch.VHeatUNet}
 _MODULES: dict[str, ModuleType] = {"VHeatIR": vheatir_arch, "VHeatUNet": vheatunet_arch}
 
 
-def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
+def build(arch: str, config: Mapping[str, Any]) -> RestorationNetwork:
     """The network of that name with these constructor arguments.
 
     Raises:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vheatir.archs.base import RestorationNetwork
 from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import RESIZE_MODES, EmbeddingAt
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
@@ -34,7 +35,7 @@ class ResidualHeatGroup(nn.Module):
         return x + self.conv(y)
 
 
-class VHeatIR(nn.Module):
+class VHeatIR(RestorationNetwork):
     """Image restoration by heat conduction; predicts the residual to the input.
 
     Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded

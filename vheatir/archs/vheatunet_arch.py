@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_image, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
@@ -156,7 +157,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class VHeatUNet(nn.Module):
+class VHeatUNet(RestorationNetwork):
     """Image restoration by a U-shaped network with heat attention; predicts the residual to the input.
 
     Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded

@@ -36,7 +36,7 @@ def errors(case: Case) -> dict[str, float]:
         for key, value in candidate().items():
             want = case.expected[key]
             shares[key] = ((value.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-        worst = max(shares, key=shares.get)
+        worst = max(shares, key=shares.__getitem__)
         if not shares[worst] <= limit:
             raise UserError(
                 f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "

@@ -80,7 +80,7 @@ def _add_own_options(name: str, command: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vheatir bench", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser("vheatir bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, (_, what, rivals) in BENCHMARKS.items():
         command = commands.add_parser(name, help=what, description=f"Speed, memory and error of {what}.")

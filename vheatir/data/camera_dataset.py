@@ -134,10 +134,10 @@ class CameraNoiseDataset(SyntheticDataset):
         qualities = []
         web = 1.0
         if self._happens(rng, "jpeg"):
-            qualities.append(self.levels["quality"].draw(rng))
+            qualities.append(int(self.levels["quality"].draw(rng)))
         if self._happens(rng, "web"):
             web = self.levels["web_scale"].draw(rng)
-            qualities = [self.levels["web_quality"].draw(rng) for _ in range(1 + self._happens(rng, "double"))]
+            qualities = [int(self.levels["web_quality"].draw(rng)) for _ in range(1 + self._happens(rng, "double"))]
         subsampling = tuple(self._one_of(rng, "subsampling") for _ in qualities)
         return _Plan(enlarge, web, noisy, tuple(qualities), subsampling)
 
@@ -174,7 +174,7 @@ class CameraNoiseDataset(SyntheticDataset):
         return self._pack(key, noisy, clean, 0.0, {})
 
     def _photograph(
-        self, image: np.ndarray, shape: tuple[int, int], plan: _Plan, rng: np.random.Generator
+        self, image: np.ndarray, shape: tuple[int, ...], plan: _Plan, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean uint8 images of `shape` (rows, columns), before compression."""
         clean = _resized(image, tuple(round(length * plan.web) for length in shape))
@@ -185,12 +185,12 @@ class CameraNoiseDataset(SyntheticDataset):
 
     def _exposed(self, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A uint8 image, RGB or gray, with noise: float32 in 0 .. 255."""
-        picture = clean if clean.ndim == 3 else cv2.cvtColor(clean, cv2.COLOR_GRAY2RGB)
+        color = clean if clean.ndim == 3 else cv2.cvtColor(clean, cv2.COLOR_GRAY2RGB)
         if self._happens(rng, "resize"):
             scale = self.levels["resize_scale"].draw(rng)
-            picture = _resized(picture, tuple(max(round(length * scale), _LEAST) for length in clean.shape[:2]))
+            color = _resized(color, tuple(max(round(length * scale), _LEAST) for length in clean.shape[:2]))
         shot = self._shot(rng)
-        noise = _resized(camera_noise(picture, shot, rng), clean.shape[:2])
+        noise = _resized(camera_noise(color, shot, rng), clean.shape[:2])
         if self._happens(rng, "smooth"):
             noise = smooth_noise(noise, self._smoothing(rng))
         if clean.ndim == 2:
@@ -208,7 +208,7 @@ class CameraNoiseDataset(SyntheticDataset):
             color=np.tensordot(weights, SRGB_TO_CAMERA, 1),
             shot=slope,
             read=read_variance(slope, rng.normal(0, 0.26)),
-            bits=draw["bits"],
+            bits=int(draw["bits"]),
             phase=list(PHASES)[int(rng.integers(len(PHASES)))],
             demosaicing=None if binned else self._one_of(rng, "demosaicing"),
             one_sided=self._happens(rng, "one_sided"),
@@ -227,7 +227,7 @@ def _choices(opt: dict, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The image at (rows, columns): mean of areas where it shrinks, cubic where it grows."""
     if image.shape[:2] == shape:
         return image

@@ -5,10 +5,11 @@ from `vheatir.data.sampling.IterationSampler`. Epoch n // len(dataset) visits ev
 For validation and test, `dataset[i]` is the whole image i, degraded exactly as in the evaluation protocol.
 
 A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path": str} and, with `level_map: true`,
-"level": float32 scalar; what `on_device` leaves to the device is in further keys, which
+"level": float32 scalar; what `on_device` leaves to the device is in extra keys, which
 vheatir.data.batch_degradations reads. The classes take BasicSR's option dict and do not import BasicSR.
 """
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,7 @@ from vheatir.data.strengths import Levels
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
 
-_Degraded = tuple[np.ndarray | None, np.ndarray, float, dict[str, object]]
+_Degraded = tuple[np.ndarray | None, np.ndarray, float, Mapping[str, object]]
 
 
 class SyntheticDataset(RestorationDataset):
@@ -72,21 +73,21 @@ class SyntheticDataset(RestorationDataset):
             image = self._gray(image, rng)
         return self._pack(key, *self._degrade(image, rng, size)) | left
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
-        """(degraded, clean, level, further keys) of a uint8 crop, or of a whole image when `rng` is None.
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
+        """(degraded, clean, level, extra keys) of a uint8 crop, or of a whole image when `rng` is None.
 
         `degraded` is None where the device makes it.
         """
         raise NotImplementedError
 
     def _pack(
-        self, key: str, degraded: np.ndarray | None, clean: np.ndarray, level: float, further: dict[str, object]
+        self, key: str, degraded: np.ndarray | None, clean: np.ndarray, level: float, extra: Mapping[str, object]
     ) -> dict:
-        pictures = {"gt": clean} if degraded is None else {"lq": degraded, "gt": clean}
-        planes = {name: to_tensor(picture) for name, picture in pictures.items()}
+        images = {"gt": clean} if degraded is None else {"lq": degraded, "gt": clean}
+        planes = {name: to_tensor(image) for name, image in images.items()}
         sample = {name: plane.expand(self.in_chans, -1, -1) for name, plane in planes.items()}
         path = self.source.describe(key)
-        sample |= {"lq_path": path, "gt_path": path, **further}
+        sample |= {"lq_path": path, "gt_path": path, **extra}
         if self.level_map:
             sample["level"] = torch.tensor(level, dtype=torch.float32)
         return sample
@@ -109,10 +110,10 @@ class GaussianNoiseDataset(SyntheticDataset):
         if not self.train:
             self.sigma.only("sigma")
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
         sigma = self.sigma.only("sigma") if rng is None else self.sigma.draw(rng)
         clean = to_float(image)
-        if "noise" in self.on_device:
+        if "noise" in self.on_device and rng is not None:
             seed = int(rng.integers(2**63))
             return None, clean, sigma / 255, {"noise_seed": seed, "sigma": sigma / 255, "one_plane": image.ndim == 2}
         return add_gaussian_noise(clean, sigma, rng or np.random.RandomState(0)), clean, sigma / 255, {}
@@ -155,26 +156,26 @@ class JPEGDataset(SyntheticDataset):
     def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         return luma_bt601(rgb) if rng is None or rng.random() < 0.5 else gray_opencv(rgb)
 
-    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None) -> _Degraded:
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
         if rng is None:
-            quality = self.quality.only("quality")
+            quality = int(self.quality.only("quality"))
             return jpeg_roundtrip(image, quality), image, quality / 100, {}
-        quality = self.quality.draw(rng)
+        quality = int(self.quality.draw(rng))
         qualities = [quality]
         phases = [draw_grid_phase(rng, self._period)]
         if rng.random() < self.double_probability:
-            qualities.insert(0, self.first.draw(rng))
+            qualities.insert(0, int(self.first.draw(rng)))
             phases.insert(0, draw_grid_phase(rng, self._period))
         passes = [(quality, *phase) for quality, phase in zip(qualities, phases)]
         passes = [(0, 0, 0)] * (self.context // self._period - len(passes)) + passes
-        further = {"jpeg": torch.tensor(passes)}
+        extra = {"jpeg": torch.tensor(passes)}
         if "jpeg_approximate" in self.on_device:
-            return None, image, quality / 100, further | {"gt_size": size}
+            return None, image, quality / 100, extra | {"gt_size": size}
         if len(self.subsampling) == 1:
             subsampling = self.subsampling * len(qualities)
         else:
             subsampling = [self.subsampling[int(rng.integers(len(self.subsampling)))] for _ in qualities]
-        return *jpeg_crop(image, size, qualities, phases, subsampling), quality / 100, further
+        return *jpeg_crop(image, size, qualities, phases, subsampling), quality / 100, extra
 
 
 class PairedDataset(RestorationDataset):

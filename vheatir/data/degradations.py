@@ -76,6 +76,8 @@ def jpeg_roundtrip(image_u8: np.ndarray, quality: int, subsampling: str = "4:2:0
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image_u8.shape} as JPEG")
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+    if decoded is None:
+        raise RuntimeError(f"OpenCV could not decode what it encoded, an image of shape {image_u8.shape}")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,7 +94,7 @@ class _Lmdb:
         return data
 
 
-_environments: dict[str, object] = {}  # one per LMDB and process: LMDB allows no second one, nor one from a parent
+_environments: dict[str, Any] = {}  # one per LMDB and process: LMDB allows no second one, nor one from a parent
 _environments_lock = threading.Lock()
 
 

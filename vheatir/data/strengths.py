@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from vheatir.errors import UserError
 
 
-def is_number(value: object, integer: bool = False) -> bool:
+def is_number(value: object, integer: bool = False) -> TypeGuard[float]:
     """A finite int or float, or a whole int when `integer`; True and False are no numbers here."""
     if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
         return False
@@ -37,7 +38,9 @@ class Levels:
         span = isinstance(value, dict)
         if span and set(value) != {"min", "max"}:
             raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
-        numbers = [value["min"], value["max"]] if span else value if isinstance(value, (list, tuple)) else [value]
+        numbers: list[Any] = (
+            [value["min"], value["max"]] if span else value if isinstance(value, (list, tuple)) else [value]
+        )
         kind = "an integer" if integer else "a number"
         if not numbers or not all(is_number(number, integer) for number in numbers):
             raise UserError(
@@ -55,7 +58,7 @@ class Levels:
         if self.choices:
             return self.choices[int(rng.integers(len(self.choices)))]
         if self.integer:
-            return int(rng.integers(self.low, self.high, endpoint=True))
+            return int(rng.integers(int(self.low), int(self.high), endpoint=True))
         return float(rng.uniform(self.low, self.high))
 
     def draw_evenly_in_logarithm(self, rng: np.random.Generator) -> float:

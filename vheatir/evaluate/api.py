@@ -1,7 +1,6 @@
 """`vheatir.evaluate`: PSNR, SSIM and PSNR-B on folders of clean images, by the protocol of the published tables."""
 
 import math
-import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -115,7 +114,7 @@ def checked_levels(task: str, levels: Sequence[float] | None, method: Method | s
         levels = [ASSUMED_SIGMA]
     levels = list(LEVELS[task] if levels is None else levels)
     for level in levels:
-        if task == "jpeg" and not 1 <= operator.index(level) <= 100:
+        if task == "jpeg" and not (float(level).is_integer() and 1 <= level <= 100):
             raise UserError(f"quality {level}: expected integers from 1 to 100")
         if task != "jpeg" and not 0 <= level < math.inf:
             raise UserError(f"sigma {level}: expected numbers >= 0 on the 0-255 scale")

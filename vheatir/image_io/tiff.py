@@ -8,7 +8,7 @@ orientation tag, and one divides, the other multiplies colors by alpha: the copy
 import io
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -107,7 +107,7 @@ def _truncated(encoded: Encoded) -> UserError:
 
 def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the image, where all the others are thumbnails of it, and a note on those."""
-    pages = [tiff.pages[index] for index in range(len(tiff.pages))]
+    pages = [cast(tifffile.TiffPage, tiff.pages[index]) for index in range(len(tiff.pages))]
     if not pages:
         raise _truncated(encoded)
     masks = [page for page in pages if int(page.subfiletype) & _MASK]

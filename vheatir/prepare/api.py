@@ -69,7 +69,7 @@ def prepare(  # long function: most of it says what its arguments mean
     names = [str(names)] if isinstance(names, str | Path) else [str(name) for name in names]
     preparation = _Preparation(Path(root), download, say or (lambda _text: None))
     if url_list is not None:
-        if len(names) > 1 or not (count or 0) > 0:
+        if len(names) > 1 or count is None or count < 1:
             raise UserError("--list makes one set: give one NAME, and --count with how many images are wanted")
         item = _listed_set(names[0])
         rows = lists.choose(lists.read_list(Path(url_list)), min_side, source, licenses)
@@ -137,7 +137,8 @@ class _Preparation:
                 problems.append(str(error))
         if problems:
             raise UserError("\n".join(problems))
-        return self.root / (parts[0].part_of if len(parts) > 1 else parts[0].folder)
+        union = parts[0].part_of if len(parts) > 1 else None
+        return self.root / (union or parts[0].folder)
 
     def _obtain_set(self, item: known_sets.ImageSet) -> None:
         folder = self.root / item.folder

@@ -15,6 +15,7 @@ import vheatir.restore.estimate_level as estimate_level
 import vheatir.restore.tile_memory as tile_memory
 import vheatir.restore.tiling as tiling
 from vheatir import weights as store
+from vheatir.archs.base import RestorationNetwork
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
@@ -120,7 +121,7 @@ class Restorer:
         network, self.metadata = store.load(default["color"] if weights is None else weights, self.device)
         self.network = freeze(network)
         own_gray = weights is None and default["gray"] != default["color"]
-        self._gray = None
+        self._gray: RestorationNetwork | None = None
         self._gray_weights = default["gray"] if own_gray else None
         if self.metadata["task"] != task:
             raise UserError(
@@ -293,14 +294,14 @@ class Restorer:
         tile = self._largest
         return tiling.apply_tiled(lambda part: self._in_memory(part, level), image, tile, min(self.overlap, tile // 4))
 
-    def _gray_network(self) -> torch.nn.Module:
+    def _gray_network(self, weights: str) -> RestorationNetwork:
         if self._gray is None:  # most users never restore a gray image
-            self._gray = freeze(store.load(self._gray_weights, self.device)[0])
+            self._gray = freeze(store.load(weights, self.device)[0])
         return self._gray
 
     def _forward(self, image: torch.Tensor, level: float | None) -> torch.Tensor:
         gray = image.shape[1] == 1
-        network = self._gray_network() if gray and self._gray_weights else self.network
+        network = self._gray_network(self._gray_weights) if gray and self._gray_weights else self.network
         gray_as_color = gray and network.config["in_chans"] == 3
         x = (image.expand(-1, 3, -1, -1) if gray_as_color else image).contiguous().to(self.device)
         given = () if level is None else (torch.tensor([level], dtype=x.dtype, device=x.device),)
@@ -352,7 +353,7 @@ def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     visible = np.flatnonzero(~mask)
-    source = np.zeros(labels.max() + 1, dtype=np.int64)
+    source = np.zeros(int(labels.max()) + 1, dtype=np.int64)
     source[labels.ravel()[visible]] = visible
     return image.flatten(2)[:, :, torch.from_numpy(source[labels.ravel()])].view_as(image)
 

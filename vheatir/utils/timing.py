@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -113,7 +114,8 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    kineto: Any = profiler.profiler  # of a torch without stubs for it
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     used = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         used += event.nbytes()

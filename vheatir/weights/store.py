@@ -12,8 +12,9 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.networks import NETWORKS, build
 from vheatir.errors import UserError
 from vheatir.utils.files import atomic_open
@@ -83,7 +84,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         raise UserError(f"{path}: the metadata lacks {', '.join(missing)}; write the file with vheatir.weights.save")
 
 
-def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, str]]:
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[RestorationNetwork, dict[str, str]]:
     """The network in eval mode with float32 weights on `device`, and the file's metadata."""
     path = find(name_or_path)
     state, metadata = read(path)
