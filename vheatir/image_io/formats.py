@@ -145,7 +145,8 @@ class Stored:
             **about: further attributes of `Stored`.
         """
         pixels = array.reshape(*array.shape[:2], -1)
-        return cls(*pixels.shape, bit_depth, lambda start, stop: pixels[start:stop], **about)
+        height, width, channels = pixels.shape
+        return cls(height, width, channels, bit_depth, lambda start, stop: pixels[start:stop], **about)
 
     @property
     def colors(self) -> int:
@@ -197,6 +198,7 @@ class Stored:
 
         def rows(start: int, stop: int) -> np.ndarray:
             colors, alpha = self.floats(start, stop)
+            assert alpha is not None, "colors are multiplied with what is there"
             return to_numbers(np.concatenate([colors, alpha[..., None]], axis=2), self.bit_depth)
 
         return replace(self, rows=rows, premultiplied=False)
