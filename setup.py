@@ -103,7 +103,14 @@ setup(
         *(f"vheatir.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_data={
-        "vheatir": ["py.typed", "*.pyi", "weights/*.safetensors", "weights/*.md", "weights/LICENSE-WEIGHTS"],
+        "vheatir": [
+            "py.typed",
+            "*.pyi",
+            "weights/*.safetensors",
+            "weights/*.md",
+            "weights/*.json",
+            "weights/LICENSE-WEIGHTS",
+        ],
         "vheatir.backbone": ["*.pyi"],
         "vheatir.prepare": ["sets.yml"],
         "vheatir.kernels": ["csrc/*"],

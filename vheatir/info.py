@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vheatir import compat
+import vheatir.restore.precision as precisions
+from vheatir import compat, weights
 from vheatir.errors import UserError
 from vheatir.kernels import dispatch
 from vheatir.kernels.cpu import library as native
@@ -57,8 +58,19 @@ def collect() -> dict[str, Any]:
         "machine": about,
         "cpu_kernel": cpu_kernel(),
         "cuda_kernels": cuda_kernels(),
+        "precision": precision(),
         "paths": {device: operator_paths(device) for device in devices},
         "training": _training(),
+    }
+
+
+def precision() -> dict[str, Any]:
+    """Instructions of the processor for bfloat16, and what the precision "auto" means for each shipped weights."""
+    device = torch.device("cpu")
+    chosen = {name: precisions.choose("auto", device, weights.find(name)) for name in weights.available()}
+    return {
+        "instructions": precisions.instructions(device),
+        "auto": {name: {"precision": choice.name, "reason": choice.reason} for name, choice in chosen.items()},
     }
 
 
@@ -93,7 +105,10 @@ def _text(info: dict[str, Any]) -> str:
     use = "the default" if kernels.get("default") else "with backend='cuda', or by default with VHEATIR_CUDA=1"
     state = f"{kernels['library']}, {use}" if kernels["available"] else kernels["reason"]
     lines += [f"{'CUDA kernels':<14} {state}"]
+    lines += [f"{'bfloat16':<14} {info['precision']['instructions'] or 'no instructions for it'}"]
     lines += [f"{'training':<14} {info['training']}"]
+    lines += ["", "--precision auto on this processor, by weights:"]
+    lines += [f"{name:<22} {one['precision']:<8} {one['reason']}" for name, one in info["precision"]["auto"].items()]
     for device, rows in info["paths"].items():
         lines += ["", f"heat_conduction on {device}, by height x width of the map:"]
         lines += [f"{row['height']:>5} x {row['width']:<6} {row['path']:<12} {row['reason']}" for row in rows]

@@ -17,6 +17,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import open_image
 from vheatir.image_io.formats import written_name
 from vheatir.image_io.view import as_shown
+from vheatir.restore.defaults import PRECISIONS
 from vheatir.restore.one_file import FileOptions, find_level, restore_file
 from vheatir.restore.restorer import TASKS, Restorer
 
@@ -37,18 +38,21 @@ class Page:
         root: folder for results, deleted with the server.
         max_pixels: larger images are refused.
         device: torch device; a GPU when there is one by default.
+        precision: "float32", "bf16" or "auto", see `Restorer`.
     """
 
-    def __init__(self, root: Path, max_pixels: int, device: str | None = None):
+    def __init__(self, root: Path, max_pixels: int, device: str | None = None, precision: str = "float32"):
         self.root = root
         self.options = FileOptions(max_pixels=max_pixels)
         self.device = device
+        self.precision = precision
         self._restorers: dict[tuple[str, float, bool], Restorer] = {}
 
     def restorer(self, task: str, strength: float = 1.0, ensemble: bool = False) -> Restorer:
         key = (task, round(float(strength), 2), bool(ensemble))
         if key not in self._restorers:
-            self._restorers[key] = Restorer(task, device=self.device, strength=key[1], ensemble=key[2])
+            how = {"device": self.device, "precision": self.precision}
+            self._restorers[key] = Restorer(task, strength=key[1], ensemble=key[2], **how)
             while len(self._restorers) > 4:  # every strength is a key of its own
                 self._restorers.pop(next(iter(self._restorers)))
         return self._restorers[key]
@@ -212,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, default=7860, help="default: %(default)s")
     add("--device", help="torch device (default: a GPU when there is one)")
+    add("--precision", choices=PRECISIONS, default="float32", help="of the products (default: %(default)s)")
     add("--max-megapixels", type=float, default=40, metavar="N", help="refuse larger images (default: %(default)s)")
     add("--max-megabytes", type=float, default=200, metavar="N", help="refuse larger files (default: %(default)s)")
     add("--open", action="store_true", help="open the page in the browser")
@@ -242,7 +247,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     with tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
-        page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device)
+        page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device, arguments.precision)
         for task in TASKS:  # missing weights and unusable devices show before the page opens
             page.restorer(task)
         try:

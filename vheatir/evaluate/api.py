@@ -35,6 +35,7 @@ def evaluate(  # long function: most of it says what its arguments mean
     weights: str | Path | None = None,
     device: str | None = None,
     tile: int | None = None,
+    precision: str = "float32",
     metrics: Sequence[str] | ExtraMetrics = (),
     save_images: str | Path | None = None,
     limit: int | None = None,
@@ -53,6 +54,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         weights: shipped name or .safetensors file for "vheatir"; the task's own by default.
         device: torch device for "vheatir" and the metrics; by default CUDA where there is one, the CPU for metrics.
         tile: side in pixels of the tiles in which "vheatir" restores; 0: whole images; chosen by default.
+        precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
         metrics: beside PSNR, SSIM and PSNR-B: names of `vheatir.metrics.perceptual.NAMES`, or a function of
             (uint8 image, clean uint8 image) that returns metrics by name.
         save_images: restored images go to this folder as data/levelname+level/name.png.
@@ -76,7 +78,7 @@ def evaluate(  # long function: most of it says what its arguments mean
             "nothing is restored, so there are no images to save; choose weights or leave --save-images out"
         )
     if isinstance(method, str):
-        method, _ = open_method(method, task, gray, weights, device, tile)
+        method, _ = open_method(method, task, gray, weights, device, tile, precision)
     extra_metrics = metrics if callable(metrics) else Perceptual(metrics, device or "cpu") if metrics else None
     sources = _open_sources(data, check_stems=save_images is not None)
     images = {name: (_pairs(source) if task == "photo" else source.keys)[:limit] for name, source in sources.items()}

@@ -10,6 +10,7 @@ from typing import Any
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import COMMON_PROTOCOL, LEVEL_NAMES, LEVELS, METRICS, PROTOCOL
 from vheatir.metrics import PERCEPTUAL
+from vheatir.restore.defaults import PRECISIONS
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 WEIGHTS_NONE = "none"  # --weights none: measure the degraded input only
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile", type=int, metavar="N", help="restore in overlapping tiles of N pixels; 0: whole images"
     )
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (default: float32)")
     metrics_help = "metrics beside PSNR, SSIM and PSNR-B (docs/evaluation.md says what they need)"
     parser.add_argument("--metrics", nargs="+", choices=PERCEPTUAL, default=[], help=metrics_help)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each folder")
@@ -113,7 +115,13 @@ def main(argv: list[str]) -> int:
     about = {"method": None, "weights": None}
     if options.weights != WEIGHTS_NONE or options.method in CLASSIC:
         method, about = open_method(
-            options.method, options.task, options.gray, options.weights, options.device, options.tile
+            options.method,
+            options.task,
+            options.gray,
+            options.weights,
+            options.device,
+            options.tile,
+            options.precision,
         )
     start = time.perf_counter()
     results = evaluate(

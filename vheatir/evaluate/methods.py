@@ -49,7 +49,13 @@ def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def open_method(
-    name: str, task: str, gray: bool, weights: str | Path | None, device: str | None, tile: int | None
+    name: str,
+    task: str,
+    gray: bool,
+    weights: str | Path | None,
+    device: str | None,
+    tile: int | None,
+    precision: str = "float32",
 ) -> tuple[Method, dict[str, Any]]:
     """A method by its name, and what metadata says about it.
 
@@ -60,6 +66,7 @@ def open_method(
         weights: shipped name or file for "vheatir"; None for the task's own.
         device: torch device for "vheatir"; None for CUDA where there is one.
         tile: side of the tiles in pixels, 0 for whole images, None to choose by size and memory.
+        precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
 
     Raises:
         UserError: an unknown name, arguments that do not belong to the method, or unusable weights.
@@ -67,8 +74,8 @@ def open_method(
     if name in CLASSIC:
         if task == "jpeg":
             raise UserError(f"--method {name} removes noise, with nothing to offer for --task jpeg; leave --method out")
-        if weights is not None or device is not None or tile is not None:
-            raise UserError(f"--method {name} takes none of --weights, --device, --tile; leave them out")
+        if weights is not None or device is not None or tile is not None or precision != "float32":
+            raise UserError(f"--method {name} takes none of --weights, --device, --tile, --precision; leave them out")
         sigma_used = "told the true sigma" if task == "denoise" else "with an assumed sigma"
         if name == "bm3d":
             return bm3d, {"method": f"bm3d {sigma_used}", "weights": None}
@@ -77,11 +84,11 @@ def open_method(
     if name != "vheatir":
         raise UserError(f"unknown method {name!r}; known: vheatir, {', '.join(CLASSIC)}")
     path = store.find(weights if weights is not None else store.DEFAULTS[task]["gray" if gray else "color"])
-    restorer = Restorer(task, weights=path, device=device, tile=tile)
+    restorer = Restorer(task, weights=path, device=device, tile=tile, precision=precision)
     if restorer.metadata["color"] == "gray" and not gray:
         raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
     about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
-    about |= {"device": str(restorer.device), "tile": tile}
+    about |= {"device": str(restorer.device), "tile": tile, "precision": "bf16" if restorer.bf16 else "float32"}
 
     def method(image: np.ndarray, level: float) -> np.ndarray:
         return restorer.restore(image, level=level if restorer.takes_level else None)

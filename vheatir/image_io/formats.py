@@ -198,7 +198,7 @@ class Stored:
 
         def rows(start: int, stop: int) -> np.ndarray:
             colors, alpha = self.floats(start, stop)
-            assert alpha is not None  # without it nothing would be multiplied
+            assert alpha is not None, "colors are multiplied with what is there"
             return to_numbers(np.concatenate([colors, alpha[..., None]], axis=2), self.bit_depth)
 
         return replace(self, rows=rows, premultiplied=False)

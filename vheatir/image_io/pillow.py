@@ -50,7 +50,7 @@ def decode_with_pillow(
             raise UserError(f"{encoded.name}: holds {frames} images (an animation); save them as single files first")
         if image.mode in _UNREADABLE or image.mode.startswith("I;"):
             raise UserError(f"{encoded.name}: colors are stored as {image.mode}; convert the file to RGB or gray")
-        info = dict(image.info)
+        info: dict[str, Any] = {str(name): value for name, value in image.info.items()}
         image.load()
         target = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB"}.get(image.mode, image.mode)
         if "transparency" in info:

@@ -96,6 +96,7 @@ def scan_png(encoded: Encoded) -> PngInfo:
         if kind in _PIXELS:
             pixels.append(data[start - 8 : end + 4])
             info.behind = len(data) - end - 4
+    assert info is not None, "without a header chunk the first chunk raises"
     info.pixels = b"".join(pixels)
     return info
 

@@ -5,6 +5,7 @@ BT.709, turned upright.
 """
 
 import io
+from typing import Literal
 
 import tifffile
 
@@ -42,7 +43,7 @@ def read(encoded: Encoded) -> Stored:
     return Stored.of_array(array, 16, suffix=encoded.suffix, extras={"tiff": info}, notes=notes)
 
 
-def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], str] | None:
+def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], Literal["<", ">"]] | None:
     """Texts, folders of EXIF and GPS, and byte order, of RAW files that are TIFFs inside; None for others.
 
     The maker's note stays behind: in the pixels' file its positions would mislead.
@@ -50,7 +51,7 @@ def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], str] | 
     file = io.BytesIO(data)
     try:
         with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages[0]
+            page = tiff.pages[0].aspage()
             texts = [page.tags[code] for code in _TEXTS if code in page.tags and int(page.tags[code].dtype) == 2]
             tags = [(tag.code, 2, tag.count, _bytes_of(data, tag), True) for tag in texts]
             folders = read_folders(file, page.offset) if any(code in page.tags for code in POINTERS) else {}

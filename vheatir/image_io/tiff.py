@@ -8,7 +8,7 @@ orientation tag, and one divides, the other multiplies colors by alpha: the copy
 import io
 import logging
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -68,7 +68,7 @@ class TiffInfo:
     bit_depth: int  # 8 stands for everything that fits in 8 bits, 32 for floats
     photometric: int
     dtype: str = "uint8"  # of the samples in the file
-    byteorder: str = "<"
+    byteorder: Literal["<", ">"] = "<"
     alpha: int = 0  # ExtraSamples of the last channel; 0: no alpha
     compressed: bool = False
     icc_profile: bytes | None = None
@@ -107,7 +107,7 @@ def _truncated(encoded: Encoded) -> UserError:
 
 def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the image, where all the others are thumbnails of it, and a note on those."""
-    pages = [cast(tifffile.TiffPage, tiff.pages[index]) for index in range(len(tiff.pages))]
+    pages = [tiff.pages[index].aspage() for index in range(len(tiff.pages))]
     if not pages:
         raise _truncated(encoded)
     masks = [page for page in pages if int(page.subfiletype) & _MASK]

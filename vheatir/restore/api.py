@@ -1,7 +1,6 @@
 """`vheatir.restore`: images through a network, one or many, from files into files."""
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import vheatir.restore.locations as locations
 from vheatir.errors import UserError
 from vheatir.image_io import FORMATS, MAX_PIXELS
-from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, MOST_WORKERS, TASKS
+from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
 from vheatir.restore.jobs import Job, plan_file, plan_jobs
 from vheatir.restore.locations import Location
 from vheatir.restore.manifest import Manifest
@@ -19,7 +18,7 @@ from vheatir.restore.one_file import FileOptions, Outcome
 from vheatir.restore.progress import Progress
 from vheatir.restore.ray_workers import run_on_ray
 from vheatir.restore.restorer import RestorerSettings
-from vheatir.restore.workers import run
+from vheatir.restore.workers import run, usual_workers
 from vheatir.utils.files import printable
 
 
@@ -44,6 +43,7 @@ def restore(  # long function: most of it says what its arguments mean
     chroma: float = 1.0,
     ensemble: bool = False,
     device: str | None = None,
+    precision: str = "float32",
     tile: int | None = None,
     overlap: int | None = None,
     max_megapixels: float = MAX_PIXELS / 1e6,
@@ -72,10 +72,11 @@ def restore(  # long function: most of it says what its arguments mean
         chroma: the same for the change of color.
         ensemble: mean over eight flips and rotations: better, eight times slower.
         device: torch device; a GPU when there is one by default.
+        precision: "float32", "bf16" or "auto", see `Restorer`.
         tile: side of the tiles in pixels; 0: the whole image; by the image's size and the free memory by default.
         overlap: pixels that neighboring tiles share.
         max_megapixels: refuse images that claim to be larger.
-        workers: files in work at the same time; by default one per core, at most 4.
+        workers: files in work at the same time; by default one per core, at most 4, and of small files four times that.
         engine: "local", or "ray" for the machines of a Ray cluster.
         manifest: JSON lines in which every input stands once, with what became of it.
         overwrite: replace outputs that exist; without it they stay and their inputs are not read.
@@ -100,6 +101,7 @@ def restore(  # long function: most of it says what its arguments mean
         luma=luma,
         chroma=chroma,
         ensemble=ensemble,
+        precision=precision,
     )
     machines = _Machines(engine, workers, overwrite)
     machines.check()
@@ -173,7 +175,7 @@ def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
         file_system, path = where.open()
         if not file_system.isdir(path):
             return texts[0]
-    elif len(texts) == 1 and not where.is_dir():
+    elif len(texts) == 1 and isinstance(where, Path) and not where.is_dir():
         if where.exists() or not glob.has_magic(str(where)):
             return texts[0]
         found = [match for match in glob.glob(str(where), recursive=True) if Path(match).suffix.lower() in FORMATS]
@@ -233,7 +235,7 @@ def _run(
                 overwrite = machines.overwrite
                 found = run_on_ray(settings, plan.todo, options, workers=machines.workers, overwrite=overwrite, **how)
             else:
-                workers = machines.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+                workers = machines.workers or usual_workers(plan.todo)
                 found = run(restorer, plan.todo, options, workers=workers, **how)
         finally:
             progress.end()

@@ -3,7 +3,7 @@
 import argparse
 
 from vheatir.image_io import MAX_PIXELS
-from vheatir.restore.defaults import DEFAULT_TASK, MOST_WORKERS, TASKS
+from vheatir.restore.defaults import DEFAULT_TASK, MOST_WORKERS, PRECISIONS, TASKS
 from vheatir.utils.files import printable
 
 _EPILOG = """\
@@ -74,6 +74,10 @@ def _add_control(add) -> None:
 
 def _add_resources(add) -> None:
     add("--device", help="torch device, such as cpu or cuda:0 (default: a GPU when there is one)")
+    precision_help = (
+        "of the products: float32 (default), bf16, or auto: bf16 where it is faster and changes nothing seen"
+    )
+    add("--precision", choices=PRECISIONS, default="float32", help=precision_help)
     tile_help = "side of the tiles; 0: the whole image (default: by the image's size and the free memory)"
     add("--tile", type=int, metavar="PIXELS", help=tile_help)
     add("--overlap", type=int, metavar="PIXELS", help="pixels that neighboring tiles share (default: 32)")
@@ -109,6 +113,7 @@ def main(argv: list[str]) -> int:
             chroma=arguments.chroma,
             ensemble=arguments.ensemble,
             device=arguments.device,
+            precision=arguments.precision,
             tile=arguments.tile,
             overlap=arguments.overlap,
             max_megapixels=arguments.max_megapixels,

@@ -33,6 +33,7 @@ _BT601 = np.array([0.299, 0.587, 0.114])
 _ROUNDING = 0.30  # mean square that rounding to integers leaves in a luma coefficient at the quality it was stored with
 _MEDIAN_OF_NORMAL = statistics.NormalDist().inv_cdf(0.75)  # of the absolute value, at a deviation of one
 _ENOUGH_BLOCKS = 4
+_SKIPPED = 16  # of so many blocks one is looked at first
 _MOST_BLOCKS = 2000
 
 
@@ -109,12 +110,18 @@ def estimate_quality(patches: Sequence[np.ndarray]) -> int | None:
     if len(blocks) < _ENOUGH_BLOCKS:
         return None
     blocks = blocks[:: len(blocks) // _MOST_BLOCKS + 1]
-    first = next((quality for quality in range(1, 96) if _rest(blocks, quality) < _ROUNDING), None)
+    first = next((quality for quality in range(1, 96) if _fits(blocks, quality)), None)
     if first is None:
         return None
     quality = min(range(first, min(first + 3, 96)), key=lambda quality: _rest(blocks, quality))
     coarse = luminance_table(quality) > 2  # steps near the rounding fit untouched images too
     return quality if coarse.mean() > 0.25 else None
+
+
+def _fits(blocks: np.ndarray, quality: int) -> bool:
+    """Whether `_rest` is below the rounding; most qualities are out after a few of the blocks."""
+    few = blocks[::_SKIPPED]
+    return _rest(few, quality) * few.size < _ROUNDING * blocks.size and _rest(blocks, quality) < _ROUNDING
 
 
 def _rest(blocks: np.ndarray, quality: int) -> float:
@@ -128,8 +135,8 @@ def _luma_coefficients(patch: np.ndarray) -> np.ndarray:
     height, width = (side // 8 * 8 for side in patch.shape[:2])
     pixels = patch[:height, :width].reshape(height, width, -1)
     luma = pixels @ _BT601 if pixels.shape[2] == 3 else pixels[..., 0].astype(float)
-    inside = ((pixels > 0) & (pixels < 255)).all(axis=2)
+    inside = np.all((pixels > 0) & (pixels < 255), axis=2)
     blocks, inside = (rearrange(plane, "(h p) (w q) -> (h w) p q", p=8, q=8) for plane in (luma, inside))
-    blocks = blocks[inside.all(axis=(1, 2))]
+    blocks = blocks[np.all(inside, axis=(1, 2))]
     blocks = blocks[np.ptp(blocks, axis=(1, 2)) > 0] - 128.0  # a flat block fits every table
     return np.stack([cv2.dct(block) for block in blocks]) if len(blocks) else np.zeros((0, 8, 8))

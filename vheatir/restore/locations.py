@@ -103,7 +103,8 @@ def existing(targets: list[Location], out: Location) -> set[Location]:
             found = {file_system.unstrip_protocol(name) for name in file_system.find(path)}
         except FileNotFoundError:
             return set()
-    return {target for target in targets if file_system.unstrip_protocol(target.open()[1]) in found}
+    urls = [target for target in targets if isinstance(target, Url)]
+    return {target for target in urls if file_system.unstrip_protocol(target.open()[1]) in found}
 
 
 @contextmanager

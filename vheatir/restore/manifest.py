@@ -74,7 +74,7 @@ class Manifest:
 
 def _key(where: Location | str) -> str:
     """The same for all ways to write one path."""
-    return str(where) if is_url(str(where)) else os.path.abspath(where)
+    return str(where) if is_url(str(where)) else os.path.abspath(str(where))
 
 
 def _line(job: Job, outcome: Outcome) -> dict[str, Any]:

@@ -7,7 +7,7 @@ weights must be reachable from every machine under the same path or URL.
 import json
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def run_on_ray(
 
 def _outcomes(
     settings: RestorerSettings, jobs: Sequence[Job], options: FileOptions, workers: int | None, overwrite: bool
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     ray = _ray()
     resources = ray.cluster_resources()
     on_gpu = resources.get("GPU", 0) >= 1 and not str(settings.device or "cuda").startswith("cpu")

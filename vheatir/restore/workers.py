@@ -1,12 +1,16 @@
 """Many files: workers that read, restore and write at the same time, and a clean stop."""
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import vheatir.restore.locations as locations
 from vheatir.errors import UserError
+from vheatir.restore.defaults import MOST_WORKERS
 from vheatir.restore.jobs import Job
 from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome, restore_file
@@ -14,6 +18,15 @@ from vheatir.restore.progress import Progress
 from vheatir.restore.restorer import Restorer
 
 _POLL_SECONDS = 0.1
+_SMALL_FILE = 1 << 18  # bytes; even a flat image in so few has less pixels than one image may have
+_PER_CORE = 4  # small files in work for each core, so that images of one size meet in a batch
+
+
+def usual_workers(jobs: Sequence[Job]) -> int:
+    """Files in work at the same time: one per core, at most four; where all are small, four times as many."""
+    cores = min(MOST_WORKERS, os.cpu_count() or 1)
+    small = all(isinstance(job.source, Path) and locations.size_of(job.source) <= _SMALL_FILE for job in jobs)
+    return cores * _PER_CORE if small and cores > 1 else cores
 
 
 class Stopped(Exception):
@@ -56,7 +69,7 @@ def reason(job: Job, error: Exception) -> str:
 
 def outcomes(
     restorer: Restorer, jobs: Sequence[Job], options: FileOptions, workers: int, on_share: Callable[[int, float], None]
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Number and outcome of each job as it ends.
 
     Each worker holds one file; the network computes for one of them while the others read and write. Closing the
@@ -90,22 +103,24 @@ def outcomes(
             except Stopped:
                 return
 
-    threads = [threading.Thread(target=work, name=f"restore-{index}") for index in range(min(workers, len(jobs)))]
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in jobs:
-            while True:  # a wait without end could not be interrupted on every system
-                try:
-                    yield ended.get(timeout=_POLL_SECONDS)
-                    break
-                except queue.Empty:
-                    continue
-    finally:
-        stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+    names = [f"restore-{index}" for index in range(min(workers, len(jobs)))]
+    threads = [threading.Thread(target=work, name=name) for name in names]
+    with restorer.several_at_once(min(len(threads), MOST_WORKERS)):
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in jobs:
+                while True:  # a wait without end could not be interrupted on every system
+                    try:
+                        yield ended.get(timeout=_POLL_SECONDS)
+                        break
+                    except queue.Empty:
+                        continue
+        finally:
+            stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
 
 def run(
@@ -134,7 +149,10 @@ def run(
 
 
 def follow(
-    results: Iterator[tuple[int, Outcome]], jobs: Sequence[Job], progress: Progress, manifest: Manifest | None
+    results: Generator[tuple[int, Outcome], None, None],
+    jobs: Sequence[Job],
+    progress: Progress,
+    manifest: Manifest | None,
 ) -> list[Outcome]:
     """Tell progress and manifest of each outcome; the workers behind the results are stopped when this is left.
 
@@ -148,12 +166,10 @@ def follow(
         The outcomes in the order of the jobs.
     """
     found: dict[int, Outcome] = {}
-    try:
+    with closing(results):
         for number, outcome in results:
             found[number] = outcome
             if manifest is not None:
                 manifest.record(jobs[number], outcome)
             progress.ended(number, outcome)
-    finally:
-        results.close()
     return [found[number] for number in range(len(jobs))]

@@ -342,4 +342,4 @@ def test_the_networks_of_restorer_are_frozen():
 
     restorer = Restorer("denoise", device="cpu")
     info = kept_info(restorer.network)
-    assert info.frozen == info.layers > 0 and kept_info(restorer._gray_network()).frozen > 0
+    assert info.frozen == info.layers > 0 and kept_info(restorer._network_for(True).module).frozen > 0
