@@ -1,6 +1,6 @@
 """BasicSR's own loop with our networks, data, losses and metrics: `python -m vheatir.basicsr train -opt FILE`.
 
-From Python, in BasicSR's own words; -opt and the rest come from the command line, as ever:
+From Python: `train(["-opt", "options/smoke.yml"])`, or in a script that calls BasicSR itself:
 
     from vheatir.basicsr import register
     register()
