@@ -68,7 +68,8 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean,
     Args:
         augment: the recipe's section.
         size: height and width in pixels.
-        mean, std: of the three channels, for values in [0, 1].
+        mean: of the three channels, for values in [0, 1].
+        std: of the three channels, for values in [0, 1].
     """
     transform = create_transform(
         (3, *size),
@@ -97,7 +98,8 @@ def val_transform(val: ClassificationVal, size: tuple[int, int], mean, std):
     Args:
         val: the recipe's section.
         size: height and width in pixels.
-        mean, std: of the three channels, for values in [0, 1].
+        mean: of the three channels, for values in [0, 1].
+        std: of the three channels, for values in [0, 1].
     """
     return create_transform(
         (3, *size),

@@ -228,7 +228,8 @@ def make_reader(
     Args:
         data: where the set is.
         split: name of the split.
-        rank, world: this process and how many there are, for `data.cache` part.
+        rank: of this process.
+        world: how many processes there are.
         own_numbers: number the folders of this split by themselves, for sets that a mapping file brings to classes.
 
     Raises:

@@ -96,7 +96,8 @@ class Stream(Streamed):
 
         Args:
             plan: order and size of the steps.
-            start, stop: steps, counted from 0 through all epochs; `stop` is not taken.
+            start: first step, counted from 0 through all epochs.
+            stop: the step before which they end.
             workers: loader processes.
             pin: put batches into pinned memory.
         """
@@ -110,7 +111,8 @@ class Stream(Streamed):
 
         Args:
             batch: images of a batch.
-            rank, world: this process and how many there are.
+            rank: of this process.
+            world: how many processes there are.
             workers: loader processes.
             pin: put batches into pinned memory.
         """

@@ -116,7 +116,8 @@ def make_samples(
         recipe: the recipe.
         model: the network, for image size, channels and number of classes.
         training: the training set, else the evaluation set.
-        rank, world: this process and how many there are.
+        rank: of this process.
+        world: how many processes there are.
 
     Raises:
         FileNotFoundError, ValueError: data that are missing or have more classes than the model.
@@ -153,7 +154,8 @@ def check_images(samples: Samples | Stream, rank: int, world: int) -> None:
 
     Args:
         samples: the set.
-        rank, world: this process and how many there are.
+        rank: of this process.
+        world: how many processes there are.
 
     Raises:
         DataError: images that cannot be read; names the first of them, and counts all.
@@ -178,7 +180,8 @@ def make_plan(recipe: ClassificationRecipe, size: int, rank: int, world: int) ->
     Args:
         recipe: the recipe.
         size: images of the training set.
-        rank, world: this process and how many there are.
+        rank: of this process.
+        world: how many processes there are.
     """
     data = recipe.data
     train = recipe.train

@@ -90,7 +90,8 @@ def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
     Args:
         recipe: of detection or segmentation.
         size: images of the training set.
-        rank, world: this process and how many there are.
+        rank: of this process.
+        world: how many processes there are.
     """
     return EpochPlan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
 

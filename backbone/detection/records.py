@@ -94,7 +94,8 @@ def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
 
     Args:
         box: x0, y0, x1, y1 in pixels.
-        width, height: of the image.
+        width: of the image.
+        height: of the image.
     """
     x0, y0, x1, y1 = box
     if not all(np.isfinite(box)) or x1 <= x0 or y1 <= y0:
@@ -109,7 +110,8 @@ def clipped(box: Sequence[float], width: int, height: int) -> tuple[float, float
 
     Args:
         box: x0, y0, x1, y1 in pixels.
-        width, height: of the image.
+        width: of the image.
+        height: of the image.
     """
     x0, y0, x1, y1 = box
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
@@ -120,7 +122,8 @@ def segmentation_rule(segmentation: object, width: int, height: int) -> str | No
 
     Args:
         segmentation: polygons or run lengths.
-        width, height: of the image.
+        width: of the image.
+        height: of the image.
     """
     if not segmentation:
         return "an empty segmentation"
@@ -177,7 +180,8 @@ def decode(segmentation: list | dict, width: int, height: int) -> np.ndarray:
 
     Args:
         segmentation: polygons or run lengths that break no rule.
-        width, height: of the image.
+        width: of the image.
+        height: of the image.
     """
     if isinstance(segmentation, list):
         return rle.decode(rle.merge(rle.frPyObjects(segmentation, height, width)))

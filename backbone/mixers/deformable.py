@@ -41,8 +41,10 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
     """(H * W, 2): x and y of each pixel, counted in pixels.
 
     Args:
-        height, width: of the map.
-        dtype, device: of the result.
+        height: of the map.
+        width: of the map.
+        dtype: of the result.
+        device: of the result.
     """
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
@@ -60,7 +62,8 @@ def base_offsets(
         side: points along one side of the grid.
         heads: of the operator.
         dilation_rates: spacing of the points, in pixels.
-        dtype, device: of the result.
+        dtype: of the result.
+        device: of the result.
     """
     steps = torch.arange(side, device=device) - (side - 1) // 2
     points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
@@ -114,7 +117,8 @@ class DeformableSampling(nn.Module):
 
         Args:
             offsets: (B, H*W, heads, points, 2), x before y.
-            height, width: of the map.
+            height: of the map.
+            width: of the map.
         """
         wide = torch.float64 if offsets.dtype == torch.float64 else torch.float32
         base = base_offsets(self.side, self.num_heads, self.dilation_rates, wide, offsets.device)

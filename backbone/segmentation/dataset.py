@@ -23,7 +23,8 @@ def scaled_size(height: int, width: int, scale: Sequence[float]) -> tuple[int, i
     """Height and width that fit into `scale`, given as the most for the longer and for the shorter side.
 
     Args:
-        height, width: in pixels.
+        height: in pixels.
+        width: in pixels.
         scale: the two limits, in any order.
     """
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))

@@ -200,7 +200,8 @@ def train_loader(samples: Any, plan: EpochPlan, start: int, stop: int, workers: 
     Args:
         samples: the training set, asked by (index, seed).
         plan: order and size of the steps.
-        start, stop: steps, counted from 0; `stop` is not taken.
+        start: first step, counted from 0.
+        stop: the step before which they end.
         workers: loader processes.
         pin: put batches into pinned memory.
     """
@@ -215,7 +216,8 @@ def val_loader(samples: Any, batch: int, rank: int, world: int, workers: int, pi
     Args:
         samples: the evaluation set, asked by index.
         batch: images of a batch.
-        rank, world: this process and how many there are.
+        rank: of this process.
+        world: how many processes there are.
         workers: loader processes.
         pin: put batches into pinned memory.
     """

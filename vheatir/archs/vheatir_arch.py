@@ -213,7 +213,8 @@ def resized(planes: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         planes: (B, C, H, W).
-        height, width: of the result.
+        height: of the result.
+        width: of the result.
     """
     rows = torch.arange(height, device=planes.device).clamp(max=planes.shape[2] - 1)
     columns = torch.arange(width, device=planes.device).clamp(max=planes.shape[3] - 1)

@@ -32,7 +32,8 @@ def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tenso
     the same at all frequencies.
 
     Args:
-        height, width: of the maps.
+        height: of the maps.
+        width: of the maps.
         channels: of the maps.
     """
     network, _ = weights.load(NETWORK)

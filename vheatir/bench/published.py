@@ -29,7 +29,8 @@ def decay_base(height: int, width: int, device: torch.device | str = "cpu") -> T
     """E = exp(-(w_h^2 + w_w^2)), (height, width), computed in float32.
 
     Args:
-        height, width: of the maps.
+        height: of the maps.
+        width: of the maps.
         device: of the result.
     """
     rows = torch.linspace(0.0, math.pi, height + 1, device=device)[:-1]

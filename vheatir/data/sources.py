@@ -286,7 +286,9 @@ class ImageSource:
         """Raise one UserError that lists all `problems`.
 
         Args:
-            min_size, channels, keys: see `problems`.
+            min_size: see `problems`.
+            channels: see `problems`.
+            keys: see `problems`.
         """
         raise_problems(self.root, self.problems(min_size, channels, keys), len(self.keys if keys is None else keys))
 

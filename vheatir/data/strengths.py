@@ -32,7 +32,8 @@ class Levels:
         Args:
             value: as the options file has it.
             key: name of the option, for messages.
-            low, high: limits, both allowed.
+            low: least value.
+            high: largest value.
             integer: take whole numbers only.
         """
         span = isinstance(value, dict)

@@ -38,7 +38,8 @@ def psnr(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: boo
     """Peak signal-to-noise ratio in dB: 10 log10(255^2 / MSE), the MSE over all pixels and channels; inf when equal.
 
     Args:
-        restored, target: HWC RGB or HW, uint8, of one shape.
+        restored: HWC RGB or HW, uint8.
+        target: of the same shape and type.
         border: pixels cut off each side first.
         luma: compare BT.601 luma instead of the three channels.
     """
@@ -53,7 +54,8 @@ def ssim(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: boo
     cutting the border.
 
     Args:
-        restored, target: HWC RGB or HW, uint8, of one shape.
+        restored: HWC RGB or HW, uint8.
+        target: of the same shape and type.
         border: pixels cut off each side first.
         luma: compare BT.601 luma instead of the three channels.
     """
@@ -75,7 +77,8 @@ def psnrb(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bo
     to count, and PSNR-B is PSNR.
 
     Args:
-        restored, target: HWC RGB or HW, uint8, of one shape.
+        restored: HWC RGB or HW, uint8.
+        target: of the same shape and type.
         border: pixels cut off each side first.
         luma: compare BT.601 luma instead of the three channels.
     """
@@ -86,7 +89,8 @@ def scores(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: b
     """`psnr`, `ssim` and `psnrb` of one pair of uint8 images.
 
     Args:
-        restored, target: HWC RGB or HW, uint8, of one shape.
+        restored: HWC RGB or HW, uint8.
+        target: of the same shape and type.
         border: pixels cut off each side first.
         luma: compare BT.601 luma instead of the three channels.
     """

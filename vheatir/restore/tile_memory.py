@@ -86,7 +86,8 @@ def tile_for(config: Mapping[str, Any], height: int, width: int, free: int | Non
 
     Args:
         config: constructor arguments of the network.
-        height, width: of the image.
+        height: of the image.
+        width: of the image.
         free: bytes of memory; None where that is not known.
     """
     usual = tiling.default_tile(height, width)

@@ -253,7 +253,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, image, reason):
 
 
 def test_writing_into_a_missing_folder_names_the_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.image\.png.*cannot be written"):
+    with pytest.raises(UserError, match=r"none.picture\.png.*cannot be written"):
         write_image(tmp_path / "none" / "picture.png", Image(np.zeros((2, 2), np.float32)))
 
 
