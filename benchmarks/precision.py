@@ -5,8 +5,8 @@ bf16; `change_db` is the largest difference of the mean PSNR over sets and level
 rounds of the time in float32 divided by that in bf16, in turn in one process, by processor time of one thread.
 With `--record`, whole sets go into vheatir/weights/bf16.json, by which `--precision auto` chooses.
 
-    python benchmarks/precision.py --denoise datasets/test/CBSD68 datasets/test/Set12 --jpeg datasets/test/classic5 \\
-        --photo datasets/test/photo --json results/precision.json --record
+    python benchmarks/precision.py --denoise datasets/test/CBSD68 datasets/test/Set12 --jpeg datasets/test/Classic5 \\
+        --photo datasets/test/CC15 --json results/precision.json --record
 """
 
 import argparse
