@@ -21,7 +21,7 @@ def write_weights(path, task="denoise", **changes):
     return path
 
 
-def picture(path, shape=(12, 10, 3), depth=8):
+def image(path, shape=(12, 10, 3), depth=8):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).uniform(size=shape).astype(np.float32)

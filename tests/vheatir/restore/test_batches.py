@@ -131,7 +131,7 @@ def test_several_at_once_restore_as_one_alone(task, shape, two_threads):
 
 
 def test_small_files_get_more_workers_and_a_broken_one_fails_alone(tmp_path, tiny, two_threads):
-    sources = [tiny.picture(tmp_path / f"{number}.png", (40, 40, 3)) for number in range(6)]
+    sources = [tiny.image(tmp_path / f"{number}.png", (40, 40, 3)) for number in range(6)]
     sources[2].write_bytes(b"no image")
     jobs = [Job(source, tmp_path / "out" / source.name) for source in sources]
     assert usual_workers(jobs) >= usual_workers([Job(tmp_path / "0.png", tmp_path)])

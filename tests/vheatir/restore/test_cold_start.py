@@ -29,7 +29,7 @@ def run(code, *arguments):
 
 
 def test_restoring_an_image_loads_no_compiler_and_no_library_of_training(tmp_path, tiny):
-    tiny.picture(tmp_path / "in.png", (40, 40, 3))
+    tiny.image(tmp_path / "in.png", (40, 40, 3))
     status, *modules = run(RUN, tmp_path / "in.png", tmp_path / "out")
     assert status == "0" and (tmp_path / "out" / "in.png").is_file()
     assert {"torch", "cv2", "pywt", "vheatir.kernels.ops"} <= set(modules)

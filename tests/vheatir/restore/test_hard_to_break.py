@@ -35,7 +35,7 @@ def command(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".bmp"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 10000, 3), (10000, 1), (2, 3), (1, 7, 3)], ids=str)
 def test_images_of_any_shape(command, tiny, shape, suffix):
-    tiny.picture(f"in{suffix}", shape)
+    tiny.image(f"in{suffix}", shape)
     assert command(f"in{suffix}", "-o", "out") == 0
     assert read_image(f"out/in{suffix}").pixels.shape[:2] == shape[:2]
 
@@ -154,10 +154,10 @@ print("limit", main(["restore", "large.png", "in.png", "-o", "out4", *fixed]), f
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="drops capabilities by Linux's capset")
 def test_folders_and_files_that_refuse(trained, tiny, tmp_path):
-    tiny.picture(tmp_path / "in.png")
-    tiny.picture(tmp_path / "large.png", (200, 200, 3))
-    tiny.picture(tmp_path / "secret.png").chmod(0)
-    tiny.picture(tmp_path / "tree" / "closed" / "a.png")
+    tiny.image(tmp_path / "in.png")
+    tiny.image(tmp_path / "large.png", (200, 200, 3))
+    tiny.image(tmp_path / "secret.png").chmod(0)
+    tiny.image(tmp_path / "tree" / "closed" / "a.png")
     (tmp_path / "tree" / "closed").chmod(0)
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked").chmod(0o555)
@@ -187,8 +187,8 @@ def test_folders_and_files_that_refuse(trained, tiny, tmp_path):
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root may mount a small disk"
 )
 def test_a_full_disk_is_said_and_nothing_half_written_stays(command, tiny, capfd):
-    tiny.picture("in/large.png", (200, 200, 3))
-    tiny.picture("in/small.png")
+    tiny.image("in/large.png", (200, 200, 3))
+    tiny.image("in/small.png")
     Path("out").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "out"], capture_output=True)
     if mounted.returncode != 0:
@@ -213,7 +213,7 @@ class Evil:
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pt", "evil.safetensors", "evil.bin"])
 def test_weights_from_strangers_run_no_code(tiny, tmp_path, monkeypatch, capfd, name):
     monkeypatch.chdir(tmp_path)
-    tiny.picture("in.png")
+    tiny.image("in.png")
     torch.save({"params": Evil(str(tmp_path / "ran"))}, name)
     assert vheatir_main(["restore", "in.png", "-o", "out", "--task", "denoise", "--weights", name]) == 2
     assert not (tmp_path / "ran").exists() and name in capfd.readouterr().err
@@ -221,8 +221,8 @@ def test_weights_from_strangers_run_no_code(tiny, tmp_path, monkeypatch, capfd, 
 
 def test_a_closed_pipe_or_a_vanished_input_is_no_traceback(command, tiny, capfd, monkeypatch):
     """A file deleted between planning and reading."""
-    tiny.picture("in/a.png")
-    tiny.picture("in/b.png")
+    tiny.image("in/a.png")
+    tiny.image("in/b.png")
     from vheatir.restore import workers
 
     restore_file = workers.restore_file

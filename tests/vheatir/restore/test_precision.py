@@ -89,7 +89,7 @@ def test_tiles_of_bf16_agree_as_those_of_float32_do():
 
 
 def test_the_command_takes_it_and_info_says_what_runs(tmp_path, tiny, capsys):
-    tiny.picture(tmp_path / "in.png", (24, 20, 3))
+    tiny.image(tmp_path / "in.png", (24, 20, 3))
     command = ["restore", str(tmp_path / "in.png"), "-o", str(tmp_path / "out"), "--precision", "bf16", "-q"]
     assert vheatir_main(command) == 0 and (tmp_path / "out" / "in.png").is_file()
     found = info.precision()

@@ -107,7 +107,7 @@ def test_too_little_memory_for_any_tile_is_said(trained):
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
 @pytest.mark.parametrize(("shape", "depth"), [((200, 150, 3), 8), ((150, 200), 16), ((1, 700, 3), 16)], ids=str)
 def test_by_rows_gives_the_same_file_as_in_memory(trained, tiny, tmp_path, shape, depth, suffix):
-    source = tiny.picture(tmp_path / f"in{suffix}", shape, depth)
+    source = tiny.image(tmp_path / f"in{suffix}", shape, depth)
     restorer = Restorer("denoise", weights=trained, device="cpu", tile=64, overlap=24)
     for name, limit in (("rows", 0), ("whole", 10**9)):
         outcome = restore_file(restorer, source, tmp_path / f"{name}{suffix}", FileOptions(by_rows=limit))
