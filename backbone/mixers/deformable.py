@@ -142,9 +142,9 @@ class DeformableBlock(AttentionBlock):
     Args:
         dim: channels C.
         place: where the block stands.
-        num_heads: see `DeformableSampling`.
+        num_heads: groups of channels with their own offsets and weights.
         mlp_ratio: hidden over outer channels.
-        **sampling: points, kernel_size, dilation_rates, offset_scale and ratio of `DeformableSampling`.
+        **sampling: points, kernel_size, dilation_rates, offset_scale, ratio; see `DeformableSampling`.
     """
 
     per_stage: ClassVar = ("num_heads",)

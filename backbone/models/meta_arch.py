@@ -48,7 +48,8 @@ class MetaArch(HeatPyramid):
         drop_rate: dropout before the last linear.
         global_pool: "avg", or "" for no pooling.
         resize: how frequency embeddings are brought to other map sizes, "exact" or "published".
-        dense, mask_padding: see `BlockPosition`; set by the dense-prediction backbones.
+        dense: see `BlockPosition`; set by the dense-prediction backbones.
+        mask_padding: likewise.
         in_chans: channels of the images.
         num_classes: classes of the scores.
         extra_transform_ratio: see `extra_transform`.
