@@ -101,16 +101,24 @@ def write_recipes(folder: Path, names: list[str], task: str) -> dict[str, Path]:
 
 
 class Steps:
-    """Training steps of one design, to time: a batch is drawn, fed and learned from."""
+    """Training steps of one design, to time: a batch is drawn, fed and learned from.
 
-    def __init__(self, path: Path, overrides: list[str]):
+    Args:
+        path: the design's recipe.
+        overrides: options that are changed in all.
+        train_sets: training sets by their options, which designs with the same data share.
+    """
+
+    def __init__(self, path: Path, overrides: list[str], train_sets: dict[str, Any]):
         options = complete_options(path, read_options(path, overrides), is_train=True)
         torch.manual_seed(options["manual_seed"])
-        train_set = build_datasets(path, options)["train"]
-        for index in range(len(train_set)):  # an image is decoded once, and a run uses it many times
-            train_set[index]
+        key = json.dumps(options["datasets"]["train"], sort_keys=True)
+        if key not in train_sets:
+            train_sets[key] = build_datasets(path, options)["train"]
+            for index in range(len(train_sets[key])):  # an image is decoded once, and a run uses it many times
+                train_sets[key][index]
         self.model = build_model(path, options)
-        self.batches = iter(RestorationTask(self.model, train_set, {}, options, 1 << 40).batches(0))
+        self.batches = iter(RestorationTask(self.model, train_sets[key], {}, options, 1 << 40).batches(0))
 
     def __call__(self) -> None:
         self.model.feed_data(next(self.batches))
@@ -119,9 +127,9 @@ class Steps:
 
 def step_times(files: dict[str, Path], overrides: list[str], rounds: int) -> dict[str, Timing]:
     """Processor time of a training step of each design, in turn."""
-    steps = {}
+    steps, train_sets = {}, {}
     for name, path in files.items():
-        steps[name] = Steps(path, overrides)
+        steps[name] = Steps(path, overrides, train_sets)
         torch.set_num_threads(1)
     for step in steps.values():
         step.model.net_g.train()

@@ -35,7 +35,7 @@ _MOST_BYTES = 300_000
 
 
 class Row(NamedTuple):
-    """A camera and its three crops, uint8 RGB of the same size."""
+    """A camera and its crops, uint8 RGB of the same size."""
 
     camera: str
     crops: list[np.ndarray]
@@ -79,13 +79,14 @@ def rows_of(folder: Path, side: int) -> list[Row]:
     return rows
 
 
-def sheet(rows: list[Row]) -> Image.Image:
-    """All crops, pixel for pixel, under the name of their camera."""
+def sheet(rows: list[Row], columns: tuple[str, ...] = _COLUMNS) -> Image.Image:
+    """All crops, pixel for pixel, under the names of their columns and of their camera."""
     side = rows[0].crops[0].shape[0]
     step = _LINE + side + _GAP
-    picture = Image.new("RGB", (3 * side + 2 * _GAP, _LINE + len(rows) * step - _GAP), "white")
+    width = len(columns) * (side + _GAP) - _GAP
+    picture = Image.new("RGB", (width, _LINE + len(rows) * step - _GAP), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for column, title in enumerate(_COLUMNS):
+    for column, title in enumerate(columns):
         draw.text((column * (side + _GAP) + side // 2, _LINE // 2), title, "black", font, anchor="mm")
     for number, row in enumerate(rows):
         top = _LINE + number * step
