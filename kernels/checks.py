@@ -21,6 +21,12 @@ def _check_float(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {dtype}")
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless it is a floating tensor."""
+    _check_tensor(name, tensor)
+    _check_float(name, tensor.dtype)
+
+
 def check_backend(backend: str) -> None:
     """Raise unless it is one of `BACKENDS`."""
     if backend not in BACKENDS:
@@ -30,13 +36,9 @@ def check_backend(backend: str) -> None:
 def check_decay(decay: Tensor) -> None:
     """Raise unless decay is a floating (H, W, C) or (H, W, 1) tensor with no empty side."""
     _check_tensor("decay", decay)
-    _check_decay(decay.shape, decay.dtype)
-
-
-def _check_decay(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    _check_float("decay", dtype)
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"decay must be (H, W, C) or (H, W, 1) with no empty side, got {tuple(shape)}")
+    _check_float("decay", decay.dtype)
+    if decay.ndim != 3 or 0 in decay.shape:
+        raise ValueError(f"decay must be (H, W, C) or (H, W, 1) with no empty side, got {tuple(decay.shape)}")
 
 
 def _check_maps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -57,12 +59,17 @@ def _check_pair(
     """Raise unless maps and a decay of these kinds are accepted, each by itself and together."""
     _check_maps(shape, dtype)
     if not prepared:
-        _check_decay(decay_shape, decay_dtype)
-    height, width, channels = shape[1:]
-    if tuple(decay_shape[:2]) != (height, width) or decay_shape[2] not in (1, channels):
+        _check_float("decay", decay_dtype)
+    batch, height, width, channels = shape
+    own = len(decay_shape) == 4  # each image has its own
+    fits = (
+        len(decay_shape) in (3, 4) and tuple(decay_shape[-3:-1]) == (height, width) and decay_shape[-1] in (1, channels)
+    )
+    if not fits or (own and decay_shape[0] != batch):
         raise ValueError(
-            f"decay must be ({height}, {width}, {channels}) or ({height}, {width}, 1) for x of shape "
-            f"{tuple(shape)}, got {tuple(decay_shape)}; resize the frequency embedding to the map first"
+            f"decay must be ({height}, {width}, {channels}) or ({height}, {width}, 1), or one of them for each of the "
+            f"{batch} images, for x of shape {tuple(shape)}, got {tuple(decay_shape)}; resize the frequency embedding "
+            "to the map first"
         )
     if decay_device != device:
         raise ValueError(f"x is on {device}, decay on {decay_device}; move one of them")
@@ -83,8 +90,8 @@ def check_pair(x: Tensor, decay: Tensor | PreparedDecay, *, plain: bool) -> None
 
     Args:
         x: what should be a floating (B, H, W, C) tensor with H, W, C >= 1.
-        decay: what should be a floating (H, W, C) or (H, W, 1) tensor, or a prepared decay, that fits x in size, device
-            and type.
+        decay: what should be a floating (H, W, C) or (H, W, 1) tensor, one of them for each image, (B, ...), or a
+            prepared decay, that fits x in size, device and type.
         plain: both are plain tensors. Kinds that have passed are then not looked at again: on small maps the checks
             would take longer than the kernel.
     """

@@ -68,21 +68,21 @@ def decay_map(diffusivity: Tensor) -> Tensor:
     """The heat kernel in the DCT domain: exp(-k (w_h^2 + w_w^2)).
 
     Args:
-        diffusivity: k, (H, W, C) or (H, W, 1), in squared pixels (a channel blurs over about sqrt(2k) pixels); k >= 0
-            conducts heat, k < 0 would amplify. Differentiable.
+        diffusivity: k, (H, W, C) or (H, W, 1), or one of them for each image, (B, ...), in squared pixels (a
+            channel blurs over about sqrt(2k) pixels); k >= 0 conducts heat, k < 0 would amplify. Differentiable.
 
     Returns:
         Decay of the same shape, dtype and device; at frequency (0, 0) exactly 1. Below the smallest normal number
         (1.2e-38; of float64 2.2e-308) exactly 0, with gradient 0: whatever handles smaller numbers is slow.
 
     Raises:
-        ValueError: not three-dimensional.
+        ValueError: neither three- nor four-dimensional.
 
     Source: vHeat, arXiv 2405.16555.
     """
-    if diffusivity.ndim != 3:
-        raise ValueError(f"decay_map needs k of shape (H, W, C), got {tuple(diffusivity.shape)}")
-    height, width, _ = diffusivity.shape
+    if diffusivity.ndim not in (3, 4):
+        raise ValueError(f"decay_map needs k of shape (H, W, C) or (B, H, W, C), got {tuple(diffusivity.shape)}")
+    height, width = diffusivity.shape[-3:-1]
     omega2 = squared_frequencies(height, width, dtype=diffusivity.dtype, device=diffusivity.device)
     exponent = -diffusivity * omega2[..., None]
     arithmetic = torch.float64 if diffusivity.dtype == torch.float64 else torch.float32

@@ -42,9 +42,16 @@ def _transform(x: Tensor, path: dispatch.Path) -> Transform:
     return Transform(x.shape[1], x.shape[2], (path.levels_h, path.levels_w), dtype, x.device)
 
 
+def _one_by_one(x: Tensor, decay: Tensor, path: dispatch.Path) -> bool:
+    """Whether every image has a decay of its own, and the path takes one decay at a time."""
+    return decay.ndim == 4 and path.kernel != dispatch.CPU_KERNEL and len(x) > 0
+
+
 @torch.library.custom_op("vheatir::conduct", mutates_args=())
 def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     path = _choose(x, backend)
+    if _one_by_one(x, decay, path):
+        return torch.cat([_conduct(one[None], own, backend) for one, own in zip(x, decay, strict=True)])
     if path.kernel:
         return _NATIVE[path.kernel].conduct(x, decay)
     transform = _transform(x, path)
@@ -55,6 +62,9 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
 @torch.library.custom_op("vheatir::conduct_with_spectrum", mutates_args=())
 def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     path = _choose(x, backend)
+    if _one_by_one(x, decay, path):
+        pairs = [_conduct_with_spectrum(one[None], own, backend) for one, own in zip(x, decay, strict=True)]
+        return torch.cat([y for y, _ in pairs]), torch.cat([spectrum for _, spectrum in pairs])
     if path.kernel:
         return _NATIVE[path.kernel].conduct_with_spectrum(x, decay)
     transform = _transform(x, path)
@@ -99,9 +109,12 @@ def _native_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, kernel: str
 
 @torch.library.custom_op("vheatir::conduct_gradients", mutates_args=())
 def _conduct_gradients(grad: Tensor, spectrum: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    if kernel := _choose(grad, backend).kernel:
-        return _native_gradients(grad, spectrum, decay, kernel)
+    path = _choose(grad, backend)
+    if path.kernel and not _one_by_one(grad, decay, path):
+        return _native_gradients(grad, spectrum, decay, path.kernel)
     grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, backend)
+    if decay.ndim == 4:
+        return grad_x, _sum_to(spectrum * grad_spectrum, decay)
     total = spectrum[0] * grad_spectrum[0] if len(spectrum) else spectrum.new_zeros(spectrum.shape[1:])
     for one, other in zip(spectrum[1:], grad_spectrum[1:], strict=True):
         total.addcmul_(one, other)
@@ -134,21 +147,23 @@ def _(grad, spectrum, decay, backend):
 
 
 def _sum_to(total: Tensor, decay: Tensor) -> Tensor:
-    """An (H, W, C) gradient for a decay of that shape or (H, W, 1), in its type."""
-    if decay.shape[2] == 1 and total.shape[2] != 1:
-        total = total.sum(2, keepdim=True)
+    """A (B, H, W, C) or (H, W, C) gradient for a decay of that shape, without B, or with C = 1, in its type."""
+    if total.ndim > decay.ndim:
+        total = total.sum(0)
+    if decay.shape[-1] == 1 and total.shape[-1] != 1:
+        total = total.sum(-1, keepdim=True)
     return total.to(decay.dtype)
 
 
 def _gradients(ctx, grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor | None, Tensor]:
     """Gradients of x, where x needs one, and of the decay: the product of both spectra, summed over the batch."""
     if not ctx.needs_input_grad[0]:
-        return None, _sum_to((spectrum * _cosine_transform(grad, False, ctx.backend)).sum(0), decay)
+        return None, _sum_to(spectrum * _cosine_transform(grad, False, ctx.backend), decay)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # made of what can be differentiated again
         grad_x, grad_spectrum = _conduct_with_spectrum(grad, decay, ctx.backend)
-        return grad_x, _sum_to((spectrum * grad_spectrum).sum(0), decay)
+        return grad_x, _sum_to(spectrum * grad_spectrum, decay)
     kernel = getattr(ctx, "kernel", "")
-    if kernel and are_plain(grad, spectrum, decay):
+    if kernel and are_plain(grad, spectrum, decay) and (decay.ndim == 3 or kernel == dispatch.CPU_KERNEL):
         return _native_gradients(grad, spectrum, decay, kernel)
     return _conduct_gradients(grad, spectrum, decay, ctx.backend)
 
@@ -217,7 +232,7 @@ _AUTOCAST_KEYS = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA
 _library = torch.library.Library("vheatir", "FRAGMENT")
 
 
-def _register_autocast_rule(name: str) -> None:
+def register_autocast_rule(name: str) -> None:
     """Under autocast the operator keeps its input's type and none of its products is narrowed."""
     operator = getattr(torch.ops.vheatir, name).default
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -232,7 +247,7 @@ def _register_autocast_rule(name: str) -> None:
 
 
 for _name in ("conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform", "conduct_gradients"):
-    _register_autocast_rule(_name)
+    register_autocast_rule(_name)
 flops.register()
 
 
@@ -250,7 +265,7 @@ class Call(NamedTuple):
     kernel: str
 
 
-def _is_differentiated_as_a_function() -> bool:
+def is_differentiated_as_a_function() -> bool:
     """Whether values carry tangents, or torch.func differentiates: PyTorch's custom operators support neither."""
     if torch.compiler.is_compiling():
         return False
@@ -264,7 +279,7 @@ def _check_and_choose(x: Tensor, decay: Tensor | PreparedDecay, backend: str) ->
     if isinstance(decay, PreparedDecay):
         plain = are_plain(x, decay.folded)
         checks.check_pair(x, decay, plain=plain)
-        if not plain and _is_differentiated_as_a_function():
+        if not plain and is_differentiated_as_a_function():
             return Call(_FORMULA, "")
         return Call(decay.path, decay.path if plain and decay.path in _NATIVE else "")
     checks.check_backend(backend)
@@ -273,7 +288,7 @@ def _check_and_choose(x: Tensor, decay: Tensor | PreparedDecay, backend: str) ->
     if plain:
         path = _choose(x, backend)
         return Call(backend if path.kernel else path.name, path.kernel)
-    by_formula = _is_differentiated_as_a_function()
+    by_formula = is_differentiated_as_a_function()
     if by_formula and backend in _NATIVE:
         raise ValueError(
             f"backend {backend!r} runs neither under torch.func's transforms nor with forward-mode tangents; take "
@@ -324,12 +339,13 @@ def _conduct_folded(x: Tensor, folded: Tensor, call: Call) -> Tensor:
 
 def _conduct_checked(x: Tensor, decay: Tensor, call: Call) -> Tensor:
     differentiable = torch.is_grad_enabled()
+    at_once = call.kernel and (decay.ndim == 3 or call.kernel == dispatch.CPU_KERNEL)
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
     if differentiable and decay.requires_grad and x.dtype == dispatch.compute_dtype(x.dtype):
-        if call.kernel:
+        if at_once:
             return _WithSpectrumAtOnce.apply(x, decay, call)[0]
         return _conduct_with_spectrum(x, decay, call.path)[0]
-    if call.kernel and not (differentiable and (x.requires_grad or decay.requires_grad)):
+    if at_once and not (differentiable and (x.requires_grad or decay.requires_grad)):
         return _NATIVE[call.kernel].conduct(x, decay)
     return _conduct(x, decay, call.path)
 
@@ -354,9 +370,10 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Args:
         x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
-        decay: (H, W, C) or (H, W, 1), any real values, dtype of x or float32 beside 16-bit x; or what
-            `prepare_decay` made of it, where the decay needs no gradient. On a CPU, subnormal numbers of the arithmetic
-            (below 1.2e-38; of float64, 2.2e-308) are zero; gradients of the decay are the same there as elsewhere.
+        decay: (H, W, C) or (H, W, 1), or one of them for each image, (B, ...); any real values, dtype of x or float32
+            beside 16-bit x; or what `prepare_decay` made of it, where the decay needs no gradient. On a CPU, subnormal
+            numbers of the arithmetic (below 1.2e-38; of float64, 2.2e-308) are zero; gradients of the decay are the same
+            there as elsewhere.
         backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" or "cuda" for native ones, which then may not
             be replaced. Ignored for a prepared decay, which holds its own path.
 

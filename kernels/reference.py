@@ -11,7 +11,8 @@ def hco_reference(x: Tensor, decay: Tensor) -> Tensor:
 
     Args:
         x: (B, H, W, C), float64 or float32.
-        decay: (H, W, C) or (H, W, 1), any real values; the heat kernel's lie in (0, 1] with decay[0, 0] = 1.
+        decay: (H, W, C) or (H, W, 1), or one of them for each image, any real values; the heat kernel's
+            lie in (0, 1] with decay[0, 0] = 1.
 
     Returns:
         (B, H, W, C), dtype of x. Differentiable by ordinary autograd.

@@ -7,6 +7,9 @@ from vheatir.evaluate.api import evaluate as evaluate
 from vheatir.export import export as export
 from vheatir.kernels.dct import dct_matrix as dct_matrix
 from vheatir.kernels.dct import decay_map as decay_map
+from vheatir.kernels.diffusion.ops import diffuse as diffuse
+from vheatir.kernels.diffusion.reference import diffuse_reference as diffuse_reference
+from vheatir.kernels.diffusion.tensor import diffuse_tensor as diffuse_tensor
 from vheatir.kernels.ops import heat_conduction as heat_conduction
 from vheatir.kernels.ops import prepare_decay as prepare_decay
 from vheatir.kernels.prepared import PreparedDecay as PreparedDecay
@@ -27,6 +30,9 @@ __all__ = [
     "compare",
     "dct_matrix",
     "decay_map",
+    "diffuse",
+    "diffuse_reference",
+    "diffuse_tensor",
     "evaluate",
     "export",
     "hco_reference",

@@ -10,8 +10,8 @@ from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reac
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.mlp import Mlp
 from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
+from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.dct import decay_map
-from vheatir.kernels.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
 
 _NARROW = (torch.bfloat16, torch.float16)

@@ -14,8 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-_PARTS = ("hco_cpu", "norm_cpu", "gate_cpu", "gate_gradient_cpu")  # compiled once for each version
-_HEADERS = ("api.h", "lanes.h", "odd_leaf.h", "subnormal.h", "transform.h", "frequency_weights.h")
+_PARTS = ("hco_cpu", "separable_cpu", "norm_cpu", "gate_cpu", "gate_gradient_cpu")  # compiled once for each version
+_HEADERS = (
+    "api.h",
+    "lanes.h",
+    "narrow.h",
+    "odd_leaf.h",
+    "subnormal.h",
+    "transform.h",
+    "frequency_weights.h",
+    "passes.h",
+    "axis.h",
+)
 _FILES = (*_HEADERS, "dispatch.cpp", *(f"{part}.cpp" for part in _PARTS))
 _FLAGS = (
     "-O3",

@@ -10,7 +10,7 @@ from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.plan import LONG_LEAF, SHORT_LEAF, transform_plan
 from vheatir.kernels.cpu.plan_steps import TransformPlan
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAPS = 1  # orders of a decay, as in csrc/api.h
 _SHARED = 2
 _TILES = 3
@@ -33,7 +33,7 @@ class _Plan(ctypes.Structure):
     )
 
 
-class _Job(ctypes.Structure):
+class Job(ctypes.Structure):
     """vheatir_job."""
 
     _fields_ = (
@@ -53,6 +53,7 @@ class _Job(ctypes.Structure):
         ("decay_order", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("decay", ctypes.c_void_p),
+        ("decay_image", ctypes.c_int64),
         ("keep_spectrum", ctypes.c_void_p),
         ("other_spectrum", ctypes.c_void_p),
         ("decay_gradient", ctypes.c_void_p),
@@ -61,7 +62,7 @@ class _Job(ctypes.Structure):
 
 
 @lru_cache(maxsize=64)
-def _plan(length: int, instructions: str) -> tuple[_Plan, TransformPlan]:
+def plan_of(length: int, instructions: str) -> tuple[_Plan, TransformPlan]:
     """The plan's addresses, and the plan, which owns the memory."""
     plan = transform_plan(length, LONG_LEAF if instructions == "avx512" else SHORT_LEAF)
     addresses = _Plan(
@@ -102,12 +103,12 @@ def unprepare(prepared: Tensor) -> Tensor:
 @lru_cache(maxsize=512)
 def _unbound(
     sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
-) -> tuple[_Job, tuple[TransformPlan, TransformPlan]]:
+) -> tuple[Job, tuple[TransformPlan, TransformPlan]]:
     """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most."""
     batch, height, width, channels = sizes
-    along_height, plan_h = _plan(height, instructions)
-    along_width, plan_w = _plan(width, instructions)
-    job = _Job(
+    along_height, plan_h = plan_of(height, instructions)
+    along_width, plan_w = plan_of(width, instructions)
+    job = Job(
         batch=batch,
         height=height,
         width=width,
@@ -122,6 +123,11 @@ def _unbound(
         decay_order=decay_order,
     )
     return job, (plan_h, plan_w)
+
+
+def threads_for(elements: int) -> int:
+    """How many threads share work on so many elements."""
+    return max(1, min(torch.get_num_threads(), elements // _LEAST_ELEMENTS_PER_THREAD))
 
 
 def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -147,23 +153,24 @@ def _run(
     order = 0
     if decay is not None:
         decay = (decay if decay.dtype == torch.float32 else decay.float()).contiguous()
-        order = _TILES if in_tiles else _MAPS if decay.shape[2] == sizes[3] else _SHARED
-    types = _TYPES[x.dtype], _TYPES[torch.float32 if y is None else y.dtype]
+        order = _TILES if in_tiles else _MAPS if decay.shape[-1] == sizes[3] else _SHARED
+    types = TYPES[x.dtype], TYPES[torch.float32 if y is None else y.dtype]
     # With its plans it is held until the call returns: another thread may push it out of the cache.
     unbound = _unbound(sizes, x.stride(), types, order, native.instructions())
-    job = _Job.from_buffer_copy(unbound[0])
-    job.threads = max(1, min(torch.get_num_threads(), count // _LEAST_ELEMENTS_PER_THREAD))
+    job = Job.from_buffer_copy(unbound[0])
+    job.threads = threads_for(count)
     job.source = x.data_ptr()
     if y is not None:
         job.target = y.data_ptr()
     if decay is not None:
         job.decay = decay.data_ptr()
+        job.decay_image = decay[0].numel() if decay.ndim == 4 else 0
     if spectrum is not None:
         job.keep_spectrum = spectrum.data_ptr()
     if other_spectrum is not None and decay_gradient is not None:
         job.other_spectrum = other_spectrum.data_ptr()
         job.decay_gradient = decay_gradient.data_ptr()
-    if types[1] != _TYPES[torch.float32]:
+    if types[1] != TYPES[torch.float32]:
         workspace = x.new_empty(sizes[1:], dtype=torch.float32)
         job.workspace = workspace.data_ptr()
     native.run(job)
@@ -192,9 +199,9 @@ def transform(x: Tensor) -> Tensor:
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of an (H, W, C) decay, from the output's gradient and the spectrum of x."""
+    """Gradients of x and of an (H, W, C) or (B, H, W, C) decay, from the output's gradient and the spectrum of x."""
     grad_x = _like(grad)
     make = grad.new_empty if len(grad) else grad.new_zeros
-    grad_decay = make(grad.shape[1:], dtype=torch.float32)
+    grad_decay = make(grad.shape[4 - decay.ndim :], dtype=torch.float32)
     _run(grad, y=grad_x, decay=decay, other_spectrum=spectrum.contiguous(), decay_gradient=grad_decay)
     return grad_x, grad_decay

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 5 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 6 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
@@ -48,14 +48,34 @@ typedef struct {
   int32_t source_type, target_type;
   int32_t decay_order, threads;
   const float *decay;
+  int64_t decay_image;          // from one image's decay to the next; 0 where all images share one, whose gradients are
+                                //   summed
   float *keep_spectrum;         // (batch, H, W, C): receives the spectrum before the decay; or null
   const float *other_spectrum;  // (batch, H, W, C): multiplied with the spectrum and summed over the
-  float *decay_gradient;        //   batch into decay_gradient (H, W, C); both null otherwise
+  float *decay_gradient;        //   batch into decay_gradient (1 or batch, H, W, C); both null otherwise
   float *workspace;             // (H, W, C); null where target or keep_spectrum, of float32, serves
 } vheatir_job;
 
 // 0, or -1 when memory is short.
 int vheatir_conduct(const vheatir_job *job);
+
+// Heat conduction with one diffusivity for each channel (and image): each axis is transformed, multiplied with
+// exp(-k w^2) and transformed back by itself, so that no decay is read or stored. With a null k_width only the columns
+// are conducted; along_width is not looked at then, and source rows follow each other without gaps.
+//
+// With gradients the same is done to the gradient of a result, and k gets its own, from maps of the first forward:
+// its result where the rows are transformed, its input where the columns are. Both are (batch, H, W, C), contiguous.
+typedef struct {
+  vheatir_job maps;                             // without decay and spectra
+  const float *k_height, *k_width;              // (1 or batch, channels)
+  int64_t held;                                 // 0: the ends are insulated (w = pi n / N); 1: they are held at zero, and
+                                                // samples come and go with alternating signs (w = pi (N - n) / N)
+  int64_t k_image;                              // from one image's k to the next: channels, or 0 for all alike
+  const void *forward_result, *forward_source;  // null without gradients
+  int32_t result_type, source_type;
+  float *gradient_height, *gradient_width;      // (batch, channels); null without gradients
+} vheatir_separable_job;
+int vheatir_separable(const vheatir_separable_job *job);
 
 // Layer norm of rows of channels, with what stands around it in a block:
 // sum = x + addend; result = residual + (normalized sum * weight + bias) * SiLU(gate). Addend, gate and residual may be

@@ -7,6 +7,7 @@ extern "C" {
 
 #define DECLARE(version)                                                   \
   int vheatir_conduct_##version(const vheatir_job *);                      \
+  int vheatir_separable_##version(const vheatir_separable_job *);          \
   void vheatir_norm_##version(const vheatir_norm_job *);                   \
   void vheatir_norm_gradient_##version(const vheatir_norm_gradient_job *); \
   void vheatir_gate_##version(const vheatir_gate_job *);                   \
@@ -53,6 +54,7 @@ EXPORT void vheatir_limit_instructions(int most) { limit = most; }
 #endif
 
 EXPORT int vheatir_conduct(const vheatir_job *job) { return RUN(vheatir_conduct, job); }
+EXPORT int vheatir_separable(const vheatir_separable_job *job) { return RUN(vheatir_separable, job); }
 EXPORT void vheatir_norm(const vheatir_norm_job *job) { RUN(vheatir_norm, job); }
 EXPORT void vheatir_rescale(const vheatir_rescale_job *job) { RUN(vheatir_rescale, job); }
 EXPORT void vheatir_gate(const vheatir_gate_job *job) { RUN(vheatir_gate, job); }

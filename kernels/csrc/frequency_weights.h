@@ -93,8 +93,10 @@ class Weighing {
   Weighing(const vheatir_job &job, const Cut &cut, int64_t image)
       : job_(job),
         cut_(cut),
-        sum_started_(image > 0),
+        sum_started_(image > 0 && !job.decay_image),
         offset_(image * cut.image),
+        decay_(job.decay + image * job.decay_image),
+        gradient_(job.decay_gradient + (job.decay_image ? image * cut.image : 0)),
         scale_(float(job.along_height.scale * job.along_width.scale)) {}
 
   // Tile i of the block belongs to place starts[i] of a row.
@@ -142,10 +144,10 @@ class Weighing {
     repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= scale_; });
     if (job_.keep_spectrum) put(job_.keep_spectrum + offset_ + at, spectrum, lanes);
     if (job_.decay_gradient) {
-      Tile sum = sum_started_ ? get(job_.decay_gradient + at, lanes) : Tile();
+      Tile sum = sum_started_ ? get(gradient_ + at, lanes) : Tile();
       const Tile other = get(job_.other_spectrum + offset_ + at, lanes);
       repeat<kVectors>([&](auto v) INLINE_LAMBDA { sum.part[v] += other.part[v] * spectrum.part[v]; });
-      put(job_.decay_gradient + at, sum, lanes);
+      put(gradient_ + at, sum, lanes);
     }
     const Tile decay = decay_of(h, start, at, lanes);
     repeat<kVectors>([&](auto v) INLINE_LAMBDA { spectrum.part[v] *= decay.part[v] * scale_; });
@@ -154,10 +156,10 @@ class Weighing {
 
   INLINE Tile decay_of(int64_t h, int64_t start, int64_t at, int64_t lanes) const {
     switch (job_.decay_order) {
-      case VHEATIR_DECAY_MAPS: return get(job_.decay + at, lanes);
-      case VHEATIR_DECAY_TILES: return get(job_.decay + start * cut_.height + h * lanes, lanes);
+      case VHEATIR_DECAY_MAPS: return get(decay_ + at, lanes);
+      case VHEATIR_DECAY_TILES: return get(decay_ + start * cut_.height + h * lanes, lanes);
       case VHEATIR_DECAY_SHARED: {
-        const float *decay = job_.decay + h * cut_.width;
+        const float *decay = decay_ + h * cut_.width;
         const float one = decay[start / cut_.channels];
         float values[kTile];
         for (int64_t lane = 0; lane < kTile; ++lane) {
@@ -174,6 +176,8 @@ class Weighing {
   const Cut &cut_;
   bool sum_started_;
   int64_t offset_;
+  const float *decay_;
+  float *gradient_;
   float scale_;  // of both transforms, there and back
 };
 

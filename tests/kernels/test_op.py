@@ -66,6 +66,22 @@ def test_prepared_decay_gives_the_same_value_and_gradient(shape, dtype, shared, 
     assert (y.dtype, dx.dtype) == (dtype, dtype) and y.is_contiguous()
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["decay-per-channel", "decay-shared"])
+@pytest.mark.parametrize("x_dtype, decay_dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("shape", [(3, 7, 14, 5), (2, 16, 8, 16), (2, 130, 6, 3), (0, 5, 6, 2)], ids=str)
+def test_a_decay_for_each_image(shape, x_dtype, decay_dtype, shared, maps, value_and_gradients, assert_near, device):
+    x, _ = maps(shape, x_dtype)
+    decay = torch.rand(*shape[:3], 1 if shared else shape[3], dtype=F64).to(device, decay_dtype)
+    cotangent = torch.randn(shape, dtype=F64).to(device, x_dtype)
+    got = value_and_gradients(heat_conduction, x, decay, cotangent)
+    want = value_and_gradients(hco_reference, x.double(), decay.double(), cotangent.double())
+    for name in ("y", "dx", "ddecay"):
+        assert_near(got[name], want[name], name)
+    assert got["ddecay"].shape == decay.shape and got["ddecay"].dtype == decay_dtype
+    for one, own, expected in zip(x, decay, want["y"]):
+        assert_near(heat_conduction(one[None], own)[0], expected)
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 4096])
 @pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(2, 16, 24, 3), (1, 20, 9, 2), (2, 3, 50, 1), (1, 31, 33, 70)], ids=str)
@@ -181,8 +197,9 @@ REFUSED = {
     "x without channels": (ValueError, r"got \(2, 4, 6, 0\)", lambda: (X[..., :0], X[0])),
     "decay is no tensor": (TypeError, r"decay must be a torch.Tensor, got float", lambda: (X, 0.5)),
     "decay of integers": (TypeError, r"decay must be float64", lambda: (X, X[0].int())),
-    "decay of rank 4": (ValueError, r"decay must be \(H, W, C\) or \(H, W, 1\)", lambda: (X, X)),
-    "decay with an empty side": (ValueError, r"no empty side", lambda: (X, X[0, :0])),
+    "decay of rank 2": (ValueError, r"\(4, 6, 3\) or \(4, 6, 1\).*got \(6, 3\)", lambda: (X, X[0, 0])),
+    "decays of another batch": (ValueError, r"each of the 2 images.*got \(1, 4, 6, 3\)", lambda: (X, X[:1])),
+    "decay with an empty side": (ValueError, r"\(4, 6, 3\) or \(4, 6, 1\).*got \(0, 6, 3\)", lambda: (X, X[0, :0])),
     "decay transposed": (ValueError, r"\(4, 6, 3\) or \(4, 6, 1\).*got \(6, 4, 3\)", lambda: (X, X[0].transpose(0, 1))),
     "decay of other channels": (ValueError, r"got \(4, 6, 2\).*resize", lambda: (X, X[0, ..., :2])),
     "decay elsewhere": (ValueError, r"x is on cpu, decay on meta", lambda: (X, X[0].to("meta"))),

@@ -32,6 +32,14 @@ def test_first_and_second_derivatives(shape, shared, way, maps):
     assert gradgradcheck(heat_conduction, (x, decay))
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["decay-per-channel", "decay-shared"])
+def test_first_and_second_derivatives_with_a_decay_for_each_image(shared, way, maps):
+    x, _ = maps((2, 3, 4, 2))
+    decay = torch.rand(2, 3, 4, 1 if shared else 2, dtype=torch.float64).requires_grad_()
+    assert gradcheck(heat_conduction, (x.requires_grad_(), decay))
+    assert gradgradcheck(heat_conduction, (x, decay))
+
+
 @pytest.mark.parametrize("name", ["conduct", "conduct_with_spectrum"])
 @pytest.mark.parametrize("x_needs, decay_needs", [(True, True), (True, False), (False, True)])
 def test_derivatives_of_the_operators_with_a_decay(name, x_needs, decay_needs, way, maps):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vheatir.kernels import fused_norms
+from vheatir.kernels.cpu import fused_norms
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.dct import decay_map, squared_frequencies

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from vheatir.kernels import fused_norms
+from vheatir.kernels.cpu import fused_norms
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.fused_norms import add_norm, norm_add, norm_gate
+from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 
 needs_kernel = pytest.mark.skipif(native.refusal() is not None, reason=str(native.refusal()))
 SHAPES = [(1, 1), (3, 5), (2, 3, 16), (2, 2, 3, 17), (1, 7, 9, 96), (600, 33)]

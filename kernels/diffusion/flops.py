@@ -1,0 +1,23 @@
+"""Floating-point operations of `diffuse`, by its definition: for each axis two products with a basis, one with a decay."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def diffused(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
+    """Of the operator on maps (B, ..., C)."""
+    sides = shape[1:-1]
+    return torch.Size(shape).numel() * sum(4 * side + 1 for side in sides)
+
+
+def _gradients(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
+    sides = shape[1:-1]
+    return torch.Size(shape).numel() * sum(6 * side + 4 for side in sides)
+
+
+def register() -> None:
+    """Tell PyTorch's counter what the operators cost."""
+    register_flop_formula(torch.ops.vheatir.diffuse)(diffused)
+    register_flop_formula(torch.ops.vheatir.diffuse_gradients)(_gradients)
