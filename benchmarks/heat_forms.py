@@ -1,9 +1,9 @@
 """Time and error of `diffuse` beside `scipy.fft`, dense matrices and `heat_conduction` with a decay map.
 
-All are called in turn, by processor time of one thread; a time is the median over the rounds. "scipy" is dctn,
-product with the decay, idctn; "dense" one (N, N) matrix for each axis and channel, made beforehand. Errors are the
-largest ones against the definition in float64, as a share of its largest value. `--training` adds forward and
-backward from the logarithm of k; `--splitting` the error of rotated axes.
+All are called in turn, by processor time of one thread; a time is the median over the rounds. "scipy" is dctn, product
+with the decay, idctn; "dense" one (N, N) matrix for each axis and channel, made beforehand. Errors are the largest
+ones against the definition in float64, as a share of its largest value. `--training` adds forward and backward from the
+logarithm of k; `--splitting` the error of rotated axes.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int | None, with
             timings = timing.interleave(calls, torch.device("cpu"), rounds=rounds, clock="cpu", seconds=2, turn=5e-3)
         for name, call in calls.items():
             result = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "pass": kind, "candidate": name}
-            result["median_ms"] = timings[name].median / 1e3
+            result["median_ms"] = round(timings[name].median_us / 1e3, 4)
             if kind == "forward":
                 result["error"] = ((call().double() - want).abs().max() / want.abs().max()).item()
             results.append(result)
@@ -120,8 +120,8 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int | None, with
     return results
 
 
-def splitting(side: int = 24) -> list[dict]:
-    """Error of rotated axes against the exponential of the sum of all parts, and, inside, against periodic ends."""
+def splitting(side: int = 16) -> list[dict]:
+    """Error of rotated axes against very many steps, over all points of a small map, rim and all."""
     point = torch.eye(side * side, dtype=torch.float64).view(-1, side, side, 1)
     results = []
     for ratio in (2, 5):
@@ -131,7 +131,7 @@ def splitting(side: int = 24) -> list[dict]:
             tensor = turn @ torch.diag(torch.tensor([4.0, 4.0 / ratio], dtype=torch.float64)) @ turn.T
             tensor = (tensor + tensor.T) / 2
             # So many short steps that the next doubling changes nothing that is shown.
-            limit = _matrix(point, tensor, 64)
+            limit = _matrix(point, tensor, 32)
             for steps in (1, 2, 4, 8):
                 error = (_matrix(point, tensor, steps) - limit).abs().amax().item() / limit.abs().amax().item()
                 results.append({"ratio": ratio, "degrees": degrees, "steps": steps, "error": error})
@@ -145,7 +145,9 @@ def _matrix(points: torch.Tensor, tensor: torch.Tensor, steps: int) -> torch.Ten
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", type=_shape, help="B,H,W,C; default: those of the network, 1-D and 3-D")
+    parser.add_argument(
+        "--shapes", nargs="+", type=_shape, metavar="BxHxWxC", help="default: those of the network, 1-D and 3-D"
+    )
     parser.add_argument("--rounds", type=_positive, help="default: as many as fit into two seconds")
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--splitting", action="store_true")
@@ -158,7 +160,8 @@ def main(arguments: list[str]) -> None:
     for shape in options.shapes or SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
             results += measure(tuple(shape), dtype, options.rounds, options.training)
-    report = {"metadata": run_metadata(), "results": results}
+    metadata = run_metadata(["python", "benchmarks/heat_forms.py", *arguments]) | {"threads": 1, "clock": "cpu"}
+    report = {"metadata": metadata, "results": results}
     if options.splitting:
         report["splitting"] = splitting()
     if options.json:

@@ -370,10 +370,10 @@ def heat_conduction(x: Tensor, decay: Tensor | PreparedDecay, *, backend: str = 
 
     Args:
         x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16; any strides.
-        decay: (H, W, C) or (H, W, 1), or one of them for each image, (B, ...); real values, dtype of x or float32
+        decay: (H, W, C) or (H, W, 1), or one of them for each image, (B, ...); any real values, dtype of x or float32
             beside 16-bit x; or what `prepare_decay` made of it, where the decay needs no gradient. On a CPU, subnormal
-            numbers of the arithmetic (below 1.2e-38; of float64, 2.2e-308) are zero; gradients of the decay are those
-            of other devices.
+            numbers of the arithmetic (below 1.2e-38; of float64, 2.2e-308) are zero; gradients of the decay are the
+            same there as elsewhere.
         backend: "auto", or "torch" for the PyTorch path, or "cpu_kernel" or "cuda" for native ones, which then may not
             be replaced. Ignored for a prepared decay, which holds its own path.
 

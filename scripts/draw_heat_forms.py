@@ -43,7 +43,7 @@ def draw(target: Path) -> None:
     figure, axes = plt.subplots(3, 4, figsize=(10, 7.6), layout="constrained")
     *spots, line, _ = [axes[row, column] for row in range(2) for column in range(4)]
     for spot, (title, plane) in zip(spots, planes().items(), strict=True):
-        spot.imshow(plane.sqrt().nan_to_num(), cmap="inferno", interpolation="nearest")
+        spot.imshow(plane.clamp(min=0).sqrt(), cmap="inferno", interpolation="nearest")
         spot.set_title(title, fontsize=9)
     signal = torch.zeros(1, SIDE, 1, dtype=torch.float64)
     signal[0, PLACE[0]] = 1
@@ -52,13 +52,21 @@ def draw(target: Path) -> None:
     line.set_title("one dimension, k = 12", fontsize=9)
     line.legend(fontsize=7)
     two = diffuse(torch.cat((point(), point())), torch.tensor([[3.0], [40.0]], dtype=torch.float64))
-    axes[1, 3].imshow(torch.cat((two[0], two[1]), 1)[..., 0].sqrt(), cmap="inferno", interpolation="nearest")
+    axes[1, 3].imshow(
+        torch.cat((two[0], two[1]), 1)[..., 0].clamp(min=0).sqrt(), cmap="inferno", interpolation="nearest"
+    )
     axes[1, 3].set_title("k of each image: 3 and 40", fontsize=9)
     clip = torch.zeros(1, 4, SIDE, SIDE, 1, dtype=torch.float64)
     clip[0, 1, PLACE[0], PLACE[1]] = 1
     frames = diffuse(clip, (0.5, 12.0, 12.0))[0, ..., 0]
     for number, spot in enumerate(axes[2]):
-        spot.imshow(frames[number].sqrt(), cmap="inferno", vmin=0, vmax=frames.max().sqrt(), interpolation="nearest")
+        spot.imshow(
+            frames[number].clamp(min=0).sqrt(),
+            cmap="inferno",
+            vmin=0,
+            vmax=frames.max().sqrt(),
+            interpolation="nearest",
+        )
         spot.set_title(f"k = (0.5, 12, 12), frame {number} of 4", fontsize=9)
     for spot in axes.flat:
         if spot is not line:

@@ -18,13 +18,13 @@ _PARTS = ("hco_cpu", "separable_cpu", "norm_cpu", "gate_cpu", "gate_gradient_cpu
 _HEADERS = (
     "api.h",
     "lanes.h",
+    "narrow.h",
     "odd_leaf.h",
     "subnormal.h",
     "transform.h",
     "frequency_weights.h",
     "passes.h",
     "axis.h",
-    "narrow.h",
 )
 _FILES = (*_HEADERS, "dispatch.cpp", *(f"{part}.cpp" for part in _PARTS))
 _FLAGS = (

@@ -48,12 +48,11 @@ typedef struct {
   int32_t source_type, target_type;
   int32_t decay_order, threads;
   const float *decay;
-  int64_t decay_image;          // from one image's decay to the next; 0 where all images share one,
-                                //   whose gradients are summed
+  int64_t decay_image;          // from one image's decay to the next; 0 where all images share one, whose gradients are
+                                //   summed
   float *keep_spectrum;         // (batch, H, W, C): receives the spectrum before the decay; or null
   const float *other_spectrum;  // (batch, H, W, C): multiplied with the spectrum and summed over the
-  float *decay_gradient;        //   batch into decay_gradient (1 or batch, H, W, C); both null
-                                //   otherwise
+  float *decay_gradient;        //   batch into decay_gradient (1 or batch, H, W, C); both null otherwise
   float *workspace;             // (H, W, C); null where target or keep_spectrum, of float32, serves
 } vheatir_job;
 

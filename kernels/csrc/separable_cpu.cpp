@@ -10,24 +10,18 @@
 #endif
 
 #include "axis.h"
+#include "narrow.h"
 #include "passes.h"
 #include "subnormal.h"
 
 namespace {
-
-typedef uint32_t TileBits __attribute__((vector_size(kWidth * 4)));
-typedef uint16_t TileNarrow __attribute__((vector_size(kWidth * 2)));
-typedef uint16_t LooseTileNarrow __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // Like load_tiles and store_tiles, many bfloat16 at once where the tiles are whole.
 void read_tiles(const void *source, int32_t type, int64_t pitch, int64_t count, int64_t lanes, float *tiles) {
   if (type != VHEATIR_BFLOAT16 || lanes < kTile) return load_tiles(source, type, pitch, count, lanes, tiles);
   const uint16_t *from = static_cast<const uint16_t *>(source);
   for (int64_t i = 0; i < count; ++i, from += pitch, tiles += kTile) {
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA {
-      const TileNarrow bits = *reinterpret_cast<const LooseTileNarrow *>(from + v * kWidth);
-      store(tiles + v * kWidth, reinterpret_cast<Vec>(__builtin_convertvector(bits, TileBits) << 16));
-    });
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { store(tiles + v * kWidth, get<true>(from, v * kWidth)); });
   }
 }
 
@@ -45,12 +39,7 @@ void write_tiles(const float *tiles, int64_t tiles_pitch, int64_t count, int64_t
   }
   uint16_t *to = static_cast<uint16_t *>(target);
   for (int64_t i = 0; i < count; ++i, to += pitch, tiles += tiles_pitch) {
-    repeat<kVectors>([&](auto v) INLINE_LAMBDA {  // rounded once, to nearest, ties to even; NaN stays NaN
-      const TileBits bits = reinterpret_cast<TileBits>(load(tiles + v * kWidth));
-      const TileBits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
-      const TileBits chosen = (bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
-      *reinterpret_cast<LooseTileNarrow *>(to + v * kWidth) = __builtin_convertvector(chosen, TileNarrow);
-    });
+    repeat<kVectors>([&](auto v) INLINE_LAMBDA { put<true>(to, v * kWidth, load(tiles + v * kWidth)); });
   }
 }
 

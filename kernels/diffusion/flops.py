@@ -1,4 +1,4 @@
-"""Operations of `diffuse`, by its definition: for each axis two products with a basis, one with a decay."""
+"""Floating-point operations of `diffuse`, by its definition: for each axis two products with a basis and a decay."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,123 @@
+"""diffuse_tensor: rotated axes against the Gaussian inside the map, physics, convergence of the split, derivatives."""
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.diffusion.tensor import diffuse_tensor
+
+F64 = torch.float64
+
+
+def rotated(long, short, degrees):
+    """Diffusivity `long` along the direction at that angle to the columns' axis, `short` across it."""
+    angle = math.radians(degrees)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=F64)
+    tensor = turn @ torch.diag(torch.tensor([long, short], dtype=F64)) @ turn.T
+    return (tensor + tensor.T) / 2
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+def test_along_the_axes_it_is_diffuse(boundary):
+    x = torch.randn(2, 8, 11, 3, dtype=F64)
+    tensor = torch.diag(torch.tensor([0.7, 3.0], dtype=F64))
+    torch.testing.assert_close(diffuse_tensor(x, tensor, boundary=boundary), diffuse(x, (0.7, 3.0), boundary=boundary))
+
+
+@pytest.mark.parametrize("degrees", [0, 22.5, 45, 70, 135, 160])
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+def test_a_point_inside_becomes_the_rotated_gaussian(boundary, degrees):
+    tensor = rotated(4.0, 1.5, degrees)
+    x = torch.zeros(1, 51, 51, 1, dtype=F64)
+    x[0, 25, 25] = 1
+    place = torch.arange(-25, 26, dtype=F64)
+    offset = torch.stack(torch.meshgrid(place, place, indexing="ij"), -1)
+    exponent = torch.einsum("hwi,ij,hwj->hw", offset, torch.linalg.inv(tensor), offset) / 4
+    want = torch.exp(-exponent) / (4 * math.pi * torch.linalg.det(tensor).sqrt())
+    got = diffuse_tensor(x, tensor, boundary=boundary)[0, ..., 0]
+    assert (got - want).abs().max() < 2e-3 * want.max()
+
+
+def test_heat_is_kept_and_the_operator_is_its_own_adjoint():
+    x, y = torch.randn(2, 1, 9, 12, 2, dtype=F64)
+    tensor = torch.stack([rotated(4.0, 1.0, 30), rotated(3.0, 1.0, 120)])
+    for boundary in ("insulated", "periodic"):
+        kept = diffuse_tensor(x, tensor, boundary=boundary)
+        torch.testing.assert_close(kept.sum((1, 2)), x.sum((1, 2)))
+        torch.testing.assert_close((kept * y).sum(), (x * diffuse_tensor(y, tensor, boundary=boundary)).sum())
+    flat = torch.ones(1, 9, 12, 2, dtype=F64)
+    torch.testing.assert_close(diffuse_tensor(flat, tensor), flat)
+
+
+def test_the_error_of_the_split_falls_with_the_square_of_the_steps():
+    x = torch.zeros(1, 12, 15, 1, dtype=F64)
+    x[0, 0, 3] = 1  # at the rim: inside the parts commute
+    tensor = rotated(4.0, 1.0, 30)
+    limit = diffuse_tensor(x, tensor, steps=64)
+    errors = [(diffuse_tensor(x, tensor, steps=steps) - limit).abs().max().item() for steps in (4, 8, 16)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] > 0
+
+
+def test_each_channel_and_image_has_its_own():
+    x = torch.randn(2, 7, 9, 2, dtype=F64)
+    tensors = torch.stack([rotated(3.0, 1.0, angle) for angle in (20, 110, 45, 160)]).view(2, 2, 2, 2)
+    got = diffuse_tensor(x, tensors)
+    for image in range(2):
+        for channel in range(2):
+            alone = diffuse_tensor(x[image : image + 1, ..., channel : channel + 1], tensors[image, channel])
+            torch.testing.assert_close(got[image : image + 1, ..., channel : channel + 1], alone)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)], ids=str)
+def test_types(dtype, tolerance):
+    x = torch.randn(1, 20, 24, 16, dtype=F64).to(dtype)
+    tensor = rotated(3.0, 1.0, 30)
+    for boundary in ("insulated", "periodic"):
+        got = diffuse_tensor(x, tensor.float(), boundary=boundary)
+        assert got.dtype == dtype
+        want = diffuse_tensor(x.double(), tensor, boundary=boundary)
+        assert (got.double() - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+def test_derivatives(boundary):
+    x = torch.randn(1, 3, 4, 2, dtype=F64, requires_grad=True)
+    parts = torch.tensor([[2.0, 3.0, 0.8], [1.5, 1.2, -0.5]], dtype=F64, requires_grad=True)
+
+    def conducted(x, parts):
+        rows = torch.stack([parts[:, 0], parts[:, 2], parts[:, 2], parts[:, 1]], 1).view(2, 2, 2)
+        return diffuse_tensor(x, rows, boundary=boundary)
+
+    assert gradcheck(conducted, (x, parts))
+    assert gradgradcheck(conducted, (x, parts))
+
+
+X = torch.zeros(2, 4, 6, 3)
+EYE = torch.eye(2)
+REFUSED = {
+    "rank": (ValueError, r"x must be \(B, H, W, C\)", lambda: diffuse_tensor(X[0], EYE)),
+    "shape": (ValueError, r"tensor must be \(2, 2\), \(3, 2, 2\) or \(2, 3, 2, 2\)", lambda: diffuse_tensor(X, X[0])),
+    "type": (TypeError, "tensor must be torch.float32 beside", lambda: diffuse_tensor(X, EYE.double())),
+    "steps": (ValueError, "steps must be 1 or more, got 0", lambda: diffuse_tensor(X, EYE, steps=0)),
+    "not symmetric": (
+        ValueError,
+        "must be symmetric",
+        lambda: diffuse_tensor(X, torch.tensor([[2.0, 1.0], [0.5, 2.0]])),
+    ),
+    "too anisotropic": (
+        ValueError,
+        "no larger than either",
+        lambda: diffuse_tensor(X, rotated(9.0, 0.5, 22.5).float()),
+    ),
+    "boundary": (ValueError, "unknown boundary", lambda: diffuse_tensor(X, EYE, boundary="open")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_misfits_are_refused(case):
+    error, message, call = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call()
