@@ -6,6 +6,7 @@ traced, they are plain PyTorch.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +173,7 @@ class _Gate(torch.autograd.Function):
         return _native_gate(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable(_gate_formula, (x, weight, bias), grad)
@@ -206,7 +207,7 @@ class _Gate(torch.autograd.Function):
         return grad_x, grad_weight.sum(0).t().reshape(weight.shape), grad_bias.sum(0)
 
 
-def _differentiable(formula, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+def _differentiable(formula, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Any, ...]:
     """Gradients of a formula's inputs that can be differentiated again; None for those that need none."""
     wanted = [one for one in inputs if one.requires_grad]
     found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))

@@ -93,7 +93,7 @@ class RestorationDataset(Dataset):
         value = opt.get(key, default)
         if not is_number(value, integer=True) or not low <= value <= high:
             raise UserError(f"{key}: expected an integer from {low} to {high}, got {value!r}")
-        return value
+        return int(value)
 
     def _steps(self, opt: dict) -> frozenset[str]:
         steps = opt.get("on_device") or []

@@ -40,7 +40,7 @@ class Levels:
         if span and set(value) != {"min", "max"}:
             raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
         numbers: list[Any] = (
-            [value["min"], value["max"]] if span else value if isinstance(value, (list, tuple)) else [value]
+            [value["min"], value["max"]] if span else list(value) if isinstance(value, (list, tuple)) else [value]
         )
         kind = "an integer" if integer else "a number"
         if not numbers or not all(is_number(number, integer) for number in numbers):
