@@ -47,6 +47,7 @@ class Batches:
         self._changed = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._alone_waiting = 0
+        self._one_alone = False
         self._busy = 0  # lanes in use
         self._lanes = 1
         self._threads = 0  # PyTorch's, where lanes share them; 0: left as they are
@@ -89,7 +90,7 @@ class Batches:
         batch = self._own_or_batch(ticket)
         if batch:
             try:
-                self._set_threads(max(1, self._threads // self._lanes))
+                self._set_threads(self._threads and max(1, self._threads // self._lanes))
                 self._answer(batch)
             finally:
                 with self._changed:
@@ -122,7 +123,7 @@ class Batches:
             return batch
 
     def _is_free(self) -> bool:
-        return self._busy < self._lanes and not self._alone_waiting
+        return self._busy < self._lanes and not self._one_alone and not self._alone_waiting
 
     def _answer(self, batch: list[_Ticket]) -> None:
         """Compute a batch; where that fails each image alone, so that an error stays with its image."""
@@ -146,17 +147,17 @@ class Batches:
         with self._changed:
             self._alone_waiting += 1
             try:
-                self._changed.wait_for(lambda: self._busy == 0)
+                self._changed.wait_for(lambda: self._busy == 0 and not self._one_alone)
             finally:
                 self._alone_waiting -= 1
                 self._changed.notify_all()
-            self._busy = self._lanes
+            self._one_alone = True
         try:
             self._set_threads(self._threads)
             yield
         finally:
             with self._changed:
-                self._busy = 0
+                self._one_alone = False
                 self._changed.notify_all()
 
     @staticmethod
