@@ -61,8 +61,7 @@ struct Layout {
     const int64_t width = rows ? cut.width : 0;
     in_planes = rows && cut.in_planes;
     whole = cut.channels % kTile == 0;
-    columns_out = cut.height * cut.plane_row * 4 <= kStrewnColumnBytes && job.maps.target_type == VHEATIR_FLOAT32;
-    plane = in_planes ? cut.height * cut.plane_row : cut.block_tiles * cut.height * kTile;
+    plane = in_planes ? (with_sums ? 2 : 1) * cut.height * cut.plane_row : cut.block_tiles * cut.height * kTile;
     own_tables = in_planes ? (cut.height + width) * kTile : whole ? 0 : cut.block_tiles * cut.height * kTile;
     shared_tables = in_planes ? 0 : cut.channel_tiles * (width + (whole ? cut.height : 0)) * kTile;
     space = most(lot_of(h) * h.slots, rows ? lot_of(w) * w.slots : 0) * kTile;
@@ -76,9 +75,7 @@ struct Layout {
     own = ratio_up(space + spectra + 2 * line + own_tables + plane + squares, 1024) * 1024;
   }
   static constexpr int64_t kRowBytes = 32 << 10;
-  // Larger planes take their columns back: written one by one into the target they would crowd a few sets of the cache.
-  static constexpr int64_t kStrewnColumnBytes = 320 << 10;
-  bool with_rows, with_sums, in_planes, whole, columns_out;
+  bool with_rows, with_sums, in_planes, whole;
   int64_t spectra, line, plane, own_tables, shared_tables, space, row_chunk, chunks, sums, squares, shared, own;
 };
 
@@ -168,7 +165,8 @@ class Worker {
     }
     const Rows staged = {staged_, kTile, 0}, beside = {beside_, kTile, 0};
     for (int64_t line = 0; line < lines; ++line, to.first += to.line) {
-      read_tiles(source_at(maps_, image, h + line, channel), maps_.source_type, maps_.source_pixel, cut_.width, lanes, staged_);
+      read_tiles(source_at(maps_, image, h + line, channel), maps_.source_type, maps_.source_pixel, cut_.width, lanes,
+                 staged_);
       const Rows target = lanes == kTile ? to : staged;
       if (sums) {
         read_tiles(result_.at(at + line * cut_.row), result_.type, cut_.channels, cut_.width, lanes, beside_);
@@ -187,7 +185,8 @@ class Worker {
       if (sums) *sums = {};
       const Rows to = {middle(image) + h * cut_.row + tile * kTile, cut_.channels, cut_.row};
       for (int64_t next = h + lines; next < least(h + 2 * lines, cut_.height); ++next) {
-        foresee<false>(source_at(maps_, image, next, tile * kTile), maps_.source_pixel * bytes_of(maps_.source_type), cut_.width);
+        foresee<false>(source_at(maps_, image, next, tile * kTile), maps_.source_pixel * bytes_of(maps_.source_type),
+                       cut_.width);
         foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut_.width);
       }
       conduct_rows(along_width(width_table(tile)), image, h, lines, tile * kTile, to, sums);
@@ -202,7 +201,8 @@ class Worker {
   void block(int64_t image, int64_t tile) {
     const int64_t tiles = least(cut_.block_tiles, cut_.row_tiles - tile), size = cut_.height * kTile;
     const int32_t type = layout_.with_rows ? int32_t(VHEATIR_FLOAT32) : maps_.source_type;
-    const char *from = layout_.with_rows ? reinterpret_cast<const char *>(middle(image)) : source_at(maps_, image, 0, 0);
+    const char *from = layout_.with_rows ? reinterpret_cast<const char *>(middle(image))
+                                         : source_at(maps_, image, 0, 0);
     const int64_t pitch = layout_.with_rows ? cut_.row : maps_.source_row;
     char *to = target_at(maps_, cut_, image, 0, 0);
     // Row by row: one after the other, the columns of a width that is a power of two would crowd a few sets of the cache.
@@ -218,7 +218,8 @@ class Worker {
     for (int64_t i = 0; i < tiles; ++i) conduct_column(image, (tile + i) * kTile, plane_ + i * size);
     for (int64_t h = 0; h < cut_.height; ++h) {
       const int64_t ahead = least(h + kRowsAhead, cut_.height - 1) * cut_.row + tile * kTile;
-      foresee<true>(to + ahead * bytes_of(maps_.target_type), 64, ratio_up(tiles * kTile * bytes_of(maps_.target_type), 64));
+      foresee<true>(to + ahead * bytes_of(maps_.target_type), 64,
+                    ratio_up(tiles * kTile * bytes_of(maps_.target_type), 64));
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t start = (tile + i) * kTile;
         write_tiles(plane_ + i * size + h * kTile, 0, 1, least(kTile, cut_.row - start),
@@ -278,16 +279,22 @@ class Worker {
       conduct_rows(along_width(along_w), image, h, lines, tile * kTile,
                    {plane_ + h * cut_.plane_row, kTile, cut_.plane_row}, layout_.with_sums ? sums : nullptr);
     }
+    for (int64_t h = 0; layout_.with_sums && h < cut_.height; ++h) {
+      read_tiles(source_.at(image * cut_.image + h * cut_.row + tile * kTile), source_.type, cut_.channels, cut_.width,
+                 kTile, plane_ + (cut_.height + h) * cut_.plane_row);
+    }
     const int64_t lots = ratio_up(cut_.width, kColumns);
     for (int64_t lot = 0; lot < lots; ++lot) {
-      if (cut_.small_planes && next >= 0) foresee_source(next / maps_.batch, next % maps_.batch, {lot, lots, 0, cut_.height});
-      plane_columns(tile, image, lot * kColumns, least(kColumns, cut_.width - lot * kColumns), along_h, sums[1]);
+      if (cut_.small_planes && next >= 0)
+        foresee_source(next / maps_.batch, next % maps_.batch, {lot, lots, 0, cut_.height});
+      plane_columns(lot * kColumns, least(kColumns, cut_.width - lot * kColumns), along_h, sums[1]);
     }
-    if (!layout_.columns_out) {
-      for (int64_t h = 0; h < cut_.height; ++h) {
-        write_tiles(plane_ + h * cut_.plane_row, kTile, cut_.width, kTile, target_at(maps_, cut_, image, h, tile * kTile),
-                    maps_.target_type, cut_.channels);
-      }
+    // Not column by column: at strides of a power of two they would crowd a few sets of the cache.
+    for (int64_t h = 0; h < cut_.height; ++h) {
+      const int64_t pitch = cut_.channels * bytes_of(maps_.target_type), next_h = least(h + 1, cut_.height - 1);
+      if (!cut_.small_planes) foresee<true>(target_at(maps_, cut_, image, next_h, tile * kTile), pitch, cut_.width);
+      write_tiles(plane_ + h * cut_.plane_row, kTile, cut_.width, kTile, target_at(maps_, cut_, image, h, tile * kTile),
+                  maps_.target_type, cut_.channels);
     }
     for (int lane = 0; layout_.with_sums && lane < kTile; ++lane) {
       job_.gradient_width[image * cut_.channels + tile * kTile + lane] = float(sums[0].lane[lane]);
@@ -295,25 +302,12 @@ class Worker {
     }
   }
 
-  void plane_columns(int64_t tile, int64_t image, int64_t w, int64_t count, const float *factors, Sums &sums) {
+  void plane_columns(int64_t w, int64_t count, const float *factors, Sums &sums) {
     const Axis along = along_height(factors);
-    const Rows from = {plane_ + w * kTile, cut_.plane_row, kTile};
-    Rows to = from;
-    const int64_t channel = tile * kTile + w * cut_.channels;
-    if (layout_.columns_out) {
-      to = {reinterpret_cast<float *>(target_at(maps_, cut_, image, 0, channel)), cut_.row, cut_.channels};
-    }
-    if (!layout_.with_sums) return conduct_lines(along, from, to, count);
-    const int64_t at = image * cut_.image + channel;
-    if (source_.type == VHEATIR_FLOAT32) {
-      const Rows other = {source_.floats_at(at), cut_.row, cut_.channels};
-      return conduct_lines_with_sums(along, from, to, count, other, true, sums);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      read_tiles(source_.at(at + i * cut_.channels), source_.type, cut_.row, cut_.height, kTile, beside_);
-      conduct_lines_with_sums(along, {from.first + i * from.line, from.row, 0}, {to.first + i * to.line, to.row, 0}, 1,
-                              {beside_, kTile, 0}, true, sums);
-    }
+    const Rows columns = {plane_ + w * kTile, cut_.plane_row, kTile};
+    if (!layout_.with_sums) return conduct_lines(along, columns, columns, count);
+    const Rows other = {plane_ + cut_.height * cut_.plane_row + w * kTile, cut_.plane_row, kTile};
+    conduct_lines_with_sums(along, columns, columns, count, other, true, sums);
   }
 
   INLINE void foresee_source(int64_t tile, int64_t image, Part part) const {

@@ -28,7 +28,13 @@ def check_boundary(boundary: str) -> None:
 
 
 def alternating(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1, -1, 1, ... of length n."""
+    """1, -1, 1, ...
+
+    Args:
+        n: how many.
+        dtype: of the result.
+        device: likewise.
+    """
     return (1 - 2 * (torch.arange(n, device=device) % 2)).to(dtype)
 
 
@@ -61,7 +67,14 @@ _cached_basis = lru_cache(maxsize=32)(_build_basis)
 
 
 def basis_of(n: int, boundary: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis (n, n), one function to a row, and w^2 of each, (n,). Computed in float64, rounded once."""
+    """Orthonormal basis (n, n), one function to a row, and w^2 of each, (n,). Computed in float64, rounded once.
+
+    Args:
+        n: samples of the axis.
+        boundary: one of `BOUNDARIES`.
+        dtype: of the results.
+        device: likewise.
+    """
     build = _cached_basis if may_cache() else _build_basis
     basis, squares = build(n, boundary)
     return basis.to(device, dtype), squares.to(device, dtype)

@@ -23,7 +23,9 @@ def check_maps(x: Tensor) -> None:
 
 def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
     """k as (1 or B, C) in the type that x is computed in."""
-    batch, channels, rank = x.shape[0], x.shape[-1], x.ndim
+    batch = x.shape[0]
+    channels = x.shape[-1]
+    rank = x.ndim
     if isinstance(k, int | float):
         return torch.full((1, channels), float(k), dtype=compute_dtype(x.dtype), device=x.device)
     check_floating("k", k)

@@ -7,7 +7,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def diffused(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
-    """Of the operator on maps (B, ..., C)."""
+    """Of the operator.
+
+    Args:
+        shape: of the maps, (B, ..., C).
+        *args: not looked at.
+        out_shape: likewise.
+        **kwargs: likewise.
+    """
     sides = shape[1:-1]
     return torch.Size(shape).numel() * sum(4 * side + 1 for side in sides)
 

@@ -48,7 +48,14 @@ def _conduct(x: Tensor, k: Tensor, held: bool, dtype: torch.dtype) -> Tensor:
 
 
 def conduct(x: Tensor, k: Tensor, boundary: str, dtype: torch.dtype | None = None) -> Tensor:
-    """Heat conduction along all axes; k (D, 1 or B, C) in float32, result in `dtype` or the type of x."""
+    """Heat conduction along all axes.
+
+    Args:
+        x: (B, ..., C), float32, bfloat16 or float16.
+        k: (D, 1 or B, C), float32.
+        boundary: "insulated" or "zero".
+        dtype: of the result; None takes that of x.
+    """
     held = boundary == ZERO
     k = k.contiguous()
     if not held:

@@ -40,7 +40,13 @@ def _squares(x: Tensor, axis: int, boundary: str) -> Tensor:
 
 
 def conduct(x: Tensor, k: Tensor, boundary: str) -> Tensor:
-    """Heat conduction of maps (B, ..., C) along all axes; k (D, 1 or B, C), in the type of x."""
+    """Heat conduction along all axes.
+
+    Args:
+        x: (B, ..., C), float64 or float32.
+        k: (D, 1 or B, C), in the type of x.
+        boundary: one of `BOUNDARIES`.
+    """
     for axis in range(x.ndim - 2):
         weights = torch.exp(-_squares(x, axis, boundary)[:, None] * k[axis][:, None])
         x = _weighted(x, axis, weights, boundary)
@@ -48,6 +54,12 @@ def conduct(x: Tensor, k: Tensor, boundary: str) -> Tensor:
 
 
 def second_derivative(x: Tensor, axis: int, boundary: str) -> Tensor:
-    """The derivative of `conduct` to k of one axis, from its result: -w^2 in the spectrum."""
+    """The derivative of `conduct` to k of one axis, from its result: -w^2 in the spectrum.
+
+    Args:
+        x: the result, (B, ..., C).
+        axis: which one, from 0 on.
+        boundary: one of `BOUNDARIES`.
+    """
     weights = -_squares(x, axis, boundary)[None, :, None].expand(1, -1, x.shape[-1])
     return _weighted(x, axis, weights, boundary)
