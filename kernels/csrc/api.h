@@ -66,14 +66,14 @@ int vheatir_conduct(const vheatir_job *job);
 // With gradients the same is done to the gradient of a result, and k gets its own, from maps of the first forward:
 // its result where the rows are transformed, its input where the columns are. Both are (batch, H, W, C), contiguous.
 typedef struct {
-  vheatir_job maps;                             // without decay and spectra
-  const float *k_height, *k_width;              // (1 or batch, channels)
-  int64_t held;                                 // 0: the ends are insulated (w = pi n / N); 1: they are held at zero, and
-                                                // samples come and go with alternating signs (w = pi (N - n) / N)
-  int64_t k_image;                              // from one image's k to the next: channels, or 0 for all alike
+  vheatir_job maps;                 // without decay and spectra
+  const float *k_height, *k_width;  // (1 or batch, channels)
+  int64_t held;                     // 0: the ends are insulated (w = pi n / N); 1: they are held at zero, and
+                                    // samples come and go with alternating signs (w = pi (N - n) / N)
+  int64_t k_image;                  // from one image's k to the next: channels, or 0 for all alike
   const void *forward_result, *forward_source;  // null without gradients
   int32_t result_type, source_type;
-  float *gradient_height, *gradient_width;      // (batch, channels); null without gradients
+  float *gradient_height, *gradient_width;  // (batch, channels); null without gradients
 } vheatir_separable_job;
 int vheatir_separable(const vheatir_separable_job *job);
 

@@ -108,7 +108,8 @@ INLINE void add_to(Sums &sums, const Vec *total) {
 }
 
 template <int n>
-void conduct_leaf_with_sums(const Axis &axis, Rows source, Rows target, int64_t lines, Rows other, bool conducted, Sums &sums) {
+void conduct_leaf_with_sums(const Axis &axis, Rows source, Rows target, int64_t lines, Rows other, bool conducted,
+                            Sums &sums) {
   const float *table = axis.plan.table + axis.plan.steps[0].table;
   constexpr int zero = numbers(kII, n);
   const float scale = float(axis.plan.scale * axis.plan.scale);
@@ -119,7 +120,8 @@ void conduct_leaf_with_sums(const Axis &axis, Rows source, Rows target, int64_t 
       load_line<n>(x, other.first + line * other.line + v * kWidth, other.row);
       leaf<kII, n, false>(x, table);
       repeat<n>([&](auto i) INLINE_LAMBDA {
-        weighted[i] = x[i] * axis.squares[i] * (conducted ? load(axis.factors + i * kTile + v * kWidth) : Vec{} + scale);
+        weighted[i] = x[i] * axis.squares[i] *
+                      (conducted ? load(axis.factors + i * kTile + v * kWidth) : Vec{} + scale);
       });
       weighted[0] *= table[zero] * table[zero];
       load_line<n>(x, source.first + line * source.line + v * kWidth, source.row);
@@ -179,7 +181,8 @@ void conduct_lines(const Axis &axis, Rows source, Rows target, int64_t lines) {
 
 // Likewise, and adds -w^2 times the product of the spectra of source and other to the sums. `conducted`: the other lines
 // are those before the conduction, else those after it.
-void conduct_lines_with_sums(const Axis &axis, Rows source, Rows target, int64_t lines, Rows other, bool conducted, Sums &sums) {
+void conduct_lines_with_sums(const Axis &axis, Rows source, Rows target, int64_t lines, Rows other, bool conducted,
+                             Sums &sums) {
   if (const Leaf *leaf = only_leaf(axis.plan)) {
     return leaf->conduct_with_sums(axis, source, target, lines, other, conducted, sums);
   }

@@ -31,7 +31,8 @@ struct Part {
 };
 
 template <bool to_write>
-INLINE void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t run_bytes, int64_t width, Part part) {
+INLINE void foresee_part(const char *rows, int64_t row_bytes, int64_t pixel_bytes, int64_t run_bytes, int64_t width,
+                         Part part) {
   const int64_t pixels = part.lines * width;
   const int64_t begin = part.number * pixels / part.of, end = (part.number + 1) * pixels / part.of;
   const char *row = rows + begin / width * row_bytes;

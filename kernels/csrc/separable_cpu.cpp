@@ -168,7 +168,8 @@ class Worker {
     }
     const Rows staged = {staged_, kTile, 0}, beside = {beside_, kTile, 0};
     for (int64_t line = 0; line < lines; ++line, to.first += to.line) {
-      read_tiles(source_at(maps_, image, h + line, channel), maps_.source_type, maps_.source_pixel, cut_.width, lanes, staged_);
+      read_tiles(source_at(maps_, image, h + line, channel), maps_.source_type, maps_.source_pixel, cut_.width, lanes,
+                 staged_);
       const Rows target = lanes == kTile ? to : staged;
       if (sums) {
         read_tiles(result_.at(at + line * cut_.row), result_.type, cut_.channels, cut_.width, lanes, beside_);
@@ -187,7 +188,8 @@ class Worker {
       if (sums) *sums = {};
       const Rows to = {middle(image) + h * cut_.row + tile * kTile, cut_.channels, cut_.row};
       for (int64_t next = h + lines; next < least(h + 2 * lines, cut_.height); ++next) {
-        foresee<false>(source_at(maps_, image, next, tile * kTile), maps_.source_pixel * bytes_of(maps_.source_type), cut_.width);
+        foresee<false>(source_at(maps_, image, next, tile * kTile), maps_.source_pixel * bytes_of(maps_.source_type),
+                       cut_.width);
         foresee<true>(to.first + (next - h) * to.line, to.row * 4, cut_.width);
       }
       conduct_rows(along_width(width_table(tile)), image, h, lines, tile * kTile, to, sums);
@@ -202,7 +204,8 @@ class Worker {
   void block(int64_t image, int64_t tile) {
     const int64_t tiles = least(cut_.block_tiles, cut_.row_tiles - tile), size = cut_.height * kTile;
     const int32_t type = layout_.with_rows ? int32_t(VHEATIR_FLOAT32) : maps_.source_type;
-    const char *from = layout_.with_rows ? reinterpret_cast<const char *>(middle(image)) : source_at(maps_, image, 0, 0);
+    const char *from = layout_.with_rows ? reinterpret_cast<const char *>(middle(image))
+                                         : source_at(maps_, image, 0, 0);
     const int64_t pitch = layout_.with_rows ? cut_.row : maps_.source_row;
     char *to = target_at(maps_, cut_, image, 0, 0);
     // Row by row: one after the other, the columns of a width that is a power of two would crowd a few sets of the cache.
@@ -218,7 +221,8 @@ class Worker {
     for (int64_t i = 0; i < tiles; ++i) conduct_column(image, (tile + i) * kTile, plane_ + i * size);
     for (int64_t h = 0; h < cut_.height; ++h) {
       const int64_t ahead = least(h + kRowsAhead, cut_.height - 1) * cut_.row + tile * kTile;
-      foresee<true>(to + ahead * bytes_of(maps_.target_type), 64, ratio_up(tiles * kTile * bytes_of(maps_.target_type), 64));
+      foresee<true>(to + ahead * bytes_of(maps_.target_type), 64,
+                    ratio_up(tiles * kTile * bytes_of(maps_.target_type), 64));
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t start = (tile + i) * kTile;
         write_tiles(plane_ + i * size + h * kTile, 0, 1, least(kTile, cut_.row - start),
@@ -280,13 +284,14 @@ class Worker {
     }
     const int64_t lots = ratio_up(cut_.width, kColumns);
     for (int64_t lot = 0; lot < lots; ++lot) {
-      if (cut_.small_planes && next >= 0) foresee_source(next / maps_.batch, next % maps_.batch, {lot, lots, 0, cut_.height});
+      if (cut_.small_planes && next >= 0)
+        foresee_source(next / maps_.batch, next % maps_.batch, {lot, lots, 0, cut_.height});
       plane_columns(tile, image, lot * kColumns, least(kColumns, cut_.width - lot * kColumns), along_h, sums[1]);
     }
     if (!layout_.columns_out) {
       for (int64_t h = 0; h < cut_.height; ++h) {
-        write_tiles(plane_ + h * cut_.plane_row, kTile, cut_.width, kTile, target_at(maps_, cut_, image, h, tile * kTile),
-                    maps_.target_type, cut_.channels);
+        write_tiles(plane_ + h * cut_.plane_row, kTile, cut_.width, kTile,
+                    target_at(maps_, cut_, image, h, tile * kTile), maps_.target_type, cut_.channels);
       }
     }
     for (int lane = 0; layout_.with_sums && lane < kTile; ++lane) {
