@@ -50,7 +50,7 @@ class HeatDenoiser(Denoiser):
         self.generator = generator
         self.in_chans = int(config["in_chans"])
 
-    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
         """Denoise x (B, C, H, W), about [0, 1]; sigma on the same scale, one or (B,).
 
         One channel with color weights goes through as R = G = B and comes back as the mean.
