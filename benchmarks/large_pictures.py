@@ -21,7 +21,7 @@ import skimage.data
 
 from vheatir.image_io.tiff import TiffInfo
 from vheatir.image_io.write import write_blocks
-from vheatir.restore.restorer import TASKS
+from vheatir.restore.defaults import PRECISIONS, TASKS
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 SIGMA = 25.0
@@ -73,6 +73,7 @@ def measure(path: Path, folder: Path, arguments: argparse.Namespace) -> tuple[fl
     ]
     command += ["--overwrite", "--max-megapixels", "1e6", "--device", arguments.device]
     command += ["--weights", arguments.weights] if arguments.weights else []
+    command += ["--precision", arguments.precision]
     command += ["--tile", str(arguments.tile)] if arguments.tile is not None else []
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--format", choices=sorted(_DEPTHS), nargs="+", default=["tif"])
     parser.add_argument("--tile", type=int, help="pixels (default: chosen by the command)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.json:

@@ -223,12 +223,13 @@ def photo(workers: list[Worker], rows: list[dict], arguments: argparse.Namespace
     picture = folder / "photo.jpg"
     write_picture(picture, *size)
     results = []
-    for name in [worker.key[0] for worker in workers if worker.key[1] == "float32" and worker.key[0] in OURS]:
+    for name, kind in [worker.key for worker in workers if worker.key[0] in OURS]:
         weights = arguments.light if name == "light" else SHIPPED
-        task = argparse.Namespace(task="denoise", weights=weights, tile=None, device="cpu")
-        for threads in THREADS:
-            times = [measured(picture, folder, task, threads) for _ in range(arguments.rounds if threads == 2 else 1)]
-            found = {"network": name, "type": "float32", "threads": threads, "case": "vheatir restore, photograph"}
+        task = argparse.Namespace(task="denoise", weights=weights, tile=None, device="cpu", precision=kind)
+        for threads in THREADS if kind == "float32" else THREADS[-1:]:
+            rounds = arguments.rounds if threads == 2 and name == "vheatunet" else 1
+            times = [measured(picture, folder, task, threads) for _ in range(rounds)]
+            found = {"network": name, "type": kind, "threads": threads, "case": "vheatir restore, photograph"}
             found |= {"megapixels": size[0] * size[1] / 1e6, "rounds": len(times)}
             found |= {"seconds": statistics.median(one for _, one in times)}
             results.append(
@@ -277,7 +278,7 @@ def whole_folder(arguments: argparse.Namespace, folder: Path) -> list[dict[str, 
     results = []
     for name in [name for name in OURS if name == "vheatunet" or arguments.light]:
         out = folder / f"restored_{name}"
-        task = argparse.Namespace(task="denoise", tile=None, device="cpu")
+        task = argparse.Namespace(task="denoise", tile=None, device="cpu", precision="float32")
         task.weights = arguments.light if name == "light" else SHIPPED
         peak, seconds = measured(source, out, task, 2)
         found = {"network": name, "type": "float32", "threads": 2, "case": "vheatir restore, folder", "images": count}
