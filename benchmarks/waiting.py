@@ -80,7 +80,8 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         prepare_output(arguments.json)
     register_all()
-    before, results = os.getloadavg()[0], []
+    before = os.getloadavg()[0]
+    results = []
     for workers in arguments.workers:
         overrides = [*arguments.set, f"datasets.train.num_worker_per_gpu={workers}"]
         results += measure(Halves(arguments.recipe, overrides), workers, arguments.rounds)

@@ -145,7 +145,8 @@ class _Preparation:
         return self.root / (union or parts[0].folder)
 
     def _obtain_set(self, item: known_sets.ImageSet) -> None:
-        folder, facts = self.root / item.folder, {}
+        folder = self.root / item.folder
+        facts = {}
         if not folder.is_dir() and item.photos:
             rows = read_photos(Path(__file__).parent / item.photos)
             facts = collect_photos(rows, self.root / DOWNLOADS, folder)

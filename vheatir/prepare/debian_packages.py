@@ -114,7 +114,8 @@ def _data_member(archive: Path, file: IO[bytes]) -> tuple[str, io.BytesIO]:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise UserError(f"{archive}: is not a Debian package; fetch it again")
     while len(header := file.read(_HEADER)) == _HEADER:
-        name, size = header[:16].decode("ascii", "replace").strip().rstrip("/"), header[48:58].strip()
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        size = header[48:58].strip()
         if not size.isdigit():
             break
         content = file.read(int(size) + int(size) % 2)[: int(size)]  # members begin at even places
@@ -125,7 +126,8 @@ def _data_member(archive: Path, file: IO[bytes]) -> tuple[str, io.BytesIO]:
 
 def _write_shrunk(data: bytes, row: dict[str, str], folder: Path) -> None:
     """The photograph with each square of `shrink` pixels a side made one, their mean: grain and JPEG go with it."""
-    image, shrink = _decode(data, row["path"]), int(row["shrink"])
+    image = _decode(data, row["path"])
+    shrink = int(row["shrink"])
     height, width = (side // shrink for side in image.shape[:2])
     small = cv2.resize(image[: height * shrink, : width * shrink], (width, height), interpolation=cv2.INTER_AREA)
     done, png = cv2.imencode(".png", small[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])

@@ -107,6 +107,15 @@ def _check_level(compress_level: int) -> None:
         raise UserError(f"compress_level: expected 0 (fast, large) to 9 (slow, small), got {compress_level!r}")
 
 
+def _check_cut(size: int, overlap: int, shrink: int, min_detail: float) -> None:
+    if size < 1 or not 0 <= overlap < size:
+        raise UserError(f"expected size >= 1 and 0 <= overlap < size, got size {size}, overlap {overlap}")
+    if shrink < 1:
+        raise UserError(f"shrink: expected 1 (as they are) or more, got {shrink}")
+    if not 0 <= min_detail < 510:
+        raise UserError(f"min_detail: expected 0 (all) to 510, got {min_detail}")
+
+
 def extract_patches(
     source: str | Path,
     target: str | Path,
@@ -139,12 +148,7 @@ def extract_patches(
     Raises:
         UserError: arguments out of range, the target exists, or images that cannot be read.
     """
-    if size < 1 or not 0 <= overlap < size:
-        raise UserError(f"expected size >= 1 and 0 <= overlap < size, got size {size}, overlap {overlap}")
-    if not 0 <= min_detail < 510:
-        raise UserError(f"min_detail: expected 0 (all) to 510, got {min_detail}")
-    if shrink < 1:
-        raise UserError(f"shrink: expected 1 (as they are) or more, got {shrink}")
+    _check_cut(size, overlap, shrink, min_detail)
     _check_level(compress_level)
     images = ImageSource(source)
     stems = {key: stem for stem, key in images.by_stem().items()}
