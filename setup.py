@@ -112,7 +112,7 @@ setup(
             "weights/LICENSE-WEIGHTS",
         ],
         "vheatir.backbone": ["*.pyi"],
-        "vheatir.prepare": ["sets.yml"],
+        "vheatir.prepare": ["sets.yml", "free_photos.csv"],
         "vheatir.kernels": ["csrc/*"],
         "vheatir.recipes": ["*.yml", "*/*.yml"],
     },

@@ -8,6 +8,7 @@ from typing import Any
 import vheatir.prepare.known_sets as known_sets
 import vheatir.prepare.url_list as lists
 from vheatir.errors import UserError
+from vheatir.prepare.debian_packages import collect_photos, read_photos
 from vheatir.prepare.defaults import FREE, OWN_TERMS
 from vheatir.prepare.download import download as fetch
 from vheatir.prepare.download import unpack
@@ -28,6 +29,7 @@ def prepare(  # long function: most of it says what its arguments mean
     size: int = 512,
     overlap: int = 96,
     shrink: int = 1,
+    min_detail: float = 0.0,
     lmdb: bool = False,
     compress_level: int | None = None,
     url_list: str | Path | None = None,
@@ -51,6 +53,7 @@ def prepare(  # long function: most of it says what its arguments mean
         size: side of a sub-image in pixels.
         overlap: pixels that neighboring sub-images share.
         shrink: replace squares of so many pixels a side by their mean before cutting.
+        min_detail: leave out sub-images with less, see `vheatir.prepare.patches.extract_patches`.
         lmdb: pack into an LMDB: NAME.lmdb, or NAME_sub.lmdb with `sub`.
         compress_level: of PNG, 0 fast to 9 small; by default 3, in an LMDB 1.
         url_list: CSV, JSON lines or Parquet file with url, hash (MD5) and license, from which one set is made.
@@ -77,10 +80,11 @@ def prepare(  # long function: most of it says what its arguments mean
     else:
         folders = {name: preparation.obtain(name, terms) for name in names}
     found = {}
+    settings = {"size": size, "overlap": overlap, "shrink": shrink, "min_detail": min_detail}
     for name, folder in folders.items():
         label = _name(folder)
         if sub:
-            folder = preparation.cut(folder, label, size, overlap, shrink, compress_level)
+            folder = preparation.cut(folder, label, compress_level, settings)
             label = folder.name
         if lmdb:
             folder = preparation.pack(folder, label, compress_level)
@@ -142,9 +146,14 @@ class _Preparation:
 
     def _obtain_set(self, item: known_sets.ImageSet) -> None:
         folder = self.root / item.folder
-        if not folder.is_dir():
+        facts = {}
+        if not folder.is_dir() and item.photos:
+            rows = read_photos(Path(__file__).parent / item.photos)
+            facts = collect_photos(rows, self.root / DOWNLOADS, folder)
+            _manifest(folder).unlink(missing_ok=True)  # of an earlier folder: decoders may round otherwise by now
+        elif not folder.is_dir():
             self._fetch(item, folder)
-        self._verify(folder, _manifest(folder), item.name, item.terms, item)
+        self._verify(folder, _manifest(folder), item.name, item.terms, item, facts)
 
     def _fetch(self, item: known_sets.ImageSet, folder: Path) -> None:
         """Download and unpack a set, or say how to get it."""
@@ -172,7 +181,15 @@ class _Preparation:
 
         return show
 
-    def _verify(self, folder: Path, manifest: Path, name: str, terms: str, item: known_sets.ImageSet | None) -> None:
+    def _verify(
+        self,
+        folder: Path,
+        manifest: Path,
+        name: str,
+        terms: str,
+        item: known_sets.ImageSet | None,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Decode and hash every image; compare with an earlier manifest, or write one."""
         files = known_sets.survey(folder, channels=item.channels if item else None)
         if item is not None and item.images is not None and len(files) != item.images:
@@ -185,6 +202,7 @@ class _Preparation:
             self.say(f"{name}: {len(files)} images as in {manifest}")
             return
         manifest.parent.mkdir(parents=True, exist_ok=True)
+        files = [file | (facts or {}).get(file["name"], {}) for file in files]
         known_sets.write_manifest(manifest, name, terms, item.url if item else None, files)
         self.say(f"{name}: {len(files)} images verified, listed in {manifest}")
 
@@ -219,12 +237,13 @@ class _Preparation:
         known_sets.write_manifest(_manifest(folder), name, terms, item.url if item else None, files)
         self.say(f"{name}: {len(files)} images verified, listed with their licenses in {_manifest(folder)}")
 
-    def cut(self, folder: Path, label: str, size: int, overlap: int, shrink: int, compress_level: int | None) -> Path:
+    def cut(self, folder: Path, label: str, compress_level: int | None, settings: Mapping[str, Any]) -> Path:
         """Sub-images of a folder, which stay where they are there."""
         target = self.root / f"{label}_sub"
         level = 3 if compress_level is None else compress_level
         if self._is_new(target):
-            count = extract_patches(folder, target, size, overlap, level, self._images_shown(target), shrink)
+            shown = self._images_shown(target)
+            count = extract_patches(folder, target, compress_level=level, progress=shown, **settings)
             self.say(f"{target}: {count} sub-images")
         return target
 

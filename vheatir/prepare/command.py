@@ -15,6 +15,7 @@ examples:
   vheatir prepare BSD432 --download
   vheatir prepare DFWB --sub --lmdb
   vheatir prepare my_photos/ --sub --shrink 2 --terms "my own"
+  vheatir prepare FreePhotos --sub --min-detail 3
   vheatir prepare PD12M --list pd12m.000.parquet --count 4000 --min-side 1500 --sub --shrink 2
 
 exit status: 0 all prepared, 2 refused or something is missing (what to do is said).
@@ -38,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     sub("--size", type=int, default=512, metavar="N", help="side of a sub-image in pixels (default 512)")
     sub("--overlap", type=int, default=96, metavar="N", help="pixels that neighbors share (default 96)")
     sub("--shrink", type=int, default=1, metavar="N", help="mean of N x N pixels first (default 1: as they are)")
+    detail_help = "leave out flatter sub-images (default 0: none; 3 leaves out blue skies)"
+    sub("--min-detail", type=float, default=0.0, metavar="X", help=detail_help)
     sub("--lmdb", action="store_true", help="pack into an LMDB: NAME.lmdb, or NAME_sub.lmdb with --sub")
     sub("--compress-level", type=int, metavar="L", help="of PNG, 0 fast to 9 small (default: 3, in an LMDB 1)")
     listed = parser.add_argument_group("freely licensed images").add_argument
@@ -73,6 +76,7 @@ def main(argv: list[str]) -> int:
         size=options.size,
         overlap=options.overlap,
         shrink=options.shrink,
+        min_detail=options.min_detail,
         lmdb=options.lmdb,
         compress_level=options.compress_level,
         url_list=options.list,

@@ -35,6 +35,7 @@ class ImageSet:
     only: frozenset[str] | None = None
     download: Mapping[str, Any] | None = None
     listed: bool = False
+    photos: str | None = None
     also: str | None = None
 
 

@@ -12,6 +12,17 @@ from numpy.testing import assert_allclose
 from vheatir import Restorer, weights
 from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.cli import main
+from vheatir.data.camera import (
+    PHASES,
+    SRGB_TO_CAMERA,
+    Shot,
+    Smoothing,
+    ToneCurve,
+    add_within_range,
+    camera_noise,
+    read_variance,
+    smooth_noise,
+)
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
 
@@ -107,6 +118,28 @@ def test_shipped_weights_leave_clean_images_alone(name):
     clean = to_float(getattr(skimage.data, name)()[40:240, 60:300])
     restored = Restorer("photo").restore(clean)
     assert -10 * np.log10(np.square(restored - clean).mean()) > 42
+
+
+@pytest.mark.parametrize("color", [(90, 12, 12), (10, 70, 20), (15, 20, 90), (60, 10, 70)], ids=str)
+def test_shipped_weights_do_not_shift_dark_saturated_colors(color):
+    """Of a surface in shadow grain goes, and the mean stays within a level of the input's; see docs/photographs.md."""
+    rng, clean = np.random.default_rng(0), np.full((96, 96, 3), color, np.uint8)
+    shot = Shot(
+        curve=ToneCurve(2.2, 0.5),
+        gains=np.array([2.0, 1, 1.7]),
+        color=SRGB_TO_CAMERA[0],
+        shot=2e-3,
+        read=read_variance(2e-3, 0.0),
+        bits=12,
+        phase=next(iter(PHASES)),
+        demosaicing="bilinear",
+        one_sided=False,
+    )
+    noise = smooth_noise(camera_noise(clean, shot, rng), Smoothing(0.6, 1.6, 0.1, 0.5, 0.45))
+    noisy = np.clip(np.rint(add_within_range(clean, noise)), 0, 255)
+    restored = 255 * Restorer("photo").restore((noisy / 255).astype(np.float32))
+    assert np.abs((restored - noisy).mean((0, 1))).max() < 1
+    assert restored.std((0, 1)).mean() < 0.5 * noisy.std((0, 1)).mean()
 
 
 def test_shipped_weights_remove_grain():
