@@ -56,7 +56,7 @@ def per_axis(k: Diffusivity, x: Tensor) -> Tensor:
         ValueError: its shape or device does not fit x, or it has another number of axes.
     """
     axes = x.ndim - 2
-    if not isinstance(k, tuple | list):
+    if isinstance(k, Tensor) or not isinstance(k, Sequence):
         one = _of_axis(k, x)
         return one.expand(axes, *one.shape)
     if len(k) != axes:

@@ -66,17 +66,18 @@ def conduct(x: Tensor, k: Tensor, boundary: str, dtype: torch.dtype | None = Non
 
 def _gradients(grad: Tensor, x: Tensor, y: Tensor, k: Tensor, held: bool) -> tuple[Tensor, list[Tensor]]:
     if x.ndim == 3:
-        parts = (one[:, :, None] for one in (grad, x, y))
-        grad_x, grad_k, _ = separable.gradients(*parts, k[0], None, held=held)
+        grad_x, grad_k, _ = separable.gradients(grad[:, :, None], x[:, :, None], y[:, :, None], k[0], None, held=held)
         return grad_x[:, :, 0], [grad_k]
     if x.ndim == 4:
-        grad_x, *grad_k = separable.gradients(grad, x, y, k[0], k[1], held=held)
-        return grad_x, grad_k
+        grad_x, grad_h, grad_w = separable.gradients(grad, x, y, k[0], k[1], held=held)
+        assert grad_w is not None, "k is given for the width"
+        return grad_x, [grad_h, grad_w]
     batch = len(x)
     between = separable.conduct(_lines(x), k[0], None, held=held, dtype=torch.float32)
     grad, grad_h, grad_w = separable.gradients(
         grad.float().flatten(0, 1), between.view(x.shape).flatten(0, 1), y.flatten(0, 1), *_planes(x, k)[1:], held=held
     )
+    assert grad_w is not None, "k is given for the width"
     grad = grad.view(batch, x.shape[1], -1, x.shape[-1])
     grad_x, grad_t, _ = separable.gradients(grad, _lines(x), between, k[0], None, held=held)
     return grad_x.view(x.shape), [grad_t, *(one.unflatten(0, (batch, -1)).sum(1) for one in (grad_h, grad_w))]

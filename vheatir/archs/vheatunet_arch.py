@@ -88,9 +88,15 @@ class GatedBlock(KeptForms):
             return _added(x, halves_product(y), forms.fc2)
 
 
-def _scaled(layer: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
+def _scaled(layer: Linear, x: Tensor, scale: Tensor) -> Tensor:
     """layer(x) * scale; the scale goes to the weights, which are fewer than the results."""
-    if type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if (
+        layer.bias is None
+        or type(layer) is not Linear
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+    ):
         return layer(x) * scale
     return F.linear(x, layer.weight * scale[:, None], layer.bias * scale)
 

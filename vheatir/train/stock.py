@@ -126,7 +126,9 @@ def adopt(path: Path, options: dict[str, Any]) -> None:
         options["model_type"] = "VHeatIRModel"
     _adopt_swinir(options.get("network_g"))
     for dataset in _tables(options.get("datasets")).values():
-        dataset["type"] = _DATASETS.get(dataset.get("type"), dataset.get("type"))
+        kind = dataset.get("type")
+        if isinstance(kind, str):
+            dataset["type"] = _DATASETS.get(kind, kind)
 
 
 def _adopt_swinir(network: Any) -> None:
@@ -153,9 +155,10 @@ def _drop_what_holds_anyway(options: dict[str, Any]) -> None:
             if holds or (value is None and _lookup(_KEYS, f"datasets.{phase}.{key}")):
                 del dataset[key]
     logger = options.get("logger")
-    wandb = logger.get("wandb") if isinstance(logger, dict) else None
-    if isinstance(wandb, Mapping) and wandb.get("project") is None:
-        del logger["wandb"]
+    if isinstance(logger, dict):
+        wandb = logger.get("wandb")
+        if isinstance(wandb, Mapping) and wandb.get("project") is None:
+            del logger["wandb"]
 
 
 def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
