@@ -33,11 +33,15 @@ class _Conduction(KeptForms):
 
     def _sources(self) -> list[Tensor]:
         """What the decay is made of."""
-        return [self.log_k]
+        return [self._given_log_k()]
+
+    def _given_log_k(self) -> nn.Parameter:
+        assert self.log_k is not None, "the average over the whole map conducts nothing"
+        return self.log_k
 
     def decay(self, height: int, width: int) -> Tensor:
         """exp(-k (w_h^2 + w_w^2)) of shape (H, W, C), in float32 or float64."""
-        log_k = self.log_k
+        log_k = self._given_log_k()
         with full_precision(log_k):  # errors of k are amplified by the exponential
             dtype = torch.promote_types(log_k.dtype, torch.float32)
             return decay_map(log_k.to(dtype).exp().expand(height, width, -1))
@@ -168,8 +172,9 @@ class AdaptiveAttention(HeatAttention):
         """(B, H, W, C)."""
         batch, height, width, channels = x.shape
         with full_precision(x):
-            mean = x.mean((1, 2), dtype=torch.promote_types(x.dtype, torch.float32)).to(self.log_k.dtype)
-            log_k = self.log_k + _MOST_SCALED * self.to_scale(mean).tanh()
+            learned = self._given_log_k()
+            mean = x.mean((1, 2), dtype=torch.promote_types(x.dtype, torch.float32)).to(learned.dtype)
+            log_k = learned + _MOST_SCALED * self.to_scale(mean).tanh()
             decay = decay_map(log_k.exp().reshape(batch * channels).expand(height, width, -1))
         # The operator has one decay for all images: they stand beside each other as channels.
         y = heat_conduction(x.permute(1, 2, 0, 3).reshape(1, height, width, batch * channels), decay)
@@ -231,7 +236,7 @@ class GateHeat(_Conduction):
         self.share = nn.Parameter(torch.zeros(dim))
 
     def _sources(self) -> list[Tensor]:
-        return [self.log_k, self.share]
+        return [self._given_log_k(), self.share]
 
     def decay(self, height: int, width: int) -> Tensor:
         """1 + share (exp(-k (w_h^2 + w_w^2)) - 1) of shape (H, W, C)."""

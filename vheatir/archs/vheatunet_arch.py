@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.base import RestorationNetwork
-from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, attention_of_state, build_attention
+from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_image, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
@@ -49,7 +49,8 @@ class GatedBlock(KeptForms):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; float32 also under autocast."""
         x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
-        heats_gate = isinstance(self.attention, GateHeat)
+        attention = self.attention
+        heats_gate = isinstance(attention, GateHeat)
         if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate:
             return self._fused(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -57,11 +58,11 @@ class GatedBlock(KeptForms):
         y = self.expand(y)
         if heats_gate:
             y, gate = self.dwconv(y).chunk(2, dim=-1)
-            y = self.attention(y) * gate
+            y = attention(y) * gate
         else:
-            y = depthwise_gate(y, self.dwconv.weight, self.dwconv.bias)
-        if self.attention is not None and not heats_gate:
-            y = self.attention(y)
+            y = depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
+            if attention is not None:
+                y = attention(y)
         x = x + _scaled(self.project, y, self.scale1)
         x, y = fork_norm(x, self.norm2, dtype)
         return x + _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2)
@@ -76,16 +77,23 @@ class GatedBlock(KeptForms):
             product = torch.ops.mkldnn._linear_pointwise
             onto = torch.ops.mkldnn._linear_pointwise.binary
             y = product(norm_to(x, self.norm1, dtype), *forms.expand, "none", [], "")
-            y = depthwise_gate(y, self.dwconv.weight, self.dwconv.bias)
-            if self.attention is not None:
-                average = self.attention.average(y)
+            y = depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
+            attention = self.attention
+            if attention is not None:
+                assert not isinstance(attention, GateHeat), "it is not fused"
+                average = attention.average(y)
                 if average.shape == y.shape:
                     y = onto(average, y, *forms.attention, "mul")
                 else:
-                    y = self.attention.times(y, product(average, *forms.attention, "none", [], ""))
+                    y = attention.times(y, product(average, *forms.attention, "none", [], ""))
             x = _added(x, y, forms.project)
             y = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "")
             return _added(x, halves_product(y), forms.fc2)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None, "convolutions here are built with one"
+    return layer.bias
 
 
 def _scaled(layer: Linear, x: Tensor, scale: Tensor) -> Tensor:
@@ -126,7 +134,8 @@ class _Forms:
 
         self.expand = form(block.expand)
         self.fc1 = form(block.fc1)
-        self.attention = None if block.attention is None else form(block.attention.linear)
+        attention = block.attention
+        self.attention = form(attention.linear) if isinstance(attention, HeatAttention) else None
         self.project = form(block.project, block.scale1)
         self.fc2 = form(block.fc2, block.scale2)
 
@@ -232,7 +241,7 @@ class VHeatUNet(RestorationNetwork):
         self.conv_last = ChannelsLastConv2d(dim, in_chans, 3, padding=1)
         # The untrained network returns its input.
         nn.init.zeros_(self.conv_last.weight)
-        nn.init.zeros_(self.conv_last.bias)
+        nn.init.zeros_(_bias(self.conv_last))
 
     def forward(self, image: Tensor, level: Tensor | None = None) -> Tensor:
         """Restore images.

@@ -142,16 +142,19 @@ class Comparison:
             if column.method is None:
                 shown.append(Shown(column.name, to_uint8(degraded), _scores_of_input(degraded, clean), degraded=True))
             else:
-                restored = to_uint8(column.method(degraded, self.level))
+                # `open_columns` has refused methods that need a level where there is none.
+                restored = to_uint8(column.method(degraded, cast(float, self.level)))
                 shown.append(Shown(column.name, restored, scores(restored, clean)))
         if crop is None:
             restored = [one.pixels for one in shown if not one.degraded] or [shown[0].pixels]
             crop = find_crop(clean, restored, self.crop_size)
         title = f"{path.stem}, {LEVEL_NAMES[self.task]} {self.level:g}" if degraded_path is None else path.stem
-        return Row(title, clean, shown, tuple(crop))
+        x, y, width, height = crop
+        return Row(title, clean, shown, (x, y, width, height))
 
     def _degraded(self, path: Path, clean: np.ndarray, degraded_path: Path | None) -> np.ndarray:
         if degraded_path is None:
+            assert self.level is not None, "it is asked for where nothing degraded is given"
             return degrade(clean, self.task, self.level)
         degraded = to_float(read_clean_file(degraded_path, self.task, self.gray))
         if degraded.shape != clean.shape:
@@ -275,7 +278,7 @@ def _result(comparison: Comparison, images: Sequence[Path], rows: Sequence["Row"
         {
             "image": path.name,
             "crop": dict(zip("xywh", row.crop, strict=True)),
-            "scores": {one.name: dict(one.scores) for one in row.shown},
+            "scores": {one.name: dict(one.scores or {}) for one in row.shown},
         }
         for path, row in zip(images, rows, strict=True)
     ]

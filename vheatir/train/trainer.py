@@ -7,13 +7,12 @@ together under torchrun or SLURM; the first one writes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from vheatir.backbone.training.loop import Loop, LoopSettings
 from vheatir.backbone.training.processes import Processes
@@ -93,7 +92,7 @@ class Trainer:
             run_logger = RunLogger(self.run, logger.get("keep_checkpoints") or 2, write)
         return Loop(self.task, self.model.update, until, settings, run_logger)
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> Iterable:
         """This process's batches from the current iteration to the last; workers live as long as the run."""
         return self.task.batches(self.loop.step)
 
