@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Degrade clean images, restore them by several methods, and draw crops beside the truth with "
         "PSNR and SSIM of the whole images; on demand error maps and spectra.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean images, a row each")
+    parser.add_argument("images", nargs="+", type=Path, metavar="CLEAN", help="clean images, a row each")
     parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--sigma", type=float, metavar="S", help="noise level, 0-255 scale, to add")
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality to compress with")
