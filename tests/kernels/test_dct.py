@@ -110,7 +110,7 @@ def test_decay_is_differentiable():
     assert torch.autograd.gradcheck(decay_map, k)
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 4, 4, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 1, 4, 4, 2)], ids=str)
 def test_decay_of_another_rank_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(H, W, C\)"):
         decay_map(torch.ones(shape))

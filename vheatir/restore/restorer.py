@@ -327,7 +327,7 @@ class Restorer:
 
     def _network_for(self, gray: bool) -> "_Network":
         if not gray or self._gray_weights is None:
-            return self._color
+            return self._color._replace(module=self.network)  # which users may have put another in place of
         if self._gray is None:  # most users never restore a gray image
             self._gray = self._loaded(self._gray_weights)[0]
         return self._gray

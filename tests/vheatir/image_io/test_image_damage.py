@@ -171,7 +171,7 @@ def test_pillows_own_limit_is_left_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()], ids=["missing", "folder"])
 def test_missing_files_and_folders_are_user_errors(tmp_path, make):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     make(path)
     with pytest.raises(UserError, match=r"image\.png"):
         read_image(path)
@@ -179,7 +179,7 @@ def test_missing_files_and_folders_are_user_errors(tmp_path, make):
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs file permissions that bind this user")
 def test_unreadable_file_is_a_user_error(tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(encoded("PNG"))
     path.chmod(0)
     with pytest.raises(UserError, match=r"image\.png.*ermission"):
