@@ -41,6 +41,8 @@ EXCUSED = {
     "python benchmarks/heat_forms.py --splitting": "runs for minutes",
     "python benchmarks/side_by_side.py ": "runs for minutes",
     "python benchmarks/training_steps.py ": "needs two versions of the project",
+    "python benchmarks/noise_crops.py ": "needs CBSD68 and Set12 themselves",
+    "python benchmarks/waiting.py ": "needs images of at least 164 pixels",
     "accelerate launch --cpu": "the page says not to",
     "vheatir restore --weights": MENTION,
     "vheatir restore --engine ray": MENTION,
