@@ -8,16 +8,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW = 2  # up to so many parameters may be described in prose
-# Files whose docstrings wait for their sections; the list may only get shorter.
-WAITING = {
-    "vheatir/train/basicsr_loop.py",
-    "vheatir/train/build.py",
-    "vheatir/train/equal_time.py",
-    "vheatir/train/losses.py",
-    "vheatir/train/model.py",
-    "vheatir/train/options.py",
-    "vheatir/train/validation.py",
-}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -87,8 +77,7 @@ def test_arguments_are_described():
     paths = [path for folder in ("backbone", "vheatir") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(paths) > 100
     found = {path.relative_to(ROOT).as_posix(): wrong for path in paths if (wrong := undescribed_arguments(path))}
-    assert {name: wrong for name, wrong in found.items() if name not in WAITING} == {}
-    assert set(found) >= WAITING, "remove from WAITING what is described"
+    assert found == {}
 
 
 @pytest.mark.parametrize(

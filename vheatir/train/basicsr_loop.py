@@ -91,7 +91,19 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 
 
 def parse_options(parse: Callable, root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Any]:
-    """BasicSR's options, completed; a former run in this process keeps its log to itself."""
+    """BasicSR's options, completed; a former run in this process keeps its log to itself.
+
+    Args:
+        parse: BasicSR's own function of this name.
+        root_path: folder below which BasicSR puts its runs.
+        is_train: training options, not those of a test.
+
+    Returns:
+        The options and the parsed arguments.
+
+    Raises:
+        UserError: a key that BasicSR needs is missing.
+    """
     from basicsr.utils.logger import initialized_logger
 
     log = logging.getLogger("basicsr")
@@ -219,6 +231,14 @@ class EpochBatches:
 
 def create_loaders(create: Callable, options: dict[str, Any], logger: Any) -> tuple:
     """BasicSR's loaders; for a training set of ours, the batches of `vheatir train`, all images checked before.
+
+    Args:
+        create: BasicSR's own function of this name.
+        options: of the run, completed.
+        logger: BasicSR's.
+
+    Returns:
+        Training loader, its sampler, validation loaders, epochs and iterations in all, as BasicSR's.
 
     Raises:
         UserError: unusable images, all of all data sets.

@@ -25,6 +25,15 @@ def complete_options(
 
     Each process takes one GPU, or none: `num_gpu` is auto (GPUs where there are any), 0 (CPU), or the number of
     processes on each machine, all of them with a GPU.
+
+    Args:
+        path: options file, for messages.
+        options: read from it; completed in place.
+        is_train: for training, not for a test.
+        processes: those that run together; None for this one alone.
+
+    Raises:
+        UserError: `num_gpu` is no such value, or does not fit the processes or the machine.
     """
     processes = processes or Processes()
     gpus = options.get("num_gpu", "auto")
@@ -146,6 +155,11 @@ def build_model(path: Path, options: dict[str, Any]):
 
 def try_samples(path: Path, model, dataset) -> None:
     """One sample of each stage through network and losses before anything is written.
+
+    Args:
+        path: options file, for messages.
+        model: the `VHeatIRModel` that will be trained.
+        dataset: its training set.
 
     Raises:
         UserError: the network does not take what the dataset gives, or a crop is too small for a loss.

@@ -53,7 +53,13 @@ def rate_at(share: float) -> float:
 
 
 class TimedTask(RestorationTask):
-    """Restoration against the clock: the rate follows the used share of the time, validation adds to `points`."""
+    """Restoration against the clock: the rate follows the used share of the time, validation adds to `points`.
+
+    Args:
+        *arguments: those of `RestorationTask`.
+        clock: of the training time.
+        seconds: training time in all.
+    """
 
     def __init__(self, *arguments: Any, clock: TrainingClock, seconds: float):
         super().__init__(*arguments)
@@ -131,12 +137,24 @@ class Contestant:
         """Nothing: the curve is in the result."""
 
     def save(self, iteration: int, state: dict[str, Any], best: int | None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Args:
+            iteration: of the state.
+            state: what the run goes on from.
+            best: iteration of the best weights; not kept here.
+        """
         save_checkpoint(self.folder, iteration, state, keep=2)
         self.on_save(self.task.points)
 
     def save_weights(self, name: str, network: nn.Module, step: int) -> None:
-        """Nothing: the checkpoint has them, and `finish` writes the last ones."""
+        """Nothing: the checkpoint has them, and `finish` writes the last ones.
+
+        Args:
+            name: of the file.
+            network: whose weights they are.
+            step: of them.
+        """
 
     def save_failure(self, name: str, state: dict[str, Any]) -> None:
         """Write what a step that failed was given."""

@@ -48,7 +48,8 @@ class JPEGConsistencyLoss(nn.Module):
     quality 10 to 40: a training signal, and its value never a result. The crop is compressed on its own grid, as often
     as it was; only blocks that lie whole inside the crop count, the others would need pixels that are not there.
 
-    loss_weight: factor of the loss.
+    Args:
+        loss_weight: factor of the loss.
     """
 
     def __init__(self, loss_weight: float = 1.0):
@@ -58,8 +59,14 @@ class JPEGConsistencyLoss(nn.Module):
     def forward(self, restored: Tensor, degraded: Tensor, passes: Tensor) -> Tensor:
         """The mean over the crops, a scalar.
 
-        restored, degraded: (B, C, S, S) in [0, 1], C = 3 or 1. passes: (B, P, 3), see `JPEGDataset`. S must be at least
-        2 P blocks (16 pixels each in color, 8 in gray), so that a whole block is inside.
+        Args:
+            restored: (B, C, S, S) in [0, 1], C = 3 or 1. S must be at least 2 P blocks (16 pixels each in color, 8 in
+                gray), so that a whole block is inside.
+            degraded: likewise.
+            passes: (B, P, 3), see `JPEGDataset`.
+
+        Raises:
+            ValueError: the crop may hold no whole block.
         """
         block = block_of(restored)
         size = restored.shape[-1]

@@ -101,6 +101,12 @@ class VHeatIRModel(SRModel):
         """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it.
 
         A gray network of ours also starts from the weights of a color one (`gray_from_color`).
+
+        Args:
+            net: the network, perhaps wrapped.
+            load_path: file or shipped name.
+            strict: keys must be the same.
+            param_key: of a BasicSR checkpoint.
         """
         if Path(load_path).suffix in (".pth", ".pt"):
             is_resumed = self.opt["path"].get("resume_state")  # by BasicSR's loop: the network and its average differ
@@ -276,7 +282,14 @@ class VHeatIRModel(SRModel):
     def validate(
         self, dataset, save_dir: Path | None = None, on_image=None, save_as: str = "{name}.png"
     ) -> dict[str, Any]:
-        """Scores of the network on a dataset, see `vheatir.train.validation.validate`; a bar with `val.pbar`."""
+        """Scores of the network on a dataset, see `vheatir.train.validation.validate`; a bar with `val.pbar`.
+
+        Args:
+            dataset: in its val or test phase.
+            save_dir: write restored images there.
+            on_image: called with (images done, images in all).
+            save_as: path of a restored image below `save_dir`, with {name} for that of the input.
+        """
         options = self.opt["val"]
         silent = not options.get("pbar") or on_image is not None or not self.processes.writes
         with frozen(self.network_for_test()) as network, tqdm(unit="image", disable=silent or None) as bar:
@@ -311,6 +324,12 @@ class VHeatIRModel(SRModel):
         """Scores of a validation set, kept, logged and named as BasicSR does, by the protocol of `validate`.
 
         Its test pipeline gives the run's name for the iteration.
+
+        Args:
+            dataloader: of the set.
+            current_iter: iteration, or the run's name.
+            tb_logger: TensorBoard writer, or None.
+            save_img: write the restored images.
         """
         dataset = dataloader.dataset
         name = dataset.opt.get("name", "val")
@@ -328,11 +347,25 @@ class VHeatIRModel(SRModel):
         self._log_validation_metric_values(current_iter, name, tb_logger)
 
     def dist_validation(self, dataloader, current_iter: int, tb_logger, save_img: bool) -> None:
-        """As in one process; the images are shared out."""
+        """As in one process; the images are shared out.
+
+        Args:
+            dataloader: as in `nondist_validation`, as are the others.
+            current_iter: likewise.
+            tb_logger: likewise.
+            save_img: likewise.
+        """
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def save_network(self, net, net_label: str, current_iter: int, param_key: str | list[str] = "params") -> None:
-        """BasicSR's file of weights, which takes its name when it is whole."""
+        """BasicSR's file of weights, which takes its name when it is whole.
+
+        Args:
+            net: network, or a list of them.
+            net_label: beginning of the file's name.
+            current_iter: iteration in it; -1 stands for the latest.
+            param_key: key of the weights in the file, or one for each network.
+        """
         if not self.processes.writes:
             return
         nets = net if isinstance(net, list) else [net]

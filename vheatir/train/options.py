@@ -203,7 +203,17 @@ def _check_what_goes_together(path: Path, options: dict[str, Any]) -> None:
 
 
 def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Refuse dataset keys that its class does not read."""
+    """Refuse dataset keys that its class does not read.
+
+    Args:
+        path: options file, for messages.
+        phase: name of the dataset's section.
+        dataset: its table.
+        known: keys that its class reads.
+
+    Raises:
+        UserError: another key, or a value of a wrong kind.
+    """
     loader = [one.name for one in fields(LoaderSection)] if phase == "train" else []
     with as_user_error(str(path)):
         fill(LoaderSection, _given({key: dataset.get(key) for key in loader}), f"datasets.{phase}.")

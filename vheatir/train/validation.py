@@ -36,7 +36,18 @@ def bgr_or_gray(image: np.ndarray) -> np.ndarray:
 def restore_planes(
     network: nn.Module, lq: Tensor, level: Tensor | None, tile: int | None, ensemble: bool = False
 ) -> Tensor:
-    """(1, C, H, W) restored by a network in eval mode, in tiles where the image is large; `ensemble`: mean of 8."""
+    """An image restored by a network in eval mode, in tiles where it is large.
+
+    Args:
+        network: takes (1, C, H, W), and a level where one is given.
+        lq: (1, C, H, W), degraded.
+        level: (1,), or None.
+        tile: side of the tiles in pixels, 0 for the whole image; by default chosen by size.
+        ensemble: the mean over the eight flips and rotations.
+
+    Returns:
+        (1, C, H, W).
+    """
     function = network if level is None else partial(network, level=level)
     if ensemble:
         function = partial(self_ensemble, function)
@@ -64,6 +75,7 @@ def validate(
         network: in eval mode; takes (1, C, H, W), and a level where the dataset gives one.
         dataset: gives {"lq", "gt": float32 (C, H, W), "lq_path"[, "level"]}.
         metrics: name -> function of two uint8 images (restored, target).
+        device: on which the network is.
         tile: side of the tiles in pixels, 0 for whole images; by default chosen by size.
         ensemble: the mean over the eight flips and rotations.
         max_images: score only the first so many.
