@@ -111,11 +111,13 @@ def validate(
             records.append(record)
             if on_image is not None:
                 on_image(len(records), count)
-    means = {
-        side: {name: float(np.mean([record[side][name] for record in records])) for name in records[0][side]}
-        for side in ("input", "restored")
-    }
+    means = {side: _means(records, side) for side in ("input", "restored")}
     return {"images": count, **means, "per_image": records}
+
+
+def _means(records: list[dict[str, Any]], side: str) -> dict[str, float]:
+    """Of each metric over the images."""
+    return {name: float(np.mean([record[side][name] for record in records])) for name in records[0][side]}
 
 
 def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
