@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vheatir.data.progressive import Place, parse_stages
+from vheatir.data.progressive import SampleIndex, parse_stages
 from vheatir.data.sources import ImageSource
 from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
@@ -124,8 +124,8 @@ class RestorationDataset(Dataset):
         """Number of images; training samples go on beyond it, epoch after epoch."""
         return len(self.keys)
 
-    def __getitem__(self, index: int | Place) -> dict:
-        index, size = index if isinstance(index, Place) else (operator.index(index), self.gt_size)
+    def __getitem__(self, index: int | SampleIndex) -> dict:
+        index, size = index if isinstance(index, SampleIndex) else (operator.index(index), self.gt_size)
         if not self.train:
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)}")

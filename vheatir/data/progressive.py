@@ -10,7 +10,7 @@ _KEYS = {"start_iter": 1, "gt_size": 1, "batch_size_per_gpu": 1}  # with their l
 DEFAULT_BATCH = 8
 
 
-class Stage(NamedTuple):
+class CropStage(NamedTuple):
     """From iteration `start` (counted from 0) on: samples per process and iteration, side of the crops in pixels."""
 
     start: int
@@ -18,14 +18,14 @@ class Stage(NamedTuple):
     gt_size: int
 
 
-class Place(NamedTuple):
+class SampleIndex(NamedTuple):
     """A sample of progressive training: its number, and the side of its crop in pixels."""
 
     number: int
     gt_size: int
 
 
-def parse_stages(table: Mapping[str, Any]) -> tuple[Stage, ...]:
+def parse_stages(table: Mapping[str, Any]) -> tuple[CropStage, ...]:
     """The stages of a training set's options, in order; one where there is no `progressive`.
 
     `gt_size` and `batch_size_per_gpu` are those of the first stage. `progressive` lists the later ones as tables
@@ -34,7 +34,7 @@ def parse_stages(table: Mapping[str, Any]) -> tuple[Stage, ...]:
     later = table.get("progressive") or []
     if not isinstance(later, Sequence) or not all(isinstance(stage, Mapping) for stage in later):
         raise UserError(f"progressive: expected a list of {{start_iter, gt_size, batch_size_per_gpu}}, got {later!r}")
-    stages = [Stage(0, table.get("batch_size_per_gpu") or DEFAULT_BATCH, table["gt_size"])]
+    stages = [CropStage(0, table.get("batch_size_per_gpu") or DEFAULT_BATCH, table["gt_size"])]
     for number, stage in enumerate(later):
         where = f"progressive[{number}]"
         if unknown := sorted(map(str, stage.keys() - _KEYS.keys())):
@@ -48,5 +48,5 @@ def parse_stages(table: Mapping[str, Any]) -> tuple[Stage, ...]:
                 f"{where}.start_iter: expected more than {stages[-1].start}, where the stage before begins, got "
                 f"{values['start_iter']}"
             )
-        stages.append(Stage(values["start_iter"], values["batch_size_per_gpu"], values["gt_size"]))
+        stages.append(CropStage(values["start_iter"], values["batch_size_per_gpu"], values["gt_size"]))
     return tuple(stages)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from vheatir.data.progressive import Place, Stage
+from vheatir.data.progressive import CropStage, SampleIndex
 from vheatir.errors import UserError
 
 
-class IterationSampler(Sampler[list[int] | list[Place]]):
+class IterationSampler(Sampler[list[int] | list[SampleIndex]]):
     """Batch sampler of global sample numbers, for `DataLoader(dataset, batch_sampler=...)`.
 
     Iteration i (from 0) trains on the numbers i*B .. i*B + B - 1, where B is the batch size of all processes together;
@@ -22,7 +22,7 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
         rank: this process.
         world_size: number of processes.
         stages: of progressive training, the first with `batch_size`; sample numbers go on from stage to stage. With
-            two or more, batches consist of `Place`s instead of numbers.
+            two or more, batches consist of `SampleIndex`s instead of numbers.
         first_sample: number of the first sample of `start_iteration`, for a run that was begun with another B: so each
             sample comes once. By default that of a run with the same B.
     """
@@ -34,7 +34,7 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
         start_iteration: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        stages: Sequence[Stage] = (),
+        stages: Sequence[CropStage] = (),
         first_sample: int | None = None,
     ):
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
@@ -58,13 +58,13 @@ class IterationSampler(Sampler[list[int] | list[Place]]):
     def __len__(self) -> int:
         return max(0, self.total_iterations - self.start_iteration)
 
-    def __iter__(self) -> Iterator[list[int] | list[Place]]:
+    def __iter__(self) -> Iterator[list[int] | list[SampleIndex]]:
         for iteration in range(self.start_iteration, self.total_iterations):
             _, batch_size, gt_size = self._batch(iteration)
             share = batch_size // self.world_size
             first = self.position(iteration) + self.rank * share
             numbers = range(first, first + share)
-            yield list(numbers) if gt_size is None else [Place(number, gt_size) for number in numbers]
+            yield list(numbers) if gt_size is None else [SampleIndex(number, gt_size) for number in numbers]
 
     def position(self, iteration: int) -> int:
         """Number of the first sample of an iteration: of so many samples all processes together are done before it."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from vheatir.backbone.training.processes import Processes, place
 from vheatir.data.base import RestorationDataset
-from vheatir.data.progressive import Place
+from vheatir.data.progressive import SampleIndex
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.train.build import check_images, completed
@@ -220,7 +220,7 @@ class EpochBatches:
     def __len__(self) -> int:
         return self.per_epoch
 
-    def __iter__(self) -> Iterator[list[int] | list[Place]]:
+    def __iter__(self) -> Iterator[list[int] | list[SampleIndex]]:
         together = distributed.is_initialized()
         world = distributed.get_world_size() if together else 1
         begin = max(self.first, self.epoch * self.per_epoch)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from vheatir.backbone.training.processes import Processes
-from vheatir.data.progressive import Place
+from vheatir.data.progressive import SampleIndex
 from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
@@ -166,7 +166,7 @@ def try_samples(path: Path, model, dataset) -> None:
     """
     network = model.get_bare_model(model.net_g)
     for stage in dataset.stages:
-        model.feed_data(default_collate([dataset[Place(0, stage.gt_size)]]))
+        model.feed_data(default_collate([dataset[SampleIndex(0, stage.gt_size)]]))
         try:
             with torch.no_grad():
                 output = network.eval()(*model.inputs(slice(None)))

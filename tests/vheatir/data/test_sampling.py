@@ -2,7 +2,7 @@
 
 import pytest
 
-from vheatir.data.progressive import Stage
+from vheatir.data.progressive import CropStage
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 
@@ -50,7 +50,7 @@ def test_impossible_place_is_refused(settings):
         IterationSampler(4, 1, **settings)
 
 
-STAGES = (Stage(0, 2, 16), Stage(3, 1, 24), Stage(5, 3, 32))
+STAGES = (CropStage(0, 2, 16), CropStage(3, 1, 24), CropStage(5, 3, 32))
 
 
 def test_stages_change_size_and_number_and_leave_no_sample_out():
