@@ -1,8 +1,9 @@
-"""Runs commands in forked children of the test process, which has imported everything already: alone, or as ranks."""
+"""Runs commands in children of the test process, alone or as ranks: forked, with all imports done, or started anew."""
 
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -56,14 +57,44 @@ def wait(children: list[int]) -> list[int]:
     return [statuses[child] for child in children]
 
 
-def run_ranks(count: int, work: Callable[[int], int], folder: Path) -> list[Ended]:
-    """`work(rank)` in so many children, under the environment that torchrun would give them."""
+def _environments(count: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environment of each rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    children, errors = [], [folder / f"errors_{port}_{rank}" for rank in range(count)]
-    for rank in range(count):
-        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    common["LOCAL_WORLD_SIZE"] = str(count)
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def run_ranks(count: int, work: Callable[[int], int], folder: Path) -> list[Ended]:
+    """`work(rank)` in so many children, under the environment that torchrun would give them."""
+    children = []
+    errors = []
+    for rank, environment in enumerate(_environments(count)):
+        errors.append(folder / f"errors_{environment['MASTER_PORT']}_{rank}")
         children.append(fork(lambda rank=rank: work(rank), errors[rank], environment))
     return [Ended(status, path.read_text()) for status, path in zip(wait(children), errors)]
+
+
+def start_ranks(command: list[str], count: int, folder: Path, environment: dict[str, str]) -> list[Ended]:
+    """A command in so many new processes, where a fork would not do: autograd's threads do not survive one.
+
+    Args:
+        command: program and arguments.
+        count: ranks.
+        folder: where they run.
+        environment: beside that of a rank.
+    """
+    children = [
+        subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment, **own}, stderr=subprocess.PIPE, text=True
+        )
+        for own in _environments(count)
+    ]
+    try:
+        errors = [child.communicate(timeout=LONGEST)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return [Ended(child.returncode, text) for child, text in zip(children, errors, strict=True)]

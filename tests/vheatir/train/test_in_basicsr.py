@@ -16,7 +16,6 @@ pytest.importorskip("basicsr", reason="training needs BasicSR")
 
 from vheatir import basicsr, weights
 from vheatir.archs.vheatir_arch import VHeatIR
-from vheatir.cli import run
 from vheatir.data.sources import close_environments
 from vheatir.prepare.patches import make_lmdb
 from vheatir.train.options import read_options
@@ -224,19 +223,11 @@ def test_two_processes_on_gloo_train_as_one_with_their_batches(recipe, tmp_path,
     """With ours, weights agree with one process's; with BasicSR's model both processes train and one writes."""
     text = recipe.read_text().replace("model_type: VHeatIRModel", f"model_type: {model}")
     recipe.write_text(text.replace("val_freq: 6", "val_freq: 6\n  save_img: false"))
-    basicsr.register()
-    cv2.setNumThreads(0)  # its threads do not survive a fork
-
-    def work(rank: int) -> int:
-        torch.set_num_threads(1)
-        argv = ["train", "-opt", str(recipe), "--launcher", "pytorch", *forced("val:val_freq=12")]
-        root = tmp_path / "two"
-        root.mkdir(exist_ok=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(root)
-            return run(basicsr.main, argv)
-
-    ended = load_beside("ranks").run_ranks(2, work, tmp_path)
+    command = [sys.executable, "-m", "vheatir.basicsr", "train", "-opt", str(recipe), "--launcher", "pytorch"]
+    root = tmp_path / "two"
+    root.mkdir()
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = load_beside("ranks").start_ranks([*command, *forced("val:val_freq=12")], 2, root, own)
     assert [one.status for one in ended] == [0, 0], "\n".join(one.errors for one in ended)
     folder = tmp_path / "two" / "experiments" / "tiny"
     assert len(list(folder.glob("train_tiny_*.log"))) == 1
