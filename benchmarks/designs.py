@@ -32,6 +32,7 @@ from vheatir.train.registry import register_all
 from vheatir.train.task import RestorationTask
 from vheatir.train.trainer import train
 from vheatir.train.validation import validate
+from vheatir.utils.heap import keep_heap
 from vheatir.utils.run_metadata import run_metadata, write_json
 from vheatir.utils.timing import Timing, interleave
 
@@ -240,6 +241,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option in all")
     parser.add_argument("--resume", action="store_true", help="go on where a stopped run stood; --only may add designs")
     arguments = parser.parse_args(argv)
+    keep_heap()  # as `vheatir train` does
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     register_all()
