@@ -83,13 +83,13 @@ def test_a_decay_for_each_image(shape, x_dtype, decay_dtype, shared, maps, value
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 4096])
-@pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("halvings", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(2, 16, 24, 3), (1, 20, 9, 2), (2, 3, 50, 1), (1, 31, 33, 70)], ids=str)
 def test_every_depth_of_split_in_pieces_of_any_size(
-    shape, levels, chunk, maps, value_and_gradients, assert_near, monkeypatch, nan_filled
+    shape, halvings, chunk, maps, value_and_gradients, assert_near, monkeypatch, nan_filled
 ):
-    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2 if levels else 1 << 30)
-    monkeypatch.setattr(dispatch, "_MAX_LEVELS", levels)
+    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2 if halvings else 1 << 30)
+    monkeypatch.setattr(dispatch, "_MAX_HALVINGS", halvings)
     monkeypatch.setattr(torch_path, "_CHUNK", chunk)
     x, decay = maps(shape)
     cotangent = torch.randn_like(x)
