@@ -68,7 +68,7 @@ def log_spectrum(image: np.ndarray) -> np.ndarray:
     """log10 of the power spectrum of the luma of a uint8 image (H, W[, 3]), frequency 0 in the middle: (H, W).
 
     The mean is taken off and a Hann window applied, so that neither it nor the image's rim fills the axes; the power
-    is divided by the window's energy, which makes white noise of variance v (8-bit steps) a level of log10(v).
+    is divided by the window's energy, which gives white noise of variance v (8-bit steps) the value log10(v).
     """
     luma = (image if image.ndim == 2 else gray_opencv(image)).astype(np.float64)
     window = np.hanning(luma.shape[0])[:, None] * np.hanning(luma.shape[1])

@@ -1,4 +1,4 @@
-"""JPEG at the level of its segments: truncation is detected, metadata and data after the image are carried over.
+"""JPEG segment by segment: truncation is detected, metadata and data after the image are carried over.
 
 OpenCV decodes what is usual, Pillow the rest. What follows the end of the image, such as the video of a motion photo,
 is found by its distance from the end of the file, and so stays valid behind another image.

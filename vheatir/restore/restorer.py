@@ -227,7 +227,7 @@ class Restorer:
         self._check_process()
         if colors == 3 and self.metadata["color"] == "gray":
             raise ValueError("these weights are for gray images, the image has three channels; use color weights")
-        level = self._checked_level(level, read, shape)
+        level = self._relative_level(level, read, shape)
         free = tile_memory.free_memory(self.device) if self.tile is None else None
         tile = tile_memory.tile_for(self._color.config, height, width, free) if self.tile is None else self.tile
         overlap = self.overlap
@@ -280,9 +280,10 @@ class Restorer:
                 "there, or call torch.set_num_threads(1) in the fork"
             )
 
-    def _checked_level(
+    def _relative_level(
         self, level: float | None, read: Callable[[int, int], Rows], shape: tuple[int, int, int]
     ) -> float | None:
+        """The level as the network takes it, from 0 to 1; None for blind weights."""
         if not self.takes_level:
             if level is not None:
                 raise ValueError("these weights are blind and take no level; leave it out or use other weights")

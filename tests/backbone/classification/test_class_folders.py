@@ -207,10 +207,10 @@ def test_a_slip_in_a_class_map_is_named(root, tmp_path, content, message):
 def test_flat_sixteen_bit_gray_images_are_told_apart(tmp_path, capsys):
     root = tmp_path / "gray"
     for split in ("train", "val"):
-        for level, name in ((8000, "dark"), (30000, "middle"), (60000, "light")):
+        for gray, name in ((8000, "dark"), (30000, "middle"), (60000, "light")):
             (root / split / name).mkdir(parents=True)
             for number in range(4):
-                Image.fromarray(np.full((32, 32), level + 300 * number, np.uint16)).save(
+                Image.fromarray(np.full((32, 32), gray + 300 * number, np.uint16)).save(
                     root / split / name / f"{number}.png"
                 )
     recipe = small.make_recipe(
