@@ -26,7 +26,7 @@ _GAP = 8  # white pixels between the images
 
 def _side_by_side(images: list[np.ndarray]) -> np.ndarray:
     gap = np.full((images[0].shape[0], _GAP, 3), 255, np.uint8)
-    row = [part for picture in images for part in (picture, gap)]
+    row = [part for image in images for part in (image, gap)]
     return np.concatenate(row[:-1], axis=1)
 
 

@@ -82,7 +82,7 @@ class TiffInfo:
 def read(encoded: Encoded) -> Stored:
     """A TIFF file of one image: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
     with tifffile.TiffFile(encoded.file) as tiff:
-        page, notes = _picture(encoded, tiff)
+        page, notes = _page_of_image(encoded, tiff)
         try:
             info = _info(encoded, tiff, page, notes)
         except UserError as error:
@@ -105,7 +105,7 @@ def _truncated(encoded: Encoded) -> UserError:
     return UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
 
 
-def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
+def _page_of_image(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the image, where all the others are thumbnails of it, and a note on those."""
     pages = [tiff.pages[index].aspage() for index in range(len(tiff.pages))]
     if not pages:

@@ -24,7 +24,7 @@ class RunFolder:
     """One training run under `<root>/<name>/`.
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
-    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
+    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and images/.
 
     Args:
         root: folder of all runs.

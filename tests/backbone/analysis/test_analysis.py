@@ -92,7 +92,7 @@ def test_magnitudes_of_the_published_protocol():
         invariance.magnitudes_of("shear", 224)
 
 
-def picture(height: int, width: int) -> Image.Image:
+def sample_image(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -100,7 +100,7 @@ def picture(height: int, width: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["translation", "pre_rotation", "post_rotation"])
 def test_the_first_magnitude_is_the_standard_view(kind, size):
     """The published shift of 0 rounds odd margins another way."""
-    views = invariance.Views(kind, 32, (0.5,) * 3, (0.5,) * 3)(picture(*size))
+    views = invariance.Views(kind, 32, (0.5,) * 3, (0.5,) * 3)(sample_image(*size))
     assert views.shape == (1 + len(invariance.magnitudes_of(kind, 32)), 3, 32, 32)
     assert torch.equal(views[0], views[1])
 
@@ -117,7 +117,7 @@ def test_directions_are_drawn_from_those_of_the_protocol(protocol, directions, m
     monkeypatch.setattr(invariance, "shifted_view", noted)
     views = invariance.Views("translation", 16, (0.5,) * 3, (0.5,) * 3, protocol)
     for _ in range(30):
-        views(picture(20, 20))
+        views(sample_image(20, 20))
     assert drawn == set(range(directions))
 
 

@@ -106,8 +106,8 @@ BAD = {
     "channels.tif": (lambda: tiff(integers((9, 9, 5), 16), photometric="rgb"), "5 channels"),
     "bomb.png": (lambda: png(integers((1, 1), 8), 0, width=65000, height=65000), "megapixels"),
     "bomb.bmp": (lambda: flipped(flipped(encoded("BMP"), 20), 24), "damaged|megapixels"),
-    "picture.gif": (lambda: encoded("GIF"), "suffix"),
-    "picture": (lambda: encoded("PNG"), "suffix"),
+    "image.gif": (lambda: encoded("GIF"), "suffix"),
+    "image": (lambda: encoded("PNG"), "suffix"),
 }
 
 

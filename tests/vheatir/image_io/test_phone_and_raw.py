@@ -49,8 +49,8 @@ def avif(bits=10, **about):
         pytest.skip("this Pillow cannot write AVIF")
     file = io.BytesIO()
     if bits == 8:
-        picture = Pillow.fromarray(np.rint(ramp() * 255).astype(np.uint8))
-        picture.save(file, "AVIF", quality=100, subsampling="4:4:4", **about)
+        gray = Pillow.fromarray(np.rint(ramp() * 255).astype(np.uint8))
+        gray.save(file, "AVIF", quality=100, subsampling="4:4:4", **about)
         return file.getvalue()
     imagecodecs = pytest.importorskip("imagecodecs", reason="pip install 'vheatir[phone]'")
     steps = np.rint(ramp() * (2**bits - 1)).astype(np.uint16)
