@@ -153,7 +153,9 @@ def _run(
     order = 0
     if decay is not None:
         decay = (decay if decay.dtype == torch.float32 else decay.float()).contiguous()
-        order = _TILES if in_tiles else _MAPS if decay.shape[-1] == sizes[3] else _SHARED
+        order = _MAPS if decay.shape[-1] == sizes[3] else _SHARED
+        if in_tiles:
+            order = _TILES
     types = TYPES[x.dtype], TYPES[torch.float32 if y is None else y.dtype]
     # With its plans it is held until the call returns: another thread may push it out of the cache.
     unbound = _unbound(sizes, x.stride(), types, order, native.instructions())

@@ -154,7 +154,8 @@ def test_inputs_are_left_as_they_were(maps):
     for shape in ((2, 7, 14, 3), (1, 130, 9, 2)):
         x, decay = maps(shape)
         before = x.clone(), decay.clone()
-        heat_conduction(x, decay), prepared_conduction(x, decay)
+        heat_conduction(x, decay)
+        prepared_conduction(x, decay)
         assert torch.equal(x, before[0]) and torch.equal(decay, before[1])
 
 

@@ -37,11 +37,11 @@ class Distribution:
             integer: take whole numbers only.
         """
         span = isinstance(value, dict)
-        if span and set(value) != {"min", "max"}:
-            raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
-        numbers: list[Any] = (
-            [value["min"], value["max"]] if span else list(value) if isinstance(value, (list, tuple)) else [value]
-        )
+        numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if span:
+            if set(value) != {"min", "max"}:
+                raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
+            numbers = [value["min"], value["max"]]
         kind = "an integer" if integer else "a number"
         if not numbers or not all(is_number(number, integer) for number in numbers):
             raise UserError(

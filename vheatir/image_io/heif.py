@@ -145,7 +145,9 @@ def _bits_of_av1(data: bytes) -> int:
     """8, 10 or 12, by the first AV1 configuration box."""
     at = data.find(b"av1C")
     flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
-    return 8 if not flags & _MORE_THAN_EIGHT else 12 if flags & _TWELVE_BITS else 10
+    if not flags & _MORE_THAN_EIGHT:
+        return 8
+    return 12 if flags & _TWELVE_BITS else 10
 
 
 def _cicp(primaries: int, transfer: int) -> tuple[int, int] | None:

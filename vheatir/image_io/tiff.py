@@ -139,7 +139,7 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
-        bit_depth=8 if sample[0] <= 8 else 16 if sample == (16, _INTEGER) else 32,
+        bit_depth=_bit_depth(sample),
         photometric=photometric,
         dtype=_SAMPLES.get(sample, "uint8"),
         byteorder=tiff.byteorder,
@@ -152,6 +152,12 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
         orientation=turned if isinstance(turned, int) and 1 <= turned <= 8 else 1,
         notes=notes,
     )
+
+
+def _bit_depth(sample: tuple[int, int]) -> int:
+    if sample[0] <= 8:
+        return 8
+    return 16 if sample == (16, _INTEGER) else 32
 
 
 def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:
