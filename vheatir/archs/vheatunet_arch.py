@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
-from vheatir.archs.vheatir_arch import check_counts, check_image, level_plane, resized
+from vheatir.archs.vheatir_arch import check_counts, check_inputs, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
@@ -255,7 +255,7 @@ class VHeatUNet(RestorationNetwork):
             ValueError: wrong shape, or a level where none (or none where one) is expected.
             TypeError: the image is not of a floating type.
         """
-        check_image(image, level, self.config)
+        check_inputs(image, level, self.config)
         height, width = image.shape[2:]
         planes = self._pad(image)
         if level is not None:

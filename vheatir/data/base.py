@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vheatir.data.distributions import is_number
+from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex, parse_stages
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError

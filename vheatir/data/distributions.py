@@ -1,19 +1,12 @@
 """Numbers that a degradation draws for each sample, as an option says it: fixed, one of a list, or from a range."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
+from vheatir.backbone.training.schema import is_number
 from vheatir.errors import UserError
-
-
-def is_number(value: object, integer: bool = False) -> TypeGuard[float]:
-    """A finite int or float, or a whole int when `integer`; True and False are no numbers here."""
-    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
-        return False
-    return math.isfinite(value)
 
 
 @dataclass(frozen=True)

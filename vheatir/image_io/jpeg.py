@@ -177,8 +177,8 @@ def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:
 def exif_segments(exif: bytes) -> Iterable[tuple[int, bytes]]:
     """EXIF of any length as segments, several where one cannot hold it."""
     body = exif.removeprefix(_EXIF)
-    room = _MOST_PAYLOAD - len(_EXIF)
-    return [(_APP1, _EXIF + body[start : start + room]) for start in range(0, len(body), room)]
+    most = _MOST_PAYLOAD - len(_EXIF)
+    return [(_APP1, _EXIF + body[start : start + most]) for start in range(0, len(body), most)]
 
 
 def _segment(marker: int, payload: bytes) -> bytes:

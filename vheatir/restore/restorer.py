@@ -190,7 +190,7 @@ class Restorer:
             TypeError: another kind of array.
             ValueError: another shape, NaN, values on another scale, or a level for blind weights.
         """
-        check_image(image)
+        _check_array(image)
         height, width = image.shape[:2]
         if alpha is not None and alpha.shape != (height, width):
             raise ValueError(f"expected alpha of shape {(height, width)} like the image, got {alpha.shape}")
@@ -413,7 +413,7 @@ def default_overlap(tile: int | None) -> int:
     return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
 
 
-def check_image(image: Any) -> None:
+def _check_array(image: Any) -> None:
     """TypeError or ValueError with advice for what `Restorer.restore` cannot take."""
     if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from vheatir.backbone.training.processes import Processes
-from vheatir.data.distributions import is_number
+from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW

@@ -146,7 +146,7 @@ def _save(pattern: Path, name: str, restored: np.ndarray, number: int, saved: se
     save_png(path, restored)
 
 
-def score_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def validation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row for each validation set: every metric of the restored images and, in parentheses, of their input.
 
     results: set -> what `validate` returns. Several sets are followed by their mean.

@@ -1,4 +1,4 @@
-"""TIFFs by rows, float kinds, EXIF folders and colors under alpha: what is read is what was stored, and comes back."""
+"""TIFFs by rows, float kinds, EXIF directories, colors under alpha: what is read is what was stored, and comes back."""
 
 import struct
 
@@ -130,7 +130,7 @@ def photo_with_folders(path, dtype, byteorder):
     image = Image(array.astype(np.float32) / np.iinfo(dtype).max, bit_depth=8 * array.itemsize)
     image.extras["tiff"] = TiffInfo(9, 8, image.bit_depth, 1, dtype=dtype, byteorder=">")
     inner = [Entry(1, 2, 4, b"R98\0")]
-    image.extras["tiff"].folders = {
+    image.extras["tiff"].ifds = {
         34665: [
             Entry(0x829A, 5, 1, struct.pack(">II", 8, 1000)),
             Entry(0x9003, 2, 20, b"2024:05:01 12:00:00\0"),
@@ -162,7 +162,7 @@ def test_a_damaged_exif_folder_is_left_out_with_a_note(tmp_path):
     with open(tmp_path / "in.tif", "r+b") as file:
         append_folders(file, {34665: [Entry(0x9003, 2, 5000, b"too short")]})
     image = read_image(tmp_path / "in.tif")
-    assert "EXIF folder reaches beyond" in image.notes[0]
+    assert "EXIF directory reaches beyond" in image.notes[0]
     write_image(tmp_path / "out.tif", image)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), array)
 
