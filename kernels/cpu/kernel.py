@@ -33,7 +33,7 @@ class _Plan(ctypes.Structure):
     )
 
 
-class Job(ctypes.Structure):
+class ConductionJob(ctypes.Structure):
     """vheatir_job."""
 
     _fields_ = (
@@ -101,14 +101,28 @@ def unprepare(prepared: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=512)
-def _unbound(
-    sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
-) -> tuple[Job, tuple[TransformPlan, TransformPlan]]:
-    """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most."""
+def unbound_job(
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    types: tuple[int, int],
+    decay_order: int,
+    instructions: str,
+    rows: bool = True,
+) -> tuple[ConductionJob, tuple[TransformPlan, TransformPlan]]:
+    """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most.
+
+    Args:
+        sizes: (B, H, W, C).
+        strides: of the source, in elements.
+        types: of source and target, values of `TYPES`.
+        decay_order: as in csrc/api.h; 0 without a decay.
+        instructions: those that the kernel uses.
+        rows: the rows are transformed too, not only the columns.
+    """
     batch, height, width, channels = sizes
     along_height, plan_h = plan_of(height, instructions)
-    along_width, plan_w = plan_of(width, instructions)
-    job = Job(
+    along_width, plan_w = plan_of(width if rows else 1, instructions)
+    job = ConductionJob(
         batch=batch,
         height=height,
         width=width,
@@ -158,8 +172,8 @@ def _run(
             order = _TILES
     types = TYPES[x.dtype], TYPES[torch.float32 if y is None else y.dtype]
     # With its plans it is held until the call returns: another thread may push it out of the cache.
-    unbound = _unbound(sizes, x.stride(), types, order, native.instructions())
-    job = Job.from_buffer_copy(unbound[0])
+    unbound = unbound_job(sizes, x.stride(), types, order, native.instructions())
+    job = ConductionJob.from_buffer_copy(unbound[0])
     job.threads = threads_for(count)
     job.source = x.data_ptr()
     if y is not None:
