@@ -1,7 +1,6 @@
 """Classification learns, goes on as if it had not stopped, and does in two processes what it does in one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ pytest.importorskip("timm", reason="training backbones needs the extra `backbone
 from safetensors.torch import load_file
 
 from tests.backbone.classification import small
-from vheatir.backbone.training.loop import Loop
+from tests.backbone.stops import interrupted_before, terminated_after
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -83,18 +82,10 @@ def test_the_log_has_the_published_rates_and_training_accuracy(unbroken):
     assert {"train/loss", "train/top1", "train/grad_norm"} <= set(first)
 
 
-def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(unbroken, images, tmp_path, monkeypatch):
-    recipe, advance = str(small.make_recipe(tmp_path, images)), Loop._advance
-
-    def interrupted(loop, source):
-        if loop.step == 5:
-            raise KeyboardInterrupt
-        advance(loop, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_advance", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(["-opt", recipe])
+def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(unbroken, images, tmp_path):
+    recipe = str(small.make_recipe(tmp_path, images))
+    with interrupted_before(5):
+        main(["-opt", recipe])
     torch.manual_seed(99)
     assert main(["-opt", recipe, "--resume"]) == 0
     assert_same_run(tmp_path / "runs" / "small", unbroken)
@@ -114,17 +105,10 @@ def test_a_killed_run_goes_on_with_another_number_of_loader_processes(unbroken, 
     assert_same_run(tmp_path / "runs" / "small", unbroken)
 
 
-def test_a_signal_ends_the_run_with_a_checkpoint(images, tmp_path, monkeypatch):
-    recipe, advance = str(small.make_recipe(tmp_path, images)), Loop._advance
-
-    def signaled(loop, source):
-        advance(loop, source)
-        if loop.step == 1:  # twice: SLURM sends one to all processes, torchrun passes its own on
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_advance", signaled)
-    assert main(["-opt", recipe]) == 130
+def test_a_signal_ends_the_run_with_a_checkpoint(images, tmp_path):
+    recipe = str(small.make_recipe(tmp_path, images))
+    with terminated_after(1, signals=2):  # SLURM sends one to all processes, torchrun passes its own on
+        assert main(["-opt", recipe]) == 130
     run = tmp_path / "runs" / "small"
     assert (run / "checkpoints" / "iter_00000001.pt").is_file() and not (run / "curves.jsonl").exists()
 
@@ -176,15 +160,7 @@ def test_a_run_goes_on_in_another_number_of_processes(images, tmp_path):
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, atol=5e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
     recipe = small.make_recipe(tmp_path / "other", images, data={"batch_size": 4}, **more)
-    advance = Loop._advance
-
-    def stopping(loop, source):
-        advance(loop, source)
-        if loop.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_advance", stopping)
+    with terminated_after(4):
         assert main(["-opt", str(recipe)]) == 130
     assert main(["-opt", str(recipe), "--resume", "--set", "data.batch_size=12"]) == 0
     # 16 of 48 images are seen; of the 32 left, two steps of 12 are made and 8 left out: steps 2 and 3 of 4
@@ -201,19 +177,11 @@ def test_a_run_goes_on_in_another_number_of_processes(images, tmp_path):
         ("train.optimizer_args={betas: [0.8, 0.9]}", "betas was"),
     ],
 )
-def test_a_run_does_not_go_on_with_another_optimizer(change, said, images, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_another_optimizer(change, said, images, tmp_path):
     """The checkpoint's values would be in effect while the run's record named the new ones."""
     recipe = small.make_recipe(tmp_path, images, logger={"save_freq": 1})
-    advance = Loop._advance
-
-    def stopping(loop, source):
-        advance(loop, source)
-        if loop.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_advance", stopping)
-    assert main(["-opt", str(recipe)]) == 130
-    monkeypatch.undo()
+    with terminated_after(2):
+        assert main(["-opt", str(recipe)]) == 130
     with pytest.raises(UserError, match=said):
         main(["-opt", str(recipe), "--resume", "--set", change])
 

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image as Pillow
 from PIL import ImageCms, PngImagePlugin
 
+from tests.vheatir.image_io.png_by_hand import chunk, png
 from vheatir.errors import UserError
 from vheatir.image_io import DEPTHS, Image, read_image, write_image
 from vheatir.utils.files import atomic_open
@@ -185,20 +186,6 @@ def test_palette_is_expanded(tmp_path, transparent):
         np.testing.assert_array_equal(image.alpha, np.where(np.asarray(drawn) == 3, 0, 1))
     else:
         assert image.alpha is None
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(array, color_type, *extra, width=None, height=None):
-    """A PNG written by hand: any color type of 8 or 16 bits, any further chunks."""
-    header = struct.pack(
-        ">IIBBBBB", width or array.shape[1], height or array.shape[0], array.itemsize * 8, color_type, 0, 0, 0
-    )
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in array)
-    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
