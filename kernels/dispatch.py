@@ -54,7 +54,14 @@ def count_halvings(n: int) -> int:
 
 
 def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the CPU kernel cannot take maps of this kind; None when it can."""
+    """Why the CPU kernel cannot take maps of this kind; None when it can.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        dtype: of the maps.
+    """
     return _cpu_kernel_refusal_of(height, width, device, dtype) or native.refusal()
 
 
@@ -71,7 +78,14 @@ def _cpu_kernel_refusal_of(height: int, width: int, device: torch.device, dtype:
 
 
 def cuda_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the CUDA kernels cannot take maps of this kind; None when they can."""
+    """Why the CUDA kernels cannot take maps of this kind; None when they can.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        dtype: of the maps.
+    """
     if device.type != "cuda":
         return f"the maps are on {device}, the CUDA kernels need them on a CUDA device"
     if dtype == torch.float64:
@@ -101,7 +115,14 @@ def _kernel(height: int, width: int, device: torch.device, backend: str, dtype: 
 def choose(
     height: int, width: int, device: torch.device, backend: str = "auto", dtype: torch.dtype = torch.float32
 ) -> Path:
-    """The path for maps of height x width on `device`.
+    """The path for maps of one kind.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        backend: one of `BACKENDS`.
+        dtype: of the maps.
 
     Raises:
         ValueError: unknown backend, or a native kernel is asked for and cannot run; the message says why.

@@ -56,7 +56,14 @@ _cached_axis_matrices = lru_cache(maxsize=16)(_build_axis_matrices)
 
 
 def axis_matrices(n: int, halvings: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
-    """Matrices and order of an n-point DCT with `halvings` even/odd splits; cached where `may_cache`."""
+    """Matrices and order of an n-point DCT; cached where `may_cache`.
+
+    Args:
+        n: points.
+        halvings: even/odd splits.
+        dtype: of the matrices.
+        device: of the matrices.
+    """
     build = _cached_axis_matrices if may_cache() else _build_axis_matrices
     return build(n, halvings, dtype, device)
 
@@ -142,7 +149,15 @@ def without_subnormals(decay: Tensor) -> Tensor:
 
 
 class Transform:
-    """The two-dimensional transform of (B, H, W, C) maps along one path, for one dtype and device."""
+    """The two-dimensional transform of (B, H, W, C) maps along one path.
+
+    Args:
+        height: H.
+        width: W.
+        halvings: even/odd splits along H and W.
+        dtype: of the arithmetic.
+        device: of the maps.
+    """
 
     def __init__(self, height: int, width: int, halvings: tuple[int, int], dtype: torch.dtype, device: torch.device):
         self.rows = axis_matrices(height, halvings[0], dtype, device)  # the transform along H

@@ -263,16 +263,26 @@ def _norm_fused(
 
 
 def norm_gate(x: Tensor, gate: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x) * silu(gate)`, (..., C) both. Without gradients x may be overwritten. Differentiable twice."""
+    """`norm(x) * silu(gate)`. Without gradients x may be overwritten. Differentiable twice.
+
+    Args:
+        x: (..., C).
+        gate: likewise.
+        norm: over the C channels, with weight and bias.
+    """
     if _kernel_takes(x, gate, norm):
         return _norm_fused(x, norm.weight, norm.bias, norm.eps, gate, None)
     return norm(x) * F.silu(gate)
 
 
 def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | None = None) -> Tensor:
-    """`residual + norm(x) * scale`, (..., C) all but the scale (C,).
+    """`residual + norm(x) * scale`. Without gradients x may be overwritten. Differentiable twice.
 
-    Without gradients x may be overwritten. Differentiable twice.
+    Args:
+        x: (..., C).
+        residual: likewise.
+        norm: over the C channels, with weight and bias.
+        scale: (C,); None for 1.
     """
     if not _kernel_takes(x, residual, norm):
         return residual + (norm(x) if scale is None else norm(x) * scale)
@@ -285,7 +295,13 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
 
 
 def add_norm(x: Tensor, addend: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """`x + addend` and its norm, (..., C). Without gradients the addend may be overwritten. Differentiable twice."""
+    """`x + addend` and its norm. Without gradients the addend may be overwritten. Differentiable twice.
+
+    Args:
+        x: (..., C).
+        addend: likewise.
+        norm: over the C channels, with weight and bias.
+    """
     if not _kernel_takes(x, addend, norm):
         total = x + addend
         return total, norm(total)

@@ -193,7 +193,13 @@ def _run(
 
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
-    """The operator; `prepared`: the decay is what `prepare` made of it."""
+    """The operator.
+
+    Args:
+        x: (B, H, W, C); float32, bfloat16 or float16.
+        decay: (H, W, C) or (H, W, 1), or one for each image.
+        prepared: the decay is what `prepare` made of it.
+    """
     y = _like(x)
     _run(x, y=y, decay=decay, in_tiles=prepared and decay.shape[2] > 1)
     return y
@@ -215,7 +221,13 @@ def transform(x: Tensor) -> Tensor:
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of an (H, W, C) or (B, H, W, C) decay, from the output's gradient and the spectrum of x."""
+    """Gradients of x and of the decay.
+
+    Args:
+        grad: of the output, (B, H, W, C).
+        spectrum: of x, float32.
+        decay: (H, W, C) or (B, H, W, C).
+    """
     grad_x = _like(grad)
     make = grad.new_empty if len(grad) else grad.new_zeros
     grad_decay = make(grad.shape[4 - decay.ndim :], dtype=torch.float32)
