@@ -99,8 +99,9 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     import torch
     import torch.nn.functional as F
 
-    from vheatir.backbone.classification import task as classify
+    from vheatir.backbone.classification.cost import merged
     from vheatir.backbone.classification.recipe import read_recipe
+    from vheatir.backbone.classification.task import build_classifier
     from vheatir.backbone.layers.freezing import freeze
     from vheatir.pretrain import SECTIONS
     from vheatir.utils.recipes import load_table
@@ -112,14 +113,14 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     for network in networks:
         torch.manual_seed(0)
         recipe = read_recipe(load_table(recipe_for(network, args), changes(network, args), SECTIONS))
-        model = classify.build_model(recipe).train()
-        merged = freeze(classify.merged(model) or classify.build_model(recipe))
+        model = build_classifier(recipe).train()
+        folded = freeze(merged(model) or build_classifier(recipe))
 
         def step(model=model):
             model.zero_grad(set_to_none=True)
             F.cross_entropy(model(images), labels).backward()
 
-        def forward(model=merged):
+        def forward(model=folded):
             with torch.no_grad():
                 model(images)
 

@@ -12,10 +12,11 @@ from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.dataset import Samples
+from vheatir.backbone.classification.optimizer import make_optimizer, scaled_lr
 from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
-from vheatir.backbone.classification.task import make_optimizer, scaled_lr, scored
+from vheatir.backbone.classification.task import scored
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.errors import UserError

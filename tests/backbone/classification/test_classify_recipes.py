@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from tests.backbone.classification import small
+from vheatir.backbone.classification.optimizer import scaled_lr
 from vheatir.backbone.classification.recipe import read_recipe
-from vheatir.backbone.classification.task import scaled_lr
 from vheatir.backbone.models.create import create_model, list_models
 from vheatir.pretrain import main
 from vheatir.utils.recipes import find_options, load_table, recipes
