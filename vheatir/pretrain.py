@@ -123,7 +123,7 @@ def evaluate_weights(session: PretrainSession, weights: str | None) -> dict[str,
 
 
 def measure_throughput(session: PretrainSession) -> dict[str, Any]:
-    """Images per second of the merged form on the first batch of the evaluation set."""
+    """Images per second of the folded form on the first batch of the evaluation set."""
     from vheatir.backbone.classification.cost import describe, throughput
     from vheatir.backbone.training.batches import checked
 

@@ -14,8 +14,8 @@ from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid
 
 
-def merged(model: nn.Module) -> nn.Module | None:
-    """A copy in the merged form, on the CPU; None for networks that have none."""
+def folded_copy(model: nn.Module) -> nn.Module | None:
+    """A copy in the folded form, on the CPU; None for networks that have none."""
     if not isinstance(model, HeatPyramid) or not model.heat_layers():
         return None
     network = copy.deepcopy(model).cpu().eval()
@@ -23,8 +23,8 @@ def merged(model: nn.Module) -> nn.Module | None:
 
 
 def describe(model: nn.Module, size: tuple[int, int]) -> dict:
-    """Parameters and multiply-accumulates, the transform's included, of the form for training and the merged one."""
-    forms = {"training": model, "merged": merged(model)}
+    """Parameters and multiply-accumulates with those of the transforms: "training" form and folded one, "merged"."""
+    forms = {"training": model, "merged": folded_copy(model)}
     report = {}
     for form, network in forms.items():
         if network is not None:
@@ -34,7 +34,7 @@ def describe(model: nn.Module, size: tuple[int, int]) -> dict:
 
 
 def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int = 30) -> dict[str, float]:
-    """Images per second and peak memory of the merged form on one batch, without autocast.
+    """Images per second and peak memory of the folded form on one batch, without autocast.
 
     The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
 
@@ -45,7 +45,7 @@ def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int =
         passes: timed passes.
     """
     device = images.device
-    network = freeze((merged(model) or model).to(device))
+    network = freeze((folded_copy(model) or model).to(device))
     cuda = device.type == "cuda"
     with torch.no_grad():
         for _ in range(warmup):

@@ -168,7 +168,7 @@ class VHeatIR(RestorationNetwork):
         return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
 
     def fold(self, height: int, width: int) -> None:
-        """Freeze the decays for images of one size (the published merged form); `unfold` goes back."""
+        """Freeze the decays for images of one size (the published form for inference); `unfold` goes back."""
         size = (math.ceil(height / self.downscale), math.ceil(width / self.downscale))
         with torch.no_grad():
             embedding = EmbeddingAt(self.freq_embed, size, self.resize)

@@ -210,7 +210,7 @@ def test_the_best_weights_of_the_run_are_the_default(images, tmp_path):
         main(["-opt", recipe, "--eval"])
 
 
-def test_throughput_is_measured_on_the_merged_form(images, tmp_path, capsys):
+def test_throughput_is_measured_on_the_folded_form(images, tmp_path, capsys):
     recipe = str(small.make_recipe(tmp_path, images, val={"throughput_warmup": 1, "throughput_passes": 3}))
     assert main(["-opt", recipe, "--throughput", "--json", str(tmp_path / "t.json")]) == 0
     speed = json.loads((tmp_path / "t.json").read_text())["throughput"]
