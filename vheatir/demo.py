@@ -31,7 +31,7 @@ def _side_by_side(images: list[np.ndarray]) -> np.ndarray:
 
 
 def restore_photographs(out: Path) -> None:
-    """Degrade and restore one photograph per task; print figures, write input | restored | original as PNG."""
+    """Degrade and restore one photograph per task; print metrics, write input | restored | original as PNG."""
     for task, name, level in _CASES:
         clean = getattr(data, name)()
         degraded = degrade(clean, task, level)

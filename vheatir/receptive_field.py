@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=128, help="side of the images' part, pixels (%(default)s)")
     parser.add_argument("--at", metavar="X,Y", help="the pixel looked at (default: the middle of each image)")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and metadata to this file")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers and metadata to this file")
     parser.add_argument("-o", "--out", nargs="+", type=Path, required=True, help="figure files: .png, .pdf, .svg")
     return parser
 

@@ -30,7 +30,7 @@ Crop = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """One version of an image: its name, its pixels as uint8 HWC or HW, its figures (none for the truth)."""
+    """One version of an image: its name, its pixels as uint8 HWC or HW, its metrics (none for the truth)."""
 
     name: str
     pixels: np.ndarray

@@ -135,7 +135,7 @@ class RunFolder:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            logger.warning("no TensorBoard curves (%s); curves.jsonl has the same figures", error)
+            logger.warning("no TensorBoard curves (%s); curves.jsonl has the same numbers", error)
             return
         start = 0 if self.resumed is None else self.resumed["iteration"]
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
