@@ -170,7 +170,9 @@ def test_every_option_of_the_recipe_is_known_and_has_its_default():
 
     recipe = Path(__file__).resolve().parents[3] / "options" / "photo_light.yml"
     table = read_options(recipe)["datasets"]["train"]
-    defaults = {key: default for key, (_, _, default) in {**camera_dataset._LEVELS, **camera_dataset._INTEGERS}.items()}
+    defaults = {
+        key: default for key, (_, _, default) in {**camera_dataset._NUMBERS, **camera_dataset._INTEGERS}.items()
+    }
     defaults |= camera_dataset._SHARES | {"demosaicing": ["bilinear", "edge_aware"]}
     assert {key: table[key] for key in defaults} == defaults
     assert sorted(table["subsampling"]) == sorted(camera_dataset._NAMES["subsampling"])
