@@ -95,12 +95,13 @@ def trained(network: str, args: argparse.Namespace) -> dict:
 
 
 def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batch: int = 64) -> dict[str, dict]:
-    """Of a training step and of a pass of the merged form: images per second of processor time, and peak memory."""
+    """Of a training step and of a pass of the folded form: images per second of processor time, and peak memory."""
     import torch
     import torch.nn.functional as F
 
-    from vheatir.backbone.classification import task as classify
+    from vheatir.backbone.classification.cost import folded_copy
     from vheatir.backbone.classification.recipe import read_recipe
+    from vheatir.backbone.classification.task import build_classifier
     from vheatir.backbone.layers.freezing import freeze
     from vheatir.pretrain import SECTIONS
     from vheatir.utils.recipes import load_table
@@ -112,14 +113,14 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     for network in networks:
         torch.manual_seed(0)
         recipe = read_recipe(load_table(recipe_for(network, args), changes(network, args), SECTIONS))
-        model = classify.build_model(recipe).train()
-        merged = freeze(classify.merged(model) or classify.build_model(recipe))
+        model = build_classifier(recipe).train()
+        folded = freeze(folded_copy(model) or build_classifier(recipe))
 
         def step(model=model):
             model.zero_grad(set_to_none=True)
             F.cross_entropy(model(images), labels).backward()
 
-        def forward(model=merged):
+        def forward(model=folded):
             with torch.no_grad():
                 model(images)
 

@@ -51,8 +51,8 @@ def image_rows(height: int, width: int, depth: int) -> Iterator[np.ndarray]:
         yield np.rint(block.clip(0, 1) * (2**depth - 1)).astype(f"uint{depth}")
 
 
-def write_picture(path: Path, height: int, width: int) -> None:
-    """Write `picture_rows` in the format of the suffix."""
+def write_image(path: Path, height: int, width: int) -> None:
+    """Write `image_rows` in the format of the suffix."""
     depth = _DEPTHS[path.suffix[1:]]
     extras = {"tiff": TiffInfo(width, height, depth, 2, compressed=True)} if path.suffix == ".tif" else {}
     write_blocks(path, (height, width, 3), depth, image_rows(height, width, depth), extras)
@@ -104,12 +104,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind in arguments.format:
-            write_picture(folder / f"small.{kind}", 64, 64)
+            write_image(folder / f"small.{kind}", 64, 64)
             start_mib, _ = measure(folder / f"small.{kind}", folder, arguments)
             for megapixels in arguments.megapixels:
                 height = round((megapixels * 1e6 / 1.5) ** 0.5)
                 size = (height, round(1.5 * height))
-                write_picture(folder / f"large.{kind}", *size)
+                write_image(folder / f"large.{kind}", *size)
                 peak_mib, seconds = measure(folder / f"large.{kind}", folder, arguments)
                 row = {"format": kind, "bits": _DEPTHS[kind], "height": size[0], "width": size[1]}
                 row |= {"peak_mib": round(peak_mib), "start_mib": round(start_mib), "seconds": round(seconds, 1)}

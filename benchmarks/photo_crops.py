@@ -84,23 +84,23 @@ def sheet(rows: list[Row], columns: tuple[str, ...] = _COLUMNS) -> Image.Image:
     side = rows[0].crops[0].shape[0]
     step = _LINE + side + _GAP
     width = len(columns) * (side + _GAP) - _GAP
-    picture = Image.new("RGB", (width, _LINE + len(rows) * step - _GAP), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    sheet = Image.new("RGB", (width, _LINE + len(rows) * step - _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, title in enumerate(columns):
         draw.text((column * (side + _GAP) + side // 2, _LINE // 2), title, "black", font, anchor="mm")
     for number, row in enumerate(rows):
         top = _LINE + number * step
         draw.text((2, top + _LINE // 2), row.camera, "black", font, anchor="lm")
         for column, crop in enumerate(row.crops):
-            picture.paste(Image.fromarray(crop), (column * (side + _GAP), top + _LINE))
-    return picture
+            sheet.paste(Image.fromarray(crop), (column * (side + _GAP), top + _LINE))
+    return sheet
 
 
-def save_below(picture: Image.Image, path: Path, most_bytes: int) -> None:
+def save_below(sheet: Image.Image, path: Path, most_bytes: int) -> None:
     """As WebP of the highest quality, in steps of 5, that stays below so many bytes."""
     for quality in range(95, 0, -5):
         with atomic_open(path) as file:
-            picture.save(file, "WEBP", quality=quality, method=6)
+            sheet.save(file, "WEBP", quality=quality, method=6)
         if path.stat().st_size < most_bytes:
             sys.stdout.write(f"{path}: {path.stat().st_size} bytes at quality {quality}\n")
             return

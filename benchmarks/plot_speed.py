@@ -31,8 +31,8 @@ def points(result: dict[str, Any], threads: int) -> dict[str, list[tuple[str, fl
         if one["case"] == "images" and one["threads"] == threads:
             name, kind = one["network"], one["type"]
             measured = result["psnr"].get(f"{name}/{kind}")
-            level = measured["psnr"] if measured else result["published"][name][0]
-            found.setdefault(name, []).append((kind, one["s_per_megapixel"], level))
+            psnr = measured["psnr"] if measured else result["published"][name][0]
+            found.setdefault(name, []).append((kind, one["s_per_megapixel"], psnr))
     return found
 
 
@@ -41,10 +41,10 @@ def draw(axes: Axes, result: dict[str, Any], threads: int) -> None:
     for index, (name, marks) in enumerate(points(result, threads).items()):
         color = f"C{index}"
         axes.plot([one[1] for one in marks], [one[2] for one in marks], color=color, linewidth=1)
-        for kind, seconds, level in marks:
+        for kind, seconds, psnr in marks:
             face = "none" if name in result["published"] else color
             label = f"{NAMES[name]}, {kind}" + (", published PSNR" if name in result["published"] else "")
-            axes.plot(seconds, level, _MARKS[kind], color=color, markerfacecolor=face, label=label, linestyle="none")
+            axes.plot(seconds, psnr, _MARKS[kind], color=color, markerfacecolor=face, label=label, linestyle="none")
     axes.set(xscale="log", xlabel="seconds for a megapixel", title=f"{threads} thread{'s' if threads > 1 else ''}")
     axes.grid(alpha=0.3)
 
@@ -52,14 +52,14 @@ def draw(axes: Axes, result: dict[str, Any], threads: int) -> None:
 def tables(result: dict[str, Any]) -> str:
     """Time and memory of the images, then of the photograph and the folder."""
     lines = ["| network | type | threads | s per megapixel | quartiles apart | peak, MiB | PSNR |", "|---" * 7 + "|"]
-    levels = {(name, one[0]): one[2] for name, marks in points(result, 1).items() for one in marks}
+    psnrs = {(name, one[0]): one[2] for name, marks in points(result, 1).items() for one in marks}
     for one in result["results"]:
         if one["case"] == "images":
             star = " (published)" if one["network"] in result["published"] else ""
-            level = f"{levels[one['network'], one['type']]:.2f}{star}"
+            psnr = f"{psnrs[one['network'], one['type']]:.2f}{star}"
             times = f"{one['s_per_megapixel']:.2f} | {one['iqr_s_per_megapixel']:.2f}"
             start = f"| {NAMES[one['network']]} | {one['type']} | {one['threads']}"
-            lines.append(f"{start} | {times} | {one['peak_mib']} | {level} |")
+            lines.append(f"{start} | {times} | {one['peak_mib']} | {psnr} |")
     lines += ["", "| what | network | type | threads | megapixels | s | peak, MiB |", "|---" * 7 + "|"]
     for one in (one for one in result["results"] if one["case"] != "images"):
         start = f"| {one['case']} | {NAMES[one['network']]} | {one['type']} | {one['threads']}"

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from large_pictures import measure, write_picture
+from large_pictures import measure, write_image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -220,15 +220,15 @@ def photo(workers: list[Worker], rows: list[dict], arguments: argparse.Namespace
     """The large photograph: `vheatir restore` on it, and all networks in tiles of it on two threads."""
     height = round((arguments.megapixels * 1e6 / 1.5) ** 0.5)
     size = (height, round(1.5 * height))
-    picture = folder / "photo.jpg"
-    write_picture(picture, *size)
+    photograph = folder / "photo.jpg"
+    write_image(photograph, *size)
     results = []
     for name, kind in [worker.key for worker in workers if worker.key[0] in OURS]:
         weights = arguments.light if name == "light" else SHIPPED
         task = argparse.Namespace(task="denoise", weights=weights, tile=None, device="cpu", precision=kind)
         for threads in THREADS if kind == "float32" else THREADS[-1:]:
             rounds = arguments.rounds if threads == 2 and name == "vheatunet" else 1
-            times = [measured(picture, folder, task, threads) for _ in range(rounds)]
+            times = [measured(photograph, folder, task, threads) for _ in range(rounds)]
             found = {"network": name, "type": kind, "threads": threads, "case": "vheatir restore, photograph"}
             found |= {"megapixels": size[0] * size[1] / 1e6, "rounds": len(times)}
             found |= {"seconds": statistics.median(one for _, one in times)}

@@ -42,6 +42,11 @@ def dct_matrix(n: int, *, dtype: torch.dtype = torch.float64, device: torch.devi
 
     Entry [k, x] = sqrt(2/n) cos(pi k (x + 1/2) / n), row 0 divided by sqrt(2). Computed in float64, then rounded once.
 
+    Args:
+        n: length of the signal, at least 1.
+        dtype: of the result.
+        device: of the result.
+
     Returns:
         (n, n) tensor of `dtype` on `device`, a copy that the caller may change.
 
@@ -58,7 +63,14 @@ def dct_matrix(n: int, *, dtype: torch.dtype = torch.float64, device: torch.devi
 def squared_frequencies(
     height: int, width: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Laplacian eigenvalues w_h^2 + w_w^2 of the DCT basis, w = pi n / N for n = 0 .. N-1, as (height, width)."""
+    """Laplacian eigenvalues w_h^2 + w_w^2 of the DCT basis, w = pi n / N for n = 0 .. N-1, as (height, width).
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        dtype: of the result.
+        device: of the result.
+    """
     rows = torch.arange(height, dtype=torch.float64, device=device) * (math.pi / height)
     columns = torch.arange(width, dtype=torch.float64, device=device) * (math.pi / width)
     return (rows.square()[:, None] + columns.square()[None]).to(dtype)

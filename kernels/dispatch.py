@@ -17,44 +17,51 @@ CUDA = "cuda"
 BACKENDS = ("auto", "torch", CPU_KERNEL, CUDA)
 _SPLIT_FROM = 96  # below this side a dense matrix product is as fast or faster on two threads (docs/operator.md)
 _LONGEST_PRODUCT = 2048  # a dense product of this length has tables of 16 MiB
-_MAX_LEVELS = 2  # a third level gains less than it costs in passes over the data, up to 1280 points
+_MAX_HALVINGS = 2  # a third one gains less than it costs in passes over the data, up to 1280 points
 
 
 class Path(NamedTuple):
     """A way to run the operator on maps of one size: native kernels, which `kernel` names, or PyTorch.
 
-    For PyTorch `levels_h` and `levels_w` count even/odd splits of the transform along each axis; 0 is dense.
+    For PyTorch `halvings_h` and `halvings_w` count even/odd splits of the transform along each axis; 0 is dense.
     """
 
-    levels_h: int
-    levels_w: int
+    halvings_h: int
+    halvings_w: int
     reason: str
     kernel: str = ""
 
     @property
     def name(self) -> str:
-        return self.kernel or f"torch:{self.levels_h},{self.levels_w}"
+        return self.kernel or f"torch:{self.halvings_h},{self.halvings_w}"
 
     @classmethod
     def parse(cls, name: str) -> "Path":
         """The path that `name` denotes (custom operators carry strings, not objects)."""
-        levels = name.removeprefix("torch:").split(",")
-        return cls(int(levels[0]), int(levels[1]), "named")
+        halvings = name.removeprefix("torch:").split(",")
+        return cls(int(halvings[0]), int(halvings[1]), "named")
 
 
-def split_levels(n: int) -> int:
+def count_halvings(n: int) -> int:
     """How often the DCT of length n is halved into even and odd parts; an odd length can be split once, as the last."""
-    levels = 0
-    while n >= _SPLIT_FROM >> levels and levels < _MAX_LEVELS:
-        levels += 1
+    halvings = 0
+    while n >= _SPLIT_FROM >> halvings and halvings < _MAX_HALVINGS:
+        halvings += 1
         if n % 2:
             break
         n //= 2
-    return levels
+    return halvings
 
 
 def cpu_kernel_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the CPU kernel cannot take maps of this kind; None when it can."""
+    """Why the CPU kernel cannot take maps of this kind; None when it can.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        dtype: of the maps.
+    """
     return _cpu_kernel_refusal_of(height, width, device, dtype) or native.refusal()
 
 
@@ -71,7 +78,14 @@ def _cpu_kernel_refusal_of(height: int, width: int, device: torch.device, dtype:
 
 
 def cuda_refusal(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the CUDA kernels cannot take maps of this kind; None when they can."""
+    """Why the CUDA kernels cannot take maps of this kind; None when they can.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        dtype: of the maps.
+    """
     if device.type != "cuda":
         return f"the maps are on {device}, the CUDA kernels need them on a CUDA device"
     if dtype == torch.float64:
@@ -101,7 +115,14 @@ def _kernel(height: int, width: int, device: torch.device, backend: str, dtype: 
 def choose(
     height: int, width: int, device: torch.device, backend: str = "auto", dtype: torch.dtype = torch.float32
 ) -> Path:
-    """The path for maps of height x width on `device`.
+    """The path for maps of one kind.
+
+    Args:
+        height: of the maps.
+        width: of the maps.
+        device: where they are.
+        backend: one of `BACKENDS`.
+        dtype: of the maps.
 
     Raises:
         ValueError: unknown backend, or a native kernel is asked for and cannot run; the message says why.
@@ -113,13 +134,13 @@ def choose(
         path = _kernel(height, width, device, backend, dtype)
         if path is not None:
             return path
-    levels_h = split_levels(height)
-    levels_w = split_levels(width)
-    if device.type != "cpu" and max(levels_h, levels_w):
-        return Path(min(levels_h, 1), min(levels_w, 1), "large side: one even/odd split, few launches")
-    if max(levels_h, levels_w) == 0:
+    halvings_h = count_halvings(height)
+    halvings_w = count_halvings(width)
+    if device.type != "cpu" and max(halvings_h, halvings_w):
+        return Path(min(halvings_h, 1), min(halvings_w, 1), "large side: one even/odd split, few launches")
+    if max(halvings_h, halvings_w) == 0:
         return Path(0, 0, f"sides below {_SPLIT_FROM}: dense matrix products")
-    return Path(levels_h, levels_w, f"a side of {_SPLIT_FROM} or more: even/odd split, in cache-sized chunks")
+    return Path(halvings_h, halvings_w, f"a side of {_SPLIT_FROM} or more: even/odd split, in cache-sized chunks")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

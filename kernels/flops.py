@@ -21,7 +21,14 @@ def transformed(shape: Sequence[int]) -> int:
 
 
 def conducted(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
-    """Of the operator on (B, H, W, C) maps."""
+    """Of the operator.
+
+    Args:
+        shape: of the maps, (B, H, W, C).
+        *args: further shapes that PyTorch's counter hands on.
+        out_shape: of the result.
+        **kwargs: further arguments of the operator.
+    """
     return 2 * transformed(shape) + torch.Size(shape).numel()
 
 

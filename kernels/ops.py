@@ -39,7 +39,7 @@ def _choose(x: Tensor, path: str) -> dispatch.Path:
 
 def _transform(x: Tensor, path: dispatch.Path) -> Transform:
     dtype = dispatch.compute_dtype(x.dtype)
-    return Transform(x.shape[1], x.shape[2], (path.levels_h, path.levels_w), dtype, x.device)
+    return Transform(x.shape[1], x.shape[2], (path.halvings_h, path.halvings_w), dtype, x.device)
 
 
 def _one_by_one(x: Tensor, decay: Tensor, path: dispatch.Path) -> bool:
@@ -272,7 +272,7 @@ def is_differentiated_as_a_function() -> bool:
     if forward_ad._current_level >= 0:
         return True
     stack = get_interpreter_stack() if torch._C._are_functorch_transforms_active() else ()
-    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in stack or ())
+    return any(one.key() in (TransformType.Grad, TransformType.Jvp) for one in stack or ())
 
 
 def _check_and_choose(x: Tensor, decay: Tensor | PreparedDecay, backend: str) -> Call:
@@ -422,6 +422,6 @@ def prepare_decay(decay: Tensor, *, backend: str = "auto") -> PreparedDecay:
     with torch.inference_mode(False), torch.no_grad():
         if path.kernel:
             return PreparedDecay(_NATIVE[path.kernel].prepare(decay), path.name, shape)
-        transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, decay.device)
+        transform = Transform(height, width, (path.halvings_h, path.halvings_w), dtype, decay.device)
         folded = transform.fold(decay)
     return PreparedDecay(folded, path.name, shape)

@@ -6,7 +6,7 @@ from operator import or_
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 _KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
 _PLAIN_KEYS = reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in _KEYS))
@@ -40,3 +40,10 @@ def are_plain(*tensors: Tensor | None) -> bool:
         if torch._C._dispatch_keys(tensor).raw_repr() & ~_PLAIN_KEYS:
             return False
     return True
+
+
+def has_hooks(module: Module) -> bool:
+    """Whether something asks to be called with the module, which a fused pass would leave out."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -46,5 +46,5 @@ class PreparedDecay:
             return replace(self, folded=without_subnormals(self.folded.to(dtype)))
         height, width, _ = self.shape
         path = choose(height, width, self.device, "torch")
-        transform = Transform(height, width, (path.levels_h, path.levels_w), dtype, self.device)
+        transform = Transform(height, width, (path.halvings_h, path.halvings_w), dtype, self.device)
         return replace(self, folded=transform.fold(unprepare(self.folded)), path=path.name)

@@ -1,7 +1,7 @@
 """Separable DCT in plain PyTorch: dense, or split into even and odd halves and run in cache-sized chunks.
 
 The split: with e = first half + reversed second half and o = first half - reversed second half, the even frequencies
-are the half-length DCT-II of e and the odd ones a half-length matrix times o, so each level halves the products
+are the half-length DCT-II of e and the odd ones a half-length matrix times o, so each split halves the products
 (Rao and Yip, Discrete Cosine Transform, 1990). Frequencies stay in split order, which `order` describes; the
 decay is permuted instead of the spectrum. Row passes and column passes run on pieces that stay in the cache.
 """
@@ -29,7 +29,7 @@ class AxisMatrices(NamedTuple):
     rank: Tensor  # slot of each frequency
 
 
-def _build_axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
+def _build_axis_matrices(n: int, halvings: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
     with torch.inference_mode(False), torch.no_grad():
         table = dct_matrix(n)
         remaining = torch.arange(n, device="cpu")
@@ -37,7 +37,7 @@ def _build_axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.
         parts = []
         orders = []
         splits = []
-        for _ in range(levels):
+        for _ in range(halvings):
             if length < 2 or (splits and splits[-1] % 2):
                 break
             splits.append(length)
@@ -55,10 +55,17 @@ def _build_axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.
 _cached_axis_matrices = lru_cache(maxsize=16)(_build_axis_matrices)
 
 
-def axis_matrices(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
-    """Matrices and order of an n-point DCT with `levels` even/odd splits; cached where `may_cache`."""
+def axis_matrices(n: int, halvings: int, dtype: torch.dtype, device: torch.device) -> AxisMatrices:
+    """Matrices and order of an n-point DCT; cached where `may_cache`.
+
+    Args:
+        n: points.
+        halvings: even/odd splits.
+        dtype: of the matrices.
+        device: of the matrices.
+    """
     build = _cached_axis_matrices if may_cache() else _build_axis_matrices
-    return build(n, levels, dtype, device)
+    return build(n, halvings, dtype, device)
 
 
 def _multiply(matrix: Tensor, source: Tensor, out: Tensor | None = None) -> Tensor:
@@ -142,11 +149,19 @@ def without_subnormals(decay: Tensor) -> Tensor:
 
 
 class Transform:
-    """The two-dimensional transform of (B, H, W, C) maps along one path, for one dtype and device."""
+    """The two-dimensional transform of (B, H, W, C) maps along one path.
 
-    def __init__(self, height: int, width: int, levels: tuple[int, int], dtype: torch.dtype, device: torch.device):
-        self.rows = axis_matrices(height, levels[0], dtype, device)  # the transform along H
-        self.columns = axis_matrices(width, levels[1], dtype, device)
+    Args:
+        height: H.
+        width: W.
+        halvings: even/odd splits along H and W.
+        dtype: of the arithmetic.
+        device: of the maps.
+    """
+
+    def __init__(self, height: int, width: int, halvings: tuple[int, int], dtype: torch.dtype, device: torch.device):
+        self.rows = axis_matrices(height, halvings[0], dtype, device)  # the transform along H
+        self.columns = axis_matrices(width, halvings[1], dtype, device)
         self.dtype = dtype
         self.natural = not (self.rows.splits or self.columns.splits)
         # Launches, not cache misses, set the pace of small maps and of other devices.

@@ -148,13 +148,13 @@ def draw_vheatunet() -> str:
     drawing = Drawing(900, 560, "The network VHeatUNet")
     drawing.text(450, 22, "VHeatUNet, as in options/denoise_light.yml", 16)
     rows = [("H × W, 32 channels", "1 block"), ("H/2 × W/2, 64", "1 block"), ("H/4 × W/4, 128", "2 blocks")]
-    for level, (size, down) in enumerate(rows):
-        y, left, right = 60 + 80 * level, 170 + 60 * level, 640 - 60 * level
+    for stage, (size, down) in enumerate(rows):
+        y, left, right = 60 + 80 * stage, 170 + 60 * stage, 640 - 60 * stage
         drawing.box(left, y, 110, f"{down}\n{size.split(',')[0]}", HEAT)
         drawing.box(right, y, 110, "1 block", HEAT)
         drawing.arrow((left + 110, y + 20), (right, y + 20), dashed=True)
         drawing.text((left + right + 110) / 2, y + 10, f"added, {size.split(', ')[1]}", 12)
-        below = y + 80 if level < 2 else y + 74
+        below = y + 80 if stage < 2 else y + 74
         drawing.arrow((left + 80, y + BOX_H), (left + 80, below))
         drawing.text(left - 26, y + 62, "2 × 2, stride 2", 11)
         drawing.arrow((right + 30, below), (right + 30, y + BOX_H))

@@ -74,7 +74,7 @@ def undescribed_arguments(path: Path) -> list[str]:
 
 def test_arguments_are_described():
     """From three parameters on; where some are described, all are, and none that is not there."""
-    paths = [path for folder in ("backbone", "vheatir") for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [path for folder in ("kernels", "backbone", "vheatir") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(paths) > 100
     found = {path.relative_to(ROOT).as_posix(): wrong for path in paths if (wrong := undescribed_arguments(path))}
     assert found == {}

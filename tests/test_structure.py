@@ -244,6 +244,23 @@ def test_statements_are_not_packed():
         warnings.warn(f"set MOST_PACKED to {count}", stacklevel=1)
 
 
+def nested_conditionals(path: Path) -> list[str]:
+    """Conditional expressions with another one inside, which `if` and `return` say plainer."""
+    nested = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), path))
+        if isinstance(node, ast.IfExp)
+        and any(isinstance(one, ast.IfExp) for one in (node.test, node.body, node.orelse))
+    ]
+    return [f"line {node.lineno}: {ast.unparse(node)}" for node in nested]
+
+
+def test_conditionals_are_not_nested(tmp_path):
+    assert offenders(files_in("kernels/", "backbone/", "vheatir/"), nested_conditionals) == {}
+    (tmp_path / "one.py").write_text("a = b if c else d if e else f")
+    assert len(nested_conditionals(tmp_path / "one.py")) == 1
+
+
 @pytest.mark.parametrize(
     "line, packed",
     [

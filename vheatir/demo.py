@@ -26,12 +26,12 @@ _GAP = 8  # white pixels between the images
 
 def _side_by_side(images: list[np.ndarray]) -> np.ndarray:
     gap = np.full((images[0].shape[0], _GAP, 3), 255, np.uint8)
-    row = [part for picture in images for part in (picture, gap)]
+    row = [part for image in images for part in (image, gap)]
     return np.concatenate(row[:-1], axis=1)
 
 
 def restore_photographs(out: Path) -> None:
-    """Degrade and restore one photograph per task; print figures, write input | restored | original as PNG."""
+    """Degrade and restore one photograph per task; print metrics, write input | restored | original as PNG."""
     for task, name, level in _CASES:
         clean = getattr(data, name)()
         degraded = degrade(clean, task, level)

@@ -78,10 +78,14 @@ class PretrainSession(TaskSession):
         return self.classify.make_until(self.recipe, plan)
 
     def optimizer(self, plan):
-        return self.classify.make_optimizer(self.recipe.train, self.model, plan.images_per_step)
+        from vheatir.backbone.classification.optimizer import make_optimizer
+
+        return make_optimizer(self.recipe.train, self.model, plan.images_per_step)
 
     def lr_schedule(self, optimizer, plan):
-        return self.classify.make_lr_schedule(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
+        from vheatir.backbone.classification.optimizer import make_lr_schedule
+
+        return make_lr_schedule(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)
 
     def scoring(self):
         """The task with the evaluation set."""
@@ -107,17 +111,20 @@ def _weights_to_evaluate(session: PretrainSession, given: str | None) -> str | N
 
 def evaluate_weights(session: PretrainSession, weights: str | None) -> dict[str, Any]:
     """Scores, parameters and multiply-accumulates of trained weights."""
+    from vheatir.backbone.classification.cost import describe
+
     weights = _weights_to_evaluate(session, weights)
     if weights is not None:
         session.load(weights, True)
     model = session.model.to(session.device)
     with as_user_error(str(session.path)):
         scores = session.scoring().evaluate(model)
-    return {"weights": weights, "scores": scores, "cost": session.classify.describe(model, session.size)}
+    return {"weights": weights, "scores": scores, "cost": describe(model, session.size)}
 
 
 def measure_throughput(session: PretrainSession) -> dict[str, Any]:
-    """Images per second of the merged form on the first batch of the evaluation set."""
+    """Images per second of the folded form on the first batch of the evaluation set."""
+    from vheatir.backbone.classification.cost import describe, throughput
     from vheatir.backbone.training.batches import checked
 
     val = session.recipe.val
@@ -126,8 +133,8 @@ def measure_throughput(session: PretrainSession) -> dict[str, Any]:
         images = next(checked(task.loader()))[0].to(session.device)
     passes = (val.throughput_warmup, val.throughput_passes)
     return {
-        "throughput": session.classify.throughput(session.model, images, *passes),
-        "cost": session.classify.describe(session.model, session.size),
+        "throughput": throughput(session.model, images, *passes),
+        "cost": describe(session.model, session.size),
     }
 
 

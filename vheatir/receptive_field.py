@@ -121,14 +121,14 @@ def draw_fields(fields: dict[str, Tensor], at: tuple[int, int]):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vheatir receptive-field", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="CLEAN", help="clean images, to degrade")
+    parser.add_argument("images", nargs="+", type=Path, metavar="CLEAN", help="clean images, to degrade")
     parser.add_argument("--task", required=True, choices=tuple(_LEVELS), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--weights", nargs="+", metavar="NAME_OR_PATH", help="one or several (default: the shipped)")
     parser.add_argument("--level", type=float, help=f"sigma or quality (default {_LEVELS})".replace("'", ""))
     parser.add_argument("--size", type=int, default=128, help="side of the images' part, pixels (%(default)s)")
     parser.add_argument("--at", metavar="X,Y", help="the pixel looked at (default: the middle of each image)")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and metadata to this file")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers and metadata to this file")
     parser.add_argument("-o", "--out", nargs="+", type=Path, required=True, help="figure files: .png, .pdf, .svg")
     return parser
 
@@ -226,7 +226,7 @@ def main(argv: list[str]) -> int:
     require_matplotlib()
     level = checked_level(arguments.task, arguments.level)
     fields, results = measure_weights(
-        arguments.pictures,
+        arguments.images,
         task=arguments.task,
         weights=arguments.weights or (),
         level=level,
@@ -241,7 +241,7 @@ def main(argv: list[str]) -> int:
             figure.savefig(file, format=path.suffix[1:], dpi=_DPI)
     if arguments.json is not None:
         about = {"task": arguments.task, LEVEL_NAMES[arguments.task]: level, "size_px": arguments.size}
-        about["pictures"] = [path.name for path in arguments.pictures]
+        about["pictures"] = [path.name for path in arguments.images]
         metadata = run_metadata(["vheatir", "receptive-field", *argv])
         write_json(arguments.json, {"metadata": metadata, **about, "results": results})
     sys.stdout.write(f"written: {', '.join(map(str, arguments.out))}\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.tasks.dense import DenseSession, write_png
+from vheatir.tasks.dense import DenseSession, save_drawing
 from vheatir.tasks.dense_command import parser_for, run
 
 
@@ -83,7 +83,7 @@ class SegmentSession(DenseSession):
             classes = predict(self.model, image.to(self.device) / 255, self.recipe.val, tta)
         classes = classes.argmax(0).cpu().to(torch.uint8)
         if label_map is not None:
-            write_png(label_map, classes[None])
+            save_drawing(label_map, classes[None])
         counts = torch.bincount(classes.flatten().long(), minlength=len(self.classes)) / classes.numel()
         shares = dict(zip(self.classes, counts.tolist(), strict=True))
         return draw_classes(image, classes, len(self.classes)), {"shares": shares}

@@ -31,7 +31,7 @@ def _sampled(*args, out_shape: Sequence[int], **kwargs) -> int:
 
 
 # Flops, two for each multiply-accumulate, of what torch's counter does not know. Norms, pooling and sampling follow
-# fvcore's default rules, by which the published figures are counted, as does the decay in `kernels.flops`.
+# fvcore's default rules, by which the published numbers are counted, as does the decay in `kernels.flops`.
 _FORMULAS = {
     _aten.native_layer_norm: _norm,
     _aten.native_batch_norm: _per_input(2),

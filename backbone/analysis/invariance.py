@@ -139,8 +139,8 @@ def batch_metrics(standard_logits: Tensor, logits: Tensor, labels: Tensor) -> di
         }
 
 
-def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
-    """The strengths at which a kind of change is evaluated: pixels, degrees, or ratio of the crop to the image.
+def magnitudes_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
+    """The magnitudes at which a kind of change is evaluated: pixels, degrees, or ratio of the crop to the image.
 
     Shifts are the published 0, 4, ..., 64 pixels of a crop of 224, in the exact protocol in proportion to `size`.
 
@@ -163,12 +163,12 @@ def levels_of(kind: str, size: int, protocol: str = "exact") -> list[float]:
 
 
 class Views:
-    """An image to its standard view and those of all levels: (1 + levels, 3, size, size), normalized.
+    """An image to its standard view and those of all magnitudes: (1 + magnitudes, 3, size, size), normalized.
 
     The direction of each shift is drawn from torch's generator for the CPU.
 
     Args:
-        kind: see `levels_of`.
+        kind: see `magnitudes_of`.
         size: side of a view in pixels.
         mean, std: of the three channels, for values in [0, 1].
         protocol: one of `PROTOCOLS`.
@@ -180,28 +180,28 @@ class Views:
         self.mean = mean
         self.std = std
         self.protocol = protocol
-        self.levels = levels_of(kind, size, protocol)
+        self.magnitudes = magnitudes_of(kind, size, protocol)
 
-    def _view(self, image: Image.Image, level: float) -> Image.Image:
+    def _view(self, image: Image.Image, magnitude: float) -> Image.Image:
         if self.kind == "scale":
-            return scaled_view(image, self.size, level)
+            return scaled_view(image, self.size, magnitude)
         if self.kind == "translation":
             published = self.protocol == "published"
             drawn = torch.randint(PUBLISHED_DIRECTIONS if published else len(DIRECTIONS), ()).item()
-            return shifted_view(image, self.size, int(level), drawn, published=published)
-        return rotated_view(image, self.size, level, before_crop=self.kind == "pre_rotation")
+            return shifted_view(image, self.size, int(magnitude), drawn, published=published)
+        return rotated_view(image, self.size, magnitude, before_crop=self.kind == "pre_rotation")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        views = [standard_view(image, self.size), *(self._view(image, level) for level in self.levels)]
+        views = [standard_view(image, self.size), *(self._view(image, magnitude) for magnitude in self.magnitudes)]
         return torch.stack([T.normalize(T.to_tensor(view), self.mean, self.std) for view in views])
 
 
 def evaluate_views(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
-    """Means over all images, one for each level, of `batch_metrics`, and the number of `images`.
+    """Means over all images, one for each magnitude, of `batch_metrics`, and the number of `images`.
 
     Args:
         model: a classifier in eval mode.
-        batches: views (N, 1 + levels, 3, H, W) as from `Views`, and classes (N,), on the model's device.
+        batches: views (N, 1 + magnitudes, 3, H, W) as from `Views`, and classes (N,), on the model's device.
     """
     sums: dict[str, Tensor] = {}
     images = 0

@@ -137,6 +137,20 @@ def _arrange(where: str, contents: Contents, class_to_idx: dict[str, int] | None
     return dict(class_to_idx)
 
 
+def file_name(name: str, whole: str, basename: bool, absolute: bool) -> str:
+    """The form of a file's name that timm's `filename` is asked for.
+
+    Args:
+        name: within the set.
+        whole: the path, with the folder or archive.
+        basename: only the last part.
+        absolute: `whole`.
+    """
+    if basename:
+        return os.path.basename(name)
+    return whole if absolute else name
+
+
 class ClassReader(Reader):
     """Images by class; subclasses say what lies there and open it.
 
@@ -188,7 +202,7 @@ class ClassReader(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.samples[index][0]
-        return os.path.basename(name) if basename else str(self.where / name) if absolute else name
+        return file_name(name, str(self.where / name), basename, absolute)
 
 
 class ClassFolders(ClassReader):

@@ -16,6 +16,7 @@ from timm.data.readers.reader import Reader
 from vheatir.backbone.classification.class_folders import (
     ClassFolders,
     ClassTar,
+    file_name,
     folder_classes,
     read_class_map,
     tar_classes,
@@ -80,7 +81,7 @@ class ListReader(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.samples[index][0]
-        return os.path.basename(name) if basename else str(self.folder / name) if absolute else name
+        return file_name(name, str(self.folder / name), basename, absolute)
 
 
 class ZipReader(Reader):
@@ -143,7 +144,7 @@ class ZipReader(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.samples[index][0]
-        return os.path.basename(name) if basename else f"{self.archive}@/{name}" if absolute else name
+        return file_name(name, f"{self.archive}@/{name}", basename, absolute)
 
 
 class TorchvisionReader(Reader):

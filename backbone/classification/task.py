@@ -1,11 +1,7 @@
-"""Training and evaluation of classifiers: what a recipe becomes, and what a network scores."""
+"""Training and evaluation of classifiers: network, samples and loss of a recipe, and what a network scores."""
 
-import copy
-import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +10,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.readers.reader import Reader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from vheatir.backbone.analysis.cost import count_macs, count_parameters
 from vheatir.backbone.classification.dataset import Samples, train_transform, val_transform
 from vheatir.backbone.classification.readers import (
     TorchvisionReader,
@@ -26,24 +19,20 @@ from vheatir.backbone.classification.readers import (
     check_evaluation_classes,
     make_reader,
 )
-from vheatir.backbone.classification.recipe import ClassificationRecipe, ClassificationTrain
+from vheatir.backbone.classification.recipe import ClassificationRecipe
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.classification.subset import PlacedSubset, Subset
 from vheatir.backbone.data.pixels import OfOneChannel, color_statistics
 from vheatir.backbone.dense.image_files import report_problems, undecodable
-from vheatir.backbone.layers.freezing import freeze, frozen
+from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
 from vheatir.backbone.models.create import create_model
-from vheatir.backbone.models.heat_pyramid import HeatPyramid
 from vheatir.backbone.models.pyramid import Pyramid, image_size
 from vheatir.backbone.training.batches import EpochPlan, checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.processes import Processes
-from vheatir.backbone.training.schedules import unified_schedule, vheat_schedule
 from vheatir.backbone.training.task import to_device
 from vheatir.backbone.training.until import Epochs
-
-_PUBLISHED = {"vheat": vheat_schedule, "unified": unified_schedule}
 
 
 def build_classifier(recipe: ClassificationRecipe) -> nn.Module:
@@ -195,81 +184,6 @@ def make_until(recipe: ClassificationRecipe, plan: EpochPlan) -> Epochs:
     return Epochs(recipe.train.epochs, plan.steps_per_epoch, recipe.val.every, recipe.logger.save_freq)
 
 
-def make_optimizer(train: ClassificationTrain, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
-    """timm's optimizer; no decay of biases, one-dimensional weights and what the model names.
-
-    Args:
-        train: the recipe's section.
-        model: the network.
-        images_per_step: of all processes together; scales the learning rate.
-
-    Raises:
-        ValueError: an unknown name or argument.
-    """
-    lr = scaled_lr(train, images_per_step)["base"]
-    try:
-        return create_optimizer_v2(
-            model,
-            train.optimizer,
-            lr=lr,
-            weight_decay=train.weight_decay,
-            layer_decay=train.layer_decay,
-            **train.optimizer_args,
-        )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"train.optimizer {train.optimizer} with {train.optimizer_args}: {error}") from error
-
-
-def scaled_lr(train: ClassificationTrain, images_per_step: int) -> dict[str, float]:
-    """Highest, last and first learning rate for the batch of a step."""
-    factor = images_per_step / train.lr_for_batch if train.lr_for_batch else 1.0
-    return {"base": train.lr * factor, "final": train.min_lr * factor, "warmup_start": train.warmup_lr * factor}
-
-
-def make_lr_schedule(
-    train: ClassificationTrain, optimizer: torch.optim.Optimizer, steps_per_epoch: int, images_per_step: int
-) -> Callable[[int], None]:
-    """A function that sets the learning rates of a step.
-
-    Args:
-        train: the recipe's section.
-        optimizer: its parameter groups are set.
-        steps_per_epoch: optimizer steps of an epoch.
-        images_per_step: of all processes together; scales the learning rate.
-
-    Raises:
-        ValueError: an unknown scheduler or argument.
-    """
-    rates = scaled_lr(train, images_per_step)
-    if train.scheduler in _PUBLISHED:
-        table = _PUBLISHED[train.scheduler](train.epochs, train.warmup_epochs, steps_per_epoch, **rates)
-
-        def set_lr(step: int) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] = float(table[step]) * group.get("lr_scale", 1.0)
-
-        return set_lr
-    try:
-        if train.scheduler in ("plateau", "none"):
-            raise ValueError("is no function of the step")
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            train.scheduler,
-            num_epochs=train.epochs,
-            warmup_epochs=train.warmup_epochs,
-            min_lr=rates["final"],
-            warmup_lr=rates["warmup_start"],
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-            **train.scheduler_args,
-        )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"train.scheduler {train.scheduler} with {train.scheduler_args}: {error}") from error
-    if scheduler is None:
-        raise ValueError(f"train.scheduler: unknown {train.scheduler!r}; take vheat, unified, cosine, step or poly")
-    return scheduler.step_update
-
-
 class Classification(DatasetTask):
     """The task for the loop: mixing and loss of a batch, scores on the evaluation set.
 
@@ -369,58 +283,3 @@ def scored(scores: Tensor, targets: Tensor, subset: PlacedSubset | None = None) 
     loss = -log_p.masked_fill(~accepted, float("-inf")).logsumexp(1)
     count = torch.tensor(float(len(scores)), device=scores.device)
     return torch.stack([right[:, 0].sum().double(), right.any(1).sum().double(), loss.sum().double(), count.double()])
-
-
-def merged(model: nn.Module) -> nn.Module | None:
-    """A copy in the merged form, on the CPU; None for networks that have none."""
-    if not isinstance(model, HeatPyramid) or not model.heat_layers():
-        return None
-    network = copy.deepcopy(model).cpu().eval()
-    return network if network.folded else network.fold()
-
-
-def describe(model: nn.Module, size: tuple[int, int]) -> dict:
-    """Parameters and multiply-accumulates, the transform's included, of the form for training and the merged one."""
-    forms = {"training": model, "merged": merged(model)}
-    report = {}
-    for form, network in forms.items():
-        if network is not None:
-            macs = count_macs(network, size) if isinstance(network, Pyramid) else None
-            report[form] = {"parameters": count_parameters(network), "macs": macs}
-    return report
-
-
-def throughput(model: nn.Module, images: Tensor, warmup: int = 50, passes: int = 30) -> dict[str, float]:
-    """Images per second and peak memory of the merged form on one batch, without autocast.
-
-    The published protocol: `warmup` passes, then `passes` timed together. The median pass is given too.
-
-    Args:
-        model: in any form; it is frozen for the measurement.
-        images: (N, C, H, W), on the model's device.
-        warmup: passes that are not timed.
-        passes: timed passes.
-    """
-    device = images.device
-    network = freeze((merged(model) or model).to(device))
-    cuda = device.type == "cuda"
-    with torch.no_grad():
-        for _ in range(warmup):
-            network(images)
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        marks = [time.perf_counter()]
-        for _ in range(passes):
-            network(images)
-            if not cuda:  # waiting for each pass would slow a GPU down
-                marks.append(time.perf_counter())
-        if cuda:
-            torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-    seconds = marks[-1] - marks[0]
-    result = {"images_per_s": passes * len(images) / seconds, "batch": len(images), "passes": passes}
-    if cuda:
-        return {**result, "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
-    laps = [after - before for before, after in pairwise(marks)]
-    return {**result, "median_pass_s": statistics.median(laps)}

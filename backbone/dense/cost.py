@@ -38,7 +38,7 @@ class WholeDetector(nn.Module):
         return outputs
 
 
-def merged_for(model: nn.Module, size: tuple[int, int]) -> nn.Module | None:
+def folded_for(model: nn.Module, size: tuple[int, int]) -> nn.Module | None:
     """A copy without values whose heat layers keep their decay for images of that size; None where there are none."""
     copied = copy.deepcopy(model).to("meta")
     bodies = [one for one in copied.modules() if isinstance(one, HeatPyramid) and one.heat_layers()]
@@ -49,13 +49,13 @@ def merged_for(model: nn.Module, size: tuple[int, int]) -> nn.Module | None:
 
 
 def cost_at(model: nn.Module, size: tuple[int, int]) -> dict[str, dict]:
-    """Parameters and multiply-accumulates for one image, of the form for training and of the merged one.
+    """Parameters and multiply-accumulates for one image, of the form for training and of the folded one, "merged".
 
     Args:
         model: a segmenter or a detector.
         size: height and width that the network computes, after resizing.
     """
-    forms = {"training": model, "merged": merged_for(model, size)}
+    forms = {"training": model, "merged": folded_for(model, size)}
     report = {}
     for form, network in forms.items():
         if network is not None:

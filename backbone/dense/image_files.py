@@ -128,9 +128,12 @@ def _most_stored(image: Image.Image) -> int:
     """The largest number that a gray map of few bits stores, which Pillow stretches to 255; 255 for other maps."""
     if image.mode == "1":
         return 1
-    form = image.tile[0][3] if image.tile else ""
-    form = form if isinstance(form, str) else form[0] if form else ""
-    return {"L;2": 3, "L;4": 15}.get(form, 255) if image.mode == "L" else 255
+    if image.mode != "L" or not image.tile:
+        return 255
+    form = image.tile[0][3]
+    if not isinstance(form, str):
+        form = form[0] if form else ""
+    return {"L;2": 3, "L;4": 15}.get(form, 255)
 
 
 def undecodable(files: Iterable[tuple[str, Callable[[], Path | BinaryIO]]]) -> list[Problem]:

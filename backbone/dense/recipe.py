@@ -114,10 +114,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
         weight_decay: of the parameters that have it.
         no_decay: parts of names.
     """
-    groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    decayed = []
+    undecayed = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[any(part in name for part in no_decay)]["params"].append(parameter)
+            (undecayed if any(part in name for part in no_decay) else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -16,9 +16,9 @@ from vheatir.backbone.detection.records import (
     Record,
     box_rule,
     clipped,
-    is_number,
     segmentation_rule,
 )
+from vheatir.backbone.training.schema import is_number
 
 
 def read_annotations(

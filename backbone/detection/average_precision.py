@@ -39,7 +39,7 @@ def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
 
 
 def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str, float]:
-    """COCO's figures in percent, such as `box_ap`, `box_ap50`, `mask_ap`; sizes that do not occur have none.
+    """COCO's metrics in percent, such as `box_ap`, `box_ap50`, `mask_ap`; sizes that do not occur have none.
 
     AP is the mean over the overlaps 0.50, 0.55, ..., 0.95, the classes and 101 recalls, of at most 100 detections of
     each image; perfect detections have 100.
@@ -52,7 +52,7 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
     kinds = ("box", "mask") if masks else ("box",)
     if not results:  # pycocotools takes no empty list
         return {f"{kind}_{name}": 0.0 for kind in kinds for name in _FIGURES[:3]}
-    figures = {}
+    metrics = {}
     with contextlib.redirect_stdout(io.StringIO()):
         known: Any = COCO()
         known.dataset = truth
@@ -67,5 +67,5 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
             evaluation.accumulate()
             evaluation.summarize()
             stats = zip(_FIGURES, evaluation.stats, strict=True)
-            figures |= {f"{kind}_{name}": 100 * float(value) for name, value in stats if value >= 0}
-    return figures
+            metrics |= {f"{kind}_{name}": 100 * float(value) for name, value in stats if value >= 0}
+    return metrics

@@ -24,7 +24,7 @@ class FeaturePyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(body.dims), channels, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.fpn({str(level): maps for level, maps in enumerate(self.body(x))})
+        return self.fpn({str(stage): maps for stage, maps in enumerate(self.body(x))})
 
 
 class ResizeInEvaluation(GeneralizedRCNNTransform):

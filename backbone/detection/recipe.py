@@ -46,7 +46,7 @@ class Detector:
     Attributes:
         masks: Mask R-CNN; without, Faster R-CNN.
         channels: of the feature pyramid.
-        anchors: side in pixels of the anchors of each of the five levels, at three aspect ratios.
+        anchors: side in pixels of the anchors of each of the five maps of the pyramid, at three aspect ratios.
         short_side, long_side: images are resized to the first, unless the other side exceeds the second.
         proposals: boxes that the first part hands on in training and in evaluation.
         proposals_nms: overlap above which proposals are dropped.

@@ -1,6 +1,5 @@
 """Annotated images in one form, whatever they were read from."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from vheatir.backbone.dense.image_files import Problem
+from vheatir.backbone.training.schema import is_number
 
 _SLACK = 1.0  # pixels by which a box may exceed its image: annotations are rounded
 
@@ -136,11 +136,6 @@ def segmentation_rule(segmentation: object, width: int, height: int) -> str | No
     if not all(len(one) >= 6 and len(one) % 2 == 0 for one in segmentation):
         return "a polygon of fewer than three points"
     return None
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _run_length_rule(segmentation: dict, width: int, height: int) -> str | None:

@@ -129,7 +129,7 @@ class HeatLayer(KeptForms):
         return self.out_linear(x)
 
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
-        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published merged form."""
+        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference."""
         if self.k_exp is not None:
             raise ValueError(f"this layer is folded already, for maps of {_size(self.k_exp)}")
         with torch.no_grad():

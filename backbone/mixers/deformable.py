@@ -105,7 +105,7 @@ class DeformableSampling(nn.Module):
         self.dilation_rates = tuple(dilation_rates)
         self.offset_scale = offset_scale
         conv = ChannelsLastConv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        # The norm lies one level deeper in the published files.
+        # The norm lies one module deeper in the published files.
         self.dw_conv = nn.Sequential(conv, nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim))))
         self.sampling_offsets = nn.Linear(dim, num_heads * points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * points)

@@ -195,7 +195,7 @@ def _fitted(key: str, value: Tensor, want: torch.Size, model: nn.Module, resizer
         resized = resizers[_kind(key)](value, tuple(want))
         if resized.shape == want:
             return resized
-    advice = "; a merged file serves one image size, give img_size" if key.endswith("k_exp") else ""
+    advice = "; a folded file serves one image size, give img_size" if key.endswith("k_exp") else ""
     raise ValueError(f"{key} does not fit: {shapes}{advice}")
 
 
@@ -206,7 +206,7 @@ def fit_state(
     report: LoadReport | None = None,
     weights: str = "model",
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Bring a state dict to the shapes of a model, and a heat network to the form, merged or not, of the state dict.
+    """Bring a state dict to the shapes of a model, and a heat network to the form, folded or not, of the state dict.
 
     Frequency embeddings, bias tables, position embeddings and the first convolution are resized; a head for other
     classes is left out.

@@ -1,4 +1,4 @@
-"""Frequency embeddings shared by the blocks of a stage, and the merged form for inference."""
+"""Frequency embeddings shared by the blocks of a stage, and the folded form for inference."""
 
 from collections.abc import Sequence
 
@@ -65,7 +65,7 @@ class HeatPyramid(Pyramid):
 
     @property
     def folded(self) -> bool:
-        """Whether the network has the merged form."""
+        """Whether the network has the folded form."""
         return self.freq_embed is None
 
     def fold(self) -> "HeatPyramid":

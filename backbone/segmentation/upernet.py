@@ -46,7 +46,7 @@ class PooledContext(nn.Module):
 class UPerHead(nn.Module):
     """Class scores (B, num_classes, H/4, W/4) from the maps of four stages.
 
-    The last map with its pooled context goes down a feature pyramid; all its levels, brought to the first one's size,
+    The last map with its pooled context goes down a feature pyramid; all its maps, brought to the first one's size,
     are merged. Widths as published for ADE20K: 512 channels, pooled to 1, 2, 3 and 6.
 
     Args:
@@ -66,13 +66,13 @@ class UPerHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        levels = [self.context(maps[-1])]
+        pyramid = [self.context(maps[-1])]
         for lateral, one in zip(reversed(self.lateral), reversed(maps[:-1]), strict=True):
-            level = lateral(one)
-            levels.insert(0, level + _resized(levels[0], level))
-        smooth = [convolution(level) for convolution, level in zip(self.smooth, levels[:-1], strict=True)]
-        merged = self.merge(torch.cat([smooth[0], *(_resized(one, smooth[0]) for one in [*smooth[1:], levels[-1]])], 1))
-        return self.classifier(self.dropout(merged))
+            narrowed = lateral(one)
+            pyramid.insert(0, narrowed + _resized(pyramid[0], narrowed))
+        smooth = [convolution(one) for convolution, one in zip(self.smooth, pyramid[:-1], strict=True)]
+        rest = [_resized(one, smooth[0]) for one in [*smooth[1:], pyramid[-1]]]
+        return self.classifier(self.dropout(self.merge(torch.cat([smooth[0], *rest], 1))))
 
 
 class AuxiliaryHead(nn.Module):

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.cpu.formulas import formula_gradients
+from vheatir.kernels.cpu.kernel import threads_for
+from vheatir.kernels.plain import are_plain, has_hooks
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
-_LEAST_ELEMENTS_PER_THREAD = 1 << 15
 
 
 # Fields in the order of csrc/api.h.
-class _Job(ctypes.Structure):
-    """vheatir_norm_job."""
+class _RowsJob(ctypes.Structure):
+    """What both jobs begin with."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -28,6 +29,13 @@ class _Job(ctypes.Structure):
         ("gate_row", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("x", ctypes.c_void_p),
+    )
+
+
+class _Job(_RowsJob):
+    """vheatir_norm_job."""
+
+    _fields_ = (
         ("addend", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -39,16 +47,10 @@ class _Job(ctypes.Structure):
     )
 
 
-class _GradientJob(ctypes.Structure):
+class _GradientJob(_RowsJob):
     """vheatir_norm_gradient_job."""
 
     _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("x_row", ctypes.c_int64),
-        ("gate_row", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
@@ -65,7 +67,7 @@ class _GradientJob(ctypes.Structure):
 def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
         are_plain(x, other, norm.weight, norm.bias)
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+        and not has_hooks(norm)
         and x.shape == other.shape
         and x.numel() > 0
         and all(t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
@@ -77,10 +79,6 @@ def _rows(x: Tensor) -> Tensor:
     """(..., C) as (rows, C) with adjacent channels: a view where the rows lie evenly apart."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def _threads(x: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -115,7 +113,7 @@ def _run(
         channels=rows.shape[1],
         x_row=rows.stride(0),
         gate_row=0 if gates is None else gates.stride(0),
-        threads=_threads(rows),
+        threads=threads_for(rows.numel()),
         x=rows.data_ptr(),
         addend=_address(addends),
         weight=weights.data_ptr(),
@@ -148,7 +146,7 @@ def _gradients(
         channels=rows.shape[1],
         x_row=rows.stride(0),
         gate_row=0 if gates is None else gates.stride(0),
-        threads=_threads(rows),
+        threads=threads_for(rows.numel()),
         x=rows.data_ptr(),
         weight=weights.data_ptr(),
         bias=biases.data_ptr(),
@@ -195,17 +193,14 @@ def _(x, addend, weight, bias, epsilon):
 
 def _differentiable(
     grad: Tensor, epsilon: float, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias and gate that can be differentiated again, None for those that need none."""
-    inputs = (x, weight, bias, gate)
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    if not wanted:  # only what is added needs one
-        return [None] * len(inputs)
-    y = F.layer_norm(x, list(weight.shape), weight, bias, epsilon)
-    if gate is not None:
-        y = y * F.silu(gate)
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None) -> Tensor:
+        y = F.layer_norm(x, list(weight.shape), weight, bias, epsilon)
+        return y if gate is None else y * F.silu(gate)
+
+    return formula_gradients(formula, (x, weight, bias, gate), grad)
 
 
 def _save_norm(ctx, inputs, output):
@@ -268,16 +263,26 @@ def _norm_fused(
 
 
 def norm_gate(x: Tensor, gate: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x) * silu(gate)`, (..., C) both. Without gradients x may be overwritten. Differentiable twice."""
+    """`norm(x) * silu(gate)`. Without gradients x may be overwritten. Differentiable twice.
+
+    Args:
+        x: (..., C).
+        gate: likewise.
+        norm: over the C channels, with weight and bias.
+    """
     if _kernel_takes(x, gate, norm):
         return _norm_fused(x, norm.weight, norm.bias, norm.eps, gate, None)
     return norm(x) * F.silu(gate)
 
 
 def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | None = None) -> Tensor:
-    """`residual + norm(x) * scale`, (..., C) all but the scale (C,).
+    """`residual + norm(x) * scale`. Without gradients x may be overwritten. Differentiable twice.
 
-    Without gradients x may be overwritten. Differentiable twice.
+    Args:
+        x: (..., C).
+        residual: likewise.
+        norm: over the C channels, with weight and bias.
+        scale: (C,); None for 1.
     """
     if not _kernel_takes(x, residual, norm):
         return residual + (norm(x) if scale is None else norm(x) * scale)
@@ -290,7 +295,13 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
 
 
 def add_norm(x: Tensor, addend: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """`x + addend` and its norm, (..., C). Without gradients the addend may be overwritten. Differentiable twice."""
+    """`x + addend` and its norm. Without gradients the addend may be overwritten. Differentiable twice.
+
+    Args:
+        x: (..., C).
+        addend: likewise.
+        norm: over the C channels, with weight and bias.
+    """
     if not _kernel_takes(x, addend, norm):
         total = x + addend
         return total, norm(total)

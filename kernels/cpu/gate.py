@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.cpu.formulas import formula_gradients
+from vheatir.kernels.cpu.kernel import threads_for
+from vheatir.kernels.plain import are_plain, has_hooks
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_LEAST_ELEMENTS_PER_THREAD = 1 << 15
 _STRIP = 8  # rows of an image that are summed to one row of a weight's gradient, as in csrc/api.h
 _CHUNK = 256  # likewise, rows of a norm
 
 
-class _GateJob(ctypes.Structure):
-    """vheatir_gate_job of csrc/api.h."""
+# Fields in the order of csrc/api.h.
+class _MapsJob(ctypes.Structure):
+    """What jobs on maps begin with."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
@@ -32,6 +34,24 @@ class _GateJob(ctypes.Structure):
         ("channels", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("type", ctypes.c_int64),
+    )
+
+
+class _RowsJob(ctypes.Structure):
+    """What jobs on rows begin with."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+    )
+
+
+class _GateJob(_MapsJob):
+    """vheatir_gate_job."""
+
+    _fields_ = (
         ("source", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -39,16 +59,10 @@ class _GateJob(ctypes.Structure):
     )
 
 
-class _GateGradientJob(ctypes.Structure):
-    """vheatir_gate_gradient_job of csrc/api.h."""
+class _GateGradientJob(_MapsJob):
+    """vheatir_gate_gradient_job."""
 
     _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("type", ctypes.c_int64),
         ("source", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
@@ -59,28 +73,20 @@ class _GateGradientJob(ctypes.Structure):
     )
 
 
-class _ProductJob(ctypes.Structure):
-    """vheatir_product_job of csrc/api.h."""
+class _ProductJob(_RowsJob):
+    """vheatir_product_job."""
 
     _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("type", ctypes.c_int64),
         ("source", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
     )
 
 
-class _NormJob(ctypes.Structure):
-    """vheatir_rescale_job of csrc/api.h."""
+class _NormJob(_RowsJob):
+    """vheatir_rescale_job."""
 
     _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("type", ctypes.c_int64),
         ("source", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -89,14 +95,10 @@ class _NormJob(ctypes.Structure):
     )
 
 
-class _NormGradientJob(ctypes.Structure):
-    """vheatir_rescale_gradient_job of csrc/api.h."""
+class _NormGradientJob(_RowsJob):
+    """vheatir_rescale_gradient_job."""
 
     _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("type", ctypes.c_int64),
         ("source", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
@@ -121,10 +123,6 @@ def _kernel_takes(x: Tensor, *parameters: Tensor) -> bool:
 
 def _wants_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
-
-
-def _threads(x: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), x.numel() // _LEAST_ELEMENTS_PER_THREAD))
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -153,7 +151,7 @@ def _native_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         height=height,
         width=width,
         channels=channels,
-        threads=_threads(x),
+        threads=threads_for(x.numel()),
         type=_TYPES[x.dtype],
         source=x.data_ptr(),
         weight=taps.data_ptr(),
@@ -176,7 +174,7 @@ class _Gate(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(_gate_formula, (x, weight, bias), grad)
+            return formula_gradients(_gate_formula, (x, weight, bias), grad)
         batch, height, width, channels = grad.shape
         grad_x = x.new_empty(x.shape)
         units = batch * -(-height // _STRIP)
@@ -192,7 +190,7 @@ class _Gate(torch.autograd.Function):
             height=height,
             width=width,
             channels=channels,
-            threads=_threads(x),
+            threads=threads_for(x.numel()),
             type=_TYPES[x.dtype],
             source=x.data_ptr(),
             grad=grad.data_ptr(),
@@ -205,13 +203,6 @@ class _Gate(torch.autograd.Function):
         if native.functions().vheatir_gate_gradient(ctypes.byref(job)) != 0:
             raise MemoryError("the CPU kernel got no memory for its work space")
         return grad_x, grad_weight.sum(0).t().reshape(weight.shape), grad_bias.sum(0)
-
-
-def _differentiable(formula, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Any, ...]:
-    """Gradients of a formula's inputs that can be differentiated again; None for those that need none."""
-    wanted = [one for one in inputs if one.requires_grad]
-    found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
-    return tuple(next(found) if one.requires_grad else None for one in inputs)
 
 
 def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -254,7 +245,7 @@ def _native_product(x: Tensor, grad: Tensor | None = None) -> Tensor:
     job = _ProductJob(
         rows=x.numel() // (2 * channels),
         channels=channels,
-        threads=_threads(x),
+        threads=threads_for(x.numel()),
         type=_TYPES[x.dtype],
         source=x.data_ptr(),
         grad=None if grad is None else grad.data_ptr(),
@@ -275,7 +266,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return _differentiable(_product_formula, (x,), grad)[0] if torch.is_grad_enabled() else _native_product(x, grad)
+        return (
+            formula_gradients(_product_formula, (x,), grad)[0] if torch.is_grad_enabled() else _native_product(x, grad)
+        )
 
 
 def halves_product(x: Tensor) -> Tensor:
@@ -299,7 +292,7 @@ def _native_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype:
     job = _NormJob(
         rows=x.numel() // x.shape[-1],
         channels=x.shape[-1],
-        threads=_threads(x),
+        threads=threads_for(x.numel()),
         type=_TYPES[dtype],
         source=x.data_ptr(),
         weight=weight.data_ptr(),
@@ -329,7 +322,7 @@ class _ForkNorm(torch.autograd.Function):
             return grad_sum, None, None, None, None
         if torch.is_grad_enabled():
             epsilon = ctx.epsilon
-            grads = _differentiable(
+            grads = formula_gradients(
                 lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, epsilon),
                 (x, weight, bias),
                 grad.to(x.dtype),
@@ -346,7 +339,7 @@ class _ForkNorm(torch.autograd.Function):
         job = _NormGradientJob(
             rows=rows,
             channels=x.shape[-1],
-            threads=_threads(x),
+            threads=threads_for(x.numel()),
             type=_TYPES[grad.dtype],
             source=x.data_ptr(),
             weight=weight.data_ptr(),
@@ -395,5 +388,5 @@ def _norm_fits(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
         x.dtype == torch.float32
         and dtype in _TYPES
         and _kernel_takes(x, norm.weight, norm.bias)
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+        and not has_hooks(norm)
     )

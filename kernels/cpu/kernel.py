@@ -33,7 +33,7 @@ class _Plan(ctypes.Structure):
     )
 
 
-class Job(ctypes.Structure):
+class ConductionJob(ctypes.Structure):
     """vheatir_job."""
 
     _fields_ = (
@@ -101,14 +101,28 @@ def unprepare(prepared: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=512)
-def _unbound(
-    sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], decay_order: int, instructions: str
-) -> tuple[Job, tuple[TransformPlan, TransformPlan]]:
-    """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most."""
+def unbound_job(
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    types: tuple[int, int],
+    decay_order: int,
+    instructions: str,
+    rows: bool = True,
+) -> tuple[ConductionJob, tuple[TransformPlan, TransformPlan]]:
+    """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most.
+
+    Args:
+        sizes: (B, H, W, C).
+        strides: of the source, in elements.
+        types: of source and target, values of `TYPES`.
+        decay_order: as in csrc/api.h; 0 without a decay.
+        instructions: those that the kernel uses.
+        rows: the rows are transformed too, not only the columns.
+    """
     batch, height, width, channels = sizes
     along_height, plan_h = plan_of(height, instructions)
-    along_width, plan_w = plan_of(width, instructions)
-    job = Job(
+    along_width, plan_w = plan_of(width if rows else 1, instructions)
+    job = ConductionJob(
         batch=batch,
         height=height,
         width=width,
@@ -153,11 +167,13 @@ def _run(
     order = 0
     if decay is not None:
         decay = (decay if decay.dtype == torch.float32 else decay.float()).contiguous()
-        order = _TILES if in_tiles else _MAPS if decay.shape[-1] == sizes[3] else _SHARED
+        order = _MAPS if decay.shape[-1] == sizes[3] else _SHARED
+        if in_tiles:
+            order = _TILES
     types = TYPES[x.dtype], TYPES[torch.float32 if y is None else y.dtype]
     # With its plans it is held until the call returns: another thread may push it out of the cache.
-    unbound = _unbound(sizes, x.stride(), types, order, native.instructions())
-    job = Job.from_buffer_copy(unbound[0])
+    unbound = unbound_job(sizes, x.stride(), types, order, native.instructions())
+    job = ConductionJob.from_buffer_copy(unbound[0])
     job.threads = threads_for(count)
     job.source = x.data_ptr()
     if y is not None:
@@ -177,7 +193,13 @@ def _run(
 
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
-    """The operator; `prepared`: the decay is what `prepare` made of it."""
+    """The operator.
+
+    Args:
+        x: (B, H, W, C); float32, bfloat16 or float16.
+        decay: (H, W, C) or (H, W, 1), or one for each image.
+        prepared: the decay is what `prepare` made of it.
+    """
     y = _like(x)
     _run(x, y=y, decay=decay, in_tiles=prepared and decay.shape[2] > 1)
     return y
@@ -199,7 +221,13 @@ def transform(x: Tensor) -> Tensor:
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of an (H, W, C) or (B, H, W, C) decay, from the output's gradient and the spectrum of x."""
+    """Gradients of x and of the decay.
+
+    Args:
+        grad: of the output, (B, H, W, C).
+        spectrum: of x, float32.
+        decay: (H, W, C) or (B, H, W, C).
+    """
     grad_x = _like(grad)
     make = grad.new_empty if len(grad) else grad.new_zeros
     grad_decay = make(grad.shape[4 - decay.ndim :], dtype=torch.float32)

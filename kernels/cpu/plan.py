@@ -40,7 +40,7 @@ from vheatir.kernels.cpu.plan_steps import (
 # registers, which is worth it where it saves a pass of splits.
 SHORT_LEAF = 16
 LONG_LEAF = 32
-_DEEPEST_SPLIT = 3  # levels of one split step: 8 rows and their temporaries fit in the registers
+_DEEPEST_SPLIT = 3  # halvings of one split step: 8 rows and their temporaries fit in the registers
 
 
 class _Builder:
@@ -49,10 +49,10 @@ class _Builder:
         # One sample is its own transform, exactly.
         self._scale = math.sqrt(2 / length) if length > 1 else 1.0
         self._of_zero = math.sqrt(0.5) if length > 1 else 1.0
-        self._levels, self._leaf = _levels(length, usual_leaf)
-        levels, leaf = _levels(length, LONG_LEAF)
-        if _passes(levels) < _passes(self._levels):
-            self._levels = levels
+        self._halvings, self._leaf = _halvings(length, usual_leaf)
+        halvings, leaf = _halvings(length, LONG_LEAF)
+        if _passes(halvings) < _passes(self._halvings):
+            self._halvings = halvings
             self._leaf = leaf
         self._splits: list[Step] = []
         self._leaves: list[Step] = []
@@ -75,8 +75,8 @@ class _Builder:
         """Emit the splits; returns type and slots of every leaf, in depth-first order."""
         nodes = [(II, np.arange(self._length))]
         done = 0
-        while done < self._levels:
-            depth = -(-(self._levels - done) // _passes(self._levels - done))
+        while done < self._halvings:
+            depth = -(-(self._halvings - done) // _passes(self._halvings - done))
             children = []
             for kind, slots in nodes:
                 rows = slots[split_groups(len(slots), depth)]
@@ -111,7 +111,7 @@ class _Builder:
 
     def _emit_leaf(self, final: bool) -> list[int]:
         kind, slots = next(self._nodes)
-        first = self._levels == 0
+        first = self._halvings == 0
         holds_zero = not self._leaves
         if self._leaf > SHORT_LEAF and self._leaf % 2:
             odd = OddTransform(kind, slots.tolist(), self._length, first=first, holds_zero=holds_zero)
@@ -123,19 +123,19 @@ class _Builder:
         return slots.tolist()
 
 
-def _levels(length: int, longest_leaf: int) -> tuple[int, int]:
+def _halvings(length: int, longest_leaf: int) -> tuple[int, int]:
     """How often a line is halved until leaves of at most that length, or an odd number of samples, are left; which."""
-    levels = 0
+    halvings = 0
     leaf = length
     while leaf % 2 == 0 and leaf > SHORT_LEAF and not (leaf <= longest_leaf and leaf % 4 == 0):
-        levels += 1
+        halvings += 1
         leaf //= 2
-    return levels, leaf
+    return halvings, leaf
 
 
-def _passes(levels: int) -> int:
-    """Split steps, each over the whole line, that so many levels take."""
-    return -(-levels // _DEEPEST_SPLIT)
+def _passes(halvings: int) -> int:
+    """Split steps, each over the whole line, that so many halvings take."""
+    return -(-halvings // _DEEPEST_SPLIT)
 
 
 def _types_below(kind: int, depth: int) -> list[int]:

@@ -51,6 +51,8 @@ class OddTransform:
     """Steps of one DCT-II or DCT-IV of odd length on given slots; frequency k ends in slot `order[k]`.
 
     Args:
+        kind: DCT-II or DCT-IV.
+        slots: where the samples are.
         length: of the whole line. A dense product does not work in place: its results go to the twins of its slots,
             slot + length and back.
         first: the samples are still outside.

@@ -56,7 +56,13 @@ class TransformPlan:
 
 
 def encode(length: int, scale: float, steps: list[Step]) -> TransformPlan:
-    """Lay the steps out in three arrays."""
+    """Lay the steps out in three arrays.
+
+    Args:
+        length: samples of a line.
+        scale: factor that makes the results orthonormal.
+        steps: in the order of the kernel.
+    """
     rows = []
     tables = []
     records = []
@@ -100,7 +106,7 @@ def leaf_table(kind: int, n: int) -> np.ndarray:
 
 
 def split_groups(n: int, depth: int) -> np.ndarray:
-    """(n / 2^depth, 2^depth) samples that `depth` levels of splitting combine: closed under every level's mirror."""
+    """(n / 2^depth, 2^depth) samples that `depth` halvings combine: closed under the mirror of every one."""
     if depth == 0:
         return np.arange(n)[:, None]
     inner = split_groups(n // 2, depth - 1)
@@ -108,7 +114,13 @@ def split_groups(n: int, depth: int) -> np.ndarray:
 
 
 def split_turns(kind: int, n: int, depth: int) -> np.ndarray:
-    """(groups, numbers) rotations of `depth` levels for each group, in the order of the kernel's recursion."""
+    """(groups, numbers) rotations for each group, in the order of the kernel's recursion.
+
+    Args:
+        kind: DCT-II or DCT-IV.
+        n: samples.
+        depth: halvings of the step.
+    """
     groups = split_groups(n, depth)
     if depth == 0:
         return np.empty((len(groups), 0))

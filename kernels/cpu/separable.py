@@ -1,21 +1,20 @@
 """Calls of the native CPU kernel for heat conduction with one diffusivity for each channel."""
 
 import ctypes
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vheatir.kernels.cpu import kernel
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.cpu.plan_steps import TransformPlan
 
 
+# Fields in the order of csrc/api.h.
 class _Job(ctypes.Structure):
-    """vheatir_separable_job of csrc/api.h."""
+    """vheatir_separable_job."""
 
     _fields_ = (
-        ("maps", kernel.Job),
+        ("maps", kernel.ConductionJob),
         ("k_height", ctypes.c_void_p),
         ("k_width", ctypes.c_void_p),
         ("held", ctypes.c_int64),
@@ -29,30 +28,6 @@ class _Job(ctypes.Structure):
     )
 
 
-@lru_cache(maxsize=512)
-def _unbound(
-    sizes: tuple[int, ...], strides: tuple[int, ...], types: tuple[int, int], rows: bool, instructions: str
-) -> tuple[_Job, tuple[TransformPlan, ...]]:
-    """A job without addresses and threads, and the plans that it points into."""
-    batch, height, width, channels = sizes
-    along_height, plan_h = kernel.plan_of(height, instructions)
-    along_width, plan_w = kernel.plan_of(width if rows else 1, instructions)
-    maps = kernel.Job(
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
-        along_height=along_height,
-        along_width=along_width,
-        source_image=strides[0],
-        source_row=strides[1],
-        source_pixel=strides[2],
-        source_type=types[0],
-        target_type=types[1],
-    )
-    return _Job(maps=maps), (plan_h, plan_w)
-
-
 def _bound(x: Tensor, y: Tensor, k_height: Tensor, k_width: Tensor | None) -> tuple[_Job, tuple]:
     """A job for x and y, and what must be held until it is done: the job has only addresses."""
     sizes = x.shape
@@ -60,8 +35,9 @@ def _bound(x: Tensor, y: Tensor, k_height: Tensor, k_width: Tensor | None) -> tu
     if (strides[3] != 1 and sizes[3] > 1) or (k_width is None and (strides[2] != sizes[3] and sizes[2] > 1)):
         x = x.contiguous()
     types = kernel.TYPES[x.dtype], kernel.TYPES[y.dtype]
-    unbound = _unbound(sizes, x.stride(), types, k_width is not None, native.instructions())
-    job = _Job.from_buffer_copy(unbound[0])
+    # With its plans it is held until the call returns: another thread may push it out of the cache.
+    unbound = kernel.unbound_job(sizes, x.stride(), types, 0, native.instructions(), k_width is not None)
+    job = _Job(maps=unbound[0])
     job.maps.threads = kernel.threads_for(x.numel())
     job.maps.source = x.data_ptr()
     job.maps.target = y.data_ptr()

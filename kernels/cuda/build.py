@@ -61,8 +61,8 @@ def stated_architectures() -> list[int]:
 
 def visible_architectures() -> list[int]:
     """Compute capabilities of this machine's GPUs that the kernels can run on, as nvidia-smi tells them."""
-    told = _answer(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
-    found = {int(major) * 10 + int(minor) for major, minor in re.findall(r"^(\d+)\.(\d)", told, re.MULTILINE)}
+    answer = _answer(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    found = {int(major) * 10 + int(minor) for major, minor in re.findall(r"^(\d+)\.(\d)", answer, re.MULTILINE)}
     return sorted(number for number in found if number >= _OLDEST)
 
 
@@ -154,13 +154,13 @@ def compile_with_nvrtc(capability: int, *more_flags: str) -> tuple[bytes, str]:
         # whole process, and a zero written into it would be in every string of one blank from then on.
         log = bytes(_checked(nvrtc.nvrtcGetProgramLogSize(program), "nvrtcGetProgramLogSize"))
         nvrtc.nvrtcGetProgramLog(program, log)
-        told = log.decode(errors="replace").strip("\0 \n")
+        output = log.decode(errors="replace").strip("\0 \n")
         if int(status) != 0:
-            raise BuildError(f"NVRTC failed: {told[:2000]}")
+            raise BuildError(f"NVRTC failed: {output[:2000]}")
         kind = "CUBIN" if exact else "PTX"
         code = bytes(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program), f"nvrtcGet{kind}Size"))
         _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code), f"nvrtcGet{kind}")
-        return code, told
+        return code, output
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -116,7 +116,13 @@ class Device:
         return self._functions[name]
 
     def launch(self, plan: Launch, job: ctypes.Structure, stream: int) -> None:
-        """Start a kernel; the job is copied before this returns."""
+        """Start a kernel; the job is copied before this returns.
+
+        Args:
+            plan: the kernel and its blocks.
+            job: a structure of csrc/cuda_api.h.
+            stream: handle of the stream.
+        """
         with self._current():
             function = self._function(plan.kernel)
             parameters = (ctypes.c_void_p * 1)(ctypes.addressof(job))

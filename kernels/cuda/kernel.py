@@ -93,7 +93,13 @@ def machine_of(device: torch.device) -> Machine:
 
 
 def launch(device: torch.device, plan: Launch, job: ctypes.Structure) -> None:
-    """Start a kernel on the device's current stream."""
+    """Start a kernel on the device's current stream.
+
+    Args:
+        device: of the tensors.
+        plan: the kernel and its blocks.
+        job: one of the structures above.
+    """
     cuda_driver.device(device).launch(plan, job, torch.cuda.current_stream(device).cuda_stream)
 
 
@@ -285,7 +291,13 @@ def _run(x: Tensor, y: Tensor, decay: Tensor, spectrum: Tensor | None = None) ->
 
 
 def conduct(x: Tensor, decay: Tensor, *, prepared: bool = False) -> Tensor:
-    """The operator; a decay that was prepared is no different here."""
+    """The operator.
+
+    Args:
+        x: (B, H, W, C); float32, bfloat16 or float16.
+        decay: (H, W, C) or (H, W, 1).
+        prepared: the decay is what `prepare` made of it, which is no different here.
+    """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run(x, y, decay)
     return y
@@ -326,9 +338,14 @@ def _add_products(one: Tensor, other: Tensor, total: Tensor, accumulate: bool) -
 
 
 def gradients(grad: Tensor, spectrum: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of an (H, W, C) decay, from the output's gradient and the spectrum of x.
+    """Gradients of x and of the decay.
 
     The gradient's spectrum is kept for some images at a time; their products are added in the order of the images.
+
+    Args:
+        grad: of the output, (B, H, W, C).
+        spectrum: of x, float32.
+        decay: (H, W, C).
     """
     grad_x = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
     total = torch.empty(grad.shape[1:], dtype=torch.float32, device=grad.device)

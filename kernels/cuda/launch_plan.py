@@ -72,6 +72,12 @@ def fragments(length: int, size: int, inverse: bool, device: torch.device) -> Te
 
     Shape (part, 16 outputs, 16 inputs, lane, 8): lane l, with row = l // 4 and column = 2 (l % 4), has the pairs at
     [row, column], [row + 8, column], [row, column + 8], [row + 8, column + 8].
+
+    Args:
+        length: of the transform.
+        size: of each part, a multiple of 16.
+        inverse: the table of the inverse transform.
+        device: where the table goes.
     """
     with torch.inference_mode(False), torch.no_grad():
         blocks = _padded(_parts(length, inverse), size).view(2, size // 16, 2, 8, size // 16, 2, 4, 2)
@@ -82,7 +88,13 @@ def fragments(length: int, size: int, inverse: bool, device: torch.device) -> Te
 
 @lru_cache(maxsize=64)
 def matrices(length: int, inverse: bool, device: torch.device) -> Tensor:
-    """A table in float32, (part, inputs, outputs), padded to a multiple of 4."""
+    """A table in float32, (part, inputs, outputs), padded to a multiple of 4.
+
+    Args:
+        length: of the transform.
+        inverse: the table of the inverse transform.
+        device: where the table goes.
+    """
     with torch.inference_mode(False), torch.no_grad():
         whole = _padded(_parts(length, inverse), padded_half(length, 4))
         return _on(device, whole.transpose(1, 2).to(torch.float32).contiguous())
@@ -101,7 +113,15 @@ def _plane_bytes(height: int, width: int, side: int, tile: int) -> int:
 
 
 def plane_launch(batch: int, height: int, width: int, channels: int, machine: Machine) -> Launch:
-    """One block for each image and 16 channels, or 8 where 16 do not fit or would leave multiprocessors idle."""
+    """One block for each image and 16 channels, or 8 where 16 do not fit or would leave multiprocessors idle.
+
+    Args:
+        batch: images.
+        height: of the maps.
+        width: of the maps.
+        channels: of the maps.
+        machine: what the device offers.
+    """
     side = 32 if max(height, width) <= 32 else 64
     fits = _plane_bytes(height, width, side, 16) <= machine.shared_memory
     tile = 16 if fits and channels > 8 and batch * -(-channels // 16) >= machine.multiprocessors else 8
@@ -118,7 +138,14 @@ def _line_bytes(length: int, lines: int, exact: bool) -> int:
 
 
 def lines_at_once(length: int, count: int, exact: bool, machine: Machine) -> int | None:
-    """How many lines a block transforms; None where not even the fewest fit into its memory."""
+    """How many lines a block transforms; None where not even the fewest fit into its memory.
+
+    Args:
+        length: points of a line.
+        count: lines in all.
+        exact: in float32, not on tensor cores.
+        machine: what the device offers.
+    """
     most, fewest = (32, 4) if exact else (64, 16)
     if -(-count // most) >= machine.multiprocessors and _line_bytes(length, most, exact) <= machine.shared_memory:
         return most
@@ -126,7 +153,13 @@ def lines_at_once(length: int, count: int, exact: bool, machine: Machine) -> int
 
 
 def lines_launch(kind: str, length: int, count: int, machine: Machine) -> Launch:
-    """Blocks of the kernel of that kind (read, halves, write, floats) for `count` lines.
+    """Blocks of a kernel that transforms lines.
+
+    Args:
+        kind: "read", "halves", "write" or "floats".
+        length: points of a line.
+        count: lines in all.
+        machine: what the device offers.
 
     Raises:
         ValueError: not even the fewest lines fit into a block's memory, see `lines_at_once`.

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 72, 56
 SMALL = {"name": "vheat_tiny", "img_size": 64, "dims": 8, "depths": [1, 1, 1, 1], "drop_path_rate": 0.1}
 
 
-def picture(rng: np.random.Generator, objects: int = 2) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:
+def draw_image(rng: np.random.Generator, objects: int = 2) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:
     """Pixels, and rectangles x0, y0, x1, y1, class (0 or 1) that do not overlap."""
     pixels = rng.normal((60, 140, 60), 25, (HEIGHT, WIDTH, 3))
     found = []
@@ -34,7 +34,7 @@ def make_coco(root: Path, train: int = 6, val: int = 3) -> Path:
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         for number in range(1, count + 1):
-            pixels, objects = picture(rng)
+            pixels, objects = draw_image(rng)
             Image.fromarray(pixels).save(root / split / f"{number}.png")
             images.append({"id": 10 * number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
             for x0, y0, x1, y1, kind in objects:
@@ -61,7 +61,7 @@ def make_voc(root: Path, count: int = 4) -> Path:
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for number in range(count):
-        pixels, objects = picture(rng)
+        pixels, objects = draw_image(rng)
         Image.fromarray(pixels).save(root / "JPEGImages" / f"p{number}.png")
         boxes = "".join(
             f"<object><name>{('red', 'blue')[kind]}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
@@ -81,7 +81,7 @@ def make_label_maps(root: Path, layout: str = "folders", train: int = 6, val: in
     numbers = {"folders": [0, 1, 2], "ade20k": [1, 2, 3], "cityscapes": [7, 8, 11]}[layout]
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
-            pixels, objects = picture(rng)
+            pixels, objects = draw_image(rng)
             labels = np.full((HEIGHT, WIDTH), numbers[0], np.uint8)
             for x0, y0, x1, y1, kind in objects:
                 labels[y0:y1, x0:x1] = numbers[1 + kind]

@@ -67,11 +67,11 @@ def value_and_gradients() -> Callable[..., dict[str, Tensor]]:
 @pytest.fixture(params=native.INSTRUCTIONS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test with each version of the CPU kernel that this processor can run."""
-    functions, level = native.library().functions, native.INSTRUCTIONS.index(request.param)
+    functions, wanted = native.library().functions, native.INSTRUCTIONS.index(request.param)
     if functions is None:
         pytest.skip(native.library().reason)
-    functions.vheatir_limit_instructions(level)
-    runs = functions.vheatir_instructions() == level
+    functions.vheatir_limit_instructions(wanted)
+    runs = functions.vheatir_instructions() == wanted
     if runs:
         yield request.param
     functions.vheatir_limit_instructions(len(native.INSTRUCTIONS))
@@ -92,7 +92,7 @@ def nan_filled() -> Iterator[None]:
 def split_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The even/odd split runs from side 2 on, so that small maps go through it."""
     monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2)
-    assert dispatch.split_levels(4) > 0
+    assert dispatch.count_halvings(4) > 0
 
 
 @pytest.fixture

@@ -15,18 +15,26 @@ DTYPES = [(F64, F64), (F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F16, F
 DTYPE_IDS = [f"{x}-{decay}".replace("torch.", "") for x, decay in DTYPES]
 # Single points and lines, primes, odd sides, and both sides of the lengths where the even/odd split begins.
 SHAPES = [
-    *[(1, 1, 1, 1), (2, 1, 9, 3), (2, 9, 1, 3), (3, 7, 14, 5), (1, 13, 17, 1), (2, 33, 16, 8)],
-    *[
-        (1, 95, 5, 2),
-        (1, 96, 5, 3),
-        (1, 127, 5, 2),
-        (1, 128, 6, 2),
-        (2, 129, 4, 3),
-        (1, 4, 130, 2),
-        (1, 131, 258, 1),
-        (2, 128, 128, 2),
-    ],
-    *[(1, 255, 3, 2), (1, 3, 256, 2), (1, 257, 2, 5), (1, 512, 3, 1), (1, 514, 1, 7), (1, 1, 1028, 1)],
+    (1, 1, 1, 1),
+    (2, 1, 9, 3),
+    (2, 9, 1, 3),
+    (3, 7, 14, 5),
+    (1, 13, 17, 1),
+    (2, 33, 16, 8),
+    (1, 95, 5, 2),
+    (1, 96, 5, 3),
+    (1, 127, 5, 2),
+    (1, 128, 6, 2),
+    (2, 129, 4, 3),
+    (1, 4, 130, 2),
+    (1, 131, 258, 1),
+    (2, 128, 128, 2),
+    (1, 255, 3, 2),
+    (1, 3, 256, 2),
+    (1, 257, 2, 5),
+    (1, 512, 3, 1),
+    (1, 514, 1, 7),
+    (1, 1, 1028, 1),
 ]
 
 
@@ -83,13 +91,13 @@ def test_a_decay_for_each_image(shape, x_dtype, decay_dtype, shared, maps, value
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 4096])
-@pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("halvings", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(2, 16, 24, 3), (1, 20, 9, 2), (2, 3, 50, 1), (1, 31, 33, 70)], ids=str)
 def test_every_depth_of_split_in_pieces_of_any_size(
-    shape, levels, chunk, maps, value_and_gradients, assert_near, monkeypatch, nan_filled
+    shape, halvings, chunk, maps, value_and_gradients, assert_near, monkeypatch, nan_filled
 ):
-    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2 if levels else 1 << 30)
-    monkeypatch.setattr(dispatch, "_MAX_LEVELS", levels)
+    monkeypatch.setattr(dispatch, "_SPLIT_FROM", 2 if halvings else 1 << 30)
+    monkeypatch.setattr(dispatch, "_MAX_HALVINGS", halvings)
     monkeypatch.setattr(torch_path, "_CHUNK", chunk)
     x, decay = maps(shape)
     cotangent = torch.randn_like(x)
@@ -154,7 +162,8 @@ def test_inputs_are_left_as_they_were(maps):
     for shape in ((2, 7, 14, 3), (1, 130, 9, 2)):
         x, decay = maps(shape)
         before = x.clone(), decay.clone()
-        heat_conduction(x, decay), prepared_conduction(x, decay)
+        heat_conduction(x, decay)
+        prepared_conduction(x, decay)
         assert torch.equal(x, before[0]) and torch.equal(decay, before[1])
 
 

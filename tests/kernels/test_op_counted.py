@@ -35,7 +35,8 @@ def test_the_four_products_of_the_definition_are_counted_alike(device):
 
 def test_flops_of_a_backward(device):
     x, decay = torch.randn(B, H, W, C, device=device), torch.rand(H, W, C, device=device)
-    x.requires_grad_(), decay.requires_grad_()
+    x.requires_grad_()
+    decay.requires_grad_()
 
     def step():
         heat_conduction(x, decay).sum().backward()

@@ -209,7 +209,8 @@ def test_preparing_inside_an_export_leaves_nothing_behind(strict, maps, assert_n
 def test_autocast_keeps_type_and_precision(form, maps, assert_near, device):
     """No product inside is narrowed to bfloat16: the value is that of float32."""
     x, decay = maps((2, 7, 14, 3), torch.float32)
-    x.requires_grad_(form == "trained"), decay.requires_grad_(form == "trained")
+    x.requires_grad_(form == "trained")
+    decay.requires_grad_(form == "trained")
     with torch.autocast(device.type, torch.bfloat16):
         assert (torch.eye(2, device=device) @ torch.eye(2, device=device)).dtype == torch.bfloat16
         y = heat_conduction(x, prepare_decay(decay) if form == "prepared" else decay)
@@ -236,7 +237,8 @@ def test_training_after_inference_mode(side, maps, value_and_gradients, assert_n
     x, decay = maps((1, side, 3, 2))
     with torch.inference_mode():
         prepared = prepare_decay(decay.clone())
-        heat_conduction(x, decay), heat_conduction(x, prepared)
+        heat_conduction(x, decay)
+        heat_conduction(x, prepared)
     assert not prepared.folded.is_inference()
     cotangent = torch.randn_like(x)
     want = value_and_gradients(hco_reference, x, decay, cotangent)

@@ -93,6 +93,20 @@ def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In place of BSD: folder/ with names as it has them, and train.lmdb of the same images."""
+    from vheatir.prepare.patches import make_lmdb
+
+    root = tmp_path_factory.mktemp("stand-in")
+    (root / "folder").mkdir()
+    for number, name in enumerate(("100075.jpg", "12003.jpg", "38082.jpg", "385028.jpg")):
+        crop = _photo("astronaut")[50 * number :, 50 * number :][:64, :72, ::-1]
+        assert cv2.imwrite(str(root / "folder" / name), np.ascontiguousarray(crop))
+    make_lmdb(root / "folder", root / "train.lmdb")
+    return root
+
+
 @pytest.fixture
 def recipe(small_photos: Path, tmp_path: Path) -> Path:
     """A YAML file that trains a tiny network for 12 iterations, in well under a second."""

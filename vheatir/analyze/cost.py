@@ -45,9 +45,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def measured(network: Network, chosen: Chosen, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Parameters and multiply-accumulates, merged form too; with rounds, speed and peak memory of passes.
+    """Parameters and multiply-accumulates, of the folded form too; with rounds, speed and peak memory of passes.
 
-    Inference is that of the merged form. On a CPU seconds are those of the processor, of all threads together.
+    Inference is that of the folded form. On a CPU seconds are those of the processor, of all threads together.
 
     Args:
         network: one of the chosen.

@@ -29,7 +29,7 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def invariance_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Consistency and accuracy of each network over the levels of each kind of change."""
+    """Consistency and accuracy of each network over the magnitudes of each kind of change."""
     kinds = list(results[0]["kinds"])
     figure, panels = _panels(2, len(kinds), 3.6, 2.8)
     for column, kind in enumerate(kinds):

@@ -60,7 +60,7 @@ def view_batches(
         seed: of the drawn directions.
 
     Returns:
-        The levels of the change, and batches (views, classes) on the model's device.
+        The magnitudes of the change, and batches (views, classes) on the model's device.
     """
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
@@ -71,7 +71,7 @@ def view_batches(
     keys = [(index, mixed(seed, index)) for index in _spread(len(samples), limit)]
     loader = DataLoader(samples, batch, sampler=keys, num_workers=workers, collate_fn=samples.collate)
     device = next(model.parameters()).device
-    return views.levels, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
+    return views.magnitudes, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
 
 
 def image_batches(model: Pyramid, folder: Path | None, limit: int, batch: int, seed: int) -> Iterator[Tensor]:

@@ -43,7 +43,7 @@ def invariance(
         found = {}
         for kind in kinds:
             with as_user_error():
-                levels, batches = view_batches(
+                magnitudes, batches = view_batches(
                     model,
                     kind,
                     str(data),
@@ -55,11 +55,11 @@ def invariance(
                     workers=workers,
                     seed=chosen.seed,
                 )
-                found[kind] = {"levels": levels, **evaluate_views(model, batches)}
+                found[kind] = {"levels": magnitudes, **evaluate_views(model, batches)}
             consistency = found[kind]["consistency"]
             say(
-                f"{network.label:24} {kind:14} same class {consistency[0]:.1f} % at {levels[0]:g}, "
-                f"{consistency[-1]:.1f} % at {levels[-1]:g}, mean {sum(consistency) / len(levels):.1f} %"
+                f"{network.label:24} {kind:14} same class {consistency[0]:.1f} % at {magnitudes[0]:g}, "
+                f"{consistency[-1]:.1f} % at {magnitudes[-1]:g}, mean {sum(consistency) / len(magnitudes):.1f} %"
             )
         rows.append({"network": network.label, "weights": network.weights and str(network.weights), "kinds": found})
     content = {"protocol": protocol, "results": rows}

@@ -138,7 +138,7 @@ class VHeatIR(RestorationNetwork):
             ValueError: wrong shape, or a level where none (or none where one) is expected.
             TypeError: the image is not of a floating type.
         """
-        check_image(image, level, self.config)
+        check_inputs(image, level, self.config)
         height, width = image.shape[2:]
         padded = self._pad(image)
         planes = F.pixel_unshuffle(padded, self.downscale)
@@ -168,7 +168,7 @@ class VHeatIR(RestorationNetwork):
         return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
 
     def fold(self, height: int, width: int) -> None:
-        """Freeze the decays for images of one size (the published merged form); `unfold` goes back."""
+        """Freeze the decays for images of one size (the published form for inference); `unfold` goes back."""
         size = (math.ceil(height / self.downscale), math.ceil(width / self.downscale))
         with torch.no_grad():
             embedding = EmbeddingAt(self.freq_embed, size, self.resize)
@@ -181,7 +181,7 @@ class VHeatIR(RestorationNetwork):
             layer.unfold()
 
 
-def check_image(image: Tensor, level: Tensor | None, config: Mapping) -> None:
+def check_inputs(image: Tensor, level: Tensor | None, config: Mapping) -> None:
     """Refuse what a network of this configuration cannot restore; see `VHeatIR.forward`.
 
     Args:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
-from vheatir.archs.vheatir_arch import check_counts, check_image, level_plane, resized
+from vheatir.archs.vheatir_arch import check_counts, check_inputs, level_plane, resized
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
@@ -176,20 +176,20 @@ class VHeatUNet(RestorationNetwork):
     """Image restoration by a U-shaped network with heat attention; predicts the residual to the input.
 
     Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded
-    with its border pixels to a multiple of 2^levels, cropped back. Features are channels-last throughout; their number
-    doubles and their resolution halves from level to level.
+    with its border pixels to a multiple of 2^stages, cropped back. Features are channels-last throughout; their number
+    doubles and their resolution halves from stage to stage.
 
     Args:
         in_chans: 1 for gray, 3 for RGB.
         dim: channels at full resolution.
-        encoder: blocks of each level on the way down, from full resolution.
-        middle: blocks at the coarsest level.
-        decoder: blocks of each level on the way up, in the order of `encoder`.
-        attention: for each level and the middle "heat", "mean" (over the whole map), "none", or a form that was
+        encoder: blocks of each stage on the way down, from full resolution.
+        middle: blocks at the coarsest stage.
+        decoder: blocks of each stage on the way up, in the order of `encoder`.
+        attention: for each stage and the middle "heat", "mean" (over the whole map), "none", or a form that was
             compared with them: "quarter" (of the channels), "pooled" (maps), "frequency" (a diffusivity for each),
             "adaptive" (diffusivities computed from the features), "grid" (in the blocks of a JPEG coder; the three
-            finest levels), "gate" (heat inside the gate); see `vheatir.archs.heat_attention`.
-        reach: blur lengths, in pixels of each level's own map, between which the diffusivities start.
+            finest stages), "gate" (heat inside the gate); see `vheatir.archs.heat_attention`.
+        reach: blur lengths, in pixels of each stage's own map, between which the diffusivities start.
         level_map: take the noise level or JPEG quality as a further input plane.
         checkpointing: recompute block activations in the backward (less memory, a third more time).
 
@@ -226,11 +226,11 @@ class VHeatUNet(RestorationNetwork):
         }
         _check_config(self.config)
         self.config.update({key: list(self.config[key]) for key in ("encoder", "decoder", "attention", "reach")})
-        self.levels = len(encoder)
+        stages = len(encoder)
         self.level_map = level_map
-        dims = [dim << level for level in range(self.levels + 1)]
-        windows = [GRID >> level for level in range(self.levels + 1)]
-        self.step = max(1 << self.levels, GRID if "grid" in attention else 1)
+        dims = [dim << stage for stage in range(stages + 1)]
+        windows = [GRID >> stage for stage in range(stages + 1)]
+        self.step = max(1 << stages, GRID if "grid" in attention else 1)
         rest = {"reach": tuple(reach), "checkpointing": checkpointing}
         self.conv_first = ChannelsLastConv2d(in_chans + level_map, dim, 3, padding=1)
         self.encoder = nn.ModuleList(map(lambda *size: Stage(*size, **rest), dims, encoder, attention, windows))
@@ -255,7 +255,7 @@ class VHeatUNet(RestorationNetwork):
             ValueError: wrong shape, or a level where none (or none where one) is expected.
             TypeError: the image is not of a floating type.
         """
-        check_image(image, level, self.config)
+        check_inputs(image, level, self.config)
         height, width = image.shape[2:]
         planes = self._pad(image)
         if level is not None:
@@ -300,20 +300,20 @@ def _check_config(config: Mapping) -> None:
     for key in ("encoder", "decoder"):
         depths = config[key]
         if not isinstance(depths, list | tuple) or not depths or not all(isinstance(d, int) and d >= 0 for d in depths):
-            raise ValueError(f"{key} must be the blocks of each level, such as [1, 1, 2], got {depths!r}")
-    levels = len(config["encoder"])
-    if len(config["decoder"]) != levels:
-        raise ValueError(f"decoder must have as many levels as encoder ({levels}), got {config['decoder']!r}")
+            raise ValueError(f"{key} must be the blocks of each stage, such as [1, 1, 2], got {depths!r}")
+    stages = len(config["encoder"])
+    if len(config["decoder"]) != stages:
+        raise ValueError(f"decoder must have as many stages as encoder ({stages}), got {config['decoder']!r}")
     attention = config["attention"]
     reach = config["reach"]
-    if not isinstance(attention, list | tuple) or len(attention) != levels + 1 or not set(attention) <= {*ATTENTION}:
+    if not isinstance(attention, list | tuple) or len(attention) != stages + 1 or not set(attention) <= {*ATTENTION}:
         raise ValueError(
-            f"attention must be one of {', '.join(ATTENTION)} for each of the {levels} levels and the middle, "
+            f"attention must be one of {', '.join(ATTENTION)} for each of the {stages} stages and the middle, "
             f"got {attention!r}"
         )
     if "grid" in attention[GRID.bit_length() - 1 :]:
         raise ValueError(
-            f"attention grid has blocks of {GRID} pixels, so only the three finest levels, got {attention!r}"
+            f"attention grid has blocks of {GRID} pixels, so only the three finest stages, got {attention!r}"
         )
     if not isinstance(reach, list | tuple) or len(reach) != 2 or not all(0 < length < math.inf for length in reach):
         raise ValueError(f"reach must be two lengths above 0 in pixels, such as [0.7, 12.0], got {reach!r}")
@@ -322,7 +322,7 @@ def _check_config(config: Mapping) -> None:
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
     """Constructor arguments of the VHeatUNet that a state dict belongs to, read from its keys and shapes.
 
-    What leaves no trace in the weights (`reach`, `checkpointing`, the attention of a level without blocks) keeps its
+    What leaves no trace in the weights (`reach`, `checkpointing`, the attention of a stage without blocks) keeps its
     default.
 
     Raises:
@@ -331,12 +331,12 @@ def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
     try:
         in_chans, dim = state["conv_last.weight"].shape[:2]
         planes = state["conv_first.weight"].shape[1]
-        levels = len({key.split(".")[1] for key in state if key.startswith("down.")})
-        if not levels:
+        stages = len({key.split(".")[1] for key in state if key.startswith("down.")})
+        if not stages:
             raise ValueError("these are no VHeatUNet weights: expected keys down.*")
-        encoder = [_depth(state, f"encoder.{level}.") for level in range(levels)]
-        decoder = [_depth(state, f"decoder.{level}.") for level in range(levels)]
-        prefixes = [(f"encoder.{level}.0.", f"decoder.{level}.0.") for level in range(levels)] + [("middle.0.",)]
+        encoder = [_depth(state, f"encoder.{stage}.") for stage in range(stages)]
+        decoder = [_depth(state, f"decoder.{stage}.") for stage in range(stages)]
+        prefixes = [(f"encoder.{stage}.0.", f"decoder.{stage}.0.") for stage in range(stages)] + [("middle.0.",)]
     except KeyError as missing:
         raise ValueError(f"these are no VHeatUNet weights: key {missing} is missing") from None
     return {

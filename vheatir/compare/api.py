@@ -274,7 +274,7 @@ def _write_figure(out: Sequence[Path], rows: Sequence["Row"], **how: Any) -> Non
 
 
 def _result(comparison: Comparison, images: Sequence[Path], rows: Sequence["Row"]) -> dict[str, Any]:
-    pictures = [
+    records = [
         {
             "image": path.name,
             "crop": dict(zip("xywh", row.crop, strict=True)),
@@ -286,5 +286,5 @@ def _result(comparison: Comparison, images: Sequence[Path], rows: Sequence["Row"
         "task": comparison.task,
         LEVEL_NAMES[comparison.task]: comparison.level,
         "methods": {column.name: column.about for column in comparison.columns},
-        "pictures": pictures,
+        "pictures": records,
     }

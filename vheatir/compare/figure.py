@@ -30,7 +30,7 @@ Crop = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """One version of an image: its name, its pixels as uint8 HWC or HW, its figures (none for the truth)."""
+    """One version of an image: its name, its pixels as uint8 HWC or HW, its metrics (none for the truth)."""
 
     name: str
     pixels: np.ndarray
@@ -68,7 +68,7 @@ def log_spectrum(image: np.ndarray) -> np.ndarray:
     """log10 of the power spectrum of the luma of a uint8 image (H, W[, 3]), frequency 0 in the middle: (H, W).
 
     The mean is taken off and a Hann window applied, so that neither it nor the image's rim fills the axes; the power
-    is divided by the window's energy, which makes white noise of variance v (8-bit steps) a level of log10(v).
+    is divided by the window's energy, which gives white noise of variance v (8-bit steps) the value log10(v).
     """
     luma = (image if image.ndim == 2 else gray_opencv(image)).astype(np.float64)
     window = np.hanning(luma.shape[0])[:, None] * np.hanning(luma.shape[1])
@@ -123,7 +123,7 @@ class _Sheet:
         return figure
 
 
-def _picture(image: np.ndarray, **options):
+def _shown(image: np.ndarray, **options):
     def fill(axes: Axes) -> None:
         axes.imshow(image, cmap=options.pop("cmap", "gray"), **({"vmin": 0, "vmax": 255} | options))
         axes.set(xticks=[], yticks=[])
@@ -200,13 +200,13 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
         sheet.text((first - _GAP) / 2, y + high + 3, row.title)
         for number, version in enumerate(row.versions()):
             x = first + column * number
-            sheet.panel(x, y, wide, high, _picture(cut(version.pixels, row.crop), interpolation="none"))
+            sheet.panel(x, y, wide, high, _shown(cut(version.pixels, row.crop), interpolation="none"))
             if version.scores is not None:
                 sheet.text(x + wide / 2, y + high + 3, caption(version.scores, blocks))
         y += high + _LINE + _GAP
         if errors:
             for number, one in enumerate(found):
-                fill = _picture(one, cmap="inferno", vmin=0, vmax=largest, interpolation="none")
+                fill = _shown(one, cmap="inferno", vmin=0, vmax=largest, interpolation="none")
                 sheet.panel(first + column * number, y, wide, high, fill)
             label = "absolute error, 8-bit steps"
             sheet.panel(bar_x, y, 14, high, _bar(Normalize(0, largest), "inferno", label, "max"))
@@ -224,7 +224,7 @@ def _add_spectra(sheet: _Sheet, row: Row, y: float, size: tuple[int, int], first
     found = {version.name: log_spectrum(version.pixels) for version in row.versions()}
     low, top = np.quantile(found["truth"], [0.01, 0.9999])
     for number, spectrum in enumerate(found.values()):
-        fill = _picture(spectrum, cmap="viridis", vmin=low, vmax=top, aspect="auto")
+        fill = _shown(spectrum, cmap="viridis", vmin=low, vmax=top, aspect="auto")
         sheet.panel(first + column * number, y, wide, high, fill)
     bar_x = first + column * len(found)
     sheet.panel(bar_x, y, 14, high, _bar(Normalize(low, top), "viridis", "log10 power", "both"))

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex, parse_stages
 from vheatir.data.sources import ImageSource
-from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
 

@@ -73,8 +73,8 @@ class ToneCurve:
         tone = root ** np.float32(2 / gamma)
         tone = tone + np.float32(contrast) * (tone * tone * (3 - 2 * tone) - tone)
         self._table = tone
-        levels = np.arange(256, dtype=np.float32) / 255
-        self._inverse = (np.interp(levels, tone, root) ** 2).astype(np.float32)
+        codes = np.arange(256, dtype=np.float32) / 255
+        self._inverse = (np.interp(codes, tone, root) ** 2).astype(np.float32)
 
     def light(self, image_u8: np.ndarray) -> np.ndarray:
         """Linear light in [0, 1], float32, of uint8 sRGB."""
@@ -151,10 +151,10 @@ def _noisy(raw: np.ndarray, shot: Shot, rng: np.random.Generator, share: float |
     return raw + (noise if shot.one_sided else np.maximum(noise, -room))
 
 
-def _sixteen_bits(raw: np.ndarray, black: float, levels: int) -> np.ndarray:
-    """Raw numbers rounded to levels + 1 steps and clipped at white and at the black level's foot, as uint16."""
-    digital = np.clip(np.rint(raw * np.float32((1 - black) * levels) + np.float32(black * levels)), 0, levels)
-    return (digital * np.float32(65535 / levels)).astype(np.uint16)
+def _sixteen_bits(raw: np.ndarray, black: float, white: int) -> np.ndarray:
+    """Raw numbers rounded and clipped to 0, the foot of the black level, up to `white`; scaled to uint16."""
+    digital = np.clip(np.rint(raw * np.float32((1 - black) * white) + np.float32(black * white)), 0, white)
+    return (digital * np.float32(65535 / white)).astype(np.uint16)
 
 
 def _raw_noise(raw: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.ndarray:

@@ -22,13 +22,13 @@ from vheatir.data.camera import (
 )
 from vheatir.data.datasets import SyntheticDataset
 from vheatir.data.degradations import SUBSAMPLING, draw_grid_phase, jpeg_roundtrip
-from vheatir.data.strengths import Levels
+from vheatir.data.distributions import Distribution
 from vheatir.errors import UserError
 
 _MARGIN = 2  # pixels cut off all around: demosaicing and filters lack neighbors there
 _LEAST = 8  # pixels on a side of any image on the way
 _GRID = 16  # pixels after which the JPEG grid of a 4:2:0 file repeats
-_LEVELS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
+_NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
     "soft_scale": (1, 8, {"min": 1.2, "max": 3.2}),
     "shrink_scale": (1, 8, {"min": 1.0, "max": 2.0}),
     "gamma": (1, 4, {"min": 1.8, "max": 2.4}),
@@ -99,17 +99,18 @@ class CameraNoiseDataset(SyntheticDataset):
     the seed and the image's place in the folder: each image has a camera of its own, the same every time.
     """
 
-    OPTIONS = (SyntheticDataset.OPTIONS - {"level_map"}) | set(_LEVELS) | set(_INTEGERS) | set(_SHARES) | set(_NAMES)
+    OPTIONS = (SyntheticDataset.OPTIONS - {"level_map"}) | set(_NUMBERS) | set(_INTEGERS) | set(_SHARES) | set(_NAMES)
     STEPS = frozenset()  # the blocks of JPEG would be mirrored on the device
     context = 2 * (_MARGIN + _GRID)
 
     def __init__(self, opt: dict):
         super().__init__(opt)
-        self.levels = {
-            key: Levels.parse(opt.get(key, default), key, low, high) for key, (low, high, default) in _LEVELS.items()
+        self.drawn = {
+            key: Distribution.parse(opt.get(key, default), key, low, high)
+            for key, (low, high, default) in _NUMBERS.items()
         }
-        self.levels |= {
-            key: Levels.parse(opt.get(key, default), key, low, high, integer=True)
+        self.drawn |= {
+            key: Distribution.parse(opt.get(key, default), key, low, high, integer=True)
             for key, (low, high, default) in _INTEGERS.items()
         }
         self.shares = {key: self._probability({key: opt.get(key, default)}, key) for key, default in _SHARES.items()}
@@ -127,17 +128,17 @@ class CameraNoiseDataset(SyntheticDataset):
         kind = rng.random()
         enlarge = 1.0
         if kind < self.shares["soft_probability"]:
-            enlarge = self.levels["soft_scale"].draw(rng)
+            enlarge = self.drawn["soft_scale"].draw(rng)
         elif kind < self.shares["soft_probability"] + self.shares["shrink_probability"]:
-            enlarge = 1 / self.levels["shrink_scale"].draw(rng)
+            enlarge = 1 / self.drawn["shrink_scale"].draw(rng)
         noisy = not self._happens(rng, "clean")
         qualities = []
         web = 1.0
         if self._happens(rng, "jpeg"):
-            qualities.append(int(self.levels["quality"].draw(rng)))
+            qualities.append(int(self.drawn["quality"].draw(rng)))
         if self._happens(rng, "web"):
-            web = self.levels["web_scale"].draw(rng)
-            qualities = [int(self.levels["web_quality"].draw(rng)) for _ in range(1 + self._happens(rng, "double"))]
+            web = self.drawn["web_scale"].draw(rng)
+            qualities = [int(self.drawn["web_quality"].draw(rng)) for _ in range(1 + self._happens(rng, "double"))]
         subsampling = tuple(self._one_of(rng, "subsampling") for _ in qualities)
         return _Plan(enlarge, web, noisy, tuple(qualities), subsampling)
 
@@ -187,7 +188,7 @@ class CameraNoiseDataset(SyntheticDataset):
         """A uint8 image, RGB or gray, with noise: float32 in 0 .. 255."""
         color = clean if clean.ndim == 3 else cv2.cvtColor(clean, cv2.COLOR_GRAY2RGB)
         if self._happens(rng, "resize"):
-            scale = self.levels["resize_scale"].draw(rng)
+            scale = self.drawn["resize_scale"].draw(rng)
             color = _resized(color, tuple(max(round(length * scale), _LEAST) for length in clean.shape[:2]))
         shot = self._shot(rng)
         noise = _resized(camera_noise(color, shot, rng), clean.shape[:2])
@@ -198,9 +199,9 @@ class CameraNoiseDataset(SyntheticDataset):
         return clean + 255 * noise if shot.one_sided else add_within_range(clean, noise)
 
     def _shot(self, rng: np.random.Generator) -> Shot:
-        draw = {key: self.levels[key].draw(rng) for key in _OF_SHOT}
+        draw = {key: self.drawn[key].draw(rng) for key in _OF_SHOT}
         weights = rng.dirichlet(np.ones(len(SRGB_TO_CAMERA)))  # between the cameras, as in the paper
-        slope = self.levels["shot_noise"].draw_evenly_in_logarithm(rng)
+        slope = self.drawn["shot_noise"].draw_evenly_in_logarithm(rng)
         binned = self._happens(rng, "binning")
         return Shot(
             curve=ToneCurve(draw["gamma"], draw["contrast"]),
@@ -215,8 +216,8 @@ class CameraNoiseDataset(SyntheticDataset):
         )
 
     def _smoothing(self, rng: np.random.Generator) -> Smoothing:
-        draw = {name: self.levels[key].draw(rng) for name, key in _OF_SMOOTHING.items()}
-        return Smoothing(**draw, sharpen=self.levels["sharpen"].draw(rng) if self._happens(rng, "sharpen") else 0.0)
+        draw = {name: self.drawn[key].draw(rng) for name, key in _OF_SMOOTHING.items()}
+        return Smoothing(**draw, sharpen=self.drawn["sharpen"].draw(rng) if self._happens(rng, "sharpen") else 0.0)
 
 
 def _choices(opt: dict, key: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import torch
 
 from vheatir.data.base import RestorationDataset, augment, to_tensor
 from vheatir.data.degradations import SUBSAMPLING, add_gaussian_noise, draw_grid_phase, jpeg_crop, jpeg_roundtrip
+from vheatir.data.distributions import Distribution
 from vheatir.data.sources import map_threads, raise_problems
-from vheatir.data.strengths import Levels
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
 
@@ -106,7 +106,7 @@ class GaussianNoiseDataset(SyntheticDataset):
 
     def __init__(self, opt: dict):
         super().__init__(opt)
-        self.sigma = Levels.parse(opt.get("sigma"), "sigma", 0, 255)
+        self.sigma = Distribution.parse(opt.get("sigma"), "sigma", 0, 255)
         if not self.train:
             self.sigma.only("sigma")
 
@@ -138,10 +138,12 @@ class JPEGDataset(SyntheticDataset):
 
     def __init__(self, opt: dict):
         super().__init__(opt)
-        self.quality = Levels.parse(opt.get("quality"), "quality", 1, 100, integer=True)
+        self.quality = Distribution.parse(opt.get("quality"), "quality", 1, 100, integer=True)
         self.double_probability = self._probability(opt, "double_probability")
         first = opt.get("double_quality")
-        self.first = self.quality if first is None else Levels.parse(first, "double_quality", 1, 100, integer=True)
+        self.first = self.quality
+        if first is not None:
+            self.first = Distribution.parse(first, "double_quality", 1, 100, integer=True)
         self.subsampling = self._subsampling(opt)
         self._period = 16 if self.in_chans == 3 else 8  # 4:2:0 repeats its chroma grid every 16 pixels
         self.context = self._period * (2 if self.double_probability else 1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vheatir.data.strengths import is_number
+from vheatir.backbone.training.schema import is_number
 from vheatir.errors import UserError
 
 _KEYS = {"start_iter": 1, "gt_size": 1, "batch_size_per_gpu": 1}  # with their least values

@@ -60,7 +60,7 @@ class _Folder:
 
 
 class _Lmdb:
-    """An LMDB in BasicSR's layout: `data.mdb` and `meta_info.txt` with `key.png (h,w,c) level` lines."""
+    """An LMDB in BasicSR's layout: `data.mdb` and `meta_info.txt` with `key.png (h,w,c) compress_level` lines."""
 
     def __init__(self, root: Path):
         meta = root / "meta_info.txt"
@@ -73,7 +73,7 @@ class _Lmdb:
                 continue
             match = _META_LINE.match(line.strip())
             if match is None:
-                raise UserError(f"{meta} line {number}: expected `key.png (h,w,channels) level`, got {line!r}")
+                raise UserError(f"{meta} line {number}: expected `key.png (h,w,channels) compress_level`, got {line!r}")
             self.shapes[match["name"]] = tuple(int(match[axis]) for axis in "hwc")
         _environment(root)  # one that was not copied whole shows before training
         self.keys = list(self.shapes)

@@ -39,10 +39,10 @@ def pair_by_stem(restored: ImageSource, reference: ImageSource) -> list[tuple[st
 def compare_folders(
     restored: str | Path, reference: str | Path, *, border: int = 0, luma: bool = False
 ) -> dict[str, Any]:
-    """Means of PSNR, SSIM and PSNR-B over the pairs, and the figures of each.
+    """Means of PSNR, SSIM and PSNR-B over the pairs, and those of each pair.
 
     Beside a gray image, one of three equal channels is gray too. Alpha is not compared; a note names such images.
-    Everything is read before the first figure is computed, so that what is broken shows at once.
+    Everything is read before the first metric is computed, so that what is broken shows at once.
 
     Args:
         restored: folder of restored images.

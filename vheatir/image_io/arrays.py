@@ -64,7 +64,7 @@ def gray_opencv(rgb_u8: np.ndarray) -> np.ndarray:
     """Full-range gray of a uint8 HWC RGB image as OpenCV computes it (0.299 R + 0.587 G + 0.114 B), uint8 HW.
 
     The gray of the denoising protocol for decoded arrays. Reading a file with OpenCV's gray flag leaves the conversion
-    to the file format's library, which may round differently by a gray level or two.
+    to the file format's library, which may round differently by a gray value or two.
     """
     check_uint8(rgb_u8, "rgb_u8")
     if rgb_u8.ndim != 3:

@@ -180,7 +180,7 @@ class Stored:
             kind = self.rows(0, 1).dtype
             raise UserError(f"{name}: holds {kind} values, expected 8 or 16 bits; convert it to PNG")
         if self.premultiplied:
-            values = to_numbers(self.floats(0, self.height)[0], 8)
+            values = to_integers(self.floats(0, self.height)[0], 8)
         else:
             values = self.rows(0, self.height)
             if values.shape[2] == 4 and values.dtype == np.uint8:
@@ -199,20 +199,20 @@ class Stored:
         def rows(start: int, stop: int) -> np.ndarray:
             colors, alpha = self.floats(start, stop)
             assert alpha is not None, "colors are multiplied with what is there"
-            return to_numbers(np.concatenate([colors, alpha[..., None]], axis=2), self.bit_depth)
+            return to_integers(np.concatenate([colors, alpha[..., None]], axis=2), self.bit_depth)
 
         return replace(self, rows=rows, premultiplied=False)
 
     def raw(self, start: int, colors: np.ndarray) -> np.ndarray:
         """New colors from row `start` on in the file's own numbers, beside its alpha; what is hidden stays."""
         if not self.has_alpha:
-            return to_numbers(colors, self.bit_depth)
+            return to_integers(colors, self.bit_depth)
         old = self.rows(start, start + len(colors))
         hidden = old[..., -1] == 0
         if self.premultiplied:
             scale = np.float32(1 if self.bit_depth == 32 else 2**self.bit_depth - 1)
             colors = colors * (old[..., -1:] / scale)
-        block = np.concatenate([to_numbers(colors, self.bit_depth).astype(old.dtype), old[..., -1:]], axis=2)
+        block = np.concatenate([to_integers(colors, self.bit_depth).astype(old.dtype), old[..., -1:]], axis=2)
         block[hidden] = old[hidden]
         return block
 
@@ -226,7 +226,7 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
 
 
-def to_numbers(pixels: np.ndarray, depth: int) -> np.ndarray:
+def to_integers(pixels: np.ndarray, depth: int) -> np.ndarray:
     """Clip to [0, 1] and round to integers of 8 or 16 bits; floats (32) are passed on unchanged."""
     if depth == 32:
         return pixels.astype(np.float32, copy=False)
@@ -242,9 +242,9 @@ def blocks_of(image: Image, kind: str) -> Iterator[np.ndarray]:
     for top in range(0, height, ROWS):
         colors = image.pixels[top : top + ROWS].reshape(-1, width, 1 if image.pixels.ndim == 2 else 3)
         if image.alpha is None:
-            yield to_numbers(colors, image.bit_depth)
+            yield to_integers(colors, image.bit_depth)
             continue
         alpha = image.alpha[top : top + ROWS, :, None]
         if premultiplied:
             colors = colors * np.where(alpha > 0, alpha, 1)
-        yield np.concatenate([to_numbers(colors, image.bit_depth), to_numbers(alpha, image.bit_depth)], axis=2)
+        yield np.concatenate([to_integers(colors, image.bit_depth), to_integers(alpha, image.bit_depth)], axis=2)

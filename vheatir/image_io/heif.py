@@ -45,11 +45,11 @@ def read_heif(encoded: Encoded) -> Stored:
     pillow_heif = library("pillow_heif", _EXTRA, encoded.name)
     _refuse_sequence(encoded)
     found = pillow_heif.open_heif(io.BytesIO(encoded.content()), convert_hdr_to_8bit=False, hdr_to_16bit=False)
-    picture = found[found.primary_index]
-    encoded.check_size(*picture.size)
-    info = dict(picture.info)
+    primary = found[found.primary_index]
+    encoded.check_size(*primary.size)
+    info = dict(primary.info)
     pillow_heif.set_orientation(info)  # the decoder has turned the pixels
-    array = np.asarray(picture)
+    array = np.asarray(primary)
     bits = info["bit_depth"]
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     extras["heif_bits"] = bits
@@ -65,7 +65,7 @@ def read_heif(encoded: Encoded) -> Stored:
         suffix=encoded.suffix,
         extras=extras,
         notes=_left_out(found, info),
-        premultiplied=bool(picture.premultiplied_alpha),
+        premultiplied=bool(primary.premultiplied_alpha),
     )
 
 
@@ -145,7 +145,9 @@ def _bits_of_av1(data: bytes) -> int:
     """8, 10 or 12, by the first AV1 configuration box."""
     at = data.find(b"av1C")
     flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
-    return 8 if not flags & _MORE_THAN_EIGHT else 12 if flags & _TWELVE_BITS else 10
+    if not flags & _MORE_THAN_EIGHT:
+        return 8
+    return 12 if flags & _TWELVE_BITS else 10
 
 
 def _cicp(primaries: int, transfer: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""JPEG at the level of its segments: truncation is detected, metadata and data after the image are carried over.
+"""JPEG segment by segment: truncation is detected, metadata and data after the image are carried over.
 
 OpenCV decodes what is usual, Pillow the rest. What follows the end of the image, such as the video of a motion photo,
 is found by its distance from the end of the file, and so stays valid behind another image.
@@ -177,8 +177,8 @@ def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:
 def exif_segments(exif: bytes) -> Iterable[tuple[int, bytes]]:
     """EXIF of any length as segments, several where one cannot hold it."""
     body = exif.removeprefix(_EXIF)
-    room = _MOST_PAYLOAD - len(_EXIF)
-    return [(_APP1, _EXIF + body[start : start + room]) for start in range(0, len(body), room)]
+    most = _MOST_PAYLOAD - len(_EXIF)
+    return [(_APP1, _EXIF + body[start : start + most]) for start in range(0, len(body), most)]
 
 
 def _segment(marker: int, payload: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""PNG at the level of its chunks: checks every checksum, carries metadata over, writes 8 and 16 bits.
+"""PNG chunk by chunk: checks every checksum, carries metadata over, writes 8 and 16 bits.
 
 Pillow reduces 16-bit color to 8 bits and OpenCV drops metadata; therefore Pillow and OpenCV only decode, and the file
-is checked here beforehand and written here.
+is checked here beforehand and written here. Neither these nor imagecodecs encode by rows, which large images need.
 """
 
 import struct

@@ -13,7 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
 from vheatir.image_io.optional import library
 from vheatir.image_io.tiff import TiffInfo
-from vheatir.image_io.tiff_exif import POINTERS, Entry, read_folders
+from vheatir.image_io.tiff_exif import POINTERS, Entry, read_ifds
 
 _TEXTS = (270, 271, 272, 306, 315, 33432)  # description, make, model, date, artist, copyright
 _MAKER_NOTE = 37500
@@ -39,12 +39,12 @@ def read(encoded: Encoded) -> Stored:
         if kept is None:
             notes += ("its EXIF data could not be read; they are left out",)
         else:
-            info.tags, info.folders, info.byteorder = kept
+            info.tags, info.ifds, info.byteorder = kept
     return Stored.of_array(array, 16, suffix=encoded.suffix, extras={"tiff": info}, notes=notes)
 
 
 def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], Literal["<", ">"]] | None:
-    """Texts, folders of EXIF and GPS, and byte order, of RAW files that are TIFFs inside; None for others.
+    """Texts, directories of EXIF and GPS, and byte order, of RAW files that are TIFFs inside; None for others.
 
     The maker's note stays behind: in the pixels' file its positions would mislead.
     """
@@ -54,12 +54,12 @@ def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], Literal
             page = tiff.pages[0].aspage()
             texts = [page.tags[code] for code in _TEXTS if code in page.tags and int(page.tags[code].dtype) == 2]
             tags = [(tag.code, 2, tag.count, _bytes_of(data, tag), True) for tag in texts]
-            folders = read_folders(file, page.offset) if any(code in page.tags for code in POINTERS) else {}
+            ifds = read_ifds(file, page.offset) if any(code in page.tags for code in POINTERS) else {}
             order = tiff.byteorder
-    except (tifffile.TiffFileError, ValueError, IndexError):  # RAF, CR3 and others, or damaged folders
+    except (tifffile.TiffFileError, ValueError, IndexError):  # RAF, CR3 and others, or damaged directories
         return None
-    folders = {tag: [entry for entry in entries if entry.tag != _MAKER_NOTE] for tag, entries in folders.items()}
-    return tags, folders, order
+    ifds = {tag: [entry for entry in entries if entry.tag != _MAKER_NOTE] for tag, entries in ifds.items()}
+    return tags, ifds, order
 
 
 def _bytes_of(data: bytes, tag: tifffile.TiffTag) -> bytes:

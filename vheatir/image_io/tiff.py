@@ -24,7 +24,7 @@ from vheatir.image_io.tiff_exif import (
     Entry,
     exif_of_orientation,
     reaches_beyond_end,
-    read_folders,
+    read_ifds,
 )
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
@@ -74,7 +74,7 @@ class TiffInfo:
     icc_profile: bytes | None = None
     resolution: tuple[tuple[float, float], int] | None = None  # pixels per unit in x and y, the unit
     tags: list[tuple] = field(default_factory=list)  # as tifffile takes them: code, type, count, value, write once
-    folders: dict[int, list[Entry]] = field(default_factory=dict)  # EXIF and GPS
+    ifds: dict[int, list[Entry]] = field(default_factory=dict)  # EXIF and GPS
     orientation: int = 1
     notes: tuple[str, ...] = ()
 
@@ -82,7 +82,7 @@ class TiffInfo:
 def read(encoded: Encoded) -> Stored:
     """A TIFF file of one image: 8 or 16 bits or floats, gray or RGB, with or without alpha."""
     with tifffile.TiffFile(encoded.file) as tiff:
-        page, notes = _picture(encoded, tiff)
+        page, notes = _page_of_image(encoded, tiff)
         try:
             info = _info(encoded, tiff, page, notes)
         except UserError as error:
@@ -105,7 +105,7 @@ def _truncated(encoded: Encoded) -> UserError:
     return UserError(f"{encoded.name}: the TIFF file ends too early (truncated); copy or download it again")
 
 
-def _picture(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
+def _page_of_image(encoded: Encoded, tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, tuple[str, ...]]:
     """The page of the image, where all the others are thumbnails of it, and a note on those."""
     pages = [tiff.pages[index].aspage() for index in range(len(tiff.pages))]
     if not pages:
@@ -127,10 +127,10 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     photometric, sample, extra = _checked(encoded, page)
     profile = page.tags.get(_ICC_PROFILE)
     carried = [page.tags[code] for code in _KEPT if code in page.tags] if encoded.metadata else []
-    folders: dict[int, list[Entry]] = {}
+    ifds: dict[int, list[Entry]] = {}
     if encoded.metadata and any(code in page.tags for code in POINTERS):
         try:
-            folders = read_folders(encoded.file, page.offset)
+            ifds = read_ifds(encoded.file, page.offset)
         except ValueError as error:
             notes += (f"{error}; it is left out, the image is not affected",)
     if _LAYERS in page.tags:
@@ -139,7 +139,7 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
-        bit_depth=8 if sample[0] <= 8 else 16 if sample == (16, _INTEGER) else 32,
+        bit_depth=_bit_depth(sample),
         photometric=photometric,
         dtype=_SAMPLES.get(sample, "uint8"),
         byteorder=tiff.byteorder,
@@ -148,10 +148,16 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
         icc_profile=bytes(profile.value) if profile else None,
         resolution=(page.get_resolution(), int(page.resolutionunit)) if 282 in page.tags else None,
         tags=[_tag(encoded, tag) for tag in carried],
-        folders=folders,
+        ifds=ifds,
         orientation=turned if isinstance(turned, int) and 1 <= turned <= 8 else 1,
         notes=notes,
     )
+
+
+def _bit_depth(sample: tuple[int, int]) -> int:
+    if sample[0] <= 8:
+        return 8
+    return 16 if sample == (16, _INTEGER) else 32
 
 
 def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:

@@ -1,15 +1,15 @@
-"""EXIF and GPS folders of a TIFF, copied from one file to the end of another.
+"""EXIF and GPS directories of a TIFF, copied from one file to the end of another.
 
-They are folders inside the file ("IFDs"), found by their position, so a writer of pixels cannot carry them as plain
-tags. Values are copied as bytes; only positions are made anew. Camera makers' notes that hold positions of their own
-come across as they are, which readers of such notes know.
+They are directories of tags inside the file ("IFDs"), found by their position, so a writer of pixels cannot carry them
+as plain tags. Values are copied as bytes; only positions are made anew. Camera makers' notes that hold positions of
+their own come across as they are, which readers of such notes know.
 """
 
 import io
 import struct
 from typing import BinaryIO, NamedTuple
 
-POINTERS = (34665, 34853)  # EXIF, GPS; in the first folder
+POINTERS = (34665, 34853)  # EXIF, GPS; in the first IFD
 _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 ORIENTATION = 274
@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 24
 
 
 class Layout(NamedTuple):
-    """How a file's folders are laid out."""
+    """How a file's IFDs are laid out."""
 
     order: str  # "<" or ">"
     big: bool  # BigTIFF: 8-byte positions
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     @property
     def head(self) -> struct.Struct:
-        """Number of entries in front of a folder."""
+        """Number of entries in front of an IFD."""
         return struct.Struct(self.order + ("Q" if self.big else "H"))
 
     @property
@@ -42,28 +42,28 @@ class Layout(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One tag with its value as bytes, or the folder that it points to."""
+    """One tag with its value as bytes, or the IFD that it points to."""
 
     tag: int
     kind: int
     count: int
     value: bytes
-    folder: "list[Entry] | None" = None
+    ifd: "list[Entry] | None" = None
 
 
-def read_folders(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
-    """The EXIF and GPS folders, by their tag, of the page of a TIFF at `start`; ValueError when they are damaged."""
+def read_ifds(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
+    """The EXIF and GPS directories, by their tag, of a TIFF's page at `start`; ValueError when they are damaged."""
     layout, _ = _header(file)
     try:
         first = {entry.tag: entry for entry in _read(file, layout, start, values=False)}
         pointers = {tag: first[tag].value for tag in POINTERS if tag in first}
         return {tag: _read(file, layout, _number(layout, value)) for tag, value in pointers.items()}
     except (struct.error, KeyError) as error:
-        raise ValueError(f"its EXIF folder is damaged ({error})") from error
+        raise ValueError(f"its EXIF directory is damaged ({error})") from error
 
 
 def reaches_beyond_end(file: BinaryIO, start: int) -> bool:
-    """Whether the folder at `start`, or a value that it points to, lies behind the end of the file."""
+    """Whether the IFD at `start`, or a value that it points to, lies behind the end of the file."""
     layout, _ = _header(file)
     end = file.seek(0, 2)
     try:
@@ -97,8 +97,8 @@ def orientation_of(exif: bytes | None) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def append_folders(file: BinaryIO, folders: dict[int, list[Entry]]) -> None:
-    """Add folders to a TIFF of one page, and behind them a first folder that points to them in the old one's place."""
+def append_ifds(file: BinaryIO, ifds: dict[int, list[Entry]]) -> None:
+    """Add IFDs to a TIFF of one page, and behind them a first IFD that points to them in the old one's place."""
     layout, start = _header(file)
     file.seek(start)
     (count,) = layout.head.unpack(file.read(layout.head.size))
@@ -106,10 +106,10 @@ def append_folders(file: BinaryIO, folders: dict[int, list[Entry]]) -> None:
     for record in [file.read(layout.entry.size) for _ in range(count)]:
         records[layout.entry.unpack(record)[0]] = record
     kind = _LONG8 if layout.big else _LONG
-    for tag, folder in folders.items():
-        position = struct.pack(layout.position, _append(file, layout, folder))
+    for tag, ifd in ifds.items():
+        position = struct.pack(layout.position, _append(file, layout, ifd))
         records[tag] = layout.entry.pack(tag, kind, 1, position)
-    first = _folder_at_end(file, layout, [records[tag] for tag in sorted(records)])
+    first = _ifd_at_end(file, layout, [records[tag] for tag in sorted(records)])
     file.seek(8 if layout.big else 4)
     file.write(struct.pack(layout.position, first))
     file.seek(0, 2)
@@ -128,11 +128,11 @@ def _number(layout: Layout, value: bytes) -> int:
 
 
 def _read(file: BinaryIO, layout: Layout, start: int, *, values: bool = True) -> list[Entry]:
-    """The entries of the folder at `start`; without `values` only what stands in the entries themselves."""
+    """The entries of the IFD at `start`; without `values` only what stands in the entries themselves."""
     file.seek(start)
     (count,) = layout.head.unpack(file.read(layout.head.size))
     if count > _MOST_ENTRIES:
-        raise ValueError(f"its EXIF folder claims {count} entries")
+        raise ValueError(f"its EXIF directory claims {count} entries")
     entries = []
     budget = _MOST_BYTES
     for record in [file.read(layout.entry.size) for _ in range(count)]:
@@ -140,37 +140,37 @@ def _read(file: BinaryIO, layout: Layout, start: int, *, values: bool = True) ->
         size = number * _SIZES.get(kind, 1)
         budget -= size
         if values and budget < 0:
-            raise ValueError("its EXIF folder claims more than 16 MB")
-        folder = None
+            raise ValueError("its EXIF directory claims more than 16 MB")
+        ifd = None
         if values and tag == _INTEROPERABILITY:
-            folder = _read(file, layout, _number(layout, value), values=False)
-            folder = [entry for entry in folder if entry.count * _SIZES.get(entry.kind, 1) <= len(value)]
+            ifd = _read(file, layout, _number(layout, value), values=False)
+            ifd = [entry for entry in ifd if entry.count * _SIZES.get(entry.kind, 1) <= len(value)]
         elif values and size > len(value):
             file.seek(_number(layout, value))
             value = file.read(size)
             if len(value) < size:
-                raise ValueError("its EXIF folder reaches beyond the end of the file")
-        entries.append(Entry(tag, kind, number, value, folder))
+                raise ValueError("its EXIF directory reaches beyond the end of the file")
+        entries.append(Entry(tag, kind, number, value, ifd))
     return entries
 
 
-def _append(file: BinaryIO, layout: Layout, folder: list[Entry]) -> int:
-    """Write a folder and what it points to at the end of the file; returns its position."""
-    room = struct.calcsize(layout.position)
+def _append(file: BinaryIO, layout: Layout, ifd: list[Entry]) -> int:
+    """Write an IFD and what it points to at the end of the file; returns its position."""
+    fits = struct.calcsize(layout.position)
     records = []
-    for tag, kind, count, value, inner in folder:
+    for tag, kind, count, value, inner in ifd:
         if inner is not None:
             kind, count = (_LONG8, 1) if layout.big else (_LONG, 1)
             value = struct.pack(layout.position, _append(file, layout, inner))
-        elif count * _SIZES.get(kind, 1) > room:
+        elif count * _SIZES.get(kind, 1) > fits:
             value = struct.pack(layout.position, _at_end(file, value))
-        records.append(layout.entry.pack(tag, kind, count, value[:room]))
-    return _folder_at_end(file, layout, records)
+        records.append(layout.entry.pack(tag, kind, count, value[:fits]))
+    return _ifd_at_end(file, layout, records)
 
 
-def _folder_at_end(file: BinaryIO, layout: Layout, records: list[bytes]) -> int:
-    no_next_folder = struct.pack(layout.position, 0)
-    return _at_end(file, layout.head.pack(len(records)) + b"".join(records) + no_next_folder)
+def _ifd_at_end(file: BinaryIO, layout: Layout, records: list[bytes]) -> int:
+    no_next_ifd = struct.pack(layout.position, 0)
+    return _at_end(file, layout.head.pack(len(records)) + b"".join(records) + no_next_ifd)
 
 
 def _at_end(file: BinaryIO, data: bytes) -> int:

@@ -9,7 +9,7 @@ import tifffile
 
 from vheatir.image_io.formats import ASSOCIATED
 from vheatir.image_io.tiff import MIN_IS_WHITE, TiffInfo, inverted
-from vheatir.image_io.tiff_exif import append_folders
+from vheatir.image_io.tiff_exif import append_ifds
 
 _STRIP_BYTES = 1 << 18  # of written strips, before compression
 
@@ -53,8 +53,8 @@ def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.
         metadata=None,
         software=False,
     )
-    if info.folders:
-        append_folders(file, info.folders)
+    if info.ifds:
+        append_ifds(file, info.ifds)
 
 
 def _strips(

@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageCms
 
-from vheatir.image_io.formats import Stored, to_numbers, upright
+from vheatir.image_io.formats import Stored, to_integers, upright
 
 
 def as_shown(stored: Stored) -> np.ndarray:
     """uint8 HWC in sRGB, upright, over white where alpha lets it through; a profile that cannot be used is ignored."""
     colors, alpha = stored.floats(0, stored.height)
-    pixels = _in_srgb(to_numbers(colors, 8), stored.extras.get("icc_profile"))
+    pixels = _in_srgb(to_integers(colors, 8), stored.extras.get("icc_profile"))
     if alpha is not None:
         share = np.clip(alpha, 0, 1)[..., None]
-        pixels = to_numbers(pixels / np.float32(255) * share + (1 - share), 8)
+        pixels = to_integers(pixels / np.float32(255) * share + (1 - share), 8)
     return np.ascontiguousarray(upright(pixels, stored.orientation))
 
 

@@ -126,16 +126,16 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         file.write(cv2.imencode(".bmp", array)[1].tobytes())
         return
     options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
-    picture = Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array)
+    image = Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array)
     if kind == "JPEG":
-        file.write(_jpeg(picture, options, extras.get("jpeg")))
+        file.write(_jpeg(image, options, extras.get("jpeg")))
         return
     if kind == "WEBP":
         options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
 
 
-def _jpeg(picture: Pillow.Image, options: dict[str, Any], info: JpegInfo | None) -> bytes:
+def _jpeg(image: Pillow.Image, options: dict[str, Any], info: JpegInfo | None) -> bytes:
     """A JPEG file with the segments of the one it came from, or with what another format knows of metadata."""
     if info is None:
         info = JpegInfo(segments=list(exif_segments(options.pop("exif", b""))))
@@ -144,5 +144,5 @@ def _jpeg(picture: Pillow.Image, options: dict[str, Any], info: JpegInfo | None)
     if len(options.get("xmp") or b"") > _MOST_XMP:  # of another format; only JPEG's own reader knows its extensions
         del options["xmp"]
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=QUALITY, subsampling=0, **options)
+    image.save(encoded, "JPEG", quality=QUALITY, subsampling=0, **options)
     return with_metadata(encoded.getvalue(), info)

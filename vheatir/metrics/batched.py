@@ -1,6 +1,6 @@
 """PSNR and SSIM of whole batches on their own device, for validation during training; kornia computes the SSIM.
 
-The same protocol as `fidelity`, which stays the one for reported figures: outputs clamped and rounded to 8 bits,
+The same protocol as `fidelity`, which stays the one for reported numbers: outputs clamped and rounded to 8 bits,
 11x11 Gaussian window over the valid area, mean over the channels. Agrees with it to 1e-4 dB and 1e-5 in float32, to
 1e-9 dB and 1e-8 in float64.
 """

@@ -6,7 +6,7 @@ The public functions take what a protocol compares: two uint8 images of equal sh
     luma    compare BT.601 luma as MATLAB's rgb2ycbcr gives it for uint8 images (16-235, rounded) instead of R, G and B;
             a gray image is compared as it is. Toolboxes that leave Y unrounded differ by hundredths of a dB.
 
-Figures of a set are the mean of the figures of its images. `scores` gives all three at once; `scores_of_degraded`
+Metrics of a set are means over its images. `scores` gives all three at once; `scores_of_degraded`
 measures an input that is not an 8-bit image, such as noise that was neither clipped nor rounded.
 """
 
@@ -27,7 +27,7 @@ WINDOW_SIGMA = 1.5
 
 
 class Scores(TypedDict):
-    """The three figures of one comparison: dB, 1, dB."""
+    """The three metrics of one comparison: dB, 1, dB."""
 
     psnr: float
     ssim: float

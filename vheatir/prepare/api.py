@@ -240,19 +240,19 @@ class _Preparation:
     def cut(self, folder: Path, label: str, compress_level: int | None, settings: Mapping[str, Any]) -> Path:
         """Sub-images of a folder, which stay where they are there."""
         target = self.root / f"{label}_sub"
-        level = 3 if compress_level is None else compress_level
+        compress_level = 3 if compress_level is None else compress_level
         if self._is_new(target):
             shown = self._images_shown(target)
-            count = extract_patches(folder, target, compress_level=level, progress=shown, **settings)
+            count = extract_patches(folder, target, compress_level=compress_level, progress=shown, **settings)
             self.say(f"{target}: {count} sub-images")
         return target
 
     def pack(self, folder: Path, label: str, compress_level: int | None) -> Path:
         """The LMDB of a folder, which stays where it is there."""
         target = self.root / f"{label}.lmdb"
-        level = 1 if compress_level is None else compress_level
+        compress_level = 1 if compress_level is None else compress_level
         if self._is_new(target):
-            count = make_lmdb(folder, target, level, self._images_shown(target))
+            count = make_lmdb(folder, target, compress_level, self._images_shown(target))
             self.say(f"{target}: {count} images, read back and equal")
         return target
 

@@ -1,4 +1,7 @@
-"""Files from the web: resumed where an attempt stopped, checked against a published checksum; archives unpacked."""
+"""Files from the web: resumed where an attempt stopped, checked against a published checksum; archives unpacked.
+
+Not by pooch, which starts a broken download anew.
+"""
 
 import hashlib
 import http.client

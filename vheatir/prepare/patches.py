@@ -102,7 +102,7 @@ def _encode(image: np.ndarray, compress_level: int, name: str) -> bytes:
     return data.tobytes()
 
 
-def _check_level(compress_level: int) -> None:
+def _check_compress_level(compress_level: int) -> None:
     if compress_level not in range(10):
         raise UserError(f"compress_level: expected 0 (fast, large) to 9 (slow, small), got {compress_level!r}")
 
@@ -149,10 +149,10 @@ def extract_patches(
         UserError: arguments out of range, the target exists, or images that cannot be read.
     """
     _check_cut(size, overlap, shrink, min_detail)
-    _check_level(compress_level)
+    _check_compress_level(compress_level)
     images = ImageSource(source)
     stems = {key: stem for stem, key in images.by_stem().items()}
-    settings = {"work": "patches", "size": size, "overlap": overlap, "level": compress_level, "shrink": shrink}
+    settings = {"work": "patches", "size": size, "overlap": overlap, "compress_level": compress_level, "shrink": shrink}
     settings["min_detail"] = min_detail
 
     with _built_aside(Path(target), images, settings) as partial:
@@ -204,9 +204,10 @@ def _in_batches(function: Callable, keys: list[str], done: dict[str, Any], progr
 def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, progress: Progress | None = None) -> int:
     """Pack every image of a folder into an LMDB in BasicSR's layout.
 
-    A key is the relative path without suffix, the value a PNG, `meta_info.txt` has `key.png (h,w,c) level` lines in the
-    folder's order, so that training on the LMDB draws the same samples. 16-bit images are stored as 8 bits. The
-    map grows with the data instead of being guessed; everything is read back and compared before the rename.
+    A key is the relative path without suffix, the value a PNG, `meta_info.txt` has `key.png (h,w,c) compress_level`
+    lines in the folder's order, so that training on the LMDB draws the same samples. 16-bit images are stored as 8
+    bits. The map grows with the data instead of being guessed; everything is read back and compared before the
+    rename.
 
     Args:
         source: folder of images, searched recursively.
@@ -223,7 +224,7 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
     target = Path(target)
     if target.suffix != ".lmdb":
         raise UserError(f"{target}: the name of an LMDB ends in .lmdb")
-    _check_level(compress_level)
+    _check_compress_level(compress_level)
     images = ImageSource(source)
     keys = {key: stem for stem, key in images.by_stem().items()}
     if odd := [images.describe(key) for key, stem in keys.items() if not _is_text(stem)]:
@@ -238,7 +239,7 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
         data = _encode(image, compress_level, images.describe(key))
         return data, {"key": key, "line": line, "sum": zlib.crc32(image.tobytes())}
 
-    with _built_aside(target, images, {"work": "lmdb", "level": compress_level}) as partial:
+    with _built_aside(target, images, {"work": "lmdb", "compress_level": compress_level}) as partial:
         with contextlib.closing(_open_for_writing(partial.folder)) as environment:
             for batch in _in_batches(encode, images.keys, partial.done, progress):
                 _put(environment, [(keys[record["key"]].encode(), data) for data, record in batch])

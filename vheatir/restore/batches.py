@@ -39,7 +39,7 @@ class Batches:
     """Calls a function for several threads; without `lanes` for one at a time, each image alone.
 
     Args:
-        run: takes images (B, C, H, W) on the CPU and the level of each, and returns as many of the same size.
+        run: takes images (B, C, H, W) on the CPU and the level of each, from 0 to 1; returns as many of the same size.
     """
 
     def __init__(self, run: Run):

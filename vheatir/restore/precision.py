@@ -41,7 +41,9 @@ def instructions(device: torch.device) -> str | None:
     else:  # PyTorch before 2.10; every processor with AMX's tiles multiplies bfloat16 in them
         amx = torch.cpu._is_amx_tile_supported()
         avx512 = torch.cpu._is_avx512_bf16_supported()
-    return "AMX-BF16" if amx else "AVX512-BF16" if avx512 else None
+    if amx:
+        return "AMX-BF16"
+    return "AVX512-BF16" if avx512 else None
 
 
 def records() -> dict[str, dict]:

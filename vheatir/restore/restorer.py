@@ -190,7 +190,7 @@ class Restorer:
             TypeError: another kind of array.
             ValueError: another shape, NaN, values on another scale, or a level for blind weights.
         """
-        check_image(image)
+        _check_array(image)
         height, width = image.shape[:2]
         if alpha is not None and alpha.shape != (height, width):
             raise ValueError(f"expected alpha of shape {(height, width)} like the image, got {alpha.shape}")
@@ -227,7 +227,7 @@ class Restorer:
         self._check_process()
         if colors == 3 and self.metadata["color"] == "gray":
             raise ValueError("these weights are for gray images, the image has three channels; use color weights")
-        level = self._checked_level(level, read, shape)
+        level = self._relative_level(level, read, shape)
         free = tile_memory.free_memory(self.device) if self.tile is None else None
         tile = tile_memory.tile_for(self._color.config, height, width, free) if self.tile is None else self.tile
         overlap = self.overlap
@@ -280,9 +280,10 @@ class Restorer:
                 "there, or call torch.set_num_threads(1) in the fork"
             )
 
-    def _checked_level(
+    def _relative_level(
         self, level: float | None, read: Callable[[int, int], Rows], shape: tuple[int, int, int]
     ) -> float | None:
+        """The level as the network takes it, from 0 to 1; None for blind weights."""
         if not self.takes_level:
             if level is not None:
                 raise ValueError("these weights are blind and take no level; leave it out or use other weights")
@@ -412,7 +413,7 @@ def default_overlap(tile: int | None) -> int:
     return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
 
 
-def check_image(image: Any) -> None:
+def _check_array(image: Any) -> None:
     """TypeError or ValueError with advice for what `Restorer.restore` cannot take."""
     if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__

@@ -87,7 +87,7 @@ def outcomes(
     numbers = iter(range(len(jobs)))
     lock = threading.Lock()
 
-    def told(number: int, share: float) -> None:
+    def report(number: int, share: float) -> None:
         if stop.is_set():
             raise Stopped
         on_share(number, share)
@@ -99,7 +99,7 @@ def outcomes(
             if number is None:
                 return
             try:
-                ended.put((number, restore_job(restorer, jobs[number], options, partial(told, number))))
+                ended.put((number, restore_job(restorer, jobs[number], options, partial(report, number))))
             except Stopped:
                 return
 

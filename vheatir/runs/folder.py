@@ -24,7 +24,7 @@ class RunFolder:
     """One training run under `<root>/<name>/`.
 
     Holds options.yml (as given), resolved.yml (with overrides and defaults), run.json (command, commit, versions,
-    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and pictures/.
+    machine), train.log, curves.jsonl, tensorboard/, checkpoints/, models/ and images/.
 
     Args:
         root: folder of all runs.
@@ -135,7 +135,7 @@ class RunFolder:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            logger.warning("no TensorBoard curves (%s); curves.jsonl has the same figures", error)
+            logger.warning("no TensorBoard curves (%s); curves.jsonl has the same numbers", error)
             return
         start = 0 if self.resumed is None else self.resumed["iteration"]
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)

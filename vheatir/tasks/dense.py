@@ -133,7 +133,7 @@ class DenseSession(TaskSession):
         raise NotImplementedError
 
 
-def write_png(path: Path, image) -> None:
+def save_drawing(path: Path, image) -> None:
     """Write a (3, H, W) or (1, H, W) uint8 tensor."""
     from torchvision.transforms.v2.functional import to_pil_image
 
@@ -241,6 +241,6 @@ def predict(
         if label_maps is not None:
             drawing["label_map"] = png_below(label_maps, file, source)
         drawn, found[_name(file, source).as_posix()] = session.draw(file, **drawing)
-        write_png(png_below(output, file, source), drawn)
+        save_drawing(png_below(output, file, source), drawn)
     run_metadata.write_json(output / "found.json", found)
     return len(files)

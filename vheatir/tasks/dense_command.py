@@ -64,7 +64,11 @@ def _parse(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list
     """The arguments by name, with a `mode` of the session, once they fit together and what they need is installed."""
     given = vars(parser.parse_args(argv))
     given["resume"] = given["mode"] == "resume"
-    mode = given["mode"] = "predict" if given["predict"] else "train" if given["resume"] else given["mode"] or "train"
+    if given["resume"]:
+        given["mode"] = "train"
+    if given["predict"]:
+        given["mode"] = "predict"
+    mode = given["mode"] = given["mode"] or "train"
     if given["json"] and mode not in ("eval", "cost"):
         parser.error("--json belongs to --eval and --cost")
     if given["weights"] and mode not in ("eval", "predict"):

@@ -171,7 +171,7 @@ def _plot(run: RunFolder) -> None:
         if (run.folder / "curves.jsonl").is_file():  # a run may be stopped before its first line
             logger.info("curves: %s", ", ".join(str(path) for path in plot_curves(run.folder)))
     except ImportError as error:
-        logger.warning("no plots (%s); curves.jsonl has the figures", error)
+        logger.warning("no plots (%s); curves.jsonl has the numbers", error)
 
 
 def best_weights(recipe: Any, otherwise: str = "") -> str:

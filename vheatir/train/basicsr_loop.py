@@ -155,7 +155,9 @@ def complete(options: dict[str, Any]) -> None:
 
 def _read_numbers(section: Any) -> None:
     """Turn texts such as 1e-4 into numbers, in place, at any depth."""
-    items = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
+    if not isinstance(section, dict | list):
+        return
+    items = section.items() if isinstance(section, dict) else enumerate(section)
     for key, value in list(items):
         if isinstance(value, str) and _NUMBER.match(value) and key != "name":
             number = float(value)

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import default_collate
 
 from vheatir.backbone.training.processes import Processes
+from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex
-from vheatir.data.strengths import is_number
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.train.options import check_dataset_keys

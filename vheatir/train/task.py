@@ -12,7 +12,7 @@ from vheatir.backbone.training.signals import ignore_signals
 from vheatir.backbone.training.task import Task
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
-from vheatir.train.validation import score_table
+from vheatir.train.validation import validation_table
 
 
 class RestorationTask(Task):
@@ -110,7 +110,7 @@ class RestorationTask(Task):
         return sum(chosen) / len(chosen)
 
     def report(self, where: str, scores: Mapping[str, float]) -> str:
-        return f"{where}, restored (input):\n{score_table(self.results)}"
+        return f"{where}, restored (input):\n{validation_table(self.results)}"
 
     def last_scores(self) -> dict[str, float]:
         return self.model.batch_scores()

@@ -75,8 +75,9 @@ class Trainer:
         val = self.options["val"]
         total = options["train"]["total_iter"]
         until = Steps(total, val.get("val_freq") or 5000, logger.get("save_checkpoint_freq") or 5000, "iteration")
-        # Processes that do not write images hand them to the one that does.
-        images = None if not val.get("save_img") else Path() if self.run is None else self.run.images
+        images = None
+        if val.get("save_img"):  # processes that do not write images hand them to the one that does
+            images = Path() if self.run is None else self.run.images
         self.task = RestorationTask(
             self.model,
             self.train_set,

@@ -21,7 +21,7 @@ from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
-def _picture(planes: Tensor) -> np.ndarray:
+def _image_of(planes: Tensor) -> np.ndarray:
     """(1, C, H, W) in [0, 1] to HWC RGB or HW."""
     image = planes[0].float().cpu().numpy()
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
@@ -127,11 +127,11 @@ def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric
         output = output.mean(1, keepdim=True).expand_as(output)
     if not torch.isfinite(output).all():
         raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")
-    target = to_uint8(_picture(sample["gt"][None]))
-    restored = to_uint8(_picture(output.clamp(0, 1)))
+    target = to_uint8(_image_of(sample["gt"][None]))
+    restored = to_uint8(_image_of(output.clamp(0, 1)))
     record = {
         "image": Path(sample["lq_path"]).name,
-        "input": dict(scores_of_degraded(_picture(lq), target)),
+        "input": dict(scores_of_degraded(_image_of(lq), target)),
         "restored": {name: float(metric(restored, target)) for name, metric in metrics.items()},
     }
     return record, restored
@@ -146,7 +146,7 @@ def _save(pattern: Path, name: str, restored: np.ndarray, number: int, saved: se
     save_png(path, restored)
 
 
-def score_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def validation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row for each validation set: every metric of the restored images and, in parentheses, of their input.
 
     results: set -> what `validate` returns. Several sets are followed by their mean.

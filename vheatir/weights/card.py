@@ -34,8 +34,8 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
     rows |= {"SHA-256": f"`{sha256(path)}`", "license": metadata["license"]}
     lines = [f"# {name}", "", about, "", "| | |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
     if results:
-        figures = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
-        lines += ["", f"{figures} (dB), mean over the images of a set:", ""]
+        metrics = "PSNR / SSIM / PSNR-B" if task == "jpeg" else "PSNR / SSIM"
+        lines += ["", f"{metrics} (dB), mean over the images of a set:", ""]
         level = {"jpeg": "quality", "photo": "noise"}.get(task, "sigma")
         lines += [
             f"| set | channels | {level} | images | input | restored | gain in dB |",

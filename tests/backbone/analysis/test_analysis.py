@@ -81,27 +81,27 @@ def test_heat_images_need_heat(make_model):
         list(heat.decays(make_model("unified_swin_micro")))
 
 
-def test_levels_of_the_published_protocol():
-    counts = {kind: len(invariance.levels_of(kind, 224, "published")) for kind in invariance.KINDS}
+def test_magnitudes_of_the_published_protocol():
+    counts = {kind: len(invariance.magnitudes_of(kind, 224, "published")) for kind in invariance.KINDS}
     assert counts == {"translation": 17, "pre_rotation": 19, "post_rotation": 19, "scale": 15}
-    assert invariance.levels_of("translation", 32, "published")[-1] == 64
-    assert invariance.levels_of("translation", 224) == invariance.levels_of("translation", 224, "published")
-    assert invariance.levels_of("translation", 32) == list(range(10))
-    assert invariance.levels_of("scale", 224)[-1] == pytest.approx(1.95)
+    assert invariance.magnitudes_of("translation", 32, "published")[-1] == 64
+    assert invariance.magnitudes_of("translation", 224) == invariance.magnitudes_of("translation", 224, "published")
+    assert invariance.magnitudes_of("translation", 32) == list(range(10))
+    assert invariance.magnitudes_of("scale", 224)[-1] == pytest.approx(1.95)
     with pytest.raises(ValueError, match="got 'shear' by 'exact'"):
-        invariance.levels_of("shear", 224)
+        invariance.magnitudes_of("shear", 224)
 
 
-def picture(height: int, width: int) -> Image.Image:
+def sample_image(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("size", [(40, 40), (47, 61), (33, 90)], ids=str)
 @pytest.mark.parametrize("kind", ["translation", "pre_rotation", "post_rotation"])
-def test_the_first_level_is_the_standard_view(kind, size):
+def test_the_first_magnitude_is_the_standard_view(kind, size):
     """The published shift of 0 rounds odd margins another way."""
-    views = invariance.Views(kind, 32, (0.5,) * 3, (0.5,) * 3)(picture(*size))
-    assert views.shape == (1 + len(invariance.levels_of(kind, 32)), 3, 32, 32)
+    views = invariance.Views(kind, 32, (0.5,) * 3, (0.5,) * 3)(sample_image(*size))
+    assert views.shape == (1 + len(invariance.magnitudes_of(kind, 32)), 3, 32, 32)
     assert torch.equal(views[0], views[1])
 
 
@@ -117,7 +117,7 @@ def test_directions_are_drawn_from_those_of_the_protocol(protocol, directions, m
     monkeypatch.setattr(invariance, "shifted_view", noted)
     views = invariance.Views("translation", 16, (0.5,) * 3, (0.5,) * 3, protocol)
     for _ in range(30):
-        views(picture(20, 20))
+        views(sample_image(20, 20))
     assert drawn == set(range(directions))
 
 

@@ -19,7 +19,7 @@ from vheatir.errors import UserError
 from vheatir.pretrain import main
 
 
-def picture(path: Path, color=(200, 40, 30), **how) -> Path:
+def save_image(path: Path, color=(200, 40, 30), **how) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (24, 20), color).save(path, **how)
     return path
@@ -53,7 +53,7 @@ def test_the_training_set_numbers_the_classes_of_val(root, caplog, reader, empty
     found = targets(root, "val", reader=reader)
     assert {name.split("/")[0]: target for name, target in found.items()} == {"green": 1, "red": 2}
     assert "has no images of 1 classes of" in caplog.text and "'blue'" in caplog.text
-    picture(root / "val" / "violet" / "a.png")
+    save_image(root / "val" / "violet" / "a.png")
     as_tar(root)
     with pytest.raises(ValueError, match=r"val.*: 1 classes with 1 images that .*train.* lacks: 'violet'"):
         targets(root, "val", reader=reader)
@@ -90,9 +90,9 @@ def test_lists_that_differ_in_classes_are_told(root, tmp_path, caplog):
 @pytest.mark.parametrize("reader", ["folder", "tar"])
 def test_hidden_folders_and_files_are_passed_over(root, reader):
     want = targets(root, "train")
-    picture(root / "train" / ".ipynb_checkpoints" / "a.png")
-    picture(root / "train" / "red" / ".thumb.png")
-    picture(root / "train" / "@eaDir" / "a.png")
+    save_image(root / "train" / ".ipynb_checkpoints" / "a.png")
+    save_image(root / "train" / "red" / ".thumb.png")
+    save_image(root / "train" / "@eaDir" / "a.png")
     (root / "train" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (root / "train" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     as_tar(root)
@@ -101,7 +101,7 @@ def test_hidden_folders_and_files_are_passed_over(root, reader):
 
 @pytest.mark.parametrize("reader", ["folder", "tar"])
 def test_a_image_outside_the_classes_is_named(root, tmp_path, reader):
-    picture(root / "train" / "stray.png")
+    save_image(root / "train" / "stray.png")
     as_tar(root)
     recipe = small.make_recipe(tmp_path, root, data={"reader": reader})
     with pytest.raises(UserError, match=r"train.*: 1 images lie outside the folders of classes: 'stray\.png'"):
@@ -157,7 +157,7 @@ def test_images_of_other_kinds_and_without_suffix_are_read(root, kind, suffix):
         name = f"a.{kind.lower()}" if suffix else "a"
         if kind == "PPM" and not suffix:
             name = "a.ppm"  # its first bytes are those of texts too
-        picture(root / split / "green" / name, (40, 200, 60), format=kind)
+        save_image(root / split / "green" / name, (40, 200, 60), format=kind)
         assert {t for n, t in targets(root, split).items() if n.startswith("green/")} == {1}
 
 
@@ -207,10 +207,10 @@ def test_a_slip_in_a_class_map_is_named(root, tmp_path, content, message):
 def test_flat_sixteen_bit_gray_images_are_told_apart(tmp_path, capsys):
     root = tmp_path / "gray"
     for split in ("train", "val"):
-        for level, name in ((8000, "dark"), (30000, "middle"), (60000, "light")):
+        for gray, name in ((8000, "dark"), (30000, "middle"), (60000, "light")):
             (root / split / name).mkdir(parents=True)
             for number in range(4):
-                Image.fromarray(np.full((32, 32), level + 300 * number, np.uint16)).save(
+                Image.fromarray(np.full((32, 32), gray + 300 * number, np.uint16)).save(
                     root / split / name / f"{number}.png"
                 )
     recipe = small.make_recipe(
@@ -261,7 +261,7 @@ def test_images_of_training_are_turned(tmp_path, orientation, shape):
     exif = Image.Exif()
     exif[274] = orientation
     for name in ("a", "b"):
-        picture(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
+        save_image(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
         Image.new("RGB", (60, 40)).save(tmp_path / "set" / "train" / name / "x.jpg", exif=exif)
     from vheatir.backbone.classification.dataset import Samples
 

@@ -1,7 +1,6 @@
 """Classification learns, goes on as if it had not stopped, and does in two processes what it does in one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ pytest.importorskip("timm", reason="training backbones needs the extra `backbone
 from safetensors.torch import load_file
 
 from tests.backbone.classification import small
-from vheatir.backbone.training.loop import Loop
+from tests.backbone.stops import interrupted_before, terminated_after
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -25,15 +24,15 @@ PLAIN = {"auto_augment": None, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "scale
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return small.make_images(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory) -> Path:
+    return small.make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def unbroken(pictures, tmp_path_factory) -> Path:
+def unbroken(images, tmp_path_factory) -> Path:
     """The folder of a run of two epochs that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
-    assert main(["-opt", str(small.make_recipe(folder, pictures))]) == 0
+    assert main(["-opt", str(small.make_recipe(folder, images))]) == 0
     return folder / "runs" / "small"
 
 
@@ -54,10 +53,10 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert curves(run) == curves(other)
 
 
-def test_a_run_learns_and_leaves_what_it_found(pictures, tmp_path):
+def test_a_run_learns_and_leaves_what_it_found(images, tmp_path):
     train = {"epochs": 8, "accumulate": 1, "lr": 4e-3}
     more = {"augment": PLAIN, "val": {"every": 4}, "data": {"batch_size": 8}}
-    recipe = small.make_recipe(tmp_path, pictures, train=train, **more)
+    recipe = small.make_recipe(tmp_path, images, train=train, **more)
     assert main(["-opt", str(recipe)]) == 0
     run = tmp_path / "runs" / "small"
     points = curves(run)
@@ -83,25 +82,17 @@ def test_the_log_has_the_published_rates_and_training_accuracy(unbroken):
     assert {"train/loss", "train/top1", "train/grad_norm"} <= set(first)
 
 
-def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(unbroken, pictures, tmp_path, monkeypatch):
-    recipe, advance = str(small.make_recipe(tmp_path, pictures)), Loop._advance
-
-    def interrupted(loop, source):
-        if loop.step == 5:
-            raise KeyboardInterrupt
-        advance(loop, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_advance", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(["-opt", recipe])
+def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(unbroken, images, tmp_path):
+    recipe = str(small.make_recipe(tmp_path, images))
+    with interrupted_before(5):
+        main(["-opt", recipe])
     torch.manual_seed(99)
     assert main(["-opt", recipe, "--resume"]) == 0
     assert_same_run(tmp_path / "runs" / "small", unbroken)
 
 
-def test_a_killed_run_goes_on_with_another_number_of_loader_processes(unbroken, pictures, tmp_path):
-    recipe = small.make_recipe(tmp_path, pictures)
+def test_a_killed_run_goes_on_with_another_number_of_loader_processes(unbroken, images, tmp_path):
+    recipe = small.make_recipe(tmp_path, images)
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     process = start("-opt", recipe, "--set", "data.workers=1")
     deadline = time.monotonic() + 240
@@ -114,28 +105,21 @@ def test_a_killed_run_goes_on_with_another_number_of_loader_processes(unbroken, 
     assert_same_run(tmp_path / "runs" / "small", unbroken)
 
 
-def test_a_signal_ends_the_run_with_a_checkpoint(pictures, tmp_path, monkeypatch):
-    recipe, advance = str(small.make_recipe(tmp_path, pictures)), Loop._advance
-
-    def signaled(loop, source):
-        advance(loop, source)
-        if loop.step == 1:  # twice: SLURM sends one to all processes, torchrun passes its own on
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_advance", signaled)
-    assert main(["-opt", recipe]) == 130
+def test_a_signal_ends_the_run_with_a_checkpoint(images, tmp_path):
+    recipe = str(small.make_recipe(tmp_path, images))
+    with terminated_after(1, signals=2):  # SLURM sends one to all processes, torchrun passes its own on
+        assert main(["-opt", recipe]) == 130
     run = tmp_path / "runs" / "small"
     assert (run / "checkpoints" / "iter_00000001.pt").is_file() and not (run / "curves.jsonl").exists()
 
 
-def test_two_processes_train_what_one_does(pictures, tmp_path):
+def test_two_processes_train_what_one_does(images, tmp_path):
     """Same global batch; drop path, mixing and random augmentation off."""
     weights = {}
     for processes, batch in ((1, 8), (2, 4)):
         folder = tmp_path / str(processes)
         recipe = small.make_recipe(
-            folder, pictures, model={"drop_path_rate": 0.0}, augment=PLAIN, data={"batch_size": batch}
+            folder, images, model={"drop_path_rate": 0.0}, augment=PLAIN, data={"batch_size": batch}
         )
         short = ["--set", "train.epochs=1", "--set", "train.accumulate=1"]
         if processes == 1:
@@ -154,10 +138,10 @@ def test_two_processes_train_what_one_does(pictures, tmp_path):
     assert scores_of_two["val/loss"] == pytest.approx(scores["val/loss"], abs=2e-3)
 
 
-def test_a_run_goes_on_in_another_number_of_processes(pictures, tmp_path):
+def test_a_run_goes_on_in_another_number_of_processes(images, tmp_path):
     """With the same images a step it is the same run; with others it goes on with the next images of the epoch."""
     more = {"model": {"drop_path_rate": 0.0}, "augment": PLAIN, "train": {"accumulate": 1, "epochs": 2}}
-    recipe = small.make_recipe(tmp_path, pictures, data={"batch_size": 4}, logger={"save_freq": 1}, **more)
+    recipe = small.make_recipe(tmp_path, images, data={"batch_size": 4}, logger={"save_freq": 1}, **more)
     run = tmp_path / "runs" / "small"
     process = start("-opt", recipe, processes=2)
     deadline = time.monotonic() + 240
@@ -170,21 +154,13 @@ def test_a_run_goes_on_in_another_number_of_processes(pictures, tmp_path):
     assert 4 <= stopped < 12 and f"stopped at step {stopped}" in output, output
     assert main(["-opt", str(recipe), "--resume", "--set", "data.batch_size=8"]) == 0
     assert f"resumed at step {stopped}\n" in (run / "train.log").read_text()
-    whole = small.make_recipe(tmp_path / "whole", pictures, data={"batch_size": 8}, **more)
+    whole = small.make_recipe(tmp_path / "whole", images, data={"batch_size": 8}, **more)
     assert main(["-opt", str(whole)]) == 0
     got, want = (load_file(one / "models" / "latest.safetensors") for one in (run, tmp_path / "whole/runs/small"))
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, atol=5e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
-    recipe = small.make_recipe(tmp_path / "other", pictures, data={"batch_size": 4}, **more)
-    advance = Loop._advance
-
-    def stopping(loop, source):
-        advance(loop, source)
-        if loop.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_advance", stopping)
+    recipe = small.make_recipe(tmp_path / "other", images, data={"batch_size": 4}, **more)
+    with terminated_after(4):
         assert main(["-opt", str(recipe)]) == 130
     assert main(["-opt", str(recipe), "--resume", "--set", "data.batch_size=12"]) == 0
     # 16 of 48 images are seen; of the 32 left, two steps of 12 are made and 8 left out: steps 2 and 3 of 4
@@ -201,25 +177,17 @@ def test_a_run_goes_on_in_another_number_of_processes(pictures, tmp_path):
         ("train.optimizer_args={betas: [0.8, 0.9]}", "betas was"),
     ],
 )
-def test_a_run_does_not_go_on_with_another_optimizer(change, said, pictures, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_another_optimizer(change, said, images, tmp_path):
     """The checkpoint's values would be in effect while the run's record named the new ones."""
-    recipe = small.make_recipe(tmp_path, pictures, logger={"save_freq": 1})
-    advance = Loop._advance
-
-    def stopping(loop, source):
-        advance(loop, source)
-        if loop.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Loop, "_advance", stopping)
-    assert main(["-opt", str(recipe)]) == 130
-    monkeypatch.undo()
+    recipe = small.make_recipe(tmp_path, images, logger={"save_freq": 1})
+    with terminated_after(2):
+        assert main(["-opt", str(recipe)]) == 130
     with pytest.raises(UserError, match=said):
         main(["-opt", str(recipe), "--resume", "--set", change])
 
 
-def test_evaluation_writes_scores_and_costs(unbroken, pictures, tmp_path, capsys):
-    recipe = str(small.make_recipe(tmp_path, pictures))
+def test_evaluation_writes_scores_and_costs(unbroken, images, tmp_path, capsys):
+    recipe = str(small.make_recipe(tmp_path, images))
     weights = ["--weights", str(unbroken / "models" / "best_ema.safetensors")]
     assert main(["-opt", recipe, "--eval", *weights, "--json", str(tmp_path / "e.json")]) == 0
     result = json.loads((tmp_path / "e.json").read_text())
@@ -236,24 +204,24 @@ def test_evaluation_writes_scores_and_costs(unbroken, pictures, tmp_path, capsys
     assert "top-1" in printed and "merged form" in printed and "in cosine transforms" in printed
 
 
-def test_the_best_weights_of_the_run_are_the_default(pictures, tmp_path):
-    recipe = str(small.make_recipe(tmp_path, pictures))
+def test_the_best_weights_of_the_run_are_the_default(images, tmp_path):
+    recipe = str(small.make_recipe(tmp_path, images))
     with pytest.raises(UserError, match=r"best\.safetensors does not exist; give --weights"):
         main(["-opt", recipe, "--eval"])
 
 
-def test_throughput_is_measured_on_the_merged_form(pictures, tmp_path, capsys):
-    recipe = str(small.make_recipe(tmp_path, pictures, val={"throughput_warmup": 1, "throughput_passes": 3}))
+def test_throughput_is_measured_on_the_folded_form(images, tmp_path, capsys):
+    recipe = str(small.make_recipe(tmp_path, images, val={"throughput_warmup": 1, "throughput_passes": 3}))
     assert main(["-opt", recipe, "--throughput", "--json", str(tmp_path / "t.json")]) == 0
     speed = json.loads((tmp_path / "t.json").read_text())["throughput"]
     assert speed["batch"] == 5 and speed["passes"] == 3 and speed["images_per_s"] > 0
     assert "images/s" in capsys.readouterr().out
 
 
-def test_finetuning_to_other_classes_and_another_size(unbroken, pictures, tmp_path):
+def test_finetuning_to_other_classes_and_another_size(unbroken, images, tmp_path):
     model = {"num_classes": 5, "img_size": 48}
     recipe = small.make_recipe(
-        tmp_path, pictures, model=model, train={"epochs": 1, "lr": 1e-9, "min_lr": 0.0, "grad_clip": None}
+        tmp_path, images, model=model, train={"epochs": 1, "lr": 1e-9, "min_lr": 0.0, "grad_clip": None}
     )
     trained = unbroken / "models" / "latest.safetensors"
     assert main(["-opt", str(recipe), "--finetune", str(trained)]) == 0

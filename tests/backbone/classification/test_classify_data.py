@@ -12,10 +12,11 @@ from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.dataset import Samples
+from vheatir.backbone.classification.optimizer import make_optimizer, scaled_lr
 from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
-from vheatir.backbone.classification.task import make_optimizer, scaled_lr, scored
+from vheatir.backbone.classification.task import scored
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.errors import UserError
@@ -23,8 +24,8 @@ from vheatir.pretrain import main
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    root = small.make_images(tmp_path_factory.mktemp("pictures"), train=5, val=2)
+def images(tmp_path_factory) -> Path:
+    root = small.make_images(tmp_path_factory.mktemp("images"), train=5, val=2)
     small.make_lists(root)
     return root
 
@@ -32,10 +33,10 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "reader, cache", [("list", "none"), ("tar", "none"), ("zip", "none"), ("zip", "full"), ("zip", "part")]
 )
-def test_readers_give_what_the_folder_gives(pictures, reader, cache):
-    folder = Samples(make_reader(ClassificationData(str(pictures)), "train"), to_tensor, 3)
+def test_readers_give_what_the_folder_gives(images, reader, cache):
+    folder = Samples(make_reader(ClassificationData(str(images)), "train"), to_tensor, 3)
     other = Samples(
-        make_reader(ClassificationData(str(pictures), reader, cache=cache), "train", rank=1, world=2), to_tensor, 3
+        make_reader(ClassificationData(str(images), reader, cache=cache), "train", rank=1, world=2), to_tensor, 3
     )
     assert len(other) == len(folder) == 15
     for index in range(len(folder)):
@@ -43,17 +44,17 @@ def test_readers_give_what_the_folder_gives(pictures, reader, cache):
         assert torch.equal(image, image_of_other) and target == target_of_other
 
 
-def test_a_zip_keeps_in_memory_what_it_is_told_to(pictures):
-    part = make_reader(ClassificationData(str(pictures), "zip", cache="part"), "train", rank=1, world=2)
+def test_a_zip_keeps_in_memory_what_it_is_told_to(images):
+    part = make_reader(ClassificationData(str(images), "zip", cache="part"), "train", rank=1, world=2)
     assert sorted(part._kept) == list(range(1, 15, 2))
-    (pictures / "train.zip").rename(pictures / "gone.zip")
+    (images / "train.zip").rename(images / "gone.zip")
     try:
         part._opened.clear()
-        assert part[3][0].read() == (pictures / "train" / part.samples[3][0]).read_bytes()
+        assert part[3][0].read() == (images / "train" / part.samples[3][0]).read_bytes()
         with pytest.raises(ValueError, match="not a whole ZIP archive"):
             part[2]
     finally:
-        (pictures / "gone.zip").rename(pictures / "train.zip")
+        (images / "gone.zip").rename(images / "train.zip")
 
 
 def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
@@ -132,9 +133,9 @@ def test_scores_count_ranks_and_losses():
 
 
 @pytest.mark.parametrize("only", [True, False])
-def test_a_subset_accepts_the_classes_of_its_mapping(pictures, tmp_path, only):
+def test_a_subset_accepts_the_classes_of_its_mapping(images, tmp_path, only):
     (tmp_path / "map.txt").write_text("red 7\ngreen 2,5\nblue 0\nunused 1\n")
-    subset = Subset.read(str(tmp_path / "map.txt"), make_reader(ClassificationData(str(pictures)), "val"))
+    subset = Subset.read(str(tmp_path / "map.txt"), make_reader(ClassificationData(str(images)), "val"))
     assert subset.accepted == [(0,), (2, 5), (7,)]
     scores, targets = torch.randn(40, 9), torch.randint(0, 3, (40,))
     kept = [0, 2, 5, 7] if only else list(range(9))
@@ -155,10 +156,10 @@ def test_a_subset_accepts_the_classes_of_its_mapping(pictures, tmp_path, only):
         (None, r"no such file; expected lines"),
     ],
 )
-def test_a_wrong_mapping_is_named(pictures, tmp_path, content, message):
+def test_a_wrong_mapping_is_named(images, tmp_path, content, message):
     if content is not None:
         (tmp_path / "map.txt").write_text(content)
-    recipe = small.make_recipe(tmp_path, pictures, val={"subset": str(tmp_path / "map.txt")})
+    recipe = small.make_recipe(tmp_path, images, val={"subset": str(tmp_path / "map.txt")})
     with pytest.raises(UserError, match=message):
         main(["-opt", str(recipe), "--eval", "--set", "model.pretrained=false", "--weights", str(_weights(tmp_path))])
 
@@ -200,8 +201,8 @@ def _weights(folder: Path) -> Path:
         ("path.finetune=none.pth", r"no checkpoint none\.pth"),
     ],
 )
-def test_wrong_options_are_named_before_a_folder_is_made(pictures, tmp_path, override, message):
-    recipe = small.make_recipe(tmp_path, pictures)
+def test_wrong_options_are_named_before_a_folder_is_made(images, tmp_path, override, message):
+    recipe = small.make_recipe(tmp_path, images)
     with pytest.raises(UserError, match=message):
         main(["-opt", str(recipe), "--set", override])
     assert not (tmp_path / "runs").exists()

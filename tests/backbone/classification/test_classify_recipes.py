@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from tests.backbone.classification import small
+from vheatir.backbone.classification.optimizer import scaled_lr
 from vheatir.backbone.classification.recipe import read_recipe
-from vheatir.backbone.classification.task import scaled_lr
 from vheatir.backbone.models.create import create_model, list_models
 from vheatir.pretrain import main
 from vheatir.utils.recipes import find_options, load_table, recipes
@@ -22,13 +22,13 @@ CASES += [("unified", f"unified_{mixer}_tiny", dims) for mixer, dims in MIXERS.i
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return small.make_images(tmp_path_factory.mktemp("pictures"), train=2, val=1)
+def images(tmp_path_factory) -> Path:
+    return small.make_images(tmp_path_factory.mktemp("images"), train=2, val=1)
 
 
 @pytest.mark.parametrize("name, model, dims", CASES, ids=str)
-def test_each_recipe_builds_and_steps(name, model, dims, pictures, tmp_path):
-    changes = [f"data.root={pictures}", "data.batch_size=2", "data.workers=0", "device=cpu", "train.epochs=1"]
+def test_each_recipe_builds_and_steps(name, model, dims, images, tmp_path):
+    changes = [f"data.root={images}", "data.batch_size=2", "data.workers=0", "device=cpu", "train.epochs=1"]
     changes += [f"model.dims={dims}", "model.depths=[1, 1, 1, 1]", "model.img_size=32", "train.warmup_epochs=0"]
     changes += ["train.accumulate=3", f"path.experiments_root={tmp_path}", "name=x", "logger.use_tb_logger=false"]
     changes += [f"model.name={model}"] if model else []

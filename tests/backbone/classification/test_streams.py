@@ -13,13 +13,13 @@ from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from tests.backbone.classification.test_classify import assert_same_run
+from tests.backbone.stops import interrupted_before
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader
 from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.classification.streams import Stream
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, checked, train_loader, val_loader
-from vheatir.backbone.training.loop import Loop
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -84,17 +84,9 @@ def test_a_later_start_gives_the_same_batches(shards, workers):
     assert seen(train_loader(stream(shards, TRAIN), plan, 14, 20, workers, False)) == whole[14 * 4 :]
 
 
-def test_a_run_on_a_stream_learns_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path, monkeypatch):
+def test_a_run_on_a_stream_learns_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path):
     assert main(["-opt", recipe_of(tmp_path / "a", shards)]) == 0
-    advance = Loop._advance
-
-    def interrupted(loop, source):
-        if loop.step == 9:
-            raise KeyboardInterrupt
-        advance(loop, source)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loop, "_advance", interrupted)
+    with interrupted_before(9):
         main(["-opt", recipe_of(tmp_path / "b", shards)])
     assert main(["-opt", recipe_of(tmp_path / "b", shards), "--resume"]) == 0
     assert_same_run(tmp_path / "b" / "runs" / "small", tmp_path / "a" / "runs" / "small")

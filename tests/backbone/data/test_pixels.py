@@ -74,8 +74,8 @@ def test_sixteen_bits_and_floats_become_eight_by_value(tmp_path, content, want):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "RGB"])
 def test_modes_of_eight_bits_are_what_pillow_makes_of_them(mode):
-    picture = Image.fromarray(scaled(RGB16)).convert(mode)
-    np.testing.assert_array_equal(np.asarray(as_pixels(picture)), np.asarray(picture.convert("RGB")))
+    image = Image.fromarray(scaled(RGB16)).convert(mode)
+    np.testing.assert_array_equal(np.asarray(as_pixels(image)), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -85,8 +85,8 @@ def test_orientation(tmp_path, kind, orientation):
     stored = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     exif = Image.Exif()
     exif[274] = orientation
-    picture = Image.fromarray(stored.astype(np.uint16) * 257 if depth else stored)
-    picture.save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    image = Image.fromarray(stored.astype(np.uint16) * 257 if depth else stored)
+    image.save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     shown = TURNED.get(orientation, TURNED[1])(stored)
     near = {"atol": 0 if kind != "JPEG" else 12}
     got, as_stored = read_pixels(tmp_path / "a", gray=True), read_pixels(tmp_path / "a", turned=False, gray=True)

@@ -10,7 +10,7 @@ pytest.importorskip("pycocotools", reason="detection needs the extra `detection`
 
 from tests.backbone import dense_data
 from vheatir.backbone.analysis.cost import count_macs
-from vheatir.backbone.dense.cost import WholeDetector, merged_for
+from vheatir.backbone.dense.cost import WholeDetector, folded_for
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.models.feature_maps import build_features
 from vheatir.backbone.segmentation.upernet import Segmenter
@@ -120,7 +120,7 @@ def test_upernet_has_the_published_size(size, published, merged):
     recipe = SegmentSession.read(table_of("segmentation", f"upernet_vheat_{size}_ade20k"))
     with torch.device("meta"):
         model = Segmenter(build_features(recipe.backbone), recipe.head, 150)
-    assert parameters(merged_for(model, (224, 224)) if merged else model) == pytest.approx(published, rel=0.02)
+    assert parameters(folded_for(model, (224, 224)) if merged else model) == pytest.approx(published, rel=0.02)
 
 
 def test_published_rules_of_decay():

@@ -34,11 +34,11 @@ def case(command: str, folder: Path):
 @pytest.mark.parametrize("command", ["pretrain", "detect", "segment"])
 @pytest.mark.parametrize("how", ["cut", "garbled"])
 def test_a_broken_image_of_val_shows_before_the_run(tmp_path, command, how):
-    main, recipe, picture = case(command, tmp_path)
-    content = picture.read_bytes()
+    main, recipe, image = case(command, tmp_path)
+    content = image.read_bytes()
     middle = len(content) // 2
-    picture.write_bytes(content[:middle] if how == "cut" else content[:middle] + b"\0" * 40)
-    with pytest.raises(UserError, match=rf"{picture.name}: cannot be read as an image"):
+    image.write_bytes(content[:middle] if how == "cut" else content[:middle] + b"\0" * 40)
+    with pytest.raises(UserError, match=rf"{image.name}: cannot be read as an image"):
         main(["-opt", str(recipe)])
     assert not (tmp_path / "runs").exists()
     if command != "pretrain":

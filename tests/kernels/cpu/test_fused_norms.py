@@ -7,6 +7,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from vheatir.kernels.cpu import fused_norms
+from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 
@@ -132,7 +133,7 @@ def test_frozen_weights_and_unused_results():
 
 @needs_kernel
 def test_weights_gradients_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(fused_norms, "_LEAST_ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(cpu_kernel, "_LEAST_ELEMENTS_PER_THREAD", 1)
     x, gate, norm = torch.randn(1000, 24), torch.randn(1000, 24), norm_of(24)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from vheatir.kernels.cpu import gate, library
+from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
 
 # Rims only, one inner pixel, several blocks of pixels, channels that fill no vector.
@@ -45,7 +46,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_gate_is_the_formula(shape, dtype, threads, calls, monkeypatch):
-    monkeypatch.setattr(gate, "_LEAST_ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(cpu_kernel, "_LEAST_ELEMENTS_PER_THREAD", 1)
     x, weight, bias = tensors(shape, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -91,7 +92,7 @@ LIMITS = {torch.float32: 5e-6, torch.bfloat16: 2**-7}  # results in bfloat16 are
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 8, 4, 6), (2, 16, 5, 36), (1, 25, 3, 2)])
 def test_native_gradients_of_the_gate(shape, dtype, threads, calls, monkeypatch):
-    monkeypatch.setattr(gate, "_LEAST_ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(cpu_kernel, "_LEAST_ELEMENTS_PER_THREAD", 1)
     inputs = tensors(shape, dtype)
     grad = torch.randn(*shape[:3], shape[3] // 2).to(dtype)
     native = [one.requires_grad_() for one in inputs]

@@ -84,10 +84,8 @@ def test_receptive_field_before_and_after_training(weights, tmp_path):
     assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
     for ratio in (row["area_ratio"] for row in rows["results"]):
         assert 0 < ratio["0.2"] <= ratio["0.5"] <= ratio["0.99"] <= 1
-    pictures = small.make_images(tmp_path / "set", train=1, val=1)
-    rows = analyze(
-        tmp_path / "pictures", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", pictures
-    )
+    images = small.make_images(tmp_path / "set", train=1, val=1)
+    rows = analyze(tmp_path / "images", "receptive-field", "--model", "unified_heat_micro", *SIZES, "--images", images)
     assert [row["state"] for row in rows["results"]] == ["at the start"]
 
 

@@ -1,4 +1,4 @@
-"""The U-shaped network: shapes, levels, configuration from weights, gray from color, frozen and bf16 passes."""
+"""The U-shaped network: shapes, stages, configuration from weights, gray from color, frozen and bf16 passes."""
 
 import pytest
 import torch
@@ -87,12 +87,12 @@ def test_level_map_is_an_input_plane():
         ({"dim": 0}, "dim must be"),
         ({"middle": -1}, "middle must be"),
         ({"encoder": []}, "encoder must be"),
-        ({"decoder": [1]}, "decoder must have as many levels"),
+        ({"decoder": [1]}, "decoder must have as many stages"),
         ({"attention": ["heat", "heat"]}, "attention must be"),
         ({"attention": ["heat", "heat", "warm"]}, "attention must be"),
         (
             {"attention": ["heat", "grid", "heat", "grid"], "encoder": [1] * 3, "decoder": [1] * 3},
-            "three finest levels",
+            "three finest stages",
         ),
         ({"reach": [0, 4.0]}, "reach must be"),
     ],

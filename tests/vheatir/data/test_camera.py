@@ -21,7 +21,7 @@ from vheatir.data.camera import (
 )
 from vheatir.data.noise_statistics import noise_statistics, spread
 
-ALL_LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+ALL_VALUES = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
 LINEAR = ToneCurve(1.0, 0.0)
 
 
@@ -37,12 +37,12 @@ def flat(color, side=128):
 @pytest.mark.parametrize(("gamma", "contrast"), [(1.0, 0.0), (1.8, 0.0), (2.2, 1.0), (2.6, 0.5)])
 def test_tone_curve_goes_back_and_forth(gamma, contrast):
     curve = ToneCurve(gamma, contrast)
-    light = curve.light(ALL_LEVELS)
+    light = curve.light(ALL_VALUES)
     assert light.dtype == np.float32 and light.min() == 0 and light.max() == 1
-    assert np.abs(curve.tone(light) * 255 - ALL_LEVELS).max() < 0.13
+    assert np.abs(curve.tone(light) * 255 - ALL_VALUES).max() < 0.13
     tone = light ** (1 / gamma)
     expected = (1 - contrast) * tone + contrast * (3 * tone**2 - 2 * tone**3)
-    np.testing.assert_allclose(expected * 255, ALL_LEVELS, atol=0.02)
+    np.testing.assert_allclose(expected * 255, ALL_VALUES, atol=0.02)
     assert (np.diff(light[..., 0].ravel()) > 0).all()
     assert curve.tone(np.array([-1, 2], np.float32)).tolist() == [0, 1]
 
@@ -127,7 +127,7 @@ COLORS = [(2, 6, 60), (0, 0, 40), (10, 3, 3), (250, 254, 230), (120, 130, 110), 
 
 
 def _mean_noise(color, one_sided):
-    """Mean over pixels and shots of the finished image minus the clean one, for each channel, in levels."""
+    """Mean over pixels and shots of the finished image minus the clean one, for each channel, in 8-bit values."""
     image, rng, means = flat(color), np.random.default_rng(0), []
     for number in range(12):
         development = {"gains": np.array([2, 1, 1.8]), "color": SRGB_TO_CAMERA[number % 5]}

@@ -30,8 +30,8 @@ def camera(photo_folder):
     close_environments()
 
 
-def levels(tensor):
-    """uint8 (H, W, C) of a sample's plane, after a check that it holds whole levels."""
+def whole_numbers(tensor):
+    """uint8 (H, W, C) of a sample's plane, after a check that it holds whole 8-bit values."""
     scaled = tensor.permute(1, 2, 0).numpy() * 255
     np.testing.assert_allclose(scaled, np.rint(scaled), atol=1e-3)
     return np.rint(scaled).astype(np.uint8)
@@ -65,11 +65,11 @@ def test_target_is_a_part_of_the_clean_image(camera):
         sample = dataset[number]
         with open(sample["gt_path"], "rb") as file:
             whole = decode_image(file.read(), "")
-        target = levels(sample["gt"])
+        target = whole_numbers(sample["gt"])
         *_, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(whole, target, cv2.TM_SQDIFF))
         np.testing.assert_array_equal(whole[y : y + 32, x : x + 32], target)
         assert not torch.equal(sample["lq"], sample["gt"])
-        levels(sample["lq"])
+        whole_numbers(sample["lq"])
 
 
 def test_share_of_images_without_noise(camera):
@@ -118,7 +118,8 @@ def test_synthesized_noise_looks_like_that_of_cameras(camera):
     """Medians and ranges beside those measured on CC15 and PolyU (docs/training.md)."""
     dataset = camera(size=200, gt_size=96, gray_probability=0, web_probability=0, clean_probability=0)
     found = [
-        noise_statistics(levels(sample["lq"]), levels(sample["gt"])) for sample in (dataset[n] for n in range(150))
+        noise_statistics(whole_numbers(sample["lq"]), whole_numbers(sample["gt"]))
+        for sample in (dataset[n] for n in range(150))
     ]
     quantiles = spread(found)
     median = {name: values[1] for name, values in quantiles.items()}
@@ -169,7 +170,9 @@ def test_every_option_of_the_recipe_is_known_and_has_its_default():
 
     recipe = Path(__file__).resolve().parents[3] / "options" / "photo_light.yml"
     table = read_options(recipe)["datasets"]["train"]
-    defaults = {key: default for key, (_, _, default) in {**camera_dataset._LEVELS, **camera_dataset._INTEGERS}.items()}
+    defaults = {
+        key: default for key, (_, _, default) in {**camera_dataset._NUMBERS, **camera_dataset._INTEGERS}.items()
+    }
     defaults |= camera_dataset._SHARES | {"demosaicing": ["bilinear", "edge_aware"]}
     assert {key: table[key] for key in defaults} == defaults
     assert sorted(table["subsampling"]) == sorted(camera_dataset._NAMES["subsampling"])

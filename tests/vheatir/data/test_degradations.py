@@ -10,7 +10,7 @@ from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float, to_uint8
 GRAY, COLOR = (53, 70), (53, 70, 3)
 
 
-def picture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+def random_image(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (7, 9, *shape[2:]), dtype=np.uint8)
     return cv2.resize(coarse, shape[1::-1], interpolation=cv2.INTER_CUBIC)
@@ -18,7 +18,7 @@ def picture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [GRAY, COLOR], ids=str)
 def test_noise_is_the_protocols_to_the_bit(shape):
-    image = to_float(picture(shape))
+    image = to_float(random_image(shape))
     np.random.seed(0)  # noqa: NPY002 (the published scripts seed the global state)
     expected = image.copy()
     expected += np.random.normal(0, 25 / 255.0, image.shape)  # noqa: NPY002
@@ -37,7 +37,7 @@ def test_noise_has_the_stated_level_and_is_not_clipped(sigma):
 
 
 def test_noise_leaves_the_input_alone_and_level_zero_changes_nothing():
-    image = to_float(picture(COLOR))
+    image = to_float(random_image(COLOR))
     before = image.copy()
     np.testing.assert_array_equal(add_gaussian_noise(image, 0, np.random.default_rng(0)), image)
     add_gaussian_noise(image, 50, np.random.default_rng(0))
@@ -52,14 +52,14 @@ def test_wrong_noise_levels_are_refused(sigma, error):
 
 @pytest.mark.parametrize("quality", [1, 10, 75, 100])
 def test_gray_jpeg_is_one_plane_of_libjpeg(quality):
-    image = picture(GRAY)
+    image = random_image(GRAY)
     coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     np.testing.assert_array_equal(jpeg_roundtrip(image, quality), cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE))
 
 
 @pytest.mark.parametrize("quality", [10, 40, 90])
 def test_color_jpeg_is_420_and_takes_rgb(quality):
-    image = picture(COLOR)
+    image = random_image(COLOR)
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     coded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])[1]
     expected = cv2.imdecode(coded, cv2.IMREAD_COLOR)[:, :, ::-1]
@@ -74,7 +74,7 @@ def test_color_jpeg_keeps_the_order_of_channels():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (7, 9), (8, 17, 3)], ids=str)
 def test_jpeg_takes_any_size_and_views(shape):
-    image = picture((shape[0] + 1, 2 * shape[1], *shape[2:]))[1:, ::2]
+    image = random_image((shape[0] + 1, 2 * shape[1], *shape[2:]))[1:, ::2]
     assert jpeg_roundtrip(image, 50).shape == shape
 
 
@@ -83,7 +83,7 @@ def test_jpeg_takes_any_size_and_views(shape):
 )
 def test_wrong_qualities_are_refused(quality, error):
     with pytest.raises(error):
-        jpeg_roundtrip(picture(GRAY), quality)
+        jpeg_roundtrip(random_image(GRAY), quality)
 
 
 @pytest.mark.parametrize("function", [lambda image: jpeg_roundtrip(image, 10), luma_bt601, gray_opencv, to_float])
@@ -105,7 +105,7 @@ def test_wrong_images_are_refused(function, image, error):
 @pytest.mark.parametrize("phases", [[(0, 0)], [(3, 5)], [(0, 0), (4, 4)], [(7, 1), (2, 6)]], ids=str)
 @pytest.mark.parametrize("shape", [GRAY, COLOR], ids=str)
 def test_jpeg_crop_is_a_chain_of_roundtrips_and_cuts(shape, phases):
-    image, qualities = picture(shape), [20, 60][: len(phases)]
+    image, qualities = random_image(shape), [20, 60][: len(phases)]
     expected = image
     for quality, (y, x) in zip(qualities, phases):
         expected = jpeg_roundtrip(expected, quality)[y:, x:]
@@ -118,7 +118,7 @@ def test_jpeg_crop_is_a_chain_of_roundtrips_and_cuts(shape, phases):
 
 @pytest.mark.parametrize("phase", [(0, 0), (3, 5), (7, 0)], ids=str)
 def test_jpeg_crop_moves_the_block_grid(phase):
-    degraded, _ = jpeg_crop(picture((80, 80)), 48, [5], [phase])
+    degraded, _ = jpeg_crop(random_image((80, 80)), 48, [5], [phase])
     for axis in (0, 1):
         steps = np.abs(np.diff(degraded.astype(float), axis=axis)).mean(axis=1 - axis)
         strongest = max(range(8), key=lambda start: steps[start::8].mean())
@@ -137,7 +137,7 @@ def test_jpeg_crop_moves_the_block_grid(phase):
 )
 def test_impossible_crops_are_refused(size, qualities, phases, message):
     with pytest.raises(ValueError, match=message):
-        jpeg_crop(picture(GRAY), size, qualities, phases)
+        jpeg_crop(random_image(GRAY), size, qualities, phases)
 
 
 @pytest.mark.parametrize("period", [8, 16])
@@ -164,7 +164,7 @@ def test_luma_is_limited_range_bt601(rgb, luma):
 
 
 def test_luma_and_gray_are_two_conversions():
-    image = picture(COLOR)
+    image = random_image(COLOR)
     exact = image @ np.array([0.299, 0.587, 0.114])
     assert np.abs(gray_opencv(image) - exact).max() <= 0.51
     assert np.abs(luma_bt601(image) - (16 + exact * 219 / 255)).max() <= 0.51

@@ -119,8 +119,8 @@ def test_commands_see_the_pixels_of_the_odd_files(tmp_path, command, name):
             stored = file.asarray()
         expected = np.rint(np.moveaxis(stored, 0, -1) / 257) if "planar" in name else stored[..., :3]
     else:
-        with Pillow.open(path) as picture:
-            expected = np.asarray(picture)[..., 0] if name == "la8.png" else np.asarray(picture)
+        with Pillow.open(path) as opened:
+            expected = np.asarray(opened)[..., 0] if name == "la8.png" else np.asarray(opened)
     np.testing.assert_array_equal(command(path, tmp_path), expected)
 
 

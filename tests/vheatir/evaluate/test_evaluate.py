@@ -43,19 +43,19 @@ def golden() -> dict[tuple, dict[str, tuple[float, float]]]:
 GOLDEN = golden()
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder with two color files, one of them below it, and a gray one."""
     folder = tmp_path / "set"
     (folder / "more").mkdir(parents=True)
-    cv2.imwrite(str(folder / "a.png"), picture(40, 50))
-    cv2.imwrite(str(folder / "more" / "b.png"), picture(33, 47, 1))
-    cv2.imwrite(str(folder / "c.png"), picture(24, 31, 2)[:, :, 0])
+    cv2.imwrite(str(folder / "a.png"), random_image(40, 50))
+    cv2.imwrite(str(folder / "more" / "b.png"), random_image(33, 47, 1))
+    cv2.imwrite(str(folder / "c.png"), random_image(24, 31, 2)[:, :, 0])
     return folder
 
 
@@ -73,9 +73,9 @@ def test_published_input_rows(case, test_data):
 
 @pytest.mark.parametrize("gray", [True, False], ids=["gray", "color"])
 @pytest.mark.parametrize("task", ["denoise", "jpeg"])
-def test_results_have_the_documented_layout(pictures, task, gray):
+def test_results_have_the_documented_layout(images, task, gray):
     levels = [15, 50] if task == "denoise" else [10, 40]
-    results = evaluate([pictures], task, levels, gray=gray, method=smooth)
+    results = evaluate([images], task, levels, gray=gray, method=smooth)
     assert [result["level"] for result in results] == levels
     for result in results:
         assert (result["data"], result["task"], result["images"]) == ("set", task, 3)
@@ -86,9 +86,9 @@ def test_results_have_the_documented_layout(pictures, task, gray):
             assert result[side]["psnr"] == pytest.approx(np.mean(figures), abs=1e-12)
 
 
-def test_levels_default_to_those_of_the_tables(pictures):
-    assert [r["level"] for r in evaluate([pictures], "denoise", gray=True, method=None)] == [15, 25, 50]
-    assert [r["level"] for r in evaluate([pictures], "jpeg", gray=True, method=None)] == [10, 20, 30, 40]
+def test_levels_default_to_those_of_the_tables(images):
+    assert [r["level"] for r in evaluate([images], "denoise", gray=True, method=None)] == [15, 25, 50]
+    assert [r["level"] for r in evaluate([images], "jpeg", gray=True, method=None)] == [10, 20, 30, 40]
 
 
 def test_noise_starts_anew_for_every_image_and_level():
@@ -100,21 +100,21 @@ def test_noise_starts_anew_for_every_image_and_level():
     np.testing.assert_array_equal(degrade(clean, "denoise", 10) - to_float(clean), first)
 
 
-def test_the_method_sees_the_degraded_image_and_its_level(pictures):
+def test_the_method_sees_the_degraded_image_and_its_level(images):
     seen = []
 
     def method(image: np.ndarray, level: float) -> np.ndarray:
         seen.append((image.shape, image.dtype, level, float(image.min())))
         return image
 
-    evaluate([pictures], "denoise", [50], gray=False, method=method, limit=1)
+    evaluate([images], "denoise", [50], gray=False, method=method, limit=1)
     ((shape, dtype, level, lowest),) = seen
     assert (shape, dtype, level) == ((40, 50, 3), np.float32, 50)
     assert lowest < 0  # not clipped
 
 
 def test_restored_images_are_clamped_and_rounded_before_scoring():
-    clean = picture(30, 30)
+    clean = random_image(30, 30)
     record, restored = evaluate_image(clean, "denoise", 25, lambda image, level: image)
     assert restored.dtype == np.uint8
     np.testing.assert_array_equal(restored, to_uint8(degrade(clean, "denoise", 25)))
@@ -123,37 +123,37 @@ def test_restored_images_are_clamped_and_rounded_before_scoring():
 
 
 def test_jpeg_input_is_measured_on_the_decoded_file():
-    clean = picture(33, 41)
+    clean = random_image(33, 41)
     record, restored = evaluate_image(clean, "jpeg", 10, None)
     assert restored is None and record["restored"] is None
     assert record["input"] == scores(jpeg_roundtrip(clean, 10), clean)
 
 
-def test_gray_is_luma_for_jpeg_and_opencvs_gray_for_denoising(pictures):
-    source = ImageSource(pictures, backend="disk")
+def test_gray_is_luma_for_jpeg_and_opencvs_gray_for_denoising(images):
+    source = ImageSource(images, backend="disk")
     color = source.read_native("a.png")
     np.testing.assert_array_equal(read_clean(source, "a.png", "jpeg", gray=True), luma_bt601(color))
-    expected = cv2.imread(str(pictures / "a.png"), cv2.IMREAD_GRAYSCALE)
+    expected = cv2.imread(str(images / "a.png"), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(read_clean(source, "a.png", "denoise", gray=True), expected)
     for task in ("jpeg", "denoise"):  # a gray file is read as it is
         np.testing.assert_array_equal(read_clean(source, "c.png", task, gray=True), source.read_native("c.png"))
         assert read_clean(source, "c.png", task, gray=False).shape == (24, 31, 3)
 
 
-def test_saved_images_score_as_reported(pictures, tmp_path):
-    results = evaluate([pictures], "jpeg", [10], gray=False, method=smooth, save_images=tmp_path / "out")
+def test_saved_images_score_as_reported(images, tmp_path):
+    results = evaluate([images], "jpeg", [10], gray=False, method=smooth, save_images=tmp_path / "out")
     saved = tmp_path / "out" / "set" / "quality10"
     assert sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*.png")) == ["a.png", "c.png", "more/b.png"]
-    (pictures / "c.png").unlink()
+    (images / "c.png").unlink()
     (saved / "c.png").unlink()  # gray on disk, restored as color
-    measured = compare_folders(saved, pictures)
+    measured = compare_folders(saved, images)
     reported = [record["restored"] for record in results[0]["per_image"] if record["image"] != "c.png"]
     assert {name: measured[name] for name in FIGURES} == pytest.approx(mean_scores(reported), abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3)], ids=str)
 def test_nl_means_removes_noise(shape):
-    clean = picture(*shape[:2])
+    clean = random_image(*shape[:2])
     clean = clean if len(shape) == 3 else np.ascontiguousarray(clean[:, :, 0])
     for sigma in (15, 50):
         record, _ = evaluate_image(clean, "denoise", sigma, nlm)
@@ -185,42 +185,42 @@ def test_identical_output_is_infinite_and_null_in_json(tmp_path):
     ],
     ids=["task", "sigma", "twice", "none", "quality", "limit", "save", "folder"],
 )
-def test_wrong_requests_are_refused(pictures, changes, message):
-    request = {"data": [pictures], "task": "denoise", "levels": [15], "gray": True} | changes
+def test_wrong_requests_are_refused(images, changes, message):
+    request = {"data": [images], "task": "denoise", "levels": [15], "gray": True} | changes
     with pytest.raises(UserError, match=message):
         evaluate(request.pop("data"), request.pop("task"), **request)
 
 
-def test_data_that_cannot_be_evaluated_names_itself(pictures, tmp_path):
+def test_data_that_cannot_be_evaluated_names_itself(images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no images"):
         evaluate([tmp_path / "empty"], "denoise", gray=True, method=None)
     with pytest.raises(UserError, match="two data folders are called set"):
-        evaluate([pictures, pictures], "denoise", gray=True, method=None)
-    cv2.imwrite(str(pictures / "a.bmp"), picture(40, 50))
+        evaluate([images, images], "denoise", gray=True, method=None)
+    cv2.imwrite(str(images / "a.bmp"), random_image(40, 50))
     with pytest.raises(UserError, match="differ only in suffix"):
-        evaluate([pictures], "denoise", gray=True, method=smooth, save_images=tmp_path / "out")
-    cv2.imwrite(str(pictures / "a.bmp"), picture(10, 50))
+        evaluate([images], "denoise", gray=True, method=smooth, save_images=tmp_path / "out")
+    cv2.imwrite(str(images / "a.bmp"), random_image(10, 50))
     with pytest.raises(UserError, match=r"a\.bmp: 10x50 pixels"):
-        evaluate([pictures], "denoise", gray=True, method=None)
-    data = (pictures / "a.png").read_bytes()
-    (pictures / "a.bmp").unlink()
-    (pictures / "a.png").write_bytes(data[: len(data) // 2])
+        evaluate([images], "denoise", gray=True, method=None)
+    data = (images / "a.png").read_bytes()
+    (images / "a.bmp").unlink()
+    (images / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"a\.png"):
-        evaluate([pictures], "denoise", gray=True, method=None)
+        evaluate([images], "denoise", gray=True, method=None)
 
 
 def test_a_method_that_changes_the_size_is_an_error():
     with pytest.raises(ValueError, match="expected the same"):
-        evaluate_image(picture(20, 20), "denoise", 15, lambda image, level: image[:-1])
+        evaluate_image(random_image(20, 20), "denoise", 15, lambda image, level: image[:-1])
 
 
-def test_command_writes_table_and_json(pictures, tmp_path, capsys, monkeypatch):
+def test_command_writes_table_and_json(images, tmp_path, capsys, monkeypatch):
     about = {"method": "vheatir", "weights": {"name": "mine", "sha256": "0" * 64}, "device": "cpu", "tile": 64}
     asked = []
     monkeypatch.setattr(methods, "open_method", lambda *arguments: (asked.append(arguments), (smooth, about))[1])
     target = tmp_path / "deep" / "out.json"
-    command = ["--task", "denoise", "--data", str(pictures), "--color", "--sigma", "15", "25.5", "--json", str(target)]
+    command = ["--task", "denoise", "--data", str(images), "--color", "--sigma", "15", "25.5", "--json", str(target)]
     assert evaluation.main([*command, "--weights", "mine", "--tile", "64", "--device", "cpu", "--limit", "2"]) == 0
     assert asked == [("vheatir", "denoise", False, "mine", "cpu", 64, "float32")]
     shown = capsys.readouterr()
@@ -248,22 +248,22 @@ def weights_file(request, tmp_path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-def test_weights_are_loaded_used_and_recorded(pictures, weights_file, tmp_path):
+def test_weights_are_loaded_used_and_recorded(images, weights_file, tmp_path):
     options = ["--task", "denoise", "--sigma", "25", "--device", "cpu", "--weights", str(weights_file), "--limit", "1"]
-    assert evaluation.main([*options, "--data", str(pictures), "--gray", "--json", str(tmp_path / "x.json")]) == 0
+    assert evaluation.main([*options, "--data", str(images), "--gray", "--json", str(tmp_path / "x.json")]) == 0
     content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
     assert content["metadata"]["weights"] == {"name": "small", "sha256": digest}
     assert content["metadata"]["device"] == "cpu"
     assert content["results"][0]["restored"].keys() == FIGURES
     with pytest.raises(UserError, match="for the task 'denoise'"):
-        evaluation.main(["--task", "jpeg", "--weights", str(weights_file), "--data", str(pictures), "--gray"])
+        evaluation.main(["--task", "jpeg", "--weights", str(weights_file), "--data", str(images), "--gray"])
 
 
 @pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
-def test_gray_weights_are_not_for_the_color_protocol(pictures, weights_file):
+def test_gray_weights_are_not_for_the_color_protocol(images, weights_file):
     with pytest.raises(UserError, match="evaluate them with --gray"):
-        evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(pictures), "--color"])
+        evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(images), "--color"])
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_gray_weights_are_not_for_the_color_protocol(pictures, weights_file):
     ],
     ids=["sigma", "quality", "nlm", "nlm weights", "json", "weights"],
 )
-def test_command_refuses_what_does_not_fit(pictures, arguments, message):
+def test_command_refuses_what_does_not_fit(images, arguments, message):
     with pytest.raises(UserError, match=message):
-        evaluation.main([*arguments, "--data", str(pictures), "--gray"])
+        evaluation.main([*arguments, "--data", str(images), "--gray"])
 
 
 def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
@@ -288,9 +288,9 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
 
 
-def test_evaluation_script_measures_the_input_without_weights(pictures, tmp_path):
+def test_evaluation_script_measures_the_input_without_weights(images, tmp_path):
     options = ["--task", "jpeg", "--gray", "--weights", "none", "--quality", "10", "--json", tmp_path / "x.json"]
-    done = script("evaluate_restoration.py", "--data", pictures, *options)
+    done = script("evaluate_restoration.py", "--data", images, *options)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["results"]
     assert result["restored"] is None
@@ -300,76 +300,76 @@ def test_evaluation_script_measures_the_input_without_weights(pictures, tmp_path
 
 
 @pytest.fixture
-def restored(pictures: Path, tmp_path: Path) -> Path:
-    """Results for `pictures`, as JPEG files of another program would be: same names, other suffix."""
+def restored(images: Path, tmp_path: Path) -> Path:
+    """Results for `images`, as JPEG files of another program would be: same names, other suffix."""
     folder = tmp_path / "results"
-    for path in pictures.rglob("*.png"):
-        target = folder / path.relative_to(pictures).with_suffix(".bmp")
+    for path in images.rglob("*.png"):
+        target = folder / path.relative_to(images).with_suffix(".bmp")
         target.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(target), cv2.blur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (3, 3)))
     return folder
 
 
-def test_metrics_script_pairs_by_stem(pictures, restored, tmp_path):
-    done = script("compute_metrics.py", restored, pictures, "--border", "2", "--json", tmp_path / "x.json")
+def test_metrics_script_pairs_by_stem(images, restored, tmp_path):
+    done = script("compute_metrics.py", restored, images, "--border", "2", "--json", tmp_path / "x.json")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     (result,) = content["results"]
     assert [record["image"] for record in result["per_image"]] == ["a", "c", "more/b"]
-    clean, blurred = (cv2.imread(str(path)) for path in (pictures / "a.png", restored / "a.bmp"))
+    clean, blurred = (cv2.imread(str(path)) for path in (images / "a.png", restored / "a.bmp"))
     assert result["per_image"][0]["psnr"] == pytest.approx(psnr(blurred, clean, border=2), abs=1e-9)
     assert result["psnr"] == pytest.approx(np.mean([record["psnr"] for record in result["per_image"]]), abs=1e-12)
     assert done.stdout.splitlines()[-1].split()[:2] == ["mean", f"{result['psnr']:.2f}"]
     assert content["metadata"]["command"].startswith("python scripts/compute_metrics.py")
 
 
-def test_luma_compares_gray_results_with_color_references(pictures, tmp_path):
+def test_luma_compares_gray_results_with_color_references(images, tmp_path):
     folder = tmp_path / "gray"
     (folder / "more").mkdir(parents=True)
     for name in ("a.png", "more/b.png"):
-        bgr = cv2.imread(str(pictures / name))
+        bgr = cv2.imread(str(images / name))
         cv2.imwrite(str(folder / name), luma_bt601(np.ascontiguousarray(bgr[:, :, ::-1])))
-    (pictures / "c.png").unlink()
-    assert compare_folders(folder, pictures, luma=True)["psnr"] == math.inf
+    (images / "c.png").unlink()
+    assert compare_folders(folder, images, luma=True)["psnr"] == math.inf
     with pytest.raises(UserError, match="both gray or both color"):
-        compare_folders(folder, pictures)
+        compare_folders(folder, images)
 
 
-def test_folders_that_do_not_match_are_refused(pictures, restored):
+def test_folders_that_do_not_match_are_refused(images, restored):
     (restored / "a.bmp").rename(restored / "d.bmp")
     with pytest.raises(UserError, match=r"2 images have no partner[^$]*a: in .* missing in[^$]*d: in .* missing in"):
-        compare_folders(restored, pictures)
+        compare_folders(restored, images)
     (restored / "d.bmp").rename(restored / "a.bmp")
     with pytest.raises(UserError, match=r"a\.bmp: border 20"):
-        compare_folders(restored, pictures, border=20)
-    cv2.imwrite(str(restored / "a.bmp"), picture(40, 49))
+        compare_folders(restored, images, border=20)
+    cv2.imwrite(str(restored / "a.bmp"), random_image(40, 49))
     with pytest.raises(UserError, match=r"a\.bmp is 40x49 color and .*a\.png is 40x50 color; expected the same size"):
-        compare_folders(restored, pictures)
+        compare_folders(restored, images)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "small"])
-def test_a_broken_image_at_the_end_shows_before_any_work(pictures, damage):
+def test_a_broken_image_at_the_end_shows_before_any_work(images, damage):
     rng, calls = np.random.default_rng(0), []
     whole = cv2.imencode(".png", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))[1].tobytes()
     small = cv2.imencode(".png", np.zeros((5, 40), np.uint8))[1].tobytes()
-    (pictures / "z.png").write_bytes({"cut": whole[:900], "text": b"no image", "small": small}[damage])
+    (images / "z.png").write_bytes({"cut": whole[:900], "text": b"no image", "small": small}[damage])
 
     def method(image, level):
         calls.append(level)
         return image
 
     with pytest.raises(UserError, match=r"1 of \d+ images cannot be used[^$]*z\.png"):
-        evaluate([pictures], "denoise", [15, 25], gray=False, method=method)
+        evaluate([images], "denoise", [15, 25], gray=False, method=method)
     assert not calls
-    evaluate([pictures], "denoise", [15], gray=False, method=method, limit=2)  # it is not among these
+    evaluate([images], "denoise", [15], gray=False, method=method, limit=2)  # it is not among these
     assert len(calls) == 2
 
 
-def test_a_broken_image_shows_before_folders_are_compared(pictures, restored, monkeypatch):
+def test_a_broken_image_shows_before_folders_are_compared(images, restored, monkeypatch):
     (restored / "more" / "b.bmp").write_bytes(b"")
     monkeypatch.setattr("vheatir.evaluate.folders.scores", lambda *_args, **_options: pytest.fail("compared"))
     with pytest.raises(UserError, match=r"b\.bmp: the file is empty"):
-        compare_folders(restored, pictures)
+        compare_folders(restored, images)
 
 
 def pair(tmp_path, restored, reference):

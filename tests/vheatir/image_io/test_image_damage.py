@@ -2,14 +2,13 @@
 
 import io
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image as Pillow
 
+from tests.vheatir.image_io.png_by_hand import png
 from vheatir.errors import UserError
 from vheatir.image_io import Image, read_image, write_image
 
@@ -29,20 +28,6 @@ def smooth(height, width):
     """A soft color ramp."""
     ramp = np.add.outer(np.linspace(20, 120, height), np.linspace(0, 100, width))
     return np.rint(np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1)).astype(np.uint8)
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(array, color_type, *extra, width=None, height=None):
-    """A PNG written by hand: any color type of 8 or 16 bits, any further chunks."""
-    header = struct.pack(
-        ">IIBBBBB", width or array.shape[1], height or array.shape[0], array.itemsize * 8, color_type, 0, 0, 0
-    )
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in array)
-    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def encoded(kind, image=None, **options):
@@ -106,8 +91,8 @@ BAD = {
     "channels.tif": (lambda: tiff(integers((9, 9, 5), 16), photometric="rgb"), "5 channels"),
     "bomb.png": (lambda: png(integers((1, 1), 8), 0, width=65000, height=65000), "megapixels"),
     "bomb.bmp": (lambda: flipped(flipped(encoded("BMP"), 20), 24), "damaged|megapixels"),
-    "picture.gif": (lambda: encoded("GIF"), "suffix"),
-    "picture": (lambda: encoded("PNG"), "suffix"),
+    "image.gif": (lambda: encoded("GIF"), "suffix"),
+    "image": (lambda: encoded("PNG"), "suffix"),
 }
 
 

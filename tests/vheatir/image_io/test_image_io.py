@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image as Pillow
 from PIL import ImageCms, PngImagePlugin
 
+from tests.vheatir.image_io.png_by_hand import chunk, png
 from vheatir.errors import UserError
 from vheatir.image_io import DEPTHS, Image, read_image, write_image
 from vheatir.utils.files import atomic_open
@@ -99,7 +100,7 @@ def test_sixteen_bits_are_real_and_not_scaled_from_eight(tmp_path):
 )
 def test_tiff_of_other_writers(tmp_path, channels, compression, depth):
     array = np.clip(integers((9, 12, channels), depth), 0, None).squeeze()
-    path = tmp_path / "picture.tif"
+    path = tmp_path / "image.tif"
     if compression == "lzw":  # OpenCV's default
         swapped = array if channels == 1 else array[..., [2, 1, 0, 3][:channels]]
         assert cv2.imwrite(str(path), swapped)
@@ -177,28 +178,14 @@ def test_webp_stays_lossless_or_lossy(tmp_path, lossless):
 
 @pytest.mark.parametrize("transparent", [False, True])
 def test_palette_is_expanded(tmp_path, transparent):
-    picture = Pillow.fromarray(integers((20, 30, 3), 8)).quantize(16)
-    picture.save(tmp_path / "in.png", **({"transparency": 3} if transparent else {}))
+    drawn = Pillow.fromarray(integers((20, 30, 3), 8)).quantize(16)
+    drawn.save(tmp_path / "in.png", **({"transparency": 3} if transparent else {}))
     image = read_image(tmp_path / "in.png")
-    np.testing.assert_array_equal(image.pixels, as_floats(np.asarray(picture.convert("RGB"))))
+    np.testing.assert_array_equal(image.pixels, as_floats(np.asarray(drawn.convert("RGB"))))
     if transparent:
-        np.testing.assert_array_equal(image.alpha, np.where(np.asarray(picture) == 3, 0, 1))
+        np.testing.assert_array_equal(image.alpha, np.where(np.asarray(drawn) == 3, 0, 1))
     else:
         assert image.alpha is None
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(array, color_type, *extra, width=None, height=None):
-    """A PNG written by hand: any color type of 8 or 16 bits, any further chunks."""
-    header = struct.pack(
-        ">IIBBBBB", width or array.shape[1], height or array.shape[0], array.itemsize * 8, color_type, 0, 0, 0
-    )
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in array)
-    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -253,8 +240,8 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, image, reason):
 
 
 def test_writing_into_a_missing_folder_names_the_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.picture\.png.*cannot be written"):
-        write_image(tmp_path / "none" / "picture.png", Image(np.zeros((2, 2), np.float32)))
+    with pytest.raises(UserError, match=r"none.image\.png.*cannot be written"):
+        write_image(tmp_path / "none" / "image.png", Image(np.zeros((2, 2), np.float32)))
 
 
 def test_names_as_long_as_the_file_system_allows(tmp_path):
@@ -265,7 +252,7 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(b"old")
     with pytest.raises(error), atomic_open(path) as file:
         file.write(b"half of the new")
@@ -285,7 +272,7 @@ write_image(sys.argv[1], Image(np.zeros((64, 64, 3), np.float32)))
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_before_the_rename_nothing_stands_under_the_final_name(tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == -signal.SIGKILL
     assert not path.exists()
     assert all(file.name.startswith(".vheatir-") and file.suffix == ".tmp" for file in tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""TIFFs by rows, float kinds, EXIF folders and colors under alpha: what is read is what was stored, and comes back."""
+"""TIFFs by rows, float kinds, EXIF directories, colors under alpha: what is read is what was stored, and comes back."""
 
 import struct
 
@@ -11,7 +11,7 @@ from PIL import TiffImagePlugin
 from vheatir.errors import UserError
 from vheatir.image_io import Image, open_image, read_image, write_image
 from vheatir.image_io.tiff import TiffInfo
-from vheatir.image_io.tiff_exif import Entry, append_folders
+from vheatir.image_io.tiff_exif import Entry, append_ifds
 from vheatir.image_io.write import write_blocks
 
 RNG = np.random.default_rng(0)
@@ -118,8 +118,8 @@ def test_premultiplied_colors_are_straight_inside_and_come_back(tmp_path, dtype)
     np.testing.assert_allclose(stored.raw(3, stored.floats(3, 20)[0]), array[3:20], rtol=1e-6)
 
 
-def photo_with_folders(path, dtype, byteorder):
-    """A TIFF with EXIF and GPS folders: by Pillow, or, of the byte order that Pillow does not write, by hand."""
+def photo_with_ifds(path, dtype, byteorder):
+    """A TIFF with EXIF and GPS directories: by Pillow, or, of the byte order that Pillow does not write, by hand."""
     array = pixels((8, 9), dtype)
     if byteorder == "<":
         tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -130,7 +130,7 @@ def photo_with_folders(path, dtype, byteorder):
     image = Image(array.astype(np.float32) / np.iinfo(dtype).max, bit_depth=8 * array.itemsize)
     image.extras["tiff"] = TiffInfo(9, 8, image.bit_depth, 1, dtype=dtype, byteorder=">")
     inner = [Entry(1, 2, 4, b"R98\0")]
-    image.extras["tiff"].folders = {
+    image.extras["tiff"].ifds = {
         34665: [
             Entry(0x829A, 5, 1, struct.pack(">II", 8, 1000)),
             Entry(0x9003, 2, 20, b"2024:05:01 12:00:00\0"),
@@ -143,8 +143,8 @@ def photo_with_folders(path, dtype, byteorder):
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_exif_and_gps_folders_of_a_tiff_come_back(tmp_path, dtype, byteorder):
-    photo_with_folders(tmp_path / "in.tif", dtype, byteorder)
+def test_exif_and_gps_directories_of_a_tiff_come_back(tmp_path, dtype, byteorder):
+    photo_with_ifds(tmp_path / "in.tif", dtype, byteorder)
     write_image(tmp_path / "out.tif", read_image(tmp_path / "in.tif"))
     with Pillow.open(tmp_path / "in.tif") as before, Pillow.open(tmp_path / "out.tif") as after:
         for folder, tag, value in ((0x8769, 0x829A, 0.008), (0x8769, 0x9003, "2024:05:01 12:00:00"), (0x8825, 1, "N")):
@@ -160,9 +160,9 @@ def test_a_damaged_exif_folder_is_left_out_with_a_note(tmp_path):
     array = pixels((8, 9), "uint16")
     tifffile.imwrite(tmp_path / "in.tif", array, byteorder="<")
     with open(tmp_path / "in.tif", "r+b") as file:
-        append_folders(file, {34665: [Entry(0x9003, 2, 5000, b"too short")]})
+        append_ifds(file, {34665: [Entry(0x9003, 2, 5000, b"too short")]})
     image = read_image(tmp_path / "in.tif")
-    assert "EXIF folder reaches beyond" in image.notes[0]
+    assert "EXIF directory reaches beyond" in image.notes[0]
     write_image(tmp_path / "out.tif", image)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), array)
 

@@ -81,12 +81,12 @@ def test_a_tiff_is_neither_turned_nor_told_otherwise(tmp_path, orientation, dtyp
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_what_another_decoder_reads_is_not_turned_either(tmp_path, kind, orientation):
     color = Pillow.fromarray(pixels((16, 24, 3), "uint8"))
-    picture = {"palette": color.quantize(16), "bilevel": color.convert("1"), "CCITT": color.convert("1")}.get(
+    converted = {"palette": color.quantize(16), "bilevel": color.convert("1"), "CCITT": color.convert("1")}.get(
         kind, color
     )
     compression = {"JPEG": "jpeg", "CCITT": "group4", "LZW": "tiff_lzw"}.get(kind)
-    picture.save(tmp_path / "upright.tif", compression=compression)
-    picture.save(tmp_path / "in.tif", compression=compression, tiffinfo={274: orientation})
+    converted.save(tmp_path / "upright.tif", compression=compression)
+    converted.save(tmp_path / "in.tif", compression=compression, tiffinfo={274: orientation})
     upright = read_image(tmp_path / "upright.tif").pixels
     image = read_image(tmp_path / "in.tif")
     np.testing.assert_array_equal(image.pixels, upright)
@@ -109,8 +109,8 @@ def test_data_sets_get_images_upright_in_every_format(tmp_path, suffix, orientat
     exif = Pillow.Exif()
     exif[274] = orientation
     Pillow.fromarray(np.repeat(np.repeat(pixels((2, 3, 3), "uint8"), 8, 0), 8, 1)).save(path, exif=exif, lossless=True)
-    with Pillow.open(path) as picture:
-        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    with Pillow.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     np.testing.assert_array_equal(decode_image(path.read_bytes(), "in"), expected)
 
 

@@ -49,8 +49,8 @@ def avif(bits=10, **about):
         pytest.skip("this Pillow cannot write AVIF")
     file = io.BytesIO()
     if bits == 8:
-        picture = Pillow.fromarray(np.rint(ramp() * 255).astype(np.uint8))
-        picture.save(file, "AVIF", quality=100, subsampling="4:4:4", **about)
+        gray = Pillow.fromarray(np.rint(ramp() * 255).astype(np.uint8))
+        gray.save(file, "AVIF", quality=100, subsampling="4:4:4", **about)
         return file.getvalue()
     imagecodecs = pytest.importorskip("imagecodecs", reason="pip install 'vheatir[phone]'")
     steps = np.rint(ramp() * (2**bits - 1)).astype(np.uint16)
@@ -194,16 +194,16 @@ def test_raw_is_developed_upright_to_sixteen_bits(orientation, tmp_path):
 
 def test_exif_of_a_raw_file_is_kept(tmp_path):
     pytest.importorskip("rawpy", reason="pip install 'vheatir[raw]'")
-    from vheatir.image_io.tiff_exif import Entry, append_folders, read_folders
+    from vheatir.image_io.tiff_exif import Entry, append_ifds, read_ifds
 
     file = io.BytesIO(dng())
     iso, note = Entry(34855, 3, 1, (3200).to_bytes(2, "little")), Entry(37500, 7, 8, b"whatever")
-    append_folders(file, {34665: [iso, note]})
+    append_ifds(file, {34665: [iso, note]})
     (tmp_path / "a.dng").write_bytes(file.getvalue())
     write_image(tmp_path / "b.tif", read_image(tmp_path / "a.dng"))
     with tifffile.TiffFile(tmp_path / "b.tif") as tiff, open(tmp_path / "b.tif", "rb") as written:
-        folders = read_folders(written, tiff.pages[0].offset)
-    assert [(entry.tag, entry.value[:2]) for entry in folders[34665]] == [(34855, (3200).to_bytes(2, "little"))]
+        ifds = read_ifds(written, tiff.pages[0].offset)
+    assert [(entry.tag, entry.value[:2]) for entry in ifds[34665]] == [(34855, (3200).to_bytes(2, "little"))]
 
 
 def test_what_is_no_raw_file_is_refused(tmp_path):

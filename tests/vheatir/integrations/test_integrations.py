@@ -14,7 +14,7 @@ from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.errors import UserError
 
 
-def picture(side, channels=3):
+def random_image(side, channels=3):
     pixels = torch.from_numpy(skimage.data.chelsea()[60 : 60 + side, 100 : 100 + side].copy())
     image = pixels.permute(2, 0, 1)[None].float() / 255
     return image if channels == 3 else image.mean(1, keepdim=True)
@@ -36,7 +36,7 @@ class TestSpandrel:
         assert model.architecture.id == name_of(network) and model.purpose == "Restoration" and model.scale == 1
         assert model.input_channels == model.output_channels == (1 if metadata["color"] == "gray" else 3)
         assert model.model.config["dim"] == network.config["dim"]
-        image = picture(33, model.input_channels)[..., :29]
+        image = random_image(33, model.input_channels)[..., :29]
         with torch.inference_mode():
             expected = network(image)
         result = model(image)
@@ -51,7 +51,7 @@ class TestSpandrel:
         model = self.spandrel.ModelLoader().load_from_state_dict(network.state_dict()).eval()
         assert model.architecture.id == "VHeatUNet" and model.tags == ["8dim", "3 blocks"]
         with torch.inference_mode():
-            assert_close(model(picture(33)), network(picture(33)).clamp(0, 1))
+            assert_close(model(random_image(33)), network(random_image(33)).clamp(0, 1))
 
     def test_other_architectures_are_still_found(self):
         other = next(entry for entry in self.spandrel.MAIN_REGISTRY if entry.architecture.id not in NETWORKS)
@@ -74,7 +74,7 @@ class TestDeepinv:
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_it_denoises(self, channels):
-        clean = picture(64, channels)
+        clean = random_image(64, channels)
         noisy = clean + 25 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             result = self.HeatDenoiser()(noisy, 25 / 255)
@@ -84,7 +84,7 @@ class TestDeepinv:
     def test_plug_and_play_deblurring_gains_two_decibels(self):
         from deepinv.optim import L2, PnP, optim_builder
 
-        clean = picture(96)
+        clean = random_image(96)
         blur = self.deepinv.physics.functional.blur.gaussian_blur(sigma=(1.6, 1.6))
         noise = self.deepinv.physics.GaussianNoise(0.03, rng=torch.Generator().manual_seed(0))
         physics = self.deepinv.physics.BlurFFT(clean.shape[1:], filter=blur, noise_model=noise)

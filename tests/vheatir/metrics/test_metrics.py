@@ -18,10 +18,10 @@ def pair(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = np.stack([np.sin(rows / (5 + c)) + np.cos(columns / (7 - c)) for c in range(3)], axis=2)
-    picture = 120 + 45 * waves + rng.normal(0, 6, waves.shape)
-    picture = picture if len(shape) == 3 else picture[:, :, 0]
-    noisy = picture + rng.normal(0, 12, picture.shape)
-    return tuple(np.clip(np.rint(image), 0, 255).astype(np.uint8) for image in (noisy, picture))
+    clean = 120 + 45 * waves + rng.normal(0, 6, waves.shape)
+    clean = clean if len(shape) == 3 else clean[:, :, 0]
+    noisy = clean + rng.normal(0, 12, clean.shape)
+    return tuple(np.clip(np.rint(image), 0, 255).astype(np.uint8) for image in (noisy, clean))
 
 
 def cut(image: np.ndarray, border: int) -> np.ndarray:
@@ -118,9 +118,9 @@ def test_psnrb_of_images_without_two_blocks_is_finite(shape):
 def test_identical_images(shape):
     flat = np.full(shape, 77, np.uint8)
     assert scores(flat, flat) == {"psnr": math.inf, "ssim": pytest.approx(1.0), "psnrb": math.inf}
-    picture = pair(shape)[1]
-    assert psnr(picture, picture) == math.inf
-    assert ssim(picture, picture) == pytest.approx(1.0, abs=1e-12)
+    clean = pair(shape)[1]
+    assert psnr(clean, clean) == math.inf
+    assert ssim(clean, clean) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_psnr_of_a_known_error():

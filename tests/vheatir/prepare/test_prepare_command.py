@@ -146,7 +146,7 @@ def test_a_union_from_a_folder_a_download_and_an_archive(command, server, photo_
     assert "holds 1 images, expected 2" in capsys.readouterr().err
 
 
-def picture(seed, side):
+def encoded_image(seed, side):
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     data = cv2.imencode(".png", pixels)[1].tobytes()
     return data, hashlib.md5(data).hexdigest()
@@ -157,7 +157,7 @@ def listed(server, tmp_path):
     """A list as PD12M's: six images that may be used and some that may not; one of the six is gone."""
     rows = []
     for number in range(6):
-        data, digest = picture(number, 40)
+        data, digest = encoded_image(number, 40)
         (tmp_path / "served" / f"{number}.png").write_bytes(data)
         rows.append({"url": f"{server}/{number}.png", "hash": digest, "license": FREE, "width": 40, "height": 40})
     gone = min(rows, key=lambda row: row["hash"])

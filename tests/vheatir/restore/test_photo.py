@@ -105,10 +105,10 @@ def test_it_is_the_default_and_tells_noise_and_quality(photo_weights, tmp_path, 
 def test_noise_that_a_camera_has_smoothed_is_noticed():
     rng = np.random.default_rng(0)
     grain = cv2.GaussianBlur(rng.normal(0, 20, (256, 256, 3)), (0, 0), 1.0)
-    picture = np.clip(0.5 + grain / 255, 0, 1).astype(np.float32)
+    noisy = np.clip(0.5 + grain / 255, 0, 1).astype(np.float32)
     restorer = Restorer("photo")
-    found = restorer.measure(lambda start, stop: (picture[start:stop], None), picture.shape)
-    white = restorer.measure(lambda start, stop: (picture[start:stop], None), picture.shape, "denoise")
+    found = restorer.measure(lambda start, stop: (noisy[start:stop], None), noisy.shape)
+    white = restorer.measure(lambda start, stop: (noisy[start:stop], None), noisy.shape, "denoise")
     assert 0.3 * grain.std() < found < 1.5 * grain.std()
     assert white < 0.5 * found
 

@@ -55,7 +55,7 @@ def noisy(shape, dtype=np.float32):
     return (0.5 + 0.3 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
 
 
-def picture(path, shape=(20, 24, 3), depth=8, alpha=False):
+def save_image(path, shape=(20, 24, 3), depth=8, alpha=False):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def test_colors_under_alpha_leave_no_halos_and_stay(restorer):
     alpha[:, 20:] = 0
     black, white = image.copy(), image.copy()
     black[:, 20:], white[:, 20:] = 0, 1
-    results = [restorer.restore(picture, alpha=alpha) for picture in (black, white)]
+    results = [restorer.restore(pixels, alpha=alpha) for pixels in (black, white)]
     np.testing.assert_array_equal(results[0][:, :20], results[1][:, :20])
     np.testing.assert_array_equal(results[0][:, 20:], 0)
     np.testing.assert_array_equal(results[1][:, 20:], 1)
@@ -211,7 +211,7 @@ KINDS = [(".png", 8), (".png", 16), (".tif", 16), (".tif", 32), (".jpg", 8), (".
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 257), (31, 45), (31, 45, 3)], ids=str)
 @pytest.mark.parametrize(("suffix", "depth"), KINDS, ids=str)
 def test_files_keep_format_depth_size_and_alpha(command, restorer, tmp_path, suffix, depth, shape):
-    source = read_image(picture(tmp_path / f"in{suffix}", shape, depth, alpha=suffix != ".jpg"))
+    source = read_image(save_image(tmp_path / f"in{suffix}", shape, depth, alpha=suffix != ".jpg"))
     assert command("in" + suffix, "-o", "out") == 0
     result = read_image(tmp_path / "out" / f"in{suffix}")
     assert (result.pixels.shape, result.bit_depth) == (source.pixels.shape, depth)
@@ -225,7 +225,7 @@ def test_files_keep_format_depth_size_and_alpha(command, restorer, tmp_path, suf
 
 
 def test_sixteen_bit_results_are_not_rounded_to_eight(command, tmp_path):
-    picture(tmp_path / "in.png", (40, 40, 3), depth=16)
+    save_image(tmp_path / "in.png", (40, 40, 3), depth=16)
     assert command("in.png", "-o", "out") == 0
     result = cv2.imread(str(tmp_path / "out" / "in.png"), cv2.IMREAD_UNCHANGED)
     assert result.dtype == np.uint16 and len(np.unique(result % 257)) > 100

@@ -24,7 +24,7 @@ def prepared(recipe: Path, folder: Path):
         (folder / name).mkdir(parents=True, exist_ok=True)
         options["path"][name] = str(folder / name)
     datasets = build_datasets(recipe, options)
-    datasets["val"].opt["name"] = "pictures"
+    datasets["val"].opt["name"] = "images"
     return options, datasets
 
 
@@ -49,7 +49,7 @@ def test_basicsrs_loop_makes_the_steps_of_ours_saves_validates_and_resumes(train
     model = build_model(recipe, options)
     iterations(model, options, datasets, 0)
     assert set(model.get_current_log()) == {"l_pix", "grad_norm"}
-    assert model.best_metric_results["pictures"]["psnr"]["iter"] == 6
+    assert model.best_metric_results["images"]["psnr"]["iter"] == 6
     assert len(list((tmp_path / "basicsr" / "visualization").rglob("*.png"))) == 2
     saved = torch.load(tmp_path / "basicsr" / "models" / "net_g_latest.pth", weights_only=True)
     for part, key in (("network", "params"), ("network_ema", "params_ema")):

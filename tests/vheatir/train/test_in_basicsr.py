@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ pytest.importorskip("basicsr", reason="training needs BasicSR")
 from vheatir import basicsr, weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.data.sources import close_environments
-from vheatir.prepare.patches import make_lmdb
 from vheatir.train.options import read_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,20 +104,6 @@ def test_smoke_for_30_iterations_by_both_loops(tmp_path, monkeypatch):
         "smoke.yml",
     }
     assert {path.name for path in run_folder.iterdir()} >= {"options.yml", "train.log", "curves.jsonl", "models"}
-
-
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """A folder with names as BSD has them, and an LMDB of it."""
-    import skimage.data
-
-    root = tmp_path_factory.mktemp("stand-in")
-    (root / "folder").mkdir()
-    for number, name in enumerate(("100075.jpg", "12003.jpg", "38082.jpg", "385028.jpg")):
-        crop = skimage.data.astronaut()[50 * number :, 50 * number :][:64, :72, ::-1]
-        assert cv2.imwrite(str(root / "folder" / name), np.ascontiguousarray(crop))
-    make_lmdb(root / "folder", root / "train.lmdb")
-    return root
 
 
 def on_stand_ins(recipe: Path, stand_ins: Path) -> list[str]:

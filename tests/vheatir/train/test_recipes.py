@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.testing import assert_close
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.data.sources import close_environments
-from vheatir.prepare.patches import make_lmdb
 from vheatir.train.options import read_options
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
@@ -47,28 +45,14 @@ def _registered():
     close_environments()
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder with names as BSD has them, and an LMDB of it."""
-    import skimage.data
-
-    root = tmp_path_factory.mktemp("stand-in")
-    (root / "folder").mkdir()
-    for number, name in enumerate(("100075.jpg", "12003.jpg", "38082.jpg", "385028.jpg")):
-        crop = skimage.data.astronaut()[50 * number :, 50 * number :][:64, :72, ::-1]
-        assert cv2.imwrite(str(root / "folder" / name), np.ascontiguousarray(crop))
-    make_lmdb(root / "folder", root / "train.lmdb")
-    return root
-
-
-def shrunk(name, pictures, *more):
+def shrunk(name, stand_ins, *more):
     """The recipe on stand-in images with a small network; everything else as in the file."""
     path = RECIPES / f"{name}.yml"
     overrides = list(more)
     for phase, table in read_options(path)["datasets"].items():
         root = table["dataroot_gt"]
         if not root.startswith("package:"):
-            stand_in = pictures / ("train.lmdb" if root.endswith(".lmdb") else "folder")
+            stand_in = stand_ins / ("train.lmdb" if root.endswith(".lmdb") else "folder")
             overrides.append(f"datasets.{phase}.dataroot_gt={stand_in}")
     if name in TRAINING:
         network = read_options(path)["network_g"]["type"]
@@ -85,8 +69,8 @@ def test_every_file_is_tested():
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_recipe_builds_steps_and_validates(name, pictures, tmp_path):
-    path, options = shrunk(name, pictures)
+def test_recipe_builds_steps_and_validates(name, stand_ins, tmp_path):
+    path, options = shrunk(name, stand_ins)
     trainer = Trainer(path, options, RunFolder(tmp_path, "x", resume=False))
     before = [parameter.detach().clone() for parameter in trainer.model.net_g.parameters()]
     batch = next(iter(trainer.loader()))
@@ -104,9 +88,9 @@ def test_recipe_builds_steps_and_validates(name, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["denoise_gray_light", "jpeg_gray_light"])
-def test_gray_recipes_start_from_the_shipped_color_weights(name, pictures):
+def test_gray_recipes_start_from_the_shipped_color_weights(name, stand_ins):
     path = RECIPES / f"{name}.yml"
-    sets = [f"datasets.{phase}.dataroot_gt={pictures / 'folder'}" for phase in read_options(path)["datasets"]]
+    sets = [f"datasets.{phase}.dataroot_gt={stand_ins / 'folder'}" for phase in read_options(path)["datasets"]]
     options = complete_options(path, read_options(path, sets), is_train=True)
     color, _ = weights.load(options["path"]["pretrain_network_g"])
     network = build_model(path, options).net_g.eval()
@@ -134,8 +118,8 @@ def test_recipe_can_be_built_at_its_full_size(name):
         assert sum(parameter.numel() for parameter in network.parameters()) <= 2e6
 
 
-def test_light_recipes_split_one_folder_into_training_and_validation(pictures, tmp_path):
-    path, options = shrunk("denoise_light", pictures)
+def test_light_recipes_split_one_folder_into_training_and_validation(stand_ins, tmp_path):
+    path, options = shrunk("denoise_light", stand_ins)
     trainer = Trainer(path, options, RunFolder(tmp_path, "x", resume=False))
     (validation,) = trainer.validation_sets.values()
     assert (trainer.train_set.keys, validation.keys) == (["100075.jpg", "12003.jpg"], ["38082.jpg", "385028.jpg"])
@@ -152,8 +136,8 @@ def small_weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", TESTING)
-def test_recipe_is_evaluated(name, pictures, small_weights, tmp_path):
-    path, options = shrunk(name, pictures, f"path.pretrain_network_g={small_weights}", "val.max_images=1")
+def test_recipe_is_evaluated(name, stand_ins, small_weights, tmp_path):
+    path, options = shrunk(name, stand_ins, f"path.pretrain_network_g={small_weights}", "val.max_images=1")
     results = evaluate_options(path, options, tmp_path)
     assert [result["data"] for result in results] == [table["name"] for table in options["datasets"].values()]
     for result in results:

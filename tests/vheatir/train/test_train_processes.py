@@ -141,13 +141,13 @@ def test_gloo_shares_validation_out(tmp_path, train, small_photos, load_beside):
     from vheatir.train.validation import validate
 
     for number, source in enumerate(sorted((small_photos / "train").iterdir())):
-        folder = tmp_path / "pictures" / str(number // 2)
+        folder = tmp_path / "images" / str(number // 2)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"same{number % 2}.png").write_bytes(source.read_bytes())
     torch.manual_seed(0)
     network = VHeatIR(dim=8, depths=[1], embed_size=8).eval()
     nn.init.normal_(network.conv_last.weight, std=0.02)
-    dataset = GaussianNoiseDataset({"phase": "val", "dataroot_gt": str(tmp_path / "pictures"), "sigma": 25})
+    dataset = GaussianNoiseDataset({"phase": "val", "dataroot_gt": str(tmp_path / "images"), "sigma": 25})
     metrics = {"psnr": lambda a, b: psnr(a, b, border=0, luma=False)}
 
     def work(rank):

@@ -10,7 +10,7 @@ import torch
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.errors import UserError
 from vheatir.restore.self_ensemble import self_ensemble
-from vheatir.train.validation import restore_planes, score_table
+from vheatir.train.validation import restore_planes, validation_table
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 
@@ -73,7 +73,7 @@ NAMES = ("psnr", "ssim", "psnrb")
 
 
 def test_a_metric_of_another_name_has_no_input_to_compare_with():
-    table = score_table({"val": {"images": 3, "restored": {"psnr_y": 30.0}, "input": {"psnr": 20.0}}})
+    table = validation_table({"val": {"images": 3, "restored": {"psnr_y": 30.0}, "input": {"psnr": 20.0}}})
     assert table.splitlines()[1].split() == ["val", "(3)", "30.0000"]
 
 

@@ -1,24 +1,17 @@
-"""How strong a degradation is, as an option says it: fixed, one of a list, or from a range."""
+"""Numbers that a degradation draws for each sample, as an option says it: fixed, one of a list, or from a range."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
+from vheatir.backbone.training.schema import is_number
 from vheatir.errors import UserError
 
 
-def is_number(value: object, integer: bool = False) -> TypeGuard[float]:
-    """A finite int or float, or a whole int when `integer`; True and False are no numbers here."""
-    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
-        return False
-    return math.isfinite(value)
-
-
 @dataclass(frozen=True)
-class Levels:
-    """Strengths to draw from: one of `choices`, or uniformly from `low` .. `high` (both ends included for integers)."""
+class Distribution:
+    """Numbers to draw from: one of `choices`, or uniformly from `low` .. `high` (both ends included for integers)."""
 
     choices: tuple[float, ...] = ()
     low: float = 0.0
@@ -26,7 +19,7 @@ class Levels:
     integer: bool = False
 
     @classmethod
-    def parse(cls, value: object, key: str, low: float, high: float, integer: bool = False) -> "Levels":
+    def parse(cls, value: object, key: str, low: float, high: float, integer: bool = False) -> "Distribution":
         """Read the option `key`: `25`, `[15, 25, 50]` (one of them) or `{min: 0, max: 55}`, each in low .. high.
 
         Args:
@@ -37,11 +30,11 @@ class Levels:
             integer: take whole numbers only.
         """
         span = isinstance(value, dict)
-        if span and set(value) != {"min", "max"}:
-            raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
-        numbers: list[Any] = (
-            [value["min"], value["max"]] if span else list(value) if isinstance(value, (list, tuple)) else [value]
-        )
+        numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if span:
+            if set(value) != {"min", "max"}:
+                raise UserError(f"{key}: a range is written {{min: …, max: …}}, got keys {sorted(map(str, value))}")
+            numbers = [value["min"], value["max"]]
         kind = "an integer" if integer else "a number"
         if not numbers or not all(is_number(number, integer) for number in numbers):
             raise UserError(
@@ -55,7 +48,7 @@ class Levels:
         return cls(choices=tuple(numbers), integer=integer)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One strength; an int when `integer`."""
+        """One number; an int when `integer`."""
         if self.choices:
             return self.choices[int(rng.integers(len(self.choices)))]
         if self.integer:
@@ -63,13 +56,13 @@ class Levels:
         return float(rng.uniform(self.low, self.high))
 
     def draw_evenly_in_logarithm(self, rng: np.random.Generator) -> float:
-        """One strength above 0, as likely between 1 and 2 as between 10 and 20."""
+        """One number above 0, as likely between 1 and 2 as between 10 and 20."""
         if self.choices:
             return self.draw(rng)
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
 
     def only(self, key: str) -> float:
-        """The one fixed strength; a list or a range is a UserError, since a test set is degraded at one level."""
+        """The one fixed number; a list or a range is a UserError, since a test set is degraded with one."""
         if len(self.choices) != 1:
-            raise UserError(f"{key}: validation and test need one fixed value; give each level a dataset of its own")
+            raise UserError(f"{key}: validation and test need one fixed value; give each value a dataset of its own")
         return self.choices[0]
