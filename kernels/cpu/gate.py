@@ -90,6 +90,8 @@ class _NormJob(_RowsJob):
         ("source", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("branch", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
         ("epsilon", ctypes.c_double),
     )
@@ -104,6 +106,7 @@ class _NormGradientJob(_RowsJob):
         ("grad", ctypes.c_void_p),
         ("grad_sum", ctypes.c_void_p),
         ("grad_source", ctypes.c_void_p),
+        ("grad_branch", ctypes.c_void_p),
         ("grad_weight", ctypes.c_void_p),
         ("grad_bias", ctypes.c_void_p),
         ("epsilon", ctypes.c_double),
@@ -284,103 +287,148 @@ def halves_product(x: Tensor) -> Tensor:
     return _Product.apply(x) if _wants_gradients(x) else _native_product(x)
 
 
-def _native_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+def _native_norm(
+    x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype, branch: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(x + branch, its norm); without a branch the first is x, without a norm the second is None.
+
+    Args:
+        x: (..., C), float32.
+        norm: weight, bias and epsilon.
+        dtype: of the norm and the branch.
+        branch: as x.
+    """
     x = x.contiguous()
-    weight = weight.contiguous()
-    bias = bias.contiguous()
-    y = x.new_empty(x.shape, dtype=dtype)
+    branch = None if branch is None else branch.contiguous()
+    total = x if branch is None else torch.empty_like(x)
+    weight, bias, epsilon = (None, None, 0.0) if norm is None else (norm[0].contiguous(), norm[1].contiguous(), norm[2])
+    y = None if norm is None else x.new_empty(x.shape, dtype=dtype)
     job = _NormJob(
         rows=x.numel() // x.shape[-1],
         channels=x.shape[-1],
         threads=threads_for(x.numel()),
         type=_TYPES[dtype],
         source=x.data_ptr(),
-        weight=weight.data_ptr(),
-        bias=bias.data_ptr(),
-        target=y.data_ptr(),
+        weight=None if weight is None else weight.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        branch=None if branch is None else branch.data_ptr(),
+        sum=None if branch is None else total.data_ptr(),
+        target=None if y is None else y.data_ptr(),
         epsilon=epsilon,
     )
     native.functions().vheatir_rescale(ctypes.byref(job))
-    return y
+    return total, y
 
 
 class _ForkNorm(torch.autograd.Function):
-    """(x, norm of x); the backward adds both gradients of x in the pass in which it computes one of them."""
+    """(x + branch, its norm); the backward adds both gradients of the sum in the pass that computes one of them."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype):
-        ctx.save_for_backward(x, weight, bias)
+    def forward(ctx, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dtype):
+        total, y = _native_norm(x, (weight, bias, epsilon), dtype, branch)
+        ctx.save_for_backward(x if branch is None else total, weight, bias)  # an input or output: differentiable again
         ctx.epsilon = epsilon
-        ctx.dtype = dtype
+        ctx.branch_dtype = None if branch is None else branch.dtype
         ctx.set_materialize_grads(False)
-        return x.view_as(x), _native_norm(x, weight, bias, epsilon, dtype)
+        return (x.view_as(x) if branch is None else total), y
 
     @staticmethod
     def backward(ctx, grad_sum: Tensor | None, grad: Tensor | None):
-        x, weight, bias = ctx.saved_tensors
+        total, weight, bias = ctx.saved_tensors
+        forks = ctx.branch_dtype is not None
+
+        def with_branch(grad_total: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            return grad_total, grad_total.to(ctx.branch_dtype) if forks and grad_total is not None else None
+
         if grad is None:
-            return grad_sum, None, None, None, None
+            return *with_branch(grad_sum), None, None, None, None
         if torch.is_grad_enabled():
             epsilon = ctx.epsilon
             grads = formula_gradients(
                 lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, epsilon),
-                (x, weight, bias),
-                grad.to(x.dtype),
+                (total, weight, bias),
+                grad.to(total.dtype),
             )
-            total = grads[0] if grad_sum is None or grads[0] is None else grads[0] + grad_sum
-            return total, *grads[1:], None, None
-        x = x.contiguous()
+            grad_total = grads[0] if grad_sum is None or grads[0] is None else grads[0] + grad_sum
+            return *with_branch(grad_total), *grads[1:], None, None
+        total = total.contiguous()
         grad = grad.contiguous()
         grad_sum = None if grad_sum is None else grad_sum.contiguous()
         weight = weight.contiguous()
-        rows = x.numel() // x.shape[-1]
-        grad_x = x.new_empty(x.shape)
-        sums = x.new_empty(2, -(-rows // _CHUNK), x.shape[-1])
+        rows = total.numel() // total.shape[-1]
+        grad_total = total.new_empty(total.shape)
+        # In float32 the sum hands its gradient to both.
+        grad_branch = grad.new_empty(grad.shape) if forks and grad.dtype != torch.float32 else None
+        sums = total.new_empty(2, -(-rows // _CHUNK), total.shape[-1])
         job = _NormGradientJob(
             rows=rows,
-            channels=x.shape[-1],
-            threads=threads_for(x.numel()),
+            channels=total.shape[-1],
+            threads=threads_for(total.numel()),
             type=_TYPES[grad.dtype],
-            source=x.data_ptr(),
+            source=total.data_ptr(),
             weight=weight.data_ptr(),
             grad=grad.data_ptr(),
             grad_sum=None if grad_sum is None else grad_sum.data_ptr(),
-            grad_source=grad_x.data_ptr(),
+            grad_source=grad_total.data_ptr(),
+            grad_branch=None if grad_branch is None else grad_branch.data_ptr(),
             grad_weight=sums[0].data_ptr(),
             grad_bias=sums[1].data_ptr(),
             epsilon=ctx.epsilon,
         )
         native.functions().vheatir_rescale_gradient(ctypes.byref(job))
         grad_weight, grad_bias = sums.sum(1)
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_total, (grad_total if forks and grad_branch is None else grad_branch), grad_weight, grad_bias, None, None
 
 
-def norm_to(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor:
-    """`norm(x).to(dtype)`, without gradients in one pass over memory.
+class _Sum(torch.autograd.Function):
+    """float32 + bfloat16 without a widened copy."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, branch: Tensor) -> Tensor:
+        return _native_norm(x, None, branch.dtype, branch)[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.to(torch.bfloat16)
+
+
+def residual_sum(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch; a bfloat16 branch is added to a float32 map in one pass over memory.
+
+    Args:
+        x: (..., C).
+        branch: of the same shape.
+    """
+    mixed = x.dtype == torch.float32 and branch.dtype == torch.bfloat16 and x.shape == branch.shape
+    if not mixed or not _kernel_takes(x) or not _kernel_takes(branch):
+        return x + branch
+    return _Sum.apply(x, branch) if _wants_gradients(x, branch) else _native_norm(x, None, branch.dtype, branch)[0]
+
+
+def fork_norm(
+    x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, branch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + branch for a residual connection, and `norm(x + branch).to(dtype)` for the layers beside it.
+
+    The same values as those of PyTorch. The sum is made in the pass that normalizes it, and the backward adds what
+    comes from both in one pass over memory.
 
     Args:
         x: (..., C), float32.
         norm: over the C channels, with weight and bias.
         dtype: float32 or bfloat16.
+        branch: of the shape of x, of `dtype`; None adds nothing.
     """
-    if _norm_fits(x, norm, dtype) and not _wants_gradients(x, norm.weight, norm.bias):
-        return _native_norm(x, norm.weight, norm.bias, norm.eps, dtype)
-    return norm(x).to(dtype)
-
-
-def fork_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x for a residual branch, and `norm(x).to(dtype)` for the layers beside it.
-
-    The same values as those of PyTorch; the backward adds what comes from both in one pass over memory.
-
-    Args:
-        x: (..., C), float32.
-        norm: over the C channels, with weight and bias.
-        dtype: float32 or bfloat16.
-    """
-    if not _norm_fits(x, norm, dtype) or not _wants_gradients(x, norm.weight, norm.bias):
-        return x, norm_to(x, norm, dtype)
-    return _ForkNorm.apply(x, norm.weight, norm.bias, norm.eps, dtype)
+    if not _norm_fits(x, norm, dtype):
+        x = x if branch is None else x + branch
+        return x, norm(x).to(dtype)
+    if branch is not None and (branch.dtype != dtype or branch.shape != x.shape or not _kernel_takes(branch)):
+        x, branch = residual_sum(x, branch), None
+    if _wants_gradients(x, norm.weight, norm.bias) or (branch is not None and _wants_gradients(branch)):
+        return _ForkNorm.apply(x, branch, norm.weight, norm.bias, norm.eps, dtype)
+    total, y = _native_norm(x, (norm.weight, norm.bias, norm.eps), dtype, branch)
+    assert y is not None, "there is a norm"
+    return total, y
 
 
 def _norm_fits(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> bool:

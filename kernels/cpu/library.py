@@ -14,7 +14,7 @@ from vheatir.kernels.cpu import build as cpu_build
 
 SWITCH = "VHEATIR_CPU_KERNEL"  # 0 switches the kernel off
 INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their numbers in csrc/api.h
-_ABI = 6  # likewise
+_ABI = 7  # likewise
 _log = logging.getLogger("vheatir")
 _lock = threading.Lock()
 _loaded: "Library | None" = None

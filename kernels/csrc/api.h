@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-enum { VHEATIR_ABI = 6 };  // raised whenever a structure or the meaning of a field changes
+enum { VHEATIR_ABI = 7 };  // raised whenever a structure or the meaning of a field changes
 
 // Kinds of step and types of transform; kernels/cpu/plan.py explains them and makes the plans.
 enum { VHEATIR_SPLIT, VHEATIR_LEAF, VHEATIR_DENSE, VHEATIR_MERGE, VHEATIR_COPY };
@@ -132,23 +132,30 @@ typedef struct {
 } vheatir_product_job;
 void vheatir_product(const vheatir_product_job *job);
 
-// Layer norm of contiguous rows of float32 into rows of float32 or bfloat16, without its neighbors.
+// Layer norm of contiguous rows of float32 into rows of float32 or bfloat16. With a branch, of the type of the target,
+// it is the norm of source + branch, and that goes to `sum`, which may be the source; both are null without one. With
+// a null target only the sum is made.
 typedef struct {
   int64_t rows, channels, threads, type;
   const float *source, *weight, *bias;
+  const void *branch;
+  float *sum;
   void *target;
   double epsilon;
 } vheatir_rescale_job;
 void vheatir_rescale(const vheatir_rescale_job *job);
 
-// Its backward; `grad` is of the type of the result. `grad_sum`, which may be null, is added to the gradient of the
-// source. Weight and bias are summed over chunks as in vheatir_norm_gradient.
+// Its backward; the source is what was normalized, `grad` of the type of the result. `grad_sum`, which may be null, is
+// added to the gradient of the source, and that goes in the type of `grad` to `grad_branch`, which may be null.
+// Weight and bias are summed over chunks as in vheatir_norm_gradient.
 typedef struct {
   int64_t rows, channels, threads, type;
   const float *source, *weight;
   const void *grad;
   const float *grad_sum;
-  float *grad_source, *grad_weight, *grad_bias;
+  float *grad_source;
+  void *grad_branch;
+  float *grad_weight, *grad_bias;
   double epsilon;
 } vheatir_rescale_gradient_job;
 void vheatir_rescale_gradient(const vheatir_rescale_gradient_job *job);

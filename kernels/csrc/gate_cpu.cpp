@@ -100,6 +100,13 @@ template <bool narrow>
 void rescale_row(const vheatir_rescale_job &job, int64_t row) {
   const int64_t whole = job.channels / kWidth * kWidth, at = row * job.channels;
   const float *x = job.source + at;
+  if (job.branch) {
+    float *const sum = job.sum + at;
+    for (int64_t c = 0; c < whole; c += kWidth) store(sum + c, load(x + c) + get<narrow>(job.branch, at + c));
+    for (int64_t c = whole; c < job.channels; ++c) sum[c] = x[c] + get_one<narrow>(job.branch, at + c);
+    x = sum;
+  }
+  if (!job.target) return;
   Vec sums = {};
   float rest = 0;
   for (int64_t c = 0; c < whole; c += kWidth) sums += load(x + c);

@@ -156,6 +156,7 @@ void rescale_row_backward(const vheatir_rescale_gradient_job &job, int64_t row, 
     Vec total = (grad - grad_mean - normalized * product) * factor;
     if (job.grad_sum) total += get_lanes<false>(job.grad_sum, at + c, lanes);
     put_lanes<false>(job.grad_source, at + c, total, lanes);
+    if (job.grad_branch) put_lanes<narrow>(job.grad_branch, at + c, total, lanes);
   });
 }
 

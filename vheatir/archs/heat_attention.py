@@ -12,7 +12,9 @@ from vheatir.backbone.layers.embedding import diffusivities_of_reach, init_diffu
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import Linear
 from vheatir.kernels.dct import decay_map
+from vheatir.kernels.diffusion.ops import diffuse
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
+from vheatir.kernels.plain import are_plain
 
 GRID = 8  # pixels: the side of a JPEG coder's blocks
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time
@@ -46,10 +48,16 @@ class _Conduction(KeptForms):
             dtype = torch.promote_types(log_k.dtype, torch.float32)
             return decay_map(log_k.to(dtype).exp().expand(height, width, -1))
 
+    def diffusivity(self) -> Tensor | None:
+        """(C,) in squared pixels, where each channel has one and the decay is exp(-k w^2); else None."""
+        return None
+
     def conduct(self, x: Tensor) -> Tensor:
         """Heat of (B, H, W, C), of the same shape and type."""
         size = x.shape[1:3]
         sources = self._sources()
+        if x.is_cpu and are_plain(x, *sources) and (k := self.diffusivity()) is not None:
+            return diffuse(x, k)  # no decay map is made or read: a fifth faster; elsewhere the decay has faster kernels
         if self.may_keep(*sources, compared=True):
             return heat_conduction(x, self.keep(tuple(size), sources, lambda: prepare_decay(self.decay(*size))))
         return heat_conduction(x, self.decay(*size))
@@ -77,6 +85,12 @@ class HeatAttention(_Conduction):
         super().__init__()
         self.linear = Linear(dim, dim)
         self.log_k = None if reach is None else _log_k(reach, dim)
+
+    def diffusivity(self) -> Tensor | None:
+        if self.log_k is None:
+            return None
+        with full_precision(self.log_k):
+            return self.log_k.to(torch.promote_types(self.log_k.dtype, torch.float32)).exp()
 
     def average(self, x: Tensor) -> Tensor:
         """What the linear layer sees: (B, H, W, C), or (B, 1, 1, C) for the average over the whole map."""
@@ -114,6 +128,10 @@ class PooledAttention(HeatAttention):
 
     def _sources(self) -> list[Tensor]:
         return [self.pooled_log_k]
+
+    def diffusivity(self) -> Tensor | None:
+        with full_precision(self.pooled_log_k):
+            return self.pooled_log_k.to(torch.promote_types(self.pooled_log_k.dtype, torch.float32)).exp()
 
     def decay(self, height: int, width: int) -> Tensor:
         """As in `HeatAttention`, for the pooled map."""

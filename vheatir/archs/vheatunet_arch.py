@@ -14,7 +14,7 @@ from vheatir.archs.vheatir_arch import check_counts, check_inputs, level_plane, 
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
-from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
+from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
 from vheatir.kernels.plain import are_plain
 
 
@@ -63,9 +63,8 @@ class GatedBlock(KeptForms):
             y = depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
             if attention is not None:
                 y = attention(y)
-        x = x + _scaled(self.project, y, self.scale1)
-        x, y = fork_norm(x, self.norm2, dtype)
-        return x + _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2)
+        x, y = fork_norm(x, self.norm2, dtype, _scaled(self.project, y, self.scale1))
+        return residual_sum(x, _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2))
 
     def _fused(self, x: Tensor) -> Tensor:
         """`forward` of a frozen network on a CPU, with fewer passes over memory."""
@@ -76,7 +75,7 @@ class GatedBlock(KeptForms):
         with full_precision(x):
             product = torch.ops.mkldnn._linear_pointwise
             onto = torch.ops.mkldnn._linear_pointwise.binary
-            y = product(norm_to(x, self.norm1, dtype), *forms.expand, "none", [], "")
+            y = product(fork_norm(x, self.norm1, dtype)[1], *forms.expand, "none", [], "")
             y = depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
             attention = self.attention
             if attention is not None:
@@ -86,9 +85,14 @@ class GatedBlock(KeptForms):
                     y = onto(average, y, *forms.attention, "mul")
                 else:
                     y = attention.times(y, product(average, *forms.attention, "none", [], ""))
-            x = _added(x, y, forms.project)
-            y = product(norm_to(x, self.norm2, dtype), *forms.fc1, "none", [], "")
-            return _added(x, halves_product(y), forms.fc2)
+            if dtype == torch.float32:  # the product adds, else the norm
+                x, y = fork_norm(onto(y, x, *forms.project, "add"), self.norm2, dtype)
+            else:
+                x, y = fork_norm(x, self.norm2, dtype, product(y, *forms.project, "none", [], ""))
+            y = halves_product(product(y, *forms.fc1, "none", [], ""))
+            if dtype == torch.float32:
+                return onto(y, x, *forms.fc2, "add")
+            return residual_sum(x, product(y, *forms.fc2, "none", [], ""))
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
@@ -138,13 +142,6 @@ class _Forms:
         self.attention = form(attention.linear) if isinstance(attention, HeatAttention) else None
         self.project = form(block.project, block.scale1)
         self.fc2 = form(block.fc2, block.scale2)
-
-
-def _added(x: Tensor, y: Tensor, form: tuple[Tensor, Tensor]) -> Tensor:
-    """x + linear(y), in the type of x."""
-    if x.dtype == y.dtype:
-        return torch.ops.mkldnn._linear_pointwise.binary(y, x, *form, "add")
-    return x + torch.ops.mkldnn._linear_pointwise(y, *form, "none", [], "")
 
 
 class Stage(nn.Sequential):

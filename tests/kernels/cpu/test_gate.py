@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from vheatir.kernels.cpu import gate, library
 from vheatir.kernels.cpu import kernel as cpu_kernel
-from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, norm_to
+from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
 
 # Rims only, one inner pixel, several blocks of pixels, channels that fill no vector.
 SHAPES = [(1, 1, 1, 2), (2, 3, 3, 32), (1, 2, 33, 34), (1, 17, 2, 40), (2, 7, 131, 64), (1, 8, 9, 262)]
@@ -173,8 +173,9 @@ def test_an_odd_number_of_channels_is_refused():
 @needs_kernel
 @pytest.mark.parametrize("sides", ["both", "branch", "norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "with_branch"])
 @pytest.mark.parametrize("shape", [(5, 1), (3, 5, 7, 16), (2, 11, 37), (600, 64)])
-def test_native_gradients_of_a_forked_norm(shape, dtype, sides, calls):
+def test_native_gradients_of_a_forked_norm(shape, adds, dtype, sides, calls):
     torch.manual_seed(sum(shape))
     norm = torch.nn.LayerNorm(shape[-1])
     torch.nn.init.normal_(norm.weight)
@@ -182,13 +183,20 @@ def test_native_gradients_of_a_forked_norm(shape, dtype, sides, calls):
     exact.load_state_dict(norm.state_dict())
     x = (torch.randn(shape) * 3 + 5).requires_grad_()
     in_64 = x.detach().double().requires_grad_()
+    branch = torch.randn(shape).to(dtype).requires_grad_() if adds else None
+    total = in_64 * 1 if branch is None else in_64 + branch.detach().double()
     grads = torch.randn(shape), torch.randn(shape).to(dtype)
     chosen = {"both": [0, 1], "branch": [0], "norm": [1]}[sides]
-    found, wanted = fork_norm(x, norm, dtype), (in_64 * 1, exact(in_64))
+    found, wanted = fork_norm(x, norm, dtype, branch), (total, exact(total))
+    assert_close(found[0].double(), total, rtol=1e-6, atol=1e-6)
+    assert_close(found[1].double(), wanted[1], rtol=1e-3 if dtype == torch.float32 else 2**-7, atol=1e-3)
     torch.autograd.backward([found[i] for i in chosen], [grads[i] for i in chosen])
     torch.autograd.backward([wanted[i] for i in chosen], [grads[i].double() for i in chosen])
     assert calls == ["vheatir_rescale", *["vheatir_rescale_gradient"] * (1 in chosen)]
     assert_close(x.grad.double(), in_64.grad, rtol=1e-4, atol=1e-4)  # one channel alone multiplies errors by 300
+    if branch is not None:
+        assert branch.grad.dtype == dtype
+        assert_close(branch.grad.double(), in_64.grad, rtol=1e-4 if dtype == torch.float32 else 2**-8, atol=1e-4)
     for one, other in zip(norm.parameters(), exact.parameters(), strict=True):
         if 1 in chosen:
             assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
@@ -197,16 +205,49 @@ def test_native_gradients_of_a_forked_norm(shape, dtype, sides, calls):
 
 
 @needs_kernel
-def test_a_forked_norm_can_be_differentiated_twice():
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "with_branch"])
+def test_a_forked_norm_can_be_differentiated_twice(adds):
     def second_order(x, norm):
         x = x.detach().requires_grad_()
-        branch, normal = fork_norm(x, norm, torch.float32) if x.dtype == torch.float32 else (x, norm(x))
-        (first,) = torch.autograd.grad((branch * normal).square().sum(), x, create_graph=True)
+        branch = x.sin() if adds else None
+        if x.dtype == torch.float32:
+            total, normal = fork_norm(x, norm, torch.float32, branch)
+        else:
+            total = x if branch is None else x + branch
+            normal = norm(total)
+        (first,) = torch.autograd.grad((total * normal).square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), x)[0]
 
     torch.manual_seed(0)
     x, norm = torch.randn(3, 8), torch.nn.LayerNorm(8)
     assert relative(second_order(x, norm), second_order(x.double(), torch.nn.LayerNorm(8).double())) < 1e-5
+
+
+@needs_kernel
+@pytest.mark.parametrize("channels", [1, 16, 37])
+def test_a_narrow_branch_is_added_in_one_pass(channels, calls):
+    torch.manual_seed(channels)
+    x = torch.randn(2, 5, 3, channels).requires_grad_()
+    branch = torch.randn(2, 5, 3, channels).bfloat16().requires_grad_()
+    grad = torch.randn(2, 5, 3, channels)
+    y = residual_sum(x, branch)
+    y.backward(grad)
+    assert calls == ["vheatir_rescale"] and torch.equal(y, x + branch.float())
+    assert torch.equal(x.grad, grad) and torch.equal(branch.grad, grad.bfloat16())
+    with torch.no_grad():
+        assert torch.equal(residual_sum(x, branch), y)
+        assert torch.equal(residual_sum(x, x), x + x)
+    assert len(calls) == 2
+
+
+@needs_kernel
+def test_a_branch_of_another_type_is_added_before_the_norm():
+    torch.manual_seed(0)
+    x, norm = torch.randn(2, 3, 3, 8), torch.nn.LayerNorm(8)
+    for branch in (torch.randn(2, 3, 3, 8), torch.randn(8)):
+        total, y = fork_norm(x, norm, torch.bfloat16, branch)
+        assert_close(total, x + branch)
+        assert_close(y.float(), norm(x + branch), rtol=2**-8, atol=1e-2)
 
 
 def test_bfloat16_maps_beside_float32_weights_without_the_kernel(monkeypatch):
@@ -236,7 +277,7 @@ def test_native_norm_is_layer_norm(channels, dtype, calls):
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     with torch.no_grad():
-        y = norm_to(x, norm, dtype)
+        y = fork_norm(x, norm, dtype)[1]
         wanted = F.layer_norm(x.double(), (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
     assert calls == ["vheatir_rescale"] and y.dtype == dtype
     assert_close(y.double(), wanted, rtol=1e-4 if dtype == torch.float32 else 2**-8, atol=1e-4)
@@ -244,4 +285,6 @@ def test_native_norm_is_layer_norm(channels, dtype, calls):
 
 def test_norm_with_gradients_is_that_of_torch():
     x, norm = torch.randn(2, 3, 3, 8), torch.nn.LayerNorm(8)
-    assert norm_to(x, norm, torch.float32).requires_grad
+    total, y = fork_norm(x, norm, torch.float32)
+    assert y.requires_grad and torch.equal(total, x)
+    assert_close(y, norm(x))
