@@ -376,8 +376,9 @@ class _ForkNorm(torch.autograd.Function):
             epsilon=ctx.epsilon,
         )
         native.functions().vheatir_rescale_gradient(ctypes.byref(job))
-        grad_weight, grad_bias = sums.sum(1)
-        return grad_total, (grad_total if forks and grad_branch is None else grad_branch), grad_weight, grad_bias, None, None
+        if forks and grad_branch is None:
+            grad_branch = grad_total
+        return grad_total, grad_branch, *sums.sum(1), None, None
 
 
 class _Sum(torch.autograd.Function):
