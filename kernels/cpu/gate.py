@@ -406,9 +406,7 @@ def residual_sum(x: Tensor, branch: Tensor) -> Tensor:
     return _Sum.apply(x, branch) if _wants_gradients(x, branch) else _native_norm(x, None, branch.dtype, branch)[0]
 
 
-def fork_norm(
-    x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, branch: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def fork_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x + branch for a residual connection, and `norm(x + branch).to(dtype)` for the layers beside it.
 
     The same values as those of PyTorch. The sum is made in the pass that normalizes it, and the backward adds what
