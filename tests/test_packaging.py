@@ -206,7 +206,7 @@ def _expected() -> set[str]:
     return expected
 
 
-def _wheel(folder: Path, monkeypatch, kernel: str) -> Path:
+def build_wheel(folder: Path, monkeypatch, kernel: str) -> Path:
     """The wheel of a copy of the sources, built with VHEATIR_CPU_KERNEL=`kernel`."""
     monkeypatch.setenv("VHEATIR_CPU_KERNEL", kernel)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
@@ -220,7 +220,7 @@ needs_compiler = pytest.mark.skipif(cpu_build.compiler() is None, reason=cpu_bui
 
 @pytest.mark.parametrize("kernel", [pytest.param("1", marks=needs_compiler), "0"], ids=["native", "pure"])
 def test_a_wheel_holds_every_file_once(kernel, tmp_path, monkeypatch):
-    wheel = _wheel(tmp_path, monkeypatch, kernel)
+    wheel = build_wheel(tmp_path, monkeypatch, kernel)
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")]
     native = [name for name in names if name.endswith(".so")]
     assert len(names) == len(set(names))
@@ -230,24 +230,24 @@ def test_a_wheel_holds_every_file_once(kernel, tmp_path, monkeypatch):
 
 @needs_compiler
 def test_a_wheel_with_the_kernel_belongs_to_a_platform_and_to_every_python(tmp_path, monkeypatch):
-    wheel = _wheel(tmp_path, monkeypatch, "1")
+    wheel = build_wheel(tmp_path, monkeypatch, "1")
     *_, python, abi, platform = wheel.stem.split("-")
     assert (python, abi) == ("py3", "none")
     assert platform == sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def test_a_wheel_without_the_kernel_is_for_every_machine(tmp_path, monkeypatch):
-    assert _wheel(tmp_path, monkeypatch, "0").name.endswith("-py3-none-any.whl")
+    assert build_wheel(tmp_path, monkeypatch, "0").name.endswith("-py3-none-any.whl")
 
 
 def test_a_kernel_that_was_asked_for_and_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-compiler-of-that-name")
     with pytest.raises(AssertionError, match="asks for the CPU kernel"):
-        _wheel(tmp_path, monkeypatch, "1")
+        build_wheel(tmp_path, monkeypatch, "1")
 
 
 def test_the_metadata_name_the_readme_and_both_licenses(tmp_path, monkeypatch):
-    wheel = zipfile.ZipFile(_wheel(tmp_path, monkeypatch, "0"))
+    wheel = zipfile.ZipFile(build_wheel(tmp_path, monkeypatch, "0"))
     (path,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(path))
     assert metadata["Version"] == importlib.import_module("vheatir").__version__

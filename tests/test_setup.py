@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -161,3 +162,33 @@ def test_every_dependency_has_a_lower_bound():
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     exempt = ("vheatir[", "scipy<", "setuptools")  # bounds from above for others' sake; `vheatir` is the package itself
     assert [text for text in texts if not re.search(r"[>=]=", text) and not text.startswith(exempt)] == []
+
+
+def test_the_oldest_versions_are_the_stated_minimums(monkeypatch, tmp_path, capsys):
+    oldest = _script("oldest")
+    stated = oldest.minimums()
+    assert stated["torch"] == "2.9" and stated["opencv-python"] == "4.11.0.86" and len(stated) > 30
+    pins = "".join(f"{name}=={version}.0\n    # via vheatir\n" for name, version in stated.items())
+    monkeypatch.setattr(oldest, "PINS", tmp_path / "pins.txt")
+    monkeypatch.setattr(oldest, "OLDEST", sys.version_info[:2])
+    calls = []
+    monkeypatch.setattr(oldest, "uv", lambda *words: calls.append(words) or oldest.PINS.write_text(pins))
+    oldest.resolve()
+    assert {"lowest-direct", "--extra", "backbone"} <= set(calls[0])
+    assert "tested 4.11.0.86" in capsys.readouterr().out
+    pins = pins.replace("numpy==2.0", "numpy==2.1")
+    with pytest.raises(SystemExit, match=r"cannot be installed together: numpy$"):
+        oldest.resolve()
+
+
+def test_the_workflow_tests_every_python_that_is_stated():
+    root = SCRIPTS.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = [match[1] for text in project["classifiers"] if (match := re.search(r"Python :: (3\.\d+)$", text))]
+    jobs = yaml.safe_load((root / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == stated
+    assert project["requires-python"] == f">={stated[0]}"
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = {target for command in commands for target in re.findall(r"make ([\w-]+)", command)}
+    rules = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"test", "test-oldest", "dist"} <= targets <= rules

@@ -241,7 +241,7 @@ def export(
 ) -> dict[str, Any]:
     """Write a network as ONNX, as a torch.export program, as a folder for the Hugging Face Hub, or for BasicSR.
 
-    Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; level (B,),
+    Batch, height and width are dynamic. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; level (B,),
     sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not clipped. Of a backbone
     the batch alone stays free. Input: x (B, channels, H, W) of its image size, float32, normalized. Output: scores.
 
@@ -269,7 +269,7 @@ def export(
     if output is not None and Path(output).suffix in publish.CONVERTED:
         return found | {"converted": publish.convert(weights, Path(output), task, opt)}
     if task is not None or opt is not None:
-        raise UserError("a task and options are for turning a .pth file into .safetensors")
+        raise UserError("a task and options are for converting a .pth file to .safetensors")
     chosen = _backbone(weights, model, arguments or {})
     if arguments and chosen is None:
         raise UserError(f"{', '.join(arguments)}: arguments belong to backbones; name one with --model NAME")
@@ -325,10 +325,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir export",
         description="Write a network as ONNX (.onnx), as a torch.export program (.pt2) or as a folder for the Hub, or "
-        "turn BasicSR's .pth files into weights for `vheatir restore` (.safetensors), and back.",
-        epilog="Batch, height and width stay free. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; "
+        "convert BasicSR's .pth files to weights for `vheatir restore` (.safetensors), and back.",
+        epilog="Batch, height and width are dynamic. Input: image (B, channels, H, W), float32, RGB or gray in [0, 1]; "
         "level (B,), sigma / 255 or quality / 100, for networks that take one. Output: restored, like image, not "
-        "clipped. Of a backbone the batch alone stays free; input: x (B, channels, H, W), float32, normalized; output: "
+        "clipped. Of a backbone only the batch is dynamic; input: x (B, channels, H, W), float32, normalized; output: "
         "scores (B, classes). Exit status: 0 written and equal to PyTorch's results, 2 refused.",
     )
     parser.add_argument(

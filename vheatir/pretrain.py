@@ -159,7 +159,7 @@ def _lines(name: str, size: tuple[int, int], result: dict[str, Any]) -> Iterator
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir pretrain",
-        description="Train a backbone on images of classes, evaluate it, or measure its speed, from a YAML file. "
+        description="Train a backbone on labeled images, evaluate it, or measure its speed, from a YAML file. "
         "For several processes: torchrun --nproc-per-node N -m vheatir pretrain -opt FILE",
     )
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, or name of a recipe")

@@ -126,7 +126,7 @@ def _from_floats(values: np.ndarray) -> Image.Image:
     return _narrowed(values, 1)
 
 
-_SIGNED = "holds signed or 32-bit whole numbers, of which none is white; save it with 8 or 16 bits"
+_SIGNED = "holds signed or 32-bit integers, which have no value for white; save it with 8 or 16 bits"
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:

@@ -131,7 +131,7 @@ class HeatLayer(KeptForms):
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
         """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference."""
         if self.k_exp is not None:
-            raise ValueError(f"this layer is folded already, for maps of {_size(self.k_exp)}")
+            raise ValueError(f"this layer is already folded, for maps of {_size(self.k_exp)}")
         with torch.no_grad():
             decay = self._fresh_decay(embedding)
         self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)

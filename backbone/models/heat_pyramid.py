@@ -76,7 +76,7 @@ class HeatPyramid(Pyramid):
         """
         embeddings = self.freq_embed
         if embeddings is None:
-            raise ValueError("this network is folded already")
+            raise ValueError("this network is already folded")
         for index, embedding in enumerate(embeddings):
             for block in self.blocks_of(index):
                 heat_layer_of(block).fold(embedding)

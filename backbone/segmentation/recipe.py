@@ -16,7 +16,7 @@ class SegmentationData:
 
     Attributes:
         root: folder of the data set.
-        layout: "ade20k" (images/training, annotations/training; 0 is unlabelled, classes from 1 on), "cityscapes"
+        layout: "ade20k" (images/training, annotations/training; 0 is unlabeled, classes from 1 on), "cityscapes"
             (leftImg8bit/train/CITY, gtFine/train/CITY) or "folders" (images/train, labels/train; classes from 0 on).
         train, val: names of the splits; None takes the layout's.
         num_classes: classes that are learned.

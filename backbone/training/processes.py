@@ -207,13 +207,13 @@ class Processes:
     def _text(error: Exception) -> str:
         if isinstance(error, UserError):
             return str(error)
-        return f"{type(error).__name__}: {error}; its traceback stands above"
+        return f"{type(error).__name__}: {error}; its traceback is above"
 
     def _guess(self, error: Exception) -> str:
         if "imed out" in str(error):
             what = "waited in vain for another one, which hangs, or needs longer than --timeout allows"
         else:
-            what = "lost another one, which was killed or broke off; what the launcher says tells which"
+            what = "lost another one, which was killed or failed; the launcher's report names it"
         return f"a process of {self.world} {what}; --resume goes on from the last checkpoint"
 
 
@@ -284,7 +284,7 @@ def started(launcher: str | None = None, timeout: float = TIMEOUT) -> Iterator[P
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
             f"process {processes.rank} of {processes.world} did not find the others within {timeout:.0f} s at "
-            f"{address}: {error}; look at what the launcher says, and whether the machines reach that address"
+            f"{address}: {error}; look at the launcher's report, and whether the machines reach that address"
         ) from error
     processes = Processes(rank, world, processes.local_rank, processes.local_world, store)
     try:

@@ -63,9 +63,12 @@ def compiler() -> list[str] | None:
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
-def library_name() -> str:
-    """File name of the library; it changes with the sources, the flags and the processor's family."""
-    digest = hashlib.sha256(repr((_FLAGS, _VERSIONS_X86, platform.machine(), sys.platform)).encode())
+def library_name(machine: str | None = None) -> str:
+    """File name of the library for a family of processors, as `platform.machine()` calls it; by default this one's.
+
+    It changes with the sources, the flags and the family.
+    """
+    digest = hashlib.sha256(repr((_FLAGS, _VERSIONS_X86, machine or platform.machine(), sys.platform)).encode())
     for name in _FILES:
         digest.update((SOURCES / name).read_bytes())
     return f"libvheatir_cpu-{digest.hexdigest()[:16]}.so"
@@ -123,18 +126,35 @@ def _has_openmp(command: list[str], folder: str) -> bool:
     return True
 
 
-def build(target: Path) -> None:
+def _check_target(command: list[str], machine: str) -> None:
+    """That a compiler makes code for a family of processors: the first part of what it calls its machine."""
+    try:
+        done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, timeout=_LONGEST_BUILD_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{command[0]} could not be run: {error}") from error
+    made = done.stdout.strip() or "nothing that it names"
+    if made.partition("-")[0] != machine:
+        raise BuildError(f"{command[0]} compiles for {made}, not for {machine}; name a cross compiler by CXX")
+
+
+def build(target: Path, machine: str | None = None) -> None:
     """Compile the library to `target`, which appears complete or not at all.
 
+    Args:
+        target: file to write.
+        machine: family of processors to compile for, with a cross compiler in CXX; by default this one's.
+
     Raises:
-        BuildError: there is no compiler, it fails, or the folder cannot be written.
+        BuildError: there is no compiler, it fails, is for other processors, or the folder cannot be written.
     """
     command = compiler()
     if command is None:
         raise BuildError(NO_COMPILER)
     if sys.platform == "win32":
         raise BuildError("the CPU kernel has no build for Windows")
-    x86 = platform.machine() in ("x86_64", "AMD64")
+    if machine:
+        _check_target(command, machine)
+    x86 = (machine or platform.machine()) in ("x86_64", "AMD64")
     versions = _VERSIONS_X86 if x86 else {"portable": ()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

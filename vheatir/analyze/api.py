@@ -57,11 +57,11 @@ def analyze(
 
     Args:
         analysis: "cost", "heat", "invariance" or "receptive-field".
-        model: names of backbones, with fresh weights; or the one that `weights` of other programs belong to.
+        model: names of backbones, with random weights; or the one that `weights` of other programs belong to.
         weights: trained weights of `vheatir pretrain`, or other files. "cost" takes all backbones where none is named.
         arguments: of the networks, such as {"img_size": 64}.
         device: torch device; by default CUDA where there is one.
-        seed: of fresh weights and drawn directions.
+        seed: of random weights and directions.
         out: folder for the numbers as JSON and the figures as PNG and SVG; None writes nothing.
         say: called with lines of results as they come.
         **options: of the analysis: see `vheatir.analyze.cost.cost`, `vheatir.analyze.invariance.invariance`,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from vheatir.utils.files import atomic_open
 
-_AXES = {"translation": "shift in pixels", "pre_rotation": "degrees, turned before the crop"}
-_AXES |= {"post_rotation": "degrees, turned after the crop", "scale": "side of the crop over that of the image"}
+_AXES = {"translation": "shift in pixels", "pre_rotation": "degrees, rotated before the crop"}
+_AXES |= {"post_rotation": "degrees, rotated after the crop", "scale": "side of the crop over that of the image"}
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

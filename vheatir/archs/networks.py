@@ -41,7 +41,7 @@ def arch_of_state_dict(state: Mapping[str, Tensor]) -> str:
     if "conv_first.weight" in state and "down.0.weight" in state and "up.0.weight" in state:
         return "VHeatUNet"
     first = ", ".join(list(state)[:3])
-    raise ValueError(f"these are the weights of none of {', '.join(NETWORKS)}; the first keys are {first}")
+    raise ValueError(f"these weights belong to none of {', '.join(NETWORKS)}; the first keys are {first}")
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:

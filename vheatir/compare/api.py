@@ -94,7 +94,7 @@ def open_columns(
             columns.append(Column(label, None, {"method": INPUT}))
         elif name == "nlm":
             if level is None:
-                raise UserError("nlm needs to be told the noise level; add --sigma, or leave it out of --methods")
+                raise UserError("nlm needs the noise level; add --sigma, or leave it out of --methods")
             columns.append(Column(label, *open_method("nlm", task, gray, None, None, None)))
         else:
             columns.append(Column(label, *open_method("vheatir", task, gray, name, device, tile)))

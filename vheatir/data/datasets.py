@@ -149,7 +149,7 @@ class JPEGDataset(SyntheticDataset):
         self.context = self._period * (2 if self.double_probability else 1)
         if self.on_device == {"augment"}:
             raise UserError(
-                "on_device: augment would mirror and turn the blocks of images that are compressed already; add "
+                "on_device: augment would flip and rotate the blocks of images that are already compressed; add "
                 "jpeg_approximate, or leave both to the loader"
             )
         if not self.train:

@@ -73,7 +73,7 @@ def open_method(
     """
     if name in CLASSIC:
         if task == "jpeg":
-            raise UserError(f"--method {name} removes noise, with nothing to offer for --task jpeg; leave --method out")
+            raise UserError(f"--method {name} removes noise and does not apply to --task jpeg; leave --method out")
         if weights is not None or device is not None or tile is not None or precision != "float32":
             raise UserError(f"--method {name} takes none of --weights, --device, --tile, --precision; leave them out")
         sigma_used = "told the true sigma" if task == "denoise" else "with an assumed sigma"

@@ -63,7 +63,7 @@ def _with_features(name: str, network: str, make: Callable):
         choices: Any = torchvision.models.get_model_weights(network)  # each network has its own enumeration
         weights = choices.DEFAULT
         place = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
-        raise UserError(f"{name} needs {weights.url}, which cannot be had ({error}); put it at {place}") from error
+        raise UserError(f"{name} needs {weights.url}, which cannot be loaded ({error}); put it at {place}") from error
 
 
 def _images(name: str, device: str, *images: np.ndarray):

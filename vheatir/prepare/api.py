@@ -258,7 +258,7 @@ class _Preparation:
 
     def _is_new(self, target: Path) -> bool:
         if target.exists():
-            self.say(f"{target}: is there and stays; remove it to have it made anew")
+            self.say(f"{target}: exists and is kept; remove it to make it again")
         return not target.exists()
 
     def _images_shown(self, target: Path) -> Callable[[int, int], None]:

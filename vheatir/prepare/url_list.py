@@ -131,5 +131,5 @@ def collect(
                     have[name] = row
                 report(len(have), problem)
     if len(have) < count:
-        raise UserError(f"the list gives {len(have)} images that can be had, {count} are wanted; give a longer one")
+        raise UserError(f"the list gives {len(have)} usable images, {count} are wanted; give a longer one")
     return have

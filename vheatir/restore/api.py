@@ -76,9 +76,9 @@ def restore(  # long function: most of it says what its arguments mean
         tile: side of the tiles in pixels; 0: the whole image; by the image's size and the free memory by default.
         overlap: pixels that neighboring tiles share.
         max_megapixels: refuse images that claim to be larger.
-        workers: files in work at the same time; by default one per core, at most 4, and of small files four times that.
+        workers: files processed at a time; by default one per core, at most 4, and of small files four times that.
         engine: "local", or "ray" for the machines of a Ray cluster.
-        manifest: JSON lines in which every input stands once, with what became of it.
+        manifest: JSON lines, one for each input, with its result.
         overwrite: replace outputs that exist; without it they stay and their inputs are not read.
         progress: hears what happens, such as `vheatir.restore.progress.ConsoleProgress`.
 
@@ -108,7 +108,7 @@ def restore(  # long function: most of it says what its arguments mean
     plan = _plan(inputs, output, overwrite)
     if plan.passed_over:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(plan.passed_over.items()))
-        progress.note(printable(f"note: files of other kinds passed over: {kinds}"))
+        progress.note(printable(f"note: files of other kinds skipped: {kinds}"))
     if plan.kept:
         progress.note(f"{len(plan.kept)} existing outputs stay as they are (--overwrite replaces them)")
     found = {}

@@ -88,7 +88,7 @@ def luminance_table(quality: int) -> np.ndarray:
 
 
 def quality_of_tables(tables: Mapping[int, Sequence[int]]) -> tuple[int, bool]:
-    """The libjpeg quality of a file's quantisation tables, and whether its luminance table is exactly that one.
+    """The libjpeg quality of a file's quantization tables, and whether its luminance table is exactly that one.
 
     tables: as Pillow gives them, 64 numbers row by row under each index. Tables of other encoders get the quality
     whose table is nearest in logarithm.

@@ -79,7 +79,7 @@ def outcomes(
         restorer: the network of all workers.
         jobs: files to restore.
         options: see `FileOptions`.
-        workers: files in work at the same time.
+        workers: files processed at the same time.
         on_share: called with a job's number and the share of it that is done.
     """
     stop = threading.Event()
@@ -138,7 +138,7 @@ def run(
         restorer: the network of all workers.
         jobs: files to restore.
         options: see `FileOptions`.
-        workers: files in work at the same time.
+        workers: files processed at the same time.
         progress: hears of shares and outcomes.
         manifest: notes each outcome.
 

@@ -75,7 +75,7 @@ def train_in(
         logger.error("%s", error)
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"{error}; what is written is whole, --resume goes on from the last checkpoint") from error
+        raise UserError(f"{error}; what is written is complete, --resume goes on from the last checkpoint") from error
     finally:
         if run is not None:
             run.close()

@@ -126,7 +126,7 @@ def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric
     if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a color network: its mean, as in restoring
         output = output.mean(1, keepdim=True).expand_as(output)
     if not torch.isfinite(output).all():
-        raise UserError(f"{sample['lq_path']}: the network made NaN or infinity of it; {DIVERGED}")
+        raise UserError(f"{sample['lq_path']}: the network's output holds NaN or infinity; {DIVERGED}")
     target = to_uint8(_image_of(sample["gt"][None]))
     restored = to_uint8(_image_of(output.clamp(0, 1)))
     record = {

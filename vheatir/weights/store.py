@@ -63,7 +63,7 @@ def read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, OSError) as error:
         hint = ""
         if path.suffix in (".pth", ".pt", ".ckpt"):
-            hint = f"; a training checkpoint is turned into safetensors by `vheatir export {path} --to safetensors`"
+            hint = f"; a training checkpoint is converted to safetensors by `vheatir export {path} --to safetensors`"
         raise UserError(f"{path}: not a whole safetensors file ({error}){hint}") from error
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     broken = sum(int((~torch.isfinite(value)).sum()) for value in state.values() if value.is_floating_point())

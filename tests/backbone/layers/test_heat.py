@@ -162,7 +162,7 @@ def test_folding_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="not folded"):
         layer.unfold()
     layer.fold(embed)
-    with pytest.raises(ValueError, match="folded already"):
+    with pytest.raises(ValueError, match="already folded"):
         layer.fold(embed)
     with pytest.raises(ValueError, match="folded for maps of 6x9, got 5x9; unfold"):
         layer(maps()[:, :5])

@@ -112,7 +112,7 @@ def test_a_batch_with_nothing_left_to_do_is_only_moved(photo_folder, build, devi
         ("noise", {"on_device": ["jpeg"]}, r"on_device: expected a list of augment, noise, got \['jpeg'\]"),
         ("jpeg", {"on_device": ["noise"]}, r"expected a list of augment, jpeg_approximate"),
         ("noise", {"on_device": "noise"}, r"expected a list of augment, noise, got 'noise'"),
-        ("jpeg", {"on_device": ["augment"]}, "would mirror and turn the blocks"),
+        ("jpeg", {"on_device": ["augment"]}, "would flip and rotate the blocks"),
         ("noise", {"on_device": ["noise"], "phase": "val", "sigma": 25}, "on_device: is for training"),
         ("noise", {"progressive": [{}], "phase": "val", "sigma": 25}, "progressive: is for training"),
     ],

@@ -271,7 +271,7 @@ def test_gray_weights_are_not_for_the_color_protocol(images, weights_file):
     [
         (["--task", "jpeg", "--sigma", "15", "--weights", "none"], "--task jpeg takes --quality"),
         (["--task", "denoise", "--quality", "15", "--weights", "none"], "--task denoise takes --sigma"),
-        (["--task", "jpeg", "--method", "nlm"], "nothing to offer"),
+        (["--task", "jpeg", "--method", "nlm"], "does not apply to --task jpeg"),
         (["--task", "denoise", "--method", "nlm", "--weights", "none"], "takes none of --weights"),
         (["--task", "denoise", "--weights", "none", "--json", "."], "is a folder"),
         (["--task", "denoise", "--weights", "no such file"], "no such file"),

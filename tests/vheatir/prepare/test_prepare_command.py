@@ -206,7 +206,7 @@ def test_freely_licensed_images_from_a_list(command, listed, capsys, suffix):
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert manifest("datasets/PD12M.manifest.json")["images"] == 5
     assert command(*fixed, "--count", "6") == 2
-    assert "gives 5 images that can be had, 6 are wanted" in capsys.readouterr().err
+    assert "gives 5 usable images, 6 are wanted" in capsys.readouterr().err
     assert command(*fixed, "--count", "2") == 2
     assert "not of this choice" in capsys.readouterr().err
 

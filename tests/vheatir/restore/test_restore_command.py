@@ -331,9 +331,9 @@ def test_files_of_other_kinds_are_counted(command, tmp_path, capfd):
         (tmp_path / "photos" / name).write_bytes(b"x")
     assert command("photos", "-o", "out") == 0
     said = capfd.readouterr().err
-    assert "note: files of other kinds passed over: 1 without suffix, 1 .gif, 2 .psd" in said
+    assert "note: files of other kinds skipped: 1 without suffix, 1 .gif, 2 .psd" in said
     assert command("photos/a.png", "-o", "out", "--overwrite") == 0
-    assert "passed over" not in capfd.readouterr().err
+    assert "skipped" not in capfd.readouterr().err
 
 
 def test_notes_of_files_are_shown(command, tmp_path, capfd):

@@ -167,8 +167,8 @@ def test_prefetching_and_persistent_workers_of_basicsr_are_refused(train, key):
         train(f"datasets.train.{key}")
 
 
-def test_the_tests_that_the_training_page_names_exist():
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+def test_the_tests_that_the_page_on_basicsr_names_exist():
+    page = (ROOT / "docs" / "basicsr.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)`", page)) - {"test_pipeline"}  # a function of BasicSR
     written = {
         name

@@ -214,7 +214,7 @@ def poison(model):
 @pytest.mark.parametrize(
     "act, statuses, words",
     [
-        (fail, [2, 1], "process 1 of 2: ValueError: boom; its traceback stands above"),
+        (fail, [2, 1], "process 1 of 2: ValueError: boom; its traceback is above"),
         (poison, [2, 2], "the loss is nan at iteration 5, images"),
         (
             lambda model: os.kill(os.getpid(), signal.SIGKILL),
