@@ -1,11 +1,13 @@
 """A sheet of crops at 100 %: photographs of five cameras, restored, and the mean of many shots of the same scene.
 
     python benchmarks/photo_crops.py datasets/test -o docs/images/photo_crops.webp
+    python benchmarks/photo_crops.py datasets/test --failures 5 -o docs/images/photo_failures.webp
 
 The folder holds CC15 and PolyU50 as `vheatir evaluate --task photo` takes them (`*_real.*`, `*_mean.*`). Each image
 is restored whole by the weights of the task photo, as `vheatir restore` does. The crop is the square whose mean of many
 shots changes most from pixel to pixel: where detail can be lost. Prints the PSNR of each whole image before and
-after.
+after. With `--failures N` the sheet shows the worst squares of both sets instead: of each scene the square with the
+largest squared error of the result, of the N scenes in which that is largest.
 """
 
 import argparse
@@ -61,6 +63,15 @@ def most_detailed(image: np.ndarray, side: int) -> tuple[int, int]:
     return int(top), int(left)
 
 
+def worst_square(restored: np.ndarray, truth: np.ndarray, side: int) -> tuple[int, int, float]:
+    """Top, left and mean squared error of the square in which the result is farthest from the truth."""
+    squared = ((restored.astype(np.float64) - truth) ** 2).mean(axis=2)
+    total = cv2.integral(squared)
+    inner = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    top, left = np.unravel_index(np.argmax(inner), inner.shape)
+    return int(top), int(left), float(inner[top, left]) / side**2
+
+
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
     """dB over the three channels."""
     return float(cv2.PSNR(image, truth))
@@ -77,6 +88,25 @@ def rows_of(folder: Path, side: int) -> list[Row]:
         versions = (photo, restored, mean)
         rows.append(Row(camera, [image[top : top + side, left : left + side] for image in versions]))
     return rows
+
+
+def failures_of(folder: Path, side: int, count: int) -> list[Row]:
+    """The worst squares of all pairs, one of each image, worst first; the images of a camera's series count once."""
+    restorer = Restorer("photo")
+    found: dict[str, tuple[float, Row]] = {}
+    for path in sorted(folder.glob("CC15/*_real.*")) + sorted(folder.glob("PolyU50/*_real.*")):
+        name = f"{path.parent.name}/{path.stem.removesuffix('_real')}"
+        photo, mean = version(folder, name, "real"), version(folder, name, "mean")
+        restored = to_uint8(restorer.restore(to_float(photo)))
+        top, left, error = worst_square(restored, mean, side)
+        crops = [image[top : top + side, left : left + side] for image in (photo, restored, mean)]
+        gains = f"{psnr(crops[0], crops[2]):.1f} dB, restored {psnr(crops[1], crops[2]):.1f} dB"
+        series = name.rsplit("_", 1)[0]
+        if series not in found or error > found[series][0]:
+            found[series] = (error, Row(f"{path.stem.removesuffix('_real')}: {gains}", crops))
+    if not found:
+        raise UserError(f"{folder}: holds no CC15/*_real.* or PolyU50/*_real.*; give the folder of both sets")
+    return [row for _, row in sorted(found.values(), key=lambda one: -one[0])[:count]]
 
 
 def sheet(rows: list[Row], columns: tuple[str, ...] = _COLUMNS) -> Image.Image:
@@ -111,10 +141,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with CC15 and PolyU50 in it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="WebP file to write")
+    parser.add_argument("--failures", type=int, metavar="N", help="show the N worst squares instead")
     parser.add_argument("--side", type=int, default=_SIDE, help="pixels of a crop (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        save_below(sheet(rows_of(arguments.folder, arguments.side)), arguments.output, _MOST_BYTES)
+        if arguments.failures:
+            rows = failures_of(arguments.folder, arguments.side, arguments.failures)
+        else:
+            rows = rows_of(arguments.folder, arguments.side)
+        save_below(sheet(rows), arguments.output, _MOST_BYTES)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
