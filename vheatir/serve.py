@@ -61,7 +61,7 @@ class Page:
         """Size, depth and estimated noise level or JPEG quality, in a sentence."""
         stored = open_image(path, max_pixels=self.options.max_pixels, by_rows=self.options.by_rows)
         try:
-            _, level = find_level(self.restorer(task), stored, None)
+            level = find_level(self.restorer(task), stored, None).text
             kind = "gray" if stored.colors == 1 else "color"
             alpha = " with alpha" if stored.has_alpha else ""
             return f"{stored.width} x {stored.height} pixels, {stored.bit_depth} bits, {kind}{alpha}; {level}"

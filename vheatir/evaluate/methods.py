@@ -11,6 +11,7 @@ from vheatir import weights as store
 from vheatir.errors import UserError
 from vheatir.evaluate.protocol import Method
 from vheatir.image_io.arrays import to_float, to_uint8
+from vheatir.restore.defaults import GOOD_QUALITY
 from vheatir.restore.restorer import Restorer
 from vheatir.utils.files import sha256
 
@@ -91,6 +92,8 @@ def open_method(
     about |= {"device": str(restorer.device), "tile": tile, "precision": "bf16" if restorer.bf16 else "float32"}
 
     def method(image: np.ndarray, level: float) -> np.ndarray:
+        if task == "jpeg" and level >= GOOD_QUALITY:  # as `vheatir restore` does with such a file
+            return image
         return restorer.restore(image, level=level if restorer.takes_level else None)
 
     return method, about

@@ -66,7 +66,8 @@ def restore(  # long function: most of it says what its arguments mean
         task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
         weights: shipped name or safetensors file; the task's own by default.
         sigma: noise level (0-255) instead of the estimated one, for weights that take a level.
-        quality: JPEG quality (0-100) instead of the one read from the file or estimated, likewise.
+        quality: JPEG quality (0-100) instead of the one read from the file or estimated; from 95 on the task "jpeg"
+            leaves an image as it is.
         strength: result = input + strength * (restored - input), from 0 (the input) to 1.
         luma: share of the change of brightness that is kept, from 0 to 1, multiplied with the strength.
         chroma: the same for the change of color.
@@ -220,7 +221,7 @@ def _run(
 ) -> dict[Job, Outcome]:
     """The outcomes of the jobs to do."""
     restorer = settings.restorer() if plan.todo else None  # with Ray too: what is wrong shows before anything starts
-    if restorer is not None and options.level is not None and not restorer.takes_level:
+    if restorer is not None and options.level is not None and not restorer.takes_level and restorer.task != "jpeg":
         progress.note("note: these weights are blind: --sigma and --quality have no effect on them")
     if isinstance(plan.out, Path):
         locations.make_folder(plan.out)

@@ -58,7 +58,8 @@ def _add_control(add) -> None:
         "--quality",
         type=float,
         metavar="Q",
-        help="JPEG quality (0-100) instead of the one read from the file or estimated, likewise",
+        help="JPEG quality (0-100) instead of the one read from the file or estimated; from 95 on the task jpeg leaves "
+        "an image as it is",
     )
     add(
         "--strength",

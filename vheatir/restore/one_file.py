@@ -1,9 +1,11 @@
 """One file restored into another: the level found, colors restored row by row, everything else carried over."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,9 +13,12 @@ from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
 from vheatir.image_io.formats import DEPTHS, Stored, format_of, written_format
 from vheatir.image_io.write import write_blocks
+from vheatir.restore.defaults import GOOD_QUALITY
 from vheatir.restore.estimate_level import quality_of_tables
 from vheatir.restore.restorer import Restorer
+from vheatir.utils.files import atomic_open
 
+_COPIED_ROWS = 256
 BY_ROWS = 8_000_000  # pixels; larger TIFFs are read as they are restored
 
 
@@ -22,7 +27,7 @@ class FileOptions:
     """What holds for every file.
 
     Attributes:
-        level: sigma (0-255) or JPEG quality for weights that take one; None: estimated.
+        level: sigma (0-255) for weights that take one, or JPEG quality; None: read from the file or estimated.
         max_pixels: larger images are refused.
         by_rows: TIFFs of more pixels are read while they are restored.
     """
@@ -73,15 +78,23 @@ def restore_file(
         shape = (stored.height, stored.width, stored.colors)
         _check_target(target, stored)
         stored = stored if format_of(target) == "TIFF" else stored.straight()
-        level, text = find_level(restorer, stored, options.level)
-        blocks = _blocks(restorer, stored, restorer.restore_rows(stored.floats, shape, level=level, on_tile=on_tile))
-        write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)
+        level = find_level(restorer, stored, options.level)
+        is_copied = level.is_good and format_of(source) == format_of(target)
+        if is_copied:
+            _copy(source, target)
+        else:
+            rows = restorer.restore_rows(stored.floats, shape, level=level.of_network, on_tile=on_tile)
+            rows = _rows_as_they_are(stored) if level.is_good else rows
+            blocks = _blocks(stored, rows)
+            write_blocks(target, (*shape[:2], stored.channels), stored.bit_depth, blocks, stored.extras)
     finally:
         stored.close()
-    notes = list(stored.notes)
+    notes = [] if is_copied else list(stored.notes)
+    if level.is_good:
+        notes.append(f"quality {GOOD_QUALITY} or better: left as it is; --quality {GOOD_QUALITY - 1} restores it")
     if format_of(source) not in DEPTHS:
         notes.append(f"{format_of(source)} files are only read; the result is a {format_of(target)} file")
-    return Outcome("done", level=text, notes=notes, seconds=round(time.monotonic() - begun, 3))
+    return Outcome("done", level=level.text, notes=notes, seconds=round(time.monotonic() - begun, 3))
 
 
 def _check_target(target: Path, stored: Stored) -> None:
@@ -94,15 +107,39 @@ def _check_target(target: Path, stored: Stored) -> None:
         raise UserError(f"{target}: JPEG cannot hold transparency; write another format, such as PNG")
 
 
-def _blocks(restorer: Restorer, stored: Stored, restored: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content, atomic_open(target) as file:
+        shutil.copyfileobj(content, file)
+
+
+def _rows_as_they_are(stored: Stored) -> Iterator[np.ndarray]:
+    for top in range(0, stored.height, _COPIED_ROWS):
+        yield stored.floats(top, min(top + _COPIED_ROWS, stored.height))[0]
+
+
+def _blocks(stored: Stored, restored: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     top = 0
     for rows in restored:
         yield stored.raw(top, rows)
         top += len(rows)
 
 
-def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple[float | None, str]:
-    """The level for the network (None for blind weights), and what is shown to the user.
+class Level(NamedTuple):
+    """The noise level or JPEG quality of an image.
+
+    Attributes:
+        of_network: what the network is given; None for blind weights.
+        text: for the user.
+        is_good: a JPEG image of a quality that the network cannot better.
+    """
+
+    of_network: float | None
+    text: str
+    is_good: bool = False
+
+
+def find_level(restorer: Restorer, stored: Stored, given: float | None) -> Level:
+    """The level as it was given, read from the file or estimated.
 
     Args:
         restorer: the network, and how it is used.
@@ -111,12 +148,14 @@ def find_level(restorer: Restorer, stored: Stored, given: float | None) -> tuple
     """
     if restorer.task == "photo":
         noise, quality = (_found(restorer, stored, task)[1] for task in ("photo", "jpeg"))
-        return None, f"{noise}; {quality}"
-    noise = restorer.task == "denoise"
-    if given is not None and restorer.takes_level:
-        return given, f"noise level {given:g} (given)" if noise else f"JPEG quality {given:g} (given)"
-    level, text = _found(restorer, stored, restorer.task)
-    return (level if restorer.takes_level else None), text
+        return Level(None, f"{noise}; {quality}")
+    is_noise = restorer.task == "denoise"
+    if given is not None and (restorer.takes_level or not is_noise):
+        level, text = given, f"noise level {given:g} (given)" if is_noise else f"JPEG quality {given:g} (given)"
+    else:
+        level, text = _found(restorer, stored, restorer.task)
+    is_good = not is_noise and level is not None and level >= GOOD_QUALITY
+    return Level(level if restorer.takes_level else None, text, is_good)
 
 
 def _found(restorer: Restorer, stored: Stored, task: str) -> tuple[float | None, str]:

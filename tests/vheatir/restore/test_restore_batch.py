@@ -101,6 +101,22 @@ def test_the_jpeg_quality_is_read_or_estimated_and_shown(command, capfd, name, o
         assert 33 <= int(said.split("JPEG quality ")[1].split()[0]) <= 35
 
 
+def test_good_jpeg_files_are_left_as_they_are(command, capfd):
+    Pillow.fromarray(photo()).save("good.jpg", quality=97)
+    Pillow.fromarray(photo()).save("fair.jpg", quality=94)
+    assert command("good.jpg", "fair.jpg", "-o", "out", task="jpeg") == 0
+    said = capfd.readouterr().err
+    assert said.count("left as it is") == 1 and "JPEG quality 97 (from the file)" in said
+    assert Path("out/good.jpg").read_bytes() == Path("good.jpg").read_bytes()
+    assert Path("out/fair.jpg").read_bytes() != Path("fair.jpg").read_bytes()
+    assert command("good.jpg", "-o", "good.png", task="jpeg") == 0
+    assert np.array_equal(read_image("good.png").pixels, read_image("good.jpg").pixels)
+    assert command("good.jpg", "-o", "all", "--quality", "94", task="jpeg") == 0
+    assert not np.array_equal(read_image("all/good.jpg").pixels, read_image("good.jpg").pixels)
+    assert command("good.jpg", "-o", "noise", task="denoise") == 0
+    assert not np.array_equal(read_image("noise/good.jpg").pixels, read_image("good.jpg").pixels)
+
+
 def test_sigma_is_for_weights_that_take_a_level_and_blind_weights_say_so(command, capfd, tiny):
     tiny.image("in.png", (40, 40, 3))
     results = []
