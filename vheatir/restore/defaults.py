@@ -4,4 +4,6 @@ TASKS = ("photo", "denoise", "jpeg")
 DEFAULT_TASK = "photo"
 PRECISIONS = ("float32", "bf16", "auto")
 MAX_LEVEL = {"denoise": 255.0, "jpeg": 100.0}  # sigma on the 0-255 scale; libjpeg quality; photo has no level
+DEFAULT_CRF = 16.0  # of clips: hardly told from the restored frames
+MOST_CRF = 51.0
 MOST_WORKERS = 4  # by default; each holds an image, and the network works for one at a time
