@@ -1,6 +1,7 @@
 """Frames of a clip as RGB, one after the other, and all that has to be carried over to the result."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,7 +169,8 @@ class Clip:
         Raises:
             UserError: a frame cannot be decoded, or has another size than the first.
         """
-        last = None
+        expected = 0
+        earliest = -math.inf
         step = max(round(1 / (self.rate * self.time_base)), 1)
         with self._opened() as (container, stream):
             decoded = container.decode(stream)
@@ -178,9 +180,9 @@ class Clip:
                 if frame is None:
                     return
                 self._check_size(frame, number)
-                pts = frame.pts if frame.pts is not None else (0 if last is None else last + step)
-                pts = pts if last is None else max(pts, last + 1)  # containers take rising times only
-                last = pts
+                pts = expected if frame.pts is None else max(frame.pts, earliest)
+                expected = pts + step
+                earliest = pts + 1  # containers take rising times only
                 if frame.is_corrupt:
                     self.damaged.add(number)
                 if number >= first:
