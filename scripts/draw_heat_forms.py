@@ -59,7 +59,7 @@ def draw(target: Path) -> None:
     clip = torch.zeros(1, 4, SIDE, SIDE, 1, dtype=torch.float64)
     clip[0, 1, PLACE[0], PLACE[1]] = 1
     draw_clip(axes[2], diffuse(clip, (0.5, 12.0, 12.0)), "k = (0.5, 12, 12)")
-    moving = torch.tensor([[6.5, 2.5, 3.5], [2.5, 9.0, 1.0], [3.5, 1.0, 9.0]], dtype=torch.float64)
+    moving = torch.tensor([[3.0, 0.5, 2.4], [0.5, 8.0, 0.5], [2.4, 0.5, 8.0]], dtype=torch.float64)
     draw_clip(axes[3], diffuse_tensor(clip, moving, steps=4), "3 x 3, rotated")
     for spot in axes.flat:
         if spot is not line:

@@ -12,7 +12,7 @@ from vheatir.errors import UserError
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.utils.lock import Lock
 
-FRAMES = 48  # of a segment; a kill loses no more
+FRAMES = 24  # of a segment; a kill loses no more
 _STATE = "state.json"
 
 
