@@ -139,6 +139,23 @@ def splitting(side: int = 16) -> list[dict]:
     return results
 
 
+def splitting_of_clips(side: int = 8) -> list[dict]:
+    """The same for clips: three axes turned at random, with 2 squared pixels along the longest one."""
+    point = torch.eye(side**3, dtype=torch.float64).view(-1, side, side, side, 1)
+    results = []
+    for seed in (0, 1):
+        noise = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        turn, _ = torch.linalg.qr(noise)
+        tensor = turn @ torch.diag(torch.tensor([2.0, 1.5, 1.1], dtype=torch.float64)) @ turn.T
+        tensor = (tensor + tensor.T) / 2
+        limit = _matrix(point, tensor, 32)
+        for steps in (1, 2, 4, 8):
+            error = (_matrix(point, tensor, steps) - limit).abs().amax().item() / limit.abs().amax().item()
+            results.append({"tensor": tensor.tolist(), "steps": steps, "error": error})
+            print(seed, steps, error, flush=True)
+    return results
+
+
 def _matrix(points: torch.Tensor, tensor: torch.Tensor, steps: int) -> torch.Tensor:
     return diffuse_tensor(points, tensor, steps=steps).flatten(1)
 
@@ -164,6 +181,7 @@ def main(arguments: list[str]) -> None:
     report = {"metadata": metadata, "results": results}
     if options.splitting:
         report["splitting"] = splitting()
+        report["splitting of clips"] = splitting_of_clips()
     if options.json:
         write_json(options.json, report)
 

@@ -40,7 +40,7 @@ def planes() -> dict[str, torch.Tensor]:
 
 
 def draw(target: Path) -> None:
-    figure, axes = plt.subplots(3, 4, figsize=(10, 7.6), layout="constrained")
+    figure, axes = plt.subplots(4, 4, figsize=(10, 10.1), layout="constrained")
     *spots, line, _ = [axes[row, column] for row in range(2) for column in range(4)]
     for spot, (title, plane) in zip(spots, planes().items(), strict=True):
         spot.imshow(plane.clamp(min=0).sqrt(), cmap="inferno", interpolation="nearest")
@@ -58,21 +58,22 @@ def draw(target: Path) -> None:
     axes[1, 3].set_title("k of each image: 3 and 40", fontsize=9)
     clip = torch.zeros(1, 4, SIDE, SIDE, 1, dtype=torch.float64)
     clip[0, 1, PLACE[0], PLACE[1]] = 1
-    frames = diffuse(clip, (0.5, 12.0, 12.0))[0, ..., 0]
-    for number, spot in enumerate(axes[2]):
-        spot.imshow(
-            frames[number].clamp(min=0).sqrt(),
-            cmap="inferno",
-            vmin=0,
-            vmax=frames.max().sqrt(),
-            interpolation="nearest",
-        )
-        spot.set_title(f"k = (0.5, 12, 12), frame {number} of 4", fontsize=9)
+    draw_clip(axes[2], diffuse(clip, (0.5, 12.0, 12.0)), "k = (0.5, 12, 12)")
+    moving = torch.tensor([[3.0, 0.5, 2.4], [0.5, 8.0, 0.5], [2.4, 0.5, 8.0]], dtype=torch.float64)
+    draw_clip(axes[3], diffuse_tensor(clip, moving, steps=4), "3 x 3, rotated")
     for spot in axes.flat:
         if spot is not line:
             spot.set_xticks([])
             spot.set_yticks([])
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+
+
+def draw_clip(axes, maps: torch.Tensor, title: str) -> None:
+    """The frames of maps (1, T, H, W, 1), on one scale."""
+    frames = maps[0, ..., 0].clamp(min=0).sqrt()
+    for number, (spot, frame) in enumerate(zip(axes, frames, strict=True)):
+        spot.imshow(frame, cmap="inferno", vmin=0, vmax=frames.max(), interpolation="nearest")
+        spot.set_title(f"{title}, frame {number} of {len(frames)}", fontsize=9)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from vheatir.archs.base import middle_planes
 from vheatir.data.base import RestorationDataset
 from vheatir.data.batch_degradations import finish_batch
 from vheatir.data.noise_statistics import NoiseStatistics, noise_statistics, spread
@@ -60,7 +61,7 @@ def samples(dataset: RestorationDataset, count: int) -> Iterator[NoisyPair]:
     """The first `count` samples of a data set, with the steps that it leaves to the device."""
     for number in range(count):
         batch = finish_batch(default_collate([dataset[number]]), torch.device("cpu"))
-        noisy = _rgb(batch["lq"][0])
+        noisy = _rgb(middle_planes(batch["lq"][0], len(batch["gt"][0])))
         clean = _rgb(batch["gt"][0])
         yield NoisyPair(noisy, clean, noise_statistics(noisy, clean))
 

@@ -1,5 +1,6 @@
-"""Heat conduction along rotated axes: a symmetric 2 x 2 diffusivity for each channel."""
+"""Heat conduction along rotated axes: a symmetric diffusivity tensor instead of one diffusivity for each channel."""
 
+import itertools
 import math
 from functools import lru_cache
 
@@ -17,13 +18,15 @@ from vheatir.kernels.plain import are_plain
 def _check(x: Tensor, tensor: Tensor, steps: int) -> None:
     check_floating("x", x)
     check_floating("tensor", tensor)
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be (B, H, W, C) with H, W, C >= 1, got {tuple(x.shape)}")
-    batch, _, _, channels = x.shape
-    fitting = [(2, 2), (channels, 2, 2), (1, channels, 2, 2), (batch, channels, 2, 2)]
-    if tuple(tensor.shape) not in fitting:
+    axes = x.ndim - 2
+    if axes not in (2, 3) or 0 in x.shape[1:]:
+        raise ValueError(f"x must be (B, H, W, C) or (B, T, H, W, C) with no empty side, got {tuple(x.shape)}")
+    batch = x.shape[0]
+    channels = x.shape[-1]
+    own = (axes, axes)
+    if tuple(tensor.shape) not in [own, (channels, *own), (1, channels, *own), (batch, channels, *own)]:
         raise ValueError(
-            f"tensor must be (2, 2), ({channels}, 2, 2) or ({batch}, {channels}, 2, 2) for x of shape "
+            f"tensor must be {own}, {(channels, *own)} or {(batch, channels, *own)} for x of shape "
             f"{tuple(x.shape)}, got {tuple(tensor.shape)}"
         )
     wanted = compute_dtype(x.dtype)
@@ -35,29 +38,52 @@ def _check(x: Tensor, tensor: Tensor, steps: int) -> None:
         raise ValueError(f"steps must be 1 or more, got {steps}")
 
 
-def _check_values(vertical: Tensor, horizontal: Tensor, mixed: Tensor, tensor: Tensor, boundary: str) -> None:
+def _check_values(straight: Tensor, tensor: Tensor, boundary: str) -> None:
     if not torch.equal(tensor, tensor.mT):
-        raise ValueError("tensor must be symmetric: tensor[..., 0, 1] and tensor[..., 1, 0] differ")
-    if boundary != PERIODIC and (mixed.abs() > torch.minimum(vertical, horizontal)).any():
-        raise ValueError(
-            "with ends that are not periodic the off-diagonal value may be no larger than either diagonal one (any "
-            "rotation up to a ratio of 5.8 between both axes); take less anisotropy or boundary='periodic'"
-        )
+        raise ValueError("tensor must be symmetric: its values on both sides of the diagonal differ")
+    if boundary != PERIODIC and (straight < 0).any():
+        if tensor.shape[-1] == 2:
+            limit = (
+                "the off-diagonal value may be no larger than either diagonal one (any rotation up to a ratio of 5.8 "
+                "between both axes)"
+            )
+        else:
+            limit = "no diagonal value may be smaller than the sizes of the other two in its row together"
+        raise ValueError(f"with ends that are not periodic {limit}; take less anisotropy or boundary='periodic'")
 
 
-def _periodic(x: Tensor, vertical: Tensor, horizontal: Tensor, mixed: Tensor) -> Tensor:
-    """Exactly, in the Fourier basis; parts (1 or B, C)."""
-    height, width = x.shape[1:3]
-    rows = 2 * math.pi * torch.fft.fftfreq(height, dtype=vertical.dtype, device=x.device)[:, None, None]
-    columns = 2 * math.pi * torch.fft.rfftfreq(width, dtype=vertical.dtype, device=x.device)[None, :, None]
-    straight = vertical[:, None, None] * rows.square() + horizontal[:, None, None] * columns.square()
-    cross = 2 * mixed[:, None, None] * rows * columns
-    decay = torch.exp(-straight - cross)
+def _pairs(axes: int) -> list[tuple[int, int]]:
+    return list(itertools.combinations(range(axes), 2))
+
+
+def _periodic(x: Tensor, tensor: Tensor) -> Tensor:
+    """Exactly, in the Fourier basis; tensor (1 or B, C, D, D)."""
+    sides = x.shape[1:-1]
+    axes = len(sides)
+    places = tuple(range(1, axes + 1))
+    waves = []
+    for axis, side in enumerate(sides):
+        build = torch.fft.rfftfreq if axis == axes - 1 else torch.fft.fftfreq
+        wave = 2 * math.pi * build(side, dtype=tensor.dtype, device=x.device)
+        waves.append(wave.view([-1 if place == axis else 1 for place in range(axes + 1)]))
     # A wave of two samples has no direction: both of its signs, half and half.
-    alone = (rows.abs() > math.pi * (1 - 1e-6)) | (columns > math.pi * (1 - 1e-6))
-    decay = torch.where(alone, (decay + torch.exp(-straight + cross)) / 2, decay)
-    spectrum = torch.fft.rfft2(x, dim=(1, 2)) * decay
-    return torch.fft.irfft2(spectrum, s=(height, width), dim=(1, 2))
+    signs = list(itertools.product(*((1, -1) if side % 2 == 0 else (1,) for side in sides)))
+    decay = sum(torch.exp(-_quadratic(tensor, waves, pattern)) for pattern in signs) / len(signs)
+    spectrum = torch.fft.rfftn(x, dim=places) * decay
+    return torch.fft.irfftn(spectrum, s=sides, dim=places)
+
+
+def _quadratic(tensor: Tensor, waves: list[Tensor], signs: tuple[int, ...]) -> Tensor:
+    """w' D w of every wave, (1 or B, ..., C), those of two samples with these signs."""
+    turned = [
+        torch.where(wave.abs() > math.pi * (1 - 1e-6), sign * wave.abs(), wave)
+        for wave, sign in zip(waves, signs, strict=True)
+    ]
+    total = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+    for one, other in itertools.product(range(len(waves)), repeat=2):
+        entry = tensor[..., one, other].view(-1, *(1 for _ in waves), tensor.shape[1])
+        total = total + entry * (turned[one] * turned[other])
+    return total
 
 
 def _build_diagonals(height: int, width: int) -> list[list[list[int]]]:
@@ -89,18 +115,45 @@ def _along_diagonals(x: Tensor, k: Tensor, boundary: str) -> Tensor:
     return torch.cat(parts, 1)[:, order].view(x.shape)
 
 
+def _along_pair(x: Tensor, k: Tensor, pair: tuple[int, int], boundary: str, both: bool) -> Tensor:
+    """Heat along both diagonals of the planes of two axes.
+
+    Args:
+        x: (B, H, W, C) or (B, T, H, W, C).
+        k: (1 or B, C): along the falling diagonals where positive, along the rising ones where negative.
+        pair: the two axes, from 0 on.
+        boundary: see `diffuse`.
+        both: without a look at the values, which may be unknown or asked for a gradient.
+    """
+    if x.ndim == 5:
+        (other,) = {0, 1, 2} - set(pair)
+        planes = x.movedim(other + 1, 1)
+        count = planes.shape[1]
+        own = k.repeat_interleave(count, 0) if len(k) > 1 else k
+        y = _along_pair(planes.flatten(0, 1), own, (0, 1), boundary, both)
+        return y.view(planes.shape).movedim(1, other + 1)
+    falling = F.relu(k)
+    rising = F.relu(-k)
+    if both or falling.any():
+        x = _along_diagonals(x, falling, boundary)
+    if both or rising.any():
+        x = _along_diagonals(x.flip(2), rising, boundary).flip(2)
+    return x
+
+
 def diffuse_tensor(x: Tensor, tensor: Tensor, *, boundary: str = INSULATED, steps: int = 1) -> Tensor:
     """Let heat flow for unit time along rotated axes: u_t = div(D grad u) with a symmetric D for each channel.
 
-    With periodic ends exact: the spectrum times exp(-w' D w). Elsewhere D = [[a, b], [b, c]] is split into heat along
-    rows (c - |b|), along columns (a - |b|) and along diagonals (|b|), each exact and positive by itself, in the
-    symmetric order of Strang: half of the axes, the diagonals, half of the axes. Inside the map these commute; the
-    error comes from the rim and falls with the square of `steps` (docs/operator_forms.md).
+    With periodic ends exact: the spectrum times exp(-w' D w). Elsewhere D is split into heat along the diagonals of
+    each two axes, |D_ij|, and along each axis, D_ii less the sizes of the others in its row; each is exact and positive
+    by itself. Their order is the symmetric one of Strang: half of the axes, the diagonals, half of the axes; in three
+    dimensions the diagonals likewise, half of the first two pairs, the third, and back. Inside the map all of these
+    commute; the error comes from the rim and falls with the square of `steps` (docs/operator_forms.md).
 
     Args:
-        x: (B, H, W, C), channels-last; float64, float32, bfloat16 or float16.
-        tensor: D, (2, 2), (C, 2, 2) or (B, C, 2, 2), rows first, in squared pixels; float64 beside float64 maps, else
-            float32.
+        x: (B, H, W, C) or (B, T, H, W, C), channels-last; float64, float32, bfloat16 or float16.
+        tensor: D, (2, 2), (C, 2, 2) or (B, C, 2, 2), rows first, in squared pixels; for clips 3 x 3, time first;
+            float64 beside float64 maps, else float32.
         boundary: "insulated", "zero" or "periodic", as in `diffuse`.
         steps: how many times the split is done, each for a part of the time; not looked at with periodic ends.
 
@@ -108,35 +161,34 @@ def diffuse_tensor(x: Tensor, tensor: Tensor, *, boundary: str = INSULATED, step
         Shape and dtype of x. Differentiable in x and tensor.
 
     Raises:
-        TypeError, ValueError: inputs do not fit; the tensor is not symmetric; or, where ends are not periodic, |b| is
-            larger than a or c.
+        TypeError, ValueError: inputs do not fit; the tensor is not symmetric; or, where ends are not periodic, a
+            diagonal value is smaller than the sizes of the others in its row together.
 
     Source: splitting, Strang, SIAM J. Numer. Anal. 5 (1968); decomposition along lattice directions, Weickert,
         Anisotropic Diffusion in Image Processing (1998).
     """
     check_boundary(boundary)
     _check(x, tensor, steps)
-    channels = x.shape[3]
-    flat = tensor.reshape(-1, tensor.shape[-3] if tensor.ndim > 2 else 1, 2, 2).expand(-1, channels, 2, 2)
-    vertical = flat[..., 0, 0]
-    horizontal = flat[..., 1, 1]
-    mixed = (flat[..., 0, 1] + flat[..., 1, 0]) / 2
+    axes = x.ndim - 2
+    flat = tensor.reshape(-1, tensor.shape[-3] if tensor.ndim > 2 else 1, axes, axes).expand(-1, x.shape[-1], -1, -1)
+    flat = (flat + flat.mT) / 2
+    sizes = flat.abs()
+    diagonal = flat.diagonal(dim1=-2, dim2=-1)
+    straight = diagonal - (sizes.sum(-1) - diagonal.abs())  # (1 or B, C, D)
     plain = are_plain(x, tensor)
     if plain:
-        _check_values(vertical, horizontal, mixed, tensor, boundary)
+        _check_values(straight, tensor, boundary)
     wide = x.to(compute_dtype(x.dtype))
     if boundary == PERIODIC:
-        return _periodic(wide, vertical, horizontal, mixed).to(x.dtype)
-    size = mixed.abs()
-    axes = ((vertical - size) / steps, (horizontal - size) / steps)
-    half = tuple(k / 2 for k in axes)
+        return _periodic(wide, flat).to(x.dtype)
+    along = tuple(k / steps for k in straight.unbind(-1))
+    half = tuple(k / 2 for k in along)
+    *first, last = _pairs(axes)
+    order = [*((pair, 0.5) for pair in first), (last, 1.0), *((pair, 0.5) for pair in reversed(first))]
+    both = not plain or tensor.requires_grad
     y = diffuse(wide, half, boundary=boundary)
     for step in range(steps):
-        falling = F.relu(mixed) / steps
-        rising = F.relu(-mixed) / steps
-        if not plain or tensor.requires_grad or falling.any():
-            y = _along_diagonals(y, falling, boundary)
-        if not plain or tensor.requires_grad or rising.any():
-            y = _along_diagonals(y.flip(2), rising, boundary).flip(2)
-        y = diffuse(y, half if step == steps - 1 else axes, boundary=boundary)
+        for pair, share in order:
+            y = _along_pair(y, flat[..., pair[0], pair[1]] * (share / steps), pair, boundary, both)
+        y = diffuse(y, half if step == steps - 1 else along, boundary=boundary)
     return y.to(x.dtype)

@@ -256,7 +256,8 @@ HOLDS = {
     ("docs/operator.md", 2): lambda names: callable(names["compiled"]),
     ("docs/operator_forms.md", 0): lambda names: names["clip"].shape == (1, 5, 40, 60, 16),
     ("docs/operator_forms.md", 1): lambda names: names["exact"].shape == names["x"].shape,
-    ("docs/operator_forms.md", 2): lambda names: names["decays"].grad.isfinite().all(),
+    ("docs/operator_forms.md", 2): lambda names: names["moved"].shape == names["clip"].shape,
+    ("docs/operator_forms.md", 3): lambda names: names["decays"].grad.isfinite().all(),
     ("docs/restoration.md", 0): lambda names: names["restored"].shape == names["noisy"].shape,
     ("docs/restoration.md", 1): lambda names: Path("photo_restored.png").is_file(),
 }

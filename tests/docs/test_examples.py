@@ -25,6 +25,12 @@ def test_an_array_is_restored():
     assert 20 < before < 21 and after > before + 8
 
 
+def test_a_clip_is_restored(tmp_path):
+    pytest.importorskip("av", reason="clips need PyAV: pip install 'vheatir[video]'")
+    before, after = example("restore_clip").main(tmp_path, size=64, count=3)
+    assert 20 < before < 21 and after > before + 7
+
+
 def test_a_block_with_the_operator_learns_the_diffusivities():
     learned = example("operator_in_your_block").main(size=16, steps=120)
     torch.testing.assert_close(learned, torch.tensor([0.3, 1.0, 4.0]), rtol=0.1, atol=0)

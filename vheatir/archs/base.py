@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class RestorationNetwork(nn.Module):
@@ -15,3 +15,13 @@ class RestorationNetwork(nn.Module):
 
     config: dict[str, Any]
     level_map: bool
+
+
+def middle_planes(planes: Tensor, count: int) -> Tensor:
+    """Of the planes of a clip's frames, one frame after the other, those of the middle one; images as they are.
+
+    Args:
+        planes: (..., T * count, H, W), T odd.
+        count: channels of a frame.
+    """
+    return planes.narrow(-3, (planes.shape[-3] - count) // 2, count)

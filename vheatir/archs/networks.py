@@ -6,11 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vheatir.archs import vheatir_arch, vheatunet_arch
+from vheatir.archs import vheatir_arch, vheatunet_arch, vheatvideo_arch
 from vheatir.archs.base import RestorationNetwork
 
-NETWORKS: dict[str, type[RestorationNetwork]] = {"VHeatIR": vheatir_arch.VHeatIR, "VHeatUNet": vheatunet_arch.VHeatUNet}
-_MODULES: dict[str, ModuleType] = {"VHeatIR": vheatir_arch, "VHeatUNet": vheatunet_arch}
+NETWORKS: dict[str, type[RestorationNetwork]] = {
+    "VHeatIR": vheatir_arch.VHeatIR,
+    "VHeatUNet": vheatunet_arch.VHeatUNet,
+    "VHeatVideoNet": vheatvideo_arch.VHeatVideoNet,
+}
+_MODULES: dict[str, ModuleType] = {
+    "VHeatIR": vheatir_arch,
+    "VHeatUNet": vheatunet_arch,
+    "VHeatVideoNet": vheatvideo_arch,
+}
 
 
 def build(arch: str, config: Mapping[str, Any]) -> RestorationNetwork:
@@ -40,6 +48,8 @@ def arch_of_state_dict(state: Mapping[str, Tensor]) -> str:
         return "VHeatIR"
     if "conv_first.weight" in state and "down.0.weight" in state and "up.0.weight" in state:
         return "VHeatUNet"
+    if "mixer.place" in state and "image.conv_first.weight" in state:
+        return "VHeatVideoNet"
     first = ", ".join(list(state)[:3])
     raise ValueError(f"these weights belong to none of {', '.join(NETWORKS)}; the first keys are {first}")
 
@@ -61,3 +71,26 @@ def gray_from_color(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: `state` is that of no color network here.
     """
     return _MODULES[arch_of_state_dict(state)].gray_from_color(state)
+
+
+def adapted(network: RestorationNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights from which a network starts that were trained for another kind of input.
+
+    A gray network starts from those of a color one (`gray_from_color`), a video network from those of an image network;
+    all others are returned as they are.
+
+    Raises:
+        ValueError: `state` is that of none of the networks here, or cannot be adapted.
+    """
+    found = dict(state)
+    is_gray = network.config["in_chans"] == 1
+    takes_clips = isinstance(network, vheatvideo_arch.VHeatVideoNet)
+    if not (is_gray or takes_clips):
+        return found
+    arch, config = config_from_state_dict(state)
+    if is_gray and config["in_chans"] == 3:
+        found = gray_from_color(found)
+    if takes_clips and arch == "VHeatUNet":
+        image = {vheatvideo_arch.IMAGE + key: value for key, value in found.items()}
+        found = {**network.state_dict(), **image}
+    return found

@@ -254,24 +254,34 @@ class VHeatUNet(RestorationNetwork):
         """
         check_inputs(image, level, self.config)
         height, width = image.shape[2:]
-        planes = self._pad(image)
+        planes = self.padded(image)
         if level is not None:
-            planes = torch.cat([planes, self._pad(level_plane(level, image))], 1)
-        x = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
-        skips = []
-        for stage, down in zip(self.encoder, self.down, strict=True):
-            x = stage(x)
-            skips.append(x)
-            x = down(x)
-        x = self.middle(x)
-        for up, stage in zip(reversed(self.up), reversed(self.decoder), strict=True):
-            x = stage(_spread(up(x)) + skips.pop())
-        residual = to_channels_first(self.conv_last(x))
+            planes = torch.cat([planes, self.padded(level_plane(level, image))], 1)
+        residual = self.residual(planes)
         if torch.compiler.is_exporting():
             return image + resized(residual, height, width)
         return image + residual[:, :, :height, :width]
 
-    def _pad(self, planes: Tensor) -> Tensor:
+    def residual(self, planes: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        """What is added to images to restore them, (B, in_chans, H, W).
+
+        Args:
+            planes: images, and the level where the network takes one, with padded sides.
+            added: (B, H, W, C) to add to the maps of the first levels, from full resolution on; the middle is the last.
+        """
+        x = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        skips = []
+        for number, (stage, down) in enumerate(zip(self.encoder, self.down, strict=True)):
+            x = stage(x + added[number] if number < len(added) else x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle(x + added[len(skips)] if len(skips) < len(added) else x)
+        for up, stage in zip(reversed(self.up), reversed(self.decoder), strict=True):
+            x = stage(_spread(up(x)) + skips.pop())
+        return to_channels_first(self.conv_last(x))
+
+    def padded(self, planes: Tensor) -> Tensor:
+        """Planes (B, C, H, W) with border pixels repeated below and right, to sides that halve as often as needed."""
         step = self.step
         # Not -(-side // n): formats that exporters write divide towards zero.
         height, width = ((side + step - 1) // step * step for side in planes.shape[2:])

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import vheatir.restore.locations as locations
 from vheatir.errors import UserError
-from vheatir.image_io import FORMATS, MAX_PIXELS
-from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
+from vheatir.image_io import MAX_PIXELS
+from vheatir.restore.defaults import DEFAULT_CRF, DEFAULT_TASK, MAX_LEVEL, MOST_CRF, TASKS
 from vheatir.restore.jobs import Job, plan_file, plan_jobs
 from vheatir.restore.locations import Location
 from vheatir.restore.manifest import Manifest
@@ -18,6 +18,7 @@ from vheatir.restore.one_file import FileOptions, Outcome
 from vheatir.restore.progress import Progress
 from vheatir.restore.ray_workers import run_on_ray
 from vheatir.restore.restorer import RestorerSettings
+from vheatir.restore.video.formats import RESTORED
 from vheatir.restore.workers import run, usual_workers
 from vheatir.utils.files import printable
 
@@ -47,16 +48,18 @@ def restore(  # long function: most of it says what its arguments mean
     tile: int | None = None,
     overlap: int | None = None,
     max_megapixels: float = MAX_PIXELS / 1e6,
+    crf: float = DEFAULT_CRF,
     workers: int | None = None,
     engine: str = "local",
     manifest: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Restored]:
-    """Clean up photographs, denoise image files, or remove the artifacts of JPEG compression.
+    """Clean up photographs and clips, denoise image files, or remove the artifacts of JPEG compression.
 
-    Bit depth, alpha, color profile and EXIF are kept. Outputs are whole or not there. `Restorer` does the same for
-    arrays.
+    Clips (MP4, MOV, MKV, WebM) need `pip install 'vheatir[video]'`, keep their times, sound and color tags, and are
+    gone on with after a kill (docs/video.md). Of images, bit depth, alpha, color profile and EXIF are kept. Outputs are
+    whole or not there. `Restorer` does the same for arrays.
 
     Args:
         inputs: one or several files, folders, globs or fsspec URLs.
@@ -77,6 +80,7 @@ def restore(  # long function: most of it says what its arguments mean
         tile: side of the tiles in pixels; 0: the whole image; by the image's size and the free memory by default.
         overlap: pixels that neighboring tiles share.
         max_megapixels: refuse images that claim to be larger.
+        crf: constant quality of the encoder of clips, from 0; lower is better and larger.
         workers: files processed at a time; by default one per core, at most 4, and of small files four times that.
         engine: "local", or "ray" for the machines of a Ray cluster.
         manifest: JSON lines, one for each input, with its result.
@@ -91,7 +95,7 @@ def restore(  # long function: most of it says what its arguments mean
         UserError: nothing was begun because of an argument; or, where `output` names a file, that file failed.
     """
     progress = progress or Progress()
-    options = _file_options(task, sigma, quality, max_megapixels)
+    options = _file_options(task, sigma, quality, max_megapixels, crf)
     settings = RestorerSettings(
         task=task,
         weights=None if weights is None else str(weights),
@@ -179,15 +183,15 @@ def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
     elif len(texts) == 1 and isinstance(where, Path) and not where.is_dir():
         if where.exists() or not glob.has_magic(str(where)):
             return texts[0]
-        found = [match for match in glob.glob(str(where), recursive=True) if Path(match).suffix.lower() in FORMATS]
+        found = [match for match in glob.glob(str(where), recursive=True) if Path(match).suffix.lower() in RESTORED]
         if len(found) == 1 and Path(found[0]).is_file():
             return found[0]
-    raise UserError("the output is the name of an image, but folders and several files go into a folder; give a folder")
+    raise UserError("the output is the name of a file, but folders and several files go into a folder; give a folder")
 
 
 def _names_a_file(output: str | Path) -> bool:
     where = locations.location(output)
-    if where.suffix.lower() not in FORMATS:
+    if where.suffix.lower() not in RESTORED:
         return False
     if isinstance(where, Path):
         return not where.is_dir()
@@ -195,7 +199,9 @@ def _names_a_file(output: str | Path) -> bool:
     return not file_system.isdir(path)
 
 
-def _file_options(task: str, sigma: float | None, quality: float | None, max_megapixels: float) -> FileOptions:
+def _file_options(
+    task: str, sigma: float | None, quality: float | None, max_megapixels: float, crf: float
+) -> FileOptions:
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     takes = {"denoise": "--sigma", "jpeg": "--quality"}.get(task)
@@ -208,7 +214,9 @@ def _file_options(task: str, sigma: float | None, quality: float | None, max_meg
         raise UserError(f"the level must lie between 0 and {MAX_LEVEL[task]:g}, got {level:g}")
     if not max_megapixels > 0:
         raise UserError(f"--max-megapixels must be above 0, got {max_megapixels}")
-    return FileOptions(level=level, max_pixels=round(min(max_megapixels, 1e9) * 1e6))
+    if not 0 <= crf <= MOST_CRF:
+        raise UserError(f"--crf must lie between 0 and {MOST_CRF:g}, got {crf}")
+    return FileOptions(level=level, max_pixels=round(min(max_megapixels, 1e9) * 1e6), crf=crf)
 
 
 def _run(

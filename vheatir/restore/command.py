@@ -3,12 +3,14 @@
 import argparse
 
 from vheatir.image_io import MAX_PIXELS
-from vheatir.restore.defaults import DEFAULT_TASK, MOST_WORKERS, PRECISIONS, TASKS
+from vheatir.restore.defaults import DEFAULT_CRF, DEFAULT_TASK, MOST_WORKERS, PRECISIONS, TASKS
 from vheatir.utils.files import printable
 
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
-For one file, OUT may be the name of an image, such as result.png: then the result is that file.
+For one file, OUT may be the name of a file, such as result.png: then the result is that file.
+Clips (MP4, MOV, MKV, WebM) need 'vheatir[video]', and are taken by name, not out of folders. Their times, sound and
+color tags are kept; after a kill the same command goes on where it was.
 HEIC needs `pip install 'vheatir[phone]'`, camera RAW 'vheatir[raw]'; X.NEF becomes a 16-bit X.tif, X.avif X.png.
 Gray, color, 8 and 16 bits, floats, alpha, color profile and EXIF are kept. Existing outputs stay unless --overwrite
 is given. INPUT and OUT may be fsspec URLs, such as s3://bucket/folder.
@@ -17,6 +19,7 @@ examples:
   vheatir restore photo.jpg -o restored
   vheatir restore night/*.jpg -o restored --luma 0.7
   vheatir restore scans/ more/*.jpg -o restored --task jpeg
+  vheatir restore clip.mp4 -o clean.mp4
 
 The shipped weights were trained on BSDS500 and are for non-commercial research (see LICENSE-WEIGHTS beside them).
 The task photo is for the noise and the compression of photographs, denoise for Gaussian noise alone.
@@ -33,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    kinds = "PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW"
+    kinds = "PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW; MP4, MOV, MKV, WebM and other clips"
     add("inputs", nargs="+", metavar="INPUT", help=f"files, folders, globs or URLs ({kinds})")
-    out_help = "folder for the results, made when it does not exist; for one input file also an image's name"
+    out_help = "folder for the results, made when it does not exist; for one input file also the result's name"
     add("-o", "--output", required=True, metavar="OUT", help=out_help)
     task_help = "photo: noise and compression of photographs (default); denoise: Gaussian noise; jpeg: JPEG artifacts"
     add("--task", default=DEFAULT_TASK, choices=TASKS, help=task_help)
@@ -85,6 +88,8 @@ def _add_resources(add) -> None:
     add("--overlap", type=int, metavar="PIXELS", help="pixels that neighboring tiles share (default: 32)")
     size_help = "refuse images that claim to be larger (default: %(default)g)"
     add("--max-megapixels", type=float, default=MAX_PIXELS / 1e6, metavar="N", help=size_help)
+    crf_help = "constant quality of a clip's encoder; lower is better and larger (default: %(default)g)"
+    add("--crf", type=float, default=DEFAULT_CRF, metavar="X", help=crf_help)
     workers_help = f"files processed at the same time (default: one per core, at most {MOST_WORKERS})"
     add("--workers", type=int, metavar="N", help=workers_help)
     add("--engine", choices=("local", "ray"), default="local", help="ray: on the machines of a Ray cluster")
@@ -119,6 +124,7 @@ def main(argv: list[str]) -> int:
             tile=arguments.tile,
             overlap=arguments.overlap,
             max_megapixels=arguments.max_megapixels,
+            crf=arguments.crf,
             workers=arguments.workers,
             engine=arguments.engine,
             manifest=arguments.manifest,

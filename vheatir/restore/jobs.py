@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import FORMATS, written_name
+from vheatir.image_io.formats import FORMATS
 from vheatir.restore.locations import Location, Url, is_url, location
+from vheatir.restore.video.formats import RESTORED, is_clip, written_name
 from vheatir.utils.files import files_below
 
 
@@ -34,6 +35,9 @@ def plan_file(source: str | Path | Url, target: str | Path | Url) -> Job:
     job = Job(location(source), location(target))
     if not job.source.exists():
         raise UserError(f"{source}: there is no such file or folder")
+    if is_clip(job.source) != is_clip(job.target):
+        kinds = ("a clip", "an image") if is_clip(job.source) else ("an image", "a clip")
+        raise UserError(f"{source} is {kinds[0]}, {target} has the name of {kinds[1]}; give another name")
     _check_targets([job])
     return job
 
@@ -44,8 +48,9 @@ def plan_jobs(
     """What is read and where it goes; nothing is written here.
 
     A file goes to OUT/name; of a folder, every image at any depth, in linked folders too, goes to
-    OUT/path-below-that-folder. Hidden files and OUT itself are never found inside a folder or by a glob.
-    Where a format is only read the target has another suffix.
+    OUT/path-below-that-folder. Clips are taken where they are named or matched by a glob, not out of folders. Hidden
+    files and OUT itself are never found inside a folder or by a glob. Where a format is only read the target has
+    another suffix.
 
     Args:
         inputs: files, folders, globs or fsspec URLs.
@@ -123,7 +128,7 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         inside = _real(out)
         found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
         found = [match for match in found if inside not in (_real(match), *_real(match).parents)]
-        files = [match for match in found if match.is_file() and match.suffix.lower() in FORMATS]
+        files = [match for match in found if match.is_file() and match.suffix.lower() in RESTORED]
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
             raise UserError(f"{text}: no image ({', '.join(FORMATS)}) matches")

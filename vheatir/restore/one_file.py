@@ -13,7 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
 from vheatir.image_io.formats import DEPTHS, Stored, format_of, written_format
 from vheatir.image_io.write import write_blocks
-from vheatir.restore.defaults import GOOD_QUALITY
+from vheatir.restore.defaults import DEFAULT_CRF, GOOD_QUALITY
 from vheatir.restore.estimate_level import quality_of_tables
 from vheatir.restore.restorer import Restorer
 from vheatir.utils.files import atomic_open
@@ -30,11 +30,13 @@ class FileOptions:
         level: sigma (0-255) for weights that take one, or JPEG quality; None: read from the file or estimated.
         max_pixels: larger images are refused.
         by_rows: TIFFs of more pixels are read while they are restored.
+        crf: of a clip's encoder: constant quality, lower is better and larger.
     """
 
     level: float | None = None
     max_pixels: int = MAX_PIXELS
     by_rows: int = BY_ROWS
+    crf: float = DEFAULT_CRF
 
 
 @dataclass

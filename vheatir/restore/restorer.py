@@ -16,6 +16,7 @@ import vheatir.restore.precision as precisions
 import vheatir.restore.tile_memory as tile_memory
 import vheatir.restore.tiling as tiling
 from vheatir import weights as store
+from vheatir.archs.base import middle_planes
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.restore.batches import Batches
@@ -207,6 +208,36 @@ class Restorer:
             top += len(block)
         return result.reshape(image.shape)
 
+    @property
+    def frames(self) -> int:
+        """Frames of a clip from which one is restored; 1 where the network takes single images."""
+        return int(self._color.config.get("frames", 1))
+
+    def restore_clip(
+        self,
+        frames: Sequence[np.ndarray],
+        *,
+        level: float | None = None,
+        on_tile: Callable[[float], None] | None = None,
+    ) -> np.ndarray:
+        """Restore the middle frame of a clip.
+
+        Args:
+            frames: as many as `frames` says, float32 (H, W, 3), RGB in [0, 1].
+            level: see `restore`; for weights that take one, and single frames, estimated by default.
+            on_tile: called with the share done, from 0 to 1.
+
+        Returns:
+            The restored frame, float32 (H, W, 3) in [0, 1].
+        """
+        if len(frames) != self.frames:
+            raise ValueError(f"expected {self.frames} frames, got {len(frames)}")
+        pixels = np.concatenate(frames, axis=2)
+        blocks = self.restore_rows(
+            lambda start, stop: (pixels[start:stop], None), pixels.shape, level=level, on_tile=on_tile
+        )
+        return np.concatenate(list(blocks)).clip(0, 1)
+
     def restore_rows(
         self,
         read: Callable[[int, int], Rows],
@@ -303,6 +334,7 @@ class Restorer:
         hidden = patch[:, colors:] <= 0 if patch.shape[1] > colors else None
         seen = image if hidden is None else _fill(image, hidden)
         output = self._batches.call(seen.contiguous(), level, whole=whole)
+        seen = middle_planes(seen, output.shape[1])
         output = _in_part(seen, output, self.strength * self.luma, self.strength * self.chroma)
         return output if hidden is None else output.where(~hidden, image)
 
@@ -379,7 +411,7 @@ def _with_margin(run: Callable[[torch.Tensor], torch.Tensor], image: torch.Tenso
     padded = image.index_select(2, rows).index_select(3, columns)
     mean = image.mean((2, 3), keepdim=True)
     change = run(padded.contiguous()) - run(mean.expand_as(padded).contiguous())
-    return change[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN] + mean
+    return change[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN] + middle_planes(mean, change.shape[1])
 
 
 def _mirrored(side: int) -> np.ndarray:

@@ -13,6 +13,8 @@ SMALLEST_TILE = 32  # pixels; what does not fit then never will
 _SHARE = 0.5  # of the free memory that the network may fill
 _MAPS_PER_PASS = 36  # feature maps alive at the peak of a forward pass, measured; beside the layers' decay maps
 _MAPS_PER_UNET_PASS = 14  # the same for a VHeatUNet, in feature maps of full resolution
+_COPIES_OF_CLIP = 8  # of each of its planes, for a VHeatVideoNet
+_MAPS_OF_CLIP = 4  # of each frame, in maps of full resolution
 _NO_LIMIT = 1 << 60  # what control groups without a limit state
 
 
@@ -76,7 +78,10 @@ def _address_space() -> int | None:
 def bytes_per_pixel(config: Mapping[str, Any]) -> float:
     """What a forward pass of a network in float32 needs for each pixel of its input, as measured on a CPU."""
     if "encoder" in config:
-        return 4.0 * config["dim"] * _MAPS_PER_UNET_PASS
+        clip = config.get("frames", 0) * (
+            config["in_chans"] * _COPIES_OF_CLIP + config.get("mix_dim", 0) * _MAPS_OF_CLIP
+        )
+        return 4.0 * (config["dim"] * _MAPS_PER_UNET_PASS + clip)
     layers = sum(config["depths"])
     return 4.0 * config["dim"] / config["downscale"] ** 2 * (layers + _MAPS_PER_PASS)
 

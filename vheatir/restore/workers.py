@@ -16,6 +16,8 @@ from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome, restore_file
 from vheatir.restore.progress import Progress
 from vheatir.restore.restorer import Restorer
+from vheatir.restore.video.formats import is_clip
+from vheatir.restore.video.one_clip import restore_clip
 
 _POLL_SECONDS = 0.1
 _SMALL_FILE = 1 << 18  # bytes; even a flat image in so few has less pixels than one image may have
@@ -47,7 +49,8 @@ def restore_job(
     local = None
     try:
         with locations.fetched(job.source) as local, locations.stored(job.target) as target:
-            return restore_file(restorer, local, target, options, on_tile)
+            run = restore_clip if is_clip(local) else restore_file
+            return run(restorer, local, target, options, on_tile)
     except Stopped:
         raise
     except Exception as error:  # whatever is wrong with one file, the others are still done

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from vheatir import weights
-from vheatir.archs.networks import config_from_state_dict, gray_from_color, name_of
+from vheatir.archs.networks import adapted, name_of
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.average import Average
 from vheatir.backbone.training.batches import mixed, seed_all
@@ -100,7 +100,8 @@ class VHeatIRModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         """Load safetensors (path or shipped name) or a BasicSR checkpoint, never running code from it.
 
-        A gray network of ours also starts from the weights of a color one (`gray_from_color`).
+        A gray network of ours also starts from the weights of a color one, a video network from those of an image
+        network.
 
         Args:
             net: the network, perhaps wrapped.
@@ -116,9 +117,8 @@ class VHeatIRModel(SRModel):
             state, _ = weights.read(load_path)
         net = self.get_bare_model(net)
         try:
-            gray = name_of(net) is not None and net.config["in_chans"] == 1
-            if gray and config_from_state_dict(state)[1]["in_chans"] == 3:
-                state = gray_from_color(state)
+            if name_of(net) is not None:
+                state = adapted(net, state)
             net.load_state_dict(state, strict=strict)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"path.pretrain_network_g: {load_path} does not fit network_g: {error}") from error

@@ -19,6 +19,7 @@ TASKS = {
     "GaussianNoiseDataset": "denoise",
     "JPEGDataset": "jpeg",
     "CameraNoiseDataset": "photo",
+    "MovingClipsDataset": "denoise",
     "PairedDataset": "paired",
 }
 CONVERTED = (weights.SUFFIX, ".pth")  # for `vheatir restore`, and for BasicSR

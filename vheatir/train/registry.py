@@ -32,6 +32,7 @@ def register_all() -> None:
     from vheatir.archs.swinir_arch import AnySizeSwinIR
     from vheatir.data.camera_dataset import CameraNoiseDataset
     from vheatir.data.datasets import GaussianNoiseDataset, JPEGDataset, PairedDataset
+    from vheatir.data.moving_clips import MovingClipsDataset
     from vheatir.metrics import fidelity
     from vheatir.train.losses import JPEGConsistencyLoss, PSNRLoss
     from vheatir.train.model import VHeatIRModel
@@ -41,7 +42,7 @@ def register_all() -> None:
     for loss in (JPEGConsistencyLoss, PSNRLoss):
         LOSS_REGISTRY.register(loss)
     MODEL_REGISTRY.register(VHeatIRModel)
-    for dataset in (CameraNoiseDataset, GaussianNoiseDataset, JPEGDataset, PairedDataset):
+    for dataset in (CameraNoiseDataset, GaussianNoiseDataset, JPEGDataset, MovingClipsDataset, PairedDataset):
         DATASET_REGISTRY.register(dataset)
     for name in ("psnr", "ssim", "psnrb"):
         METRIC_REGISTRY.register(_metric(name, getattr(fidelity, name)))

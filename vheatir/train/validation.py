@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vheatir.archs.base import middle_planes
 from vheatir.backbone.training.loop import DIVERGED
 from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
@@ -122,7 +123,7 @@ def _means(records: list[dict[str, Any]], side: str) -> dict[str, float]:
 
 def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
     """Record and uint8 image of one output."""
-    lq = sample["lq"][None]
+    lq = middle_planes(sample["lq"], len(sample["gt"]))[None]
     if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a color network: its mean, as in restoring
         output = output.mean(1, keepdim=True).expand_as(output)
     if not torch.isfinite(output).all():

@@ -95,6 +95,87 @@ def test_derivatives(boundary):
     assert gradgradcheck(conducted, (x, parts))
 
 
+def rotated_in_space(diffusivities, seed=0):
+    """Along three axes turned at random, (3, 3); diagonally dominant where the diffusivities are alike enough."""
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(seed)))
+    tensor = turn @ torch.diag(torch.tensor(diffusivities, dtype=F64)) @ turn.T
+    return (tensor + tensor.T) / 2
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+def test_clips_along_the_axes_are_diffuse(boundary):
+    x = torch.randn(2, 4, 6, 5, 3, dtype=F64)
+    tensor = torch.diag(torch.tensor([0.7, 3.0, 1.5], dtype=F64))
+    want = diffuse(x, (0.7, 3.0, 1.5), boundary=boundary)
+    torch.testing.assert_close(diffuse_tensor(x, tensor, boundary=boundary), want)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("boundary", ["insulated", "periodic"])
+def test_a_plane_turned_by_itself_is_the_form_in_two_dimensions(boundary, pair):
+    x = torch.randn(1, 6, 7, 8, 2, dtype=F64)
+    (other,) = {0, 1, 2} - set(pair)
+    tensor = torch.zeros(3, 3, dtype=F64)
+    inside = rotated(3.0, 1.0, 30)
+    tensor[torch.tensor(pair)[:, None], torch.tensor(pair)] = inside
+    planes = x.movedim(other + 1, 1)
+    want = diffuse_tensor(planes.flatten(0, 1), inside, boundary=boundary).view(planes.shape).movedim(1, other + 1)
+    torch.testing.assert_close(diffuse_tensor(x, tensor, boundary=boundary), want)
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+def test_a_point_inside_a_clip_becomes_the_rotated_gaussian(boundary):
+    tensor = rotated_in_space([2.2, 1.6, 1.2])
+    x = torch.zeros(1, 25, 25, 25, 1, dtype=F64)
+    x[0, 12, 12, 12] = 1
+    place = torch.arange(-12, 13, dtype=F64)
+    offset = torch.stack(torch.meshgrid(place, place, place, indexing="ij"), -1)
+    exponent = torch.einsum("thwi,ij,thwj->thw", offset, torch.linalg.inv(tensor), offset) / 4
+    want = torch.exp(-exponent) / ((4 * math.pi) ** 1.5 * torch.linalg.det(tensor).sqrt())
+    got = diffuse_tensor(x, tensor, boundary=boundary)[0, ..., 0]
+    assert tensor[[0, 0, 1], [1, 2, 2]].abs().min() > 0.1, "all three planes are turned"
+    assert (got - want).abs().max() < 4e-3 * want.max()
+
+
+def test_in_clips_heat_is_kept_and_the_operator_is_its_own_adjoint():
+    x, y = torch.randn(2, 1, 4, 5, 6, 2, dtype=F64)
+    tensor = torch.stack([rotated_in_space([2.2, 1.6, 1.2]), rotated_in_space([2.0, 1.5, 1.4], seed=1)])
+    for boundary in ("insulated", "periodic"):
+        kept = diffuse_tensor(x, tensor, boundary=boundary)
+        torch.testing.assert_close(kept.sum((1, 2, 3)), x.sum((1, 2, 3)))
+        torch.testing.assert_close((kept * y).sum(), (x * diffuse_tensor(y, tensor, boundary=boundary)).sum())
+
+
+def test_in_clips_too_the_error_falls_with_the_square_of_the_steps():
+    x = torch.zeros(1, 6, 7, 8, 1, dtype=F64)
+    x[0, 0, 0, 3] = 1
+    tensor = rotated_in_space([2.2, 1.6, 1.2])
+    limit = diffuse_tensor(x, tensor, steps=64)
+    errors = [(diffuse_tensor(x, tensor, steps=steps) - limit).abs().max().item() for steps in (4, 8, 16)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] > 0
+
+
+def test_each_clip_has_its_own_tensor():
+    x = torch.randn(2, 3, 4, 5, 1, dtype=F64)
+    tensors = torch.stack([rotated_in_space([2.2, 1.6, 1.2], seed) for seed in (0, 1)])[:, None]
+    got = diffuse_tensor(x, tensors)
+    for clip in range(2):
+        torch.testing.assert_close(got[clip : clip + 1], diffuse_tensor(x[clip : clip + 1], tensors[clip, 0]))
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "periodic"])
+def test_derivatives_in_clips(boundary):
+    x = torch.randn(1, 2, 3, 2, 1, dtype=F64, requires_grad=True)
+    parts = torch.tensor([2.0, 2.5, 2.2, 0.4, -0.5, 0.3], dtype=F64, requires_grad=True)
+
+    def conducted(x, parts):
+        tt, hh, ww, th, tw, hw = parts
+        rows = torch.stack([tt, th, tw, th, hh, hw, tw, hw, ww]).view(3, 3)
+        return diffuse_tensor(x, rows, boundary=boundary)
+
+    assert gradcheck(conducted, (x, parts))
+
+
 X = torch.zeros(2, 4, 6, 3)
 EYE = torch.eye(2)
 REFUSED = {
@@ -111,6 +192,16 @@ REFUSED = {
         ValueError,
         "no larger than either",
         lambda: diffuse_tensor(X, rotated(9.0, 0.5, 22.5).float()),
+    ),
+    "clip of the form for images": (
+        ValueError,
+        r"tensor must be \(3, 3\), \(3, 3, 3\) or \(1, 3, 3, 3\)",
+        lambda: diffuse_tensor(torch.zeros(1, 2, 4, 6, 3), EYE),
+    ),
+    "too anisotropic in a clip": (
+        ValueError,
+        "no diagonal value may be smaller",
+        lambda: diffuse_tensor(torch.zeros(1, 2, 4, 6, 3), torch.eye(3) + 0.6 * (1 - torch.eye(3))),
     ),
     "boundary": (ValueError, "unknown boundary", lambda: diffuse_tensor(X, EYE, boundary="open")),
 }

@@ -64,6 +64,7 @@ def test_the_strip_keeps_its_colors(shipped):
 def test_any_networks_answer_to_flat_colors_is_taken_out(name, channels):
     torch.manual_seed(0)
     small = {"VHeatIR": {"dim": 8, "depths": [1], "downscale": 2}, "VHeatUNet": {"dim": 8}}
+    small["VHeatVideoNet"] = {"dim": 8, "mix_dim": 8}
     network = NETWORKS[name](in_chans=channels, **small[name]).eval()
     for parameter in network.parameters():  # the untrained ones return their input
         torch.nn.init.normal_(parameter, std=0.05)

@@ -24,11 +24,12 @@ from vheatir.train.trainer import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
-TRAINING += ["dncnn_light", "swinir_light", "photo_light"]
+TRAINING += ["dncnn_light", "swinir_light", "photo_light", "video_light"]
 TESTING = ["test_denoise", "test_jpeg"]
 SMALL = {
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
     "VHeatUNet": ["dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]", "reach=[0.5, 4.0]"],
+    "VHeatVideoNet": ["dim=8", "mix_dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]"],
     "DnCNN": ["dim=8", "depth=4"],
     "AnySizeSwinIR": ["embed_dim=12", "depths=[2]", "num_heads=[2]", "img_size=16"],
 }
@@ -74,7 +75,9 @@ def test_recipe_builds_steps_and_validates(name, stand_ins, tmp_path):
     trainer = Trainer(path, options, RunFolder(tmp_path, "x", resume=False))
     before = [parameter.detach().clone() for parameter in trainer.model.net_g.parameters()]
     batch = next(iter(trainer.loader()))
-    assert batch["lq"].shape == batch["gt"].shape == (2, options["network_g"].get("in_chans", 3), 16, 16)
+    colors = options["network_g"].get("in_chans", 3)
+    assert batch["gt"].shape == (2, colors, 16, 16)
+    assert batch["lq"].shape == (2, colors * options["network_g"].get("frames", 1), 16, 16)
     trainer.model.update_learning_rate(1, options["train"].get("warmup_iter", -1))
     trainer.model.feed_data(batch)
     trainer.model.optimize_parameters(1)
@@ -97,6 +100,17 @@ def test_gray_recipes_start_from_the_shipped_color_weights(name, stand_ins):
     image = torch.rand(1, 1, 24, 20)
     with torch.no_grad():
         assert_close(network(image), color(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+def test_the_video_recipe_starts_from_the_shipped_image_weights(pictures):
+    path = RECIPES / "video_light.yml"
+    sets = [f"datasets.{phase}.dataroot_gt={pictures / 'folder'}" for phase in read_options(path)["datasets"]]
+    options = complete_options(path, read_options(path, sets), is_train=True)
+    image_network, _ = weights.load(options["path"]["pretrain_network_g"])
+    network = build_model(path, options).net_g.eval()
+    clip = torch.rand(1, 15, 24, 20)
+    with torch.no_grad():
+        assert_close(network(clip), image_network(clip[:, 6:9]))
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -1,0 +1,337 @@
+"""Clips through `vheatir.restore`: times, sound, colors and shape kept, memory bounded, gone on with after a stop."""
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vheatir
+from vheatir.errors import UserError
+from vheatir.restore.jobs import plan_jobs
+from vheatir.restore.one_file import FileOptions
+from vheatir.restore.video import one_clip
+from vheatir.restore.video.formats import RESTORED, written_name
+from vheatir.restore.video.one_clip import restore_clip, windows
+from vheatir.restore.video.reading import Clip
+from vheatir.restore.workers import Stopped
+
+av = pytest.importorskip("av", reason="clips need PyAV: pip install 'vheatir[video]'")
+
+SIZE = (32, 48)
+TICKS = Fraction(1, 600)
+
+
+def picture(number, size=SIZE):
+    """Bands of color that move by a pixel a frame, uint8."""
+    height, width = size
+    x = np.arange(width) + number
+    rows = np.linspace(60, 200, height)[:, None]
+    bands = np.stack([np.where(x // 12 % 2, 200, 60)] * height)
+    return np.stack([bands, np.broadcast_to(rows, size), np.full(size, 90 + 3 * number)], -1).astype(np.uint8)
+
+
+def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
+    """A small clip; `tags` are set on the encoder, `display` on the stream."""
+    display = tags.pop("display", None)
+    times = [20 * number for number in range(count)] if times is None else times
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=30, options={"crf": "4"} if codec == "libx264" else {})
+        stream.width, stream.height, stream.pix_fmt = size[1], size[0], pixel_format
+        stream.codec_context.time_base = TICKS
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        if display is not None:
+            stream.set_display_rotation(display)
+        tone = output.add_stream("aac", rate=8000) if sound else None
+        for number, time in enumerate(times):
+            rgb = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
+            rgb.colorspace = tags.get("colorspace", 2)
+            frame = rgb.reformat(format=pixel_format, src_color_range=2, dst_color_range=tags.get("color_range"))
+            frame.pts, frame.time_base = time, TICKS
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if tone is not None:
+            samples = av.AudioFrame.from_ndarray(np.sin(np.arange(2048) / 5)[None].astype(np.float32), "fltp", "mono")
+            samples.rate = 8000
+            output.mux(tone.encode(samples))
+            output.mux(tone.encode(None))
+    return Path(path)
+
+
+def read(path):
+    """Times in seconds, frames in RGB, the video stream's facts, and the bytes of all audio packets."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        first = frames[0]
+        facts = {
+            "rate": stream.average_rate,
+            "aspect": stream.sample_aspect_ratio,
+            "rotation": first.rotation,
+            "format": first.format.name,
+            "tags": tuple(map(int, (first.color_range, first.color_primaries, first.color_trc, first.colorspace))),
+        }
+    with av.open(str(path)) as container:
+        sound = [bytes(one) for one in container.demux(audio=0) if one.size] if container.streams.audio else []
+    pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    return [frame.pts * frame.time_base for frame in frames], pixels, facts, sound
+
+
+@pytest.fixture
+def weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tiny.write_weights(tmp_path / "w.safetensors")
+
+
+@pytest.fixture
+def restorer(weights):
+    return vheatir.Restorer("denoise", weights)
+
+
+def hidden():
+    return sorted(path.name for path in Path().iterdir() if path.name.startswith(".vheatir-"))
+
+
+def test_frames_are_what_the_network_makes_of_them(weights, restorer):
+    make("in.mp4", 3)
+    (done,) = vheatir.restore("in.mp4", "out.mkv", task="denoise", weights=weights, crf=1)
+    assert done.outcome.status == "done" and "estimated in the first frame" in done.outcome.level
+    _, given, _, _ = read("in.mp4")
+    _, got, _, _ = read("out.mkv")
+    want = np.stack([restorer.restore(frame.astype(np.float32) / 255) for frame in given]) * 255
+    assert got.shape == given.shape and np.abs(got - want).mean() < 1.5 < np.abs(given - want).mean()
+    assert hidden() == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
+    times = [0, 20, 40, 90, 100, 101, 160, 240]
+    facts = {"color_range": 1, "color_primaries": 9, "color_trc": 16, "colorspace": 9}
+    make("in.mp4", times=times, sound=True, sample_aspect_ratio=Fraction(4, 3), display=90, **facts)
+    outcome = restore_clip(restorer, Path("in.mp4"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == []
+    given, got = read("in.mp4"), read(f"out{suffix}")
+    resolution = Fraction(1, 1000) if suffix == ".mkv" else 0
+    assert all(abs(one - other) <= resolution for one, other in zip(given[0], got[0], strict=True))
+    assert [float(time) for time in given[0]] == [time / 600 for time in times]
+    assert got[3] == given[3] != []
+    assert got[2]["tags"] == given[2]["tags"] == (1, 9, 16, 9)
+    assert got[2]["aspect"] == Fraction(4, 3)
+    assert got[2]["rotation"] == given[2]["rotation"] != 0
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2])
+@pytest.mark.parametrize("matrix", [1, 2, 6, 9])
+def test_colors_stay_where_nothing_is_restored(matrix, color_range, weights):
+    make("in.mp4", 2, colorspace=matrix, color_range=color_range)
+    nothing = vheatir.Restorer("denoise", weights, strength=0)
+    restore_clip(nothing, Path("in.mp4"), Path("out.mp4"), FileOptions(crf=4))
+    _, given, before, _ = read("in.mp4")
+    _, got, after, _ = read("out.mp4")
+    assert after["tags"] == before["tags"]
+    assert np.abs(got.astype(float) - given).mean() < 1
+    assert np.abs((got.astype(float) - given).mean((0, 1, 2))).max() < 0.45
+    with av.open("in.mp4") as one, av.open("out.mp4") as other:
+        planes = [next(container.decode(video=0)).reformat(format="yuv444p").to_ndarray() for container in (one, other)]
+    assert np.abs(planes[0].astype(float) - planes[1]).mean() < 1
+
+
+@pytest.mark.parametrize("stored, written", [("gray", "yuv420p"), ("bgr0", "yuv444p"), ("gbrp10le", "yuv444p10le")])
+def test_gray_and_rgb_are_written_as_luma_and_differences(stored, written, weights):
+    make("in.mkv", 2, pixel_format=stored, codec="ffv1")
+    restore_clip(vheatir.Restorer("denoise", weights, strength=0), Path("in.mkv"), Path("out.mkv"), FileOptions(crf=2))
+    _, given, _, _ = read("in.mkv")
+    _, got, facts, _ = read("out.mkv")
+    assert facts["format"] == written and facts["tags"][::3] == (1, 1)
+    assert np.abs(got.astype(float) - given).mean() < 1.5
+    assert np.abs((got.astype(float) - given).mean((0, 1, 2))).max() < 0.6
+
+
+@pytest.mark.parametrize("stored", ["yuv420p", "yuv422p", "yuv444p10le", "yuv420p10le"])
+def test_sampling_and_bits_are_kept(stored, restorer):
+    make("in.mkv", 2, pixel_format=stored)
+    restore_clip(restorer, Path("in.mkv"), Path("out.mkv"), FileOptions())
+    assert read("out.mkv")[2]["format"] == stored
+
+
+def test_other_kinds_are_read_and_webm_is_written(restorer):
+    make("in.avi", 3, pixel_format="yuv420p", codec="mpeg4")
+    assert written_name(Path("in.avi")) == Path("in.mkv")
+    restore_clip(restorer, Path("in.avi"), Path("out.webm"), FileOptions())
+    assert len(read("out.webm")[0]) == 3
+    with av.open("out.webm") as container:
+        assert container.streams.video[0].codec_context.name.startswith(("vp9", "libvpx"))
+
+
+def test_odd_sizes_are_kept(restorer):
+    make("in.mkv", 2, size=(31, 45))
+    restore_clip(restorer, Path("in.mkv"), Path("out.mp4"), FileOptions())
+    assert read("out.mp4")[1].shape == (2, 31, 45, 3)
+
+
+def test_a_stopped_run_is_gone_on_with(restorer, monkeypatch):
+    monkeypatch.setattr(one_clip, "FRAMES", 4)
+    make("in.mp4", 11)
+    restore_clip(restorer, Path("in.mp4"), Path("whole.mp4"), FileOptions())
+    shares = []
+
+    def stop(share):
+        shares.append(share)
+        if len(shares) > 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions(), stop)
+    assert not Path("out.mp4").exists() and len(hidden()) == 1
+    shares.clear()
+    outcome = restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions(), shares.append)
+    assert outcome.notes == ["went on after 4 frames of an earlier run"] and len(shares) == 7
+    assert shares == sorted(shares) and shares[-1] == 1
+    whole, resumed = read("whole.mp4"), read("out.mp4")
+    assert whole[0] == resumed[0] and np.array_equal(whole[1], resumed[1]) and hidden() == []
+
+
+def test_other_settings_start_anew(restorer, weights, monkeypatch):
+    monkeypatch.setattr(one_clip, "FRAMES", 2)
+    make("in.mp4", 5)
+
+    def stop(share):
+        if share > 0.7:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions(), stop)
+    half = vheatir.Restorer("denoise", weights, strength=0.5)
+    assert restore_clip(half, Path("in.mp4"), Path("out.mp4"), FileOptions()).notes == []
+    restore_clip(half, Path("in.mp4"), Path("fresh.mp4"), FileOptions())
+    assert np.array_equal(read("out.mp4")[1], read("fresh.mp4")[1])
+
+
+def test_a_network_of_several_frames_sees_those_around_each(tiny, tmp_path, monkeypatch):
+    import json
+
+    import torch
+
+    from vheatir import weights as store
+    from vheatir.archs.vheatvideo_arch import VHeatVideoNet
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    small = {"dim": 4, "encoder": [1], "middle": 1, "decoder": [1], "attention": ["heat", "heat"], "mix_dim": 4}
+    network = VHeatVideoNet(**small)
+    for layer in (network.mixer.head, network.image.conv_last):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    about = {"task": "denoise", "color": "color", "levels": "none", "license": "none", "arch": "VHeatVideoNet"}
+    store.save("v.safetensors", network.state_dict(), {**about, "config": json.dumps(network.config)})
+    restorer = vheatir.Restorer("denoise", "v.safetensors")
+    assert restorer.frames == 5
+    make("in.mp4", 6)
+    clip = Clip(Path("in.mp4"), 10**6)
+    frames = [frame.pixels for frame in clip.frames()]
+    got = [frame.pixels for frame in one_clip.restored_frames(restorer, clip, None, 0, lambda done: None)]
+    order = [[2, 1, 0, 1, 2], [1, 0, 1, 2, 3], *([n - 2, n - 1, n, n + 1, n + 2] for n in (2, 3)), [2, 3, 4, 5, 4]]
+    for number, places in enumerate(order):
+        planes = torch.from_numpy(np.concatenate([frames[place] for place in places], 2)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            want = restorer.network(planes)[0].permute(1, 2, 0).clamp(0, 1).numpy()
+        np.testing.assert_allclose(got[number], want, atol=1e-4)
+    later = [frame.pixels for frame in one_clip.restored_frames(restorer, clip, None, 3, lambda done: None)]
+    for one, other in zip(later, got[3:], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    ensemble = vheatir.Restorer("denoise", "v.safetensors", ensemble=True, tile=16, overlap=4)
+    assert ensemble.restore_clip(frames[:5]).shape == frames[0].shape
+    with pytest.raises(ValueError, match="expected 5 frames, got 1"):
+        restorer.restore_clip(frames[:1])
+    alone = restorer.restore(frames[0])
+    with torch.no_grad():
+        want = restorer.network.image(torch.from_numpy(frames[0]).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    np.testing.assert_allclose(alone, want.clamp(0, 1).numpy(), atol=1e-4)
+
+
+def test_frames_are_held_only_as_long_as_a_window_needs_them():
+    read_so_far = 0
+
+    def numbers():
+        nonlocal read_so_far
+        for read_so_far in range(1, 101):
+            yield read_so_far - 1
+
+    for middle, window in enumerate(windows(numbers(), 5)):
+        assert read_so_far <= middle + 3 and window[2] == middle
+    assert middle == 99 and window == [97, 98, 99, 98, 97]
+    assert list(windows(iter([7]), 5)) == [[7] * 5] and list(windows(iter([]), 5)) == []
+    assert list(windows(iter("ab"), 5)) == [list("ababa"), list("babab")]
+    assert [window[1] for window in windows(iter("abcd"), 3, skipped=1)] == ["b", "c", "d"]
+
+
+def test_files_that_are_no_clips_are_named(weights, restorer):
+    Path("text.mp4").write_text("no clip")
+    whole = make("whole.mp4", 30).read_bytes()
+    Path("cut.mp4").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.mp4", "cut.mp4"):
+        with pytest.raises(UserError, match=f"{name}: is no clip that can be read"):
+            vheatir.restore(name, "out.mp4", task="denoise", weights=weights)
+    with av.open("sound.mp4", "w") as output:
+        tone = output.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        samples.rate = 8000
+        output.mux(tone.encode(samples))
+        output.mux(tone.encode(None))
+    with pytest.raises(UserError, match=r"sound\.mp4: holds no video stream"):
+        restore_clip(restorer, Path("sound.mp4"), Path("out.mp4"), FileOptions())
+    with pytest.raises(UserError, match=r"more than the limit of 0\.001 megapixels"):
+        restore_clip(restorer, Path("whole.mp4"), Path("out.mp4"), FileOptions(max_pixels=1000))
+    assert not Path("out.mp4").exists() and hidden() == []
+
+
+def test_a_damaged_middle_ends_with_an_error_or_all_frames(restorer):
+    data = bytearray(make("in.mkv", 40).read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    Path("bad.mkv").write_bytes(data)
+    try:
+        restore_clip(restorer, Path("bad.mkv"), Path("out.mkv"), FileOptions())
+    except UserError as error:
+        assert "bad.mkv" in str(error) and not Path("out.mkv").exists()
+    else:
+        assert 0 < len(read("out.mkv")[0]) <= 40
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, restorer, tiny):
+    make("in.mp4", 2, sound=True)
+    tiny.image("in.png", (12, 12, 3))
+    with pytest.raises(UserError, match=r"in\.mp4 is a clip, out\.png has the name of an image"):
+        vheatir.restore("in.mp4", "out.png", task="denoise", weights=weights)
+    with pytest.raises(UserError, match=r"in\.png is an image, out\.mp4 has the name of a clip"):
+        vheatir.restore("in.png", "out.mp4", task="denoise", weights=weights)
+    with pytest.raises(UserError, match=r"in\.mp4 is an input and would be overwritten"):
+        vheatir.restore("in.mp4", "in.mp4", task="denoise", weights=weights)
+    with pytest.raises(UserError, match=r"out\.webm: cannot hold sound in aac; write a \.mkv file"):
+        restore_clip(restorer, Path("in.mp4"), Path("out.webm"), FileOptions())
+    with pytest.raises(UserError, match=r"clips are written as \.mp4"):
+        restore_clip(restorer, Path("in.mp4"), Path("out.avi"), FileOptions())
+    with pytest.raises(UserError, match="the task jpeg is for JPEG images"):
+        vheatir.restore("in.mp4", "out.mp4", task="jpeg")
+    with pytest.raises(UserError, match="--crf must lie between 0 and 51"):
+        vheatir.restore("in.mp4", "out.mp4", crf=60)
+    assert hidden() == []
+
+
+def test_clips_are_taken_by_name_not_out_of_folders(weights, tiny):
+    Path("in").mkdir()
+    make("in/a.mp4", 2)
+    tiny.image("in/b.png", (12, 12, 3))
+    assert [job.source.name for job in plan_jobs(["in"], "out")] == ["b.png"]
+    assert [job.source.name for job in plan_jobs(["in/*"], "out")] == ["a.mp4", "b.png"]
+    assert {".png", ".mp4"} <= set(RESTORED)
+    results = vheatir.restore(["in/a.mp4", "in/b.png"], "out", task="denoise", weights=weights)
+    assert [result.outcome.status for result in results] == ["done", "done"]
+    assert len(read("out/a.mp4")[0]) == 2
+
+
+def test_without_pyav_it_says_what_to_install(weights, monkeypatch):
+    make("in.mp4", 2)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"in\.mp4: reading this kind of file needs av.*vheatir\[video\]"):
+        vheatir.restore("in.mp4", "out.mp4", task="denoise", weights=weights)

@@ -1,0 +1,1 @@
+"""Clips through the networks of `vheatir restore`, frame by frame or several frames at a time."""

@@ -1,0 +1,203 @@
+"""Restored frames into segments of a clip, and segments with the sound of the source into the result."""
+
+import heapq
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vheatir.errors import UserError
+from vheatir.restore.video.colors import from_rgb
+from vheatir.restore.video.formats import Container
+from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation
+
+_BETWEEN = "nut"  # container of the segments: it keeps any unit of time
+_OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
+
+
+class Encoder:
+    """Frames of a clip encoded as its container wants them.
+
+    No frame waits for a later one (no B-frames), so that segments which are encoded one by one follow each other.
+
+    Args:
+        clip: where the frames come from.
+        container: of the result.
+        crf: constant quality of the encoder; lower is better and larger.
+
+    Raises:
+        UserError: this PyAV has no such encoder.
+    """
+
+    def __init__(self, clip: Clip, container: Container, crf: float):
+        try:
+            clip.av.Codec(container.encoder, "w")
+        except clip.av.codec.codec.UnknownCodecError as error:
+            raise UserError(
+                f"this PyAV has no encoder {container.encoder}, which {container.format} files need; install PyAV's "
+                "own wheels, or write another kind of file"
+            ) from error
+        self.clip = clip
+        self.container = container
+        self.crf = crf
+
+    def write(self, path: Path, frames: Iterable[Frame]) -> None:
+        """Write a segment.
+
+        Args:
+            path: of the file.
+            frames: one after the other, at least one; each is encoded before the next is asked for.
+
+        Raises:
+            UserError: the encoder refuses.
+        """
+        with self._errors(), self.clip.av.open(str(path), "w", format=_BETWEEN) as output:
+            stream = self._stream(output)
+            for frame in frames:
+                output.mux(stream.encode(self._stored(frame)))
+            output.mux(stream.encode(None))
+
+    def _stream(self, output: Any) -> Any:
+        look = self.clip.look
+        options = {**self.container.options, "crf": f"{self.crf:g}"}
+        stream = output.add_stream(self.container.encoder, rate=self.clip.rate, options=options)
+        context = stream.codec_context
+        stream.width = look.width
+        stream.height = look.height
+        stream.pix_fmt = look.pixel_format
+        context.time_base = self.clip.time_base
+        stream.time_base = self.clip.time_base
+        context.max_b_frames = 0
+        mark(context, self.clip)
+        return stream
+
+    def _stored(self, frame: Frame) -> Any:
+        """A frame as the encoder takes it."""
+        look = self.clip.look
+        planes = from_rgb(frame.pixels.clip(0, 1), look.coding)
+        planes = planes if planes.dtype == np.uint8 else planes.transpose(1, 2, 0)
+        whole = self.clip.av.VideoFrame.from_ndarray(np.ascontiguousarray(planes), format=WHOLE[look.coding.bits])
+        whole.colorspace = look.coding.matrix
+        whole.color_primaries = look.primaries
+        whole.color_trc = look.transfer
+        whole.color_range = look.coding.color_range
+        stored = whole.reformat(
+            format=look.pixel_format,
+            interpolation=interpolation(self.clip.av),
+            src_color_range=look.coding.color_range,
+            dst_color_range=look.coding.color_range,
+        )
+        stored.pts = frame.pts
+        stored.time_base = self.clip.time_base
+        if frame.duration:
+            stored.duration = frame.duration
+        return stored
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self.clip.av.error.FFmpegError as error:
+            raise UserError(f"{self.clip.path}: its frames cannot be encoded ({error})") from error
+
+
+def mark(context: Any, clip: Clip) -> None:
+    """Tell an encoder or a stream which colors and pixels it holds.
+
+    Args:
+        context: PyAV's, of the codec.
+        clip: whose they are.
+    """
+    look = clip.look
+    context.color_range = look.coding.color_range
+    context.color_primaries = look.primaries
+    context.color_trc = look.transfer
+    context.colorspace = look.coding.matrix
+    if look.aspect:
+        context.sample_aspect_ratio = look.aspect
+
+
+def join(target: Path, container: Container, segments: Sequence[Path], clip: Clip) -> None:
+    """Write a whole clip: the frames of segments, the sound and the metadata of the source.
+
+    Args:
+        target: file to write.
+        container: what it is.
+        segments: files of `Encoder`, in order.
+        clip: the source.
+
+    Raises:
+        UserError: something cannot be written.
+    """
+    av = clip.av
+    try:
+        with (
+            av.open(str(clip.path)) as source,
+            av.open(str(segments[0])) as first,
+            av.open(str(target), "w", format=container.format, options=_OPTIONS.get(container.format, {})) as output,
+        ):
+            output.metadata.update(source.metadata)
+            video = output.add_stream_from_template(first.streams.video[0], opaque=True)
+            mark(video.codec_context, clip)
+            video.codec_context.framerate = clip.rate
+            if clip.look.display is not None:
+                video.set_display_matrix(clip.look.display)
+            sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in source.streams.audio}
+            packets = [_frames(av, segments, video)]
+            if sound:
+                packets.append(_sound(source, sound))
+            for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
+                output.mux(packet)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise UserError(f"{target}: the clip cannot be written ({error})") from error
+
+
+def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fraction, Any]]:
+    """Packets of all segments, with their times in seconds."""
+    for path in segments:
+        with av.open(str(path)) as segment:
+            for packet in segment.demux(video=0):
+                if packet.dts is not None:
+                    time = packet.dts * packet.time_base
+                    packet.stream = stream
+                    yield time, packet
+
+
+def _sound(source: Any, streams: dict[int, Any]) -> Iterator[tuple[Fraction, Any]]:
+    """Packets of all audio streams, likewise."""
+    for packet in source.demux(audio=tuple(range(len(streams)))):
+        if packet.dts is not None:
+            time = packet.dts * packet.time_base
+            packet.stream = streams[packet.stream.index]
+            yield time, packet
+
+
+def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
+    """What of a source's streams is not kept, in words; before anything is restored.
+
+    Args:
+        clip: the source.
+        container: of the result.
+        target: its file, for messages.
+
+    Raises:
+        UserError: the container cannot hold the sound of the source.
+    """
+    av = clip.av
+    with av.open(str(clip.path)) as source:
+        with av.open(io.BytesIO(), "w", format=container.format) as output:
+            for stream in source.streams.audio:
+                name = stream.codec_context.name
+                try:
+                    output.add_stream_from_template(stream, opaque=True)
+                except (av.error.FFmpegError, ValueError) as error:
+                    raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
+        kept = {one.index for one in source.streams.audio}
+        other = [one for one in source.streams if one.index not in kept and one.type != "video"]
+        more = len(source.streams.video) - 1
+        left = [f"{len(other)} streams that are neither video nor audio"] if other else []
+        return left + ([f"{more} further video streams"] if more else [])

@@ -1,0 +1,244 @@
+"""Frames of a clip as RGB, one after the other, and all that has to be carried over to the result."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vheatir.errors import UserError
+from vheatir.image_io.optional import library
+from vheatir.restore.video.colors import BT709, FULL, LIMITED, Coding, to_rgb
+
+WHOLE = {8: "yuv444p", 10: "yuv444p16le"}  # bits of a sample: format in which all planes have the size of the frame
+_EIGHT_BITS = 8
+_MOST_BITS = 10  # of H.264 and VP9 as they are written here
+_USUAL_RATE = 25  # frames per second, where a file says nothing
+_DISPLAY = "DISPLAYMATRIX"
+_HDR = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the frames of a clip are stored and shown.
+
+    Attributes:
+        width: in pixels, as stored.
+        height: likewise.
+        pixel_format: FFmpeg's name of the one to write.
+        coding: matrix and range of the colors.
+        primaries: of the colors, by FFmpeg's numbers.
+        transfer: characteristic, likewise.
+        aspect: width of a pixel over its height; None where nothing is said.
+        display: the matrix that turns the frames when they are shown, nine integers; None for none.
+    """
+
+    width: int
+    height: int
+    pixel_format: str
+    coding: Coding
+    primaries: int
+    transfer: int
+    aspect: Fraction | None
+    display: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame on its way.
+
+    Attributes:
+        pixels: float32 (H, W, 3), RGB in [0, 1].
+        pts: when it is shown, in units of the clip's time base.
+        duration: how long, likewise; 0 where that is not known.
+    """
+
+    pixels: np.ndarray
+    pts: int
+    duration: int
+
+
+class Clip:
+    """A clip in a file: what it is, and the frames of its first video stream.
+
+    Args:
+        path: of the file.
+        max_pixels: frames of more are refused.
+
+    Attributes:
+        look: how frames are stored and shown.
+        rate: frames per second, on average.
+        time_base: seconds, the unit of times.
+        count: frames as the file says, or as follows from its length; 0 where nothing is known.
+        notes: what is not kept.
+        damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
+
+    Raises:
+        UserError: PyAV is missing, or this is no clip that can be read.
+    """
+
+    def __init__(self, path: Path, max_pixels: int):
+        self.path = path
+        self.av: Any = library("av", "video", str(path))
+        self.notes: list[str] = []
+        self.damaged: set[int] = set()
+        with self._opened() as (container, stream):
+            with self._errors("its first frame cannot be decoded"):
+                first = next(container.decode(stream), None)
+            if first is None:
+                raise UserError(f"{path}: its video stream holds no frame that can be decoded; the file is damaged")
+            if first.width * first.height > max_pixels:
+                raise UserError(
+                    f"{path}: frames of {first.width}x{first.height} pixels, more than the limit of "
+                    f"{max_pixels / 1e6:g} megapixels; raise the limit if the file can be trusted"
+                )
+            self.look = self._look(first, stream)
+            self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(_USUAL_RATE)
+            self.time_base: Fraction = stream.time_base or 1 / self.rate
+            self.count = self._count(container, stream)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """Container and video stream, at the first frame."""
+        with self._errors("is no clip that can be read"):
+            container = self.av.open(str(self.path))
+        with container:
+            disposition = self.av.stream.Disposition
+            found = [one for one in container.streams.video if not one.disposition & disposition.attached_pic]
+            if not found:
+                raise UserError(f"{self.path}: holds no video stream; give a file with one")
+            found[0].thread_type = "AUTO"
+            yield container, found[0]
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except (self.av.error.FFmpegError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.path}: {what} ({reason}); the file is damaged or of an unknown kind") from error
+
+    def _look(self, frame: Any, stream: Any) -> Look:
+        if max(part.bits for part in frame.format.components) > _MOST_BITS:
+            self.notes.append(f"{frame.format.name} is written with {_MOST_BITS} bits")
+        if any(part.is_alpha for part in frame.format.components):
+            self.notes.append("transparency is not kept")
+        if frame.interlaced_frame:
+            self.notes.append("the frames are interlaced and restored as they are; better deinterlace them before")
+        kinds = {str(part.type).rpartition(".")[2] for part in frame.side_data}
+        if kinds & set(_HDR):
+            self.notes.append("metadata of HDR beside the color tags is not kept")
+        display = None
+        if _DISPLAY in kinds:
+            display = tuple(np.frombuffer(bytes(frame.side_data[_DISPLAY]), np.int32).tolist())
+        color_range = int(frame.color_range)
+        matrix = int(frame.colorspace)
+        if _has_no_differences(frame.format):
+            color_range = LIMITED
+            matrix = BT709
+        elif frame.format.name.startswith("yuvj"):
+            color_range = FULL
+        return Look(
+            width=frame.width,
+            height=frame.height,
+            pixel_format=pixel_format(frame.format, frame.width, frame.height),
+            coding=Coding(matrix, color_range, _bits(frame.format), frame.height),
+            primaries=int(frame.color_primaries),
+            transfer=int(frame.color_trc),
+            aspect=stream.sample_aspect_ratio or None,
+            display=display,
+        )
+
+    def _count(self, container: Any, stream: Any) -> int:
+        if stream.frames:
+            return stream.frames
+        if stream.duration:
+            return round(stream.duration * self.time_base * self.rate)
+        return round(Fraction(container.duration or 0, self.av.time_base) * self.rate)
+
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """Frames in the order in which they are shown, from number `first` on.
+
+        Raises:
+            UserError: a frame cannot be decoded, or has another size than the first.
+        """
+        expected = 0
+        earliest = -math.inf
+        step = max(round(1 / (self.rate * self.time_base)), 1)
+        with self._opened() as (container, stream):
+            decoded = container.decode(stream)
+            for number in itertools.count():
+                with self._errors(f"frame {number} cannot be decoded"):
+                    frame = next(decoded, None)
+                if frame is None:
+                    return
+                self._check_size(frame, number)
+                pts = expected if frame.pts is None else max(frame.pts, earliest)
+                expected = pts + step
+                earliest = pts + 1  # containers take rising times only
+                if frame.is_corrupt:
+                    self.damaged.add(number)
+                if number >= first:
+                    with self._errors(f"the colors of frame {number} cannot be converted"):
+                        pixels = self._rgb(frame)
+                    yield Frame(pixels, pts, frame.duration or 0)
+
+    def _check_size(self, frame: Any, number: int) -> None:
+        if (frame.width, frame.height) != (self.look.width, self.look.height):
+            raise UserError(
+                f"{self.path}: frame {number} has {frame.width}x{frame.height} pixels, the first one "
+                f"{self.look.width}x{self.look.height}; cut the clip where its size changes"
+            )
+
+    def _rgb(self, frame: Any) -> np.ndarray:
+        coding = self.look.coding
+        options: dict[str, Any] = {"format": WHOLE[coding.bits], "interpolation": interpolation(self.av)}
+        if _has_no_differences(frame.format):
+            options |= {"dst_color_range": coding.color_range, "dst_colorspace": coding.matrix}
+        else:
+            options |= {"src_color_range": coding.color_range, "dst_color_range": coding.color_range}
+        planes = frame.to_ndarray(**options)
+        return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
+
+
+def interpolation(av: Any) -> Any:
+    """How swscale brings color planes to the size of the frame and back."""
+    kinds = av.video.reformatter.Interpolation
+    return kinds.BICUBIC | kinds.FULL_CHR_H_INT | kinds.FULL_CHR_H_INP | kinds.ACCURATE_RND
+
+
+def pixel_format(stored: Any, width: int, height: int) -> str:
+    """The pixel format to write for frames of another, with 8 or 10 bits to a sample.
+
+    Args:
+        stored: PyAV's format of the frames.
+        width: of a frame in pixels.
+        height: likewise.
+    """
+    is_gray = not stored.is_rgb and not stored.has_palette and len(stored.components) <= 2
+    narrow = is_gray
+    low = is_gray
+    if not _has_no_differences(stored):
+        narrow = stored.components[1].width < width
+        low = stored.components[1].height < height
+    kind = "444"
+    if narrow and width % 2 == 0:
+        kind = "420" if low and height % 2 == 0 else "422"
+    return f"yuv{kind}p" + ("10le" if _bits(stored) > _EIGHT_BITS else "")
+
+
+def _bits(stored: Any) -> int:
+    """Of a sample as it is written."""
+    return _EIGHT_BITS if max(part.bits for part in stored.components) <= _EIGHT_BITS else _MOST_BITS
+
+
+def _has_no_differences(stored: Any) -> bool:
+    """Whether a format is RGB or gray, not luma and color differences."""
+    return stored.is_rgb or stored.has_palette or len(stored.components) <= 2
