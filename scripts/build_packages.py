@@ -36,7 +36,9 @@ def _native(source: Path, folder: Path, machine: str) -> Path:
     _run("build", "--wheel", "--outdir", folder, source, kernel="1", **foreign)
     (wheel,) = folder.glob("*.whl")
     if sys.platform == "linux":
-        repair = ("auditwheel", "repair", "--plat", f"manylinux_{GLIBC}_{machine}", "--only-plat")
+        # auditwheel takes the names of this machine's platforms only, and else finds the oldest one that serves
+        plat = "auto" if foreign else f"manylinux_{GLIBC}_{machine}"
+        repair = ("auditwheel", "repair", "--plat", plat, "--only-plat")
         repaired = folder / "repaired"
         _run(*repair, "--exclude", "libgomp.so.1", "--wheel-dir", repaired, wheel, kernel="1")
         (wheel,) = repaired.glob("*.whl")
