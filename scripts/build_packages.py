@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,13 +34,19 @@ def _native(source: Path, folder: Path, machine: str) -> Path:
     foreign = {}
     if machine != platform.machine():
         foreign = {"VHEATIR_MACHINE": machine, "CXX": os.environ.get("CXX", f"{machine}-linux-gnu-g++")}
+    shutil.rmtree(source / "build", ignore_errors=True)  # holds the library of the wheel before
     _run("build", "--wheel", "--outdir", folder, source, kernel="1", **foreign)
     (wheel,) = folder.glob("*.whl")
     if sys.platform == "linux":
-        repair = ("auditwheel", "repair", "--plat", f"manylinux_{GLIBC}_{machine}", "--only-plat")
+        # auditwheel takes the names of this machine's platforms only, and else finds the oldest one that serves
+        plat = "auto" if foreign else f"manylinux_{GLIBC}_{machine}"
+        repair = ("auditwheel", "repair", "--plat", plat, "--only-plat")
         repaired = folder / "repaired"
         _run(*repair, "--exclude", "libgomp.so.1", "--wheel-dir", repaired, wheel, kernel="1")
         (wheel,) = repaired.glob("*.whl")
+    libraries = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    if len(libraries) != 1:
+        raise RuntimeError(f"{wheel.name} holds {libraries}, expected the CPU kernel alone")
     return wheel
 
 

@@ -77,7 +77,7 @@ def test_the_wheel_and_its_library_belong_to_the_other_processors(wheel, library
 
 
 def _literals(values) -> str:
-    return ",".join(f"{value:.9g}f" for value in np.asarray(values, dtype=np.float32).ravel().tolist())
+    return ",".join(f"{value.hex()}f" for value in np.asarray(values, dtype=np.float32).ravel().tolist())
 
 
 def _axis(side: str, length: int) -> str:
