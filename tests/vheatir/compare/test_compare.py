@@ -133,7 +133,7 @@ def test_several_images_and_gray(photo, small_weights, tmp_path):
         (["--sigma", "25", "--crop", "0,0,9,9", "0,0,9,9"], "2 given for 1 images"),
         (["--sigma", "25", "--methods", "nlm", "nlm"], "the same name"),
         (["--sigma", "25", "--methods", "truth=nlm"], "use LABEL=METHOD"),
-        (["--degraded", "missing.png", "--methods", "nlm"], "nlm needs to be told"),
+        (["--degraded", "missing.png", "--methods", "nlm"], "nlm needs the noise level"),
         (["--degraded", "missing.png", "--methods", "input"], "missing.png: cannot be read"),
         (["--sigma", "25", "--zoom", "0"], "--zoom must be"),
     ],
