@@ -43,7 +43,7 @@ class HeatDenoiser(Denoiser):
         if metadata["task"] != "denoise":
             raise UserError(f"the weights {weights} are for the task {metadata['task']!r}; give those of a denoiser")
         config: Any = network.config
-        self.takes_level = bool(config["level_map"])
+        self.takes_level = bool(config.get("level_map"))
         if inject_noise and self.takes_level:
             raise UserError("inject_noise is for blind weights; these take sigma as an input")
         self.inject_noise = inject_noise

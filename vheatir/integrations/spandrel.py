@@ -42,7 +42,7 @@ class RestorationArchitecture(Architecture[nn.Module]):
             ValueError: keys or shapes that no such network has.
         """
         _, config = config_from_state_dict(state_dict)
-        if config["level_map"]:
+        if config.get("level_map"):
             raise UserError("these weights take a level as a further input, which spandrel cannot give; use blind ones")
         blocks = sum(config.get("depths") or [*config["encoder"], config["middle"], *config["decoder"]])
         return ImageModelDescriptor(

@@ -138,6 +138,8 @@ class Restorer:
         own_gray = weights is None and default["gray"] != default["color"]
         self._gray: _Network | None = None
         self._gray_weights = default["gray"] if own_gray else None
+        self._clips: Restorer | None = None
+        self._clip_weights = default.get("video") if weights is None else None
         if self.metadata["task"] != task:
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
@@ -154,6 +156,25 @@ class Restorer:
         network, metadata = store.load(weights, self.device)
         config: Any = network.config  # of all networks of `vheatir.archs.networks`
         return _Network(freeze(network), config, bf16), metadata
+
+    def for_clips(self) -> "Restorer":
+        """What restores clips: this, or where no weights were given, one like it with those of the task for clips."""
+        if self._clip_weights is None:
+            return self
+        if self._clips is None:  # most users never restore a clip
+            self._clips = Restorer(
+                self.task,
+                self._clip_weights,
+                self.device,
+                self.tile,
+                self.overlap if self._overlap_given else None,
+                strength=self.strength,
+                luma=self.luma,
+                chroma=self.chroma,
+                ensemble=self.ensemble,
+                precision=self.precision,
+            )
+        return self._clips
 
     def several_at_once(self, count: int) -> AbstractContextManager[None]:
         """For the length of a block, up to `count` small images at a time when several threads restore.

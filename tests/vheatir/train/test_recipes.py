@@ -102,9 +102,9 @@ def test_gray_recipes_start_from_the_shipped_color_weights(name, stand_ins):
         assert_close(network(image), color(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
-def test_the_video_recipe_starts_from_the_shipped_image_weights(pictures):
+def test_the_video_recipe_starts_from_the_shipped_image_weights(stand_ins):
     path = RECIPES / "video_light.yml"
-    sets = [f"datasets.{phase}.dataroot_gt={pictures / 'folder'}" for phase in read_options(path)["datasets"]]
+    sets = [f"datasets.{phase}.dataroot_gt={stand_ins / 'folder'}" for phase in read_options(path)["datasets"]]
     options = complete_options(path, read_options(path, sets), is_train=True)
     image_network, _ = weights.load(options["path"]["pretrain_network_g"])
     network = build_model(path, options).net_g.eval()

@@ -43,6 +43,7 @@ def restore_clip(
     """
     begun = time.monotonic()
     container = container_of(target)
+    restorer = restorer.for_clips()
     if restorer.task == "jpeg":
         raise UserError(f"{source}: the task jpeg is for JPEG images; take photo or denoise for a clip")
     clip = Clip(source, options.max_pixels)

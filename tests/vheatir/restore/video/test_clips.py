@@ -250,6 +250,28 @@ def test_a_network_of_several_frames_sees_those_around_each(tiny, tmp_path, monk
     np.testing.assert_allclose(alone, want.clamp(0, 1).numpy(), atol=1e-4)
 
 
+def test_by_default_clips_go_through_the_weights_for_them(tiny, tmp_path, monkeypatch):
+    from vheatir import weights as store
+
+    monkeypatch.chdir(tmp_path)
+    image, clip = (
+        tiny.write_weights(tmp_path / f"{name}.safetensors", dim=size) for name, size in (("i", 8), ("c", 4))
+    )
+    names = {"color": str(image), "gray": str(image)}
+    make("in.mp4", 2)
+    monkeypatch.setitem(store.DEFAULTS, "denoise", names)
+    restorer = vheatir.Restorer("denoise")
+    assert restorer.for_clips() is restorer
+    monkeypatch.setitem(store.DEFAULTS, "denoise", {**names, "video": str(clip)})
+    restorer = vheatir.Restorer("denoise", strength=0.5)
+    assert restorer.for_clips().network.config["dim"] == 4 and restorer.for_clips().strength == 0.5
+    assert restorer.for_clips() is restorer.for_clips()
+    vheatir.restore("in.mp4", "out.mkv", task="denoise", crf=1, strength=0.5)
+    restore_clip(vheatir.Restorer("denoise", clip, strength=0.5), Path("in.mp4"), Path("want.mkv"), FileOptions(crf=1))
+    assert np.array_equal(read("out.mkv")[1], read("want.mkv")[1])
+    assert vheatir.Restorer("denoise", image).for_clips().network.config["dim"] == 8
+
+
 def test_frames_are_held_only_as_long_as_a_window_needs_them():
     read_so_far = 0
 
