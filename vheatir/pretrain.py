@@ -8,9 +8,9 @@ Several processes train together under torchrun; the first one writes.
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes, add_arguments, started
@@ -19,6 +19,12 @@ from vheatir.tasks.session import TaskSession, best_weights, train
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
 from vheatir.utils.recipes import find_options, load_table
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from vheatir.backbone.training.batches import EpochPlan
+    from vheatir.backbone.training.until import Epochs
 
 _NEEDED = ("timm", "torchvision")
 SECTIONS = ("model", "data", "augment", "train", "val", "path", "logger")
@@ -71,18 +77,18 @@ class PretrainSession(TaskSession):
     def samples(self):
         return self.classify.make_samples(self.recipe, self.model, True, *self.place)
 
-    def plan(self, size: int):
+    def plan(self, size: int) -> "EpochPlan":
         return self.classify.make_plan(self.recipe, size, *self.place)
 
-    def until(self, plan):
+    def until(self, plan: "EpochPlan") -> "Epochs":
         return self.classify.make_until(self.recipe, plan)
 
-    def optimizer(self, plan):
+    def optimizer(self, plan: "EpochPlan") -> "Optimizer":
         from vheatir.backbone.classification.optimizer import make_optimizer
 
         return make_optimizer(self.recipe.train, self.model, plan.images_per_step)
 
-    def lr_schedule(self, optimizer, plan):
+    def lr_schedule(self, optimizer: "Optimizer", plan: "EpochPlan") -> Callable[[int], None]:
         from vheatir.backbone.classification.optimizer import make_lr_schedule
 
         return make_lr_schedule(self.recipe.train, optimizer, plan.steps_per_epoch, plan.images_per_step)

@@ -120,7 +120,9 @@ def draw_fields(fields: dict[str, Tensor], at: tuple[int, int]):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vheatir receptive-field", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser = argparse.ArgumentParser(
+        "vheatir receptive-field", description=str(__doc__).split("\n\n")[0].split(": ", 1)[1]
+    )
     parser.add_argument("images", nargs="+", type=Path, metavar="CLEAN", help="clean images, to degrade")
     parser.add_argument("--task", required=True, choices=tuple(_LEVELS), help="Gaussian noise or JPEG artifacts")
     parser.add_argument("--weights", nargs="+", metavar="NAME_OR_PATH", help="one or several (default: the shipped)")

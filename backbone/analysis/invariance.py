@@ -5,7 +5,7 @@ what is left of a crop that leaves the image, so that large shifts do not shift;
 moves the content by the full distance.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -174,11 +174,11 @@ class Views:
         protocol: one of `PROTOCOLS`.
     """
 
-    def __init__(self, kind: str, size: int, mean, std, protocol: str = "exact"):
+    def __init__(self, kind: str, size: int, mean: Sequence[float], std: Sequence[float], protocol: str = "exact"):
         self.kind = kind
         self.size = size
-        self.mean = mean
-        self.std = std
+        self.mean = list(mean)
+        self.std = list(std)
         self.protocol = protocol
         self.magnitudes = magnitudes_of(kind, size, protocol)
 

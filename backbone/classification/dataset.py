@@ -1,6 +1,6 @@
 """Labeled images as samples of classification, and the transforms of training and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -62,7 +62,7 @@ class Samples(Dataset):
         return torch.stack([image for image, _ in samples]), torch.tensor([target for _, target in samples])
 
 
-def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean, std):
+def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]):
     """timm's training transform, with random erasing; ends in a normalized tensor.
 
     Args:
@@ -81,8 +81,8 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean,
         color_jitter=augment.color_jitter,
         auto_augment=augment.auto_augment,
         interpolation=augment.interpolation,
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         re_prob=augment.erase,
         re_mode=augment.erase_mode,
         re_count=augment.erase_count,
@@ -92,7 +92,7 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean,
     return transform
 
 
-def val_transform(val: ClassificationVal, size: tuple[int, int], mean, std):
+def val_transform(val: ClassificationVal, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]):
     """timm's evaluation transform: resize to size / crop_pct, center crop, normalize.
 
     Args:
@@ -106,6 +106,6 @@ def val_transform(val: ClassificationVal, size: tuple[int, int], mean, std):
         interpolation=val.interpolation,
         crop_pct=val.crop_pct,
         crop_mode=val.crop_mode,
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
     )

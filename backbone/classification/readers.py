@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -186,7 +187,7 @@ def open_timm_reader(data: ClassificationData, split: str, **how) -> Reader:
     try:
         # "" leaves 16-bit numbers and orientation to `as_pixels`.
         how |= {} if prefix == "tfds" else {"input_img_mode": ""}
-        dataset = create_dataset(data.reader, data.root, split, class_map=data.class_map, **how)
+        dataset: Any = create_dataset(data.reader, data.root, split, class_map=data.class_map, **how)
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError, TypeError) as error:
         raise ValueError(f"data.reader {data.reader}, split {split}, root {data.root}: {error}") from error
     return TorchvisionReader(dataset, data.reader) if prefix == "torch" else dataset.reader

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -58,7 +57,7 @@ class Stream(Streamed):
     def __len__(self) -> int:
         return self.size
 
-    def open(self, training: bool, seed: int = 0, batch: int = 1) -> Reader:
+    def open(self, training: bool, seed: int = 0, batch: int = 1) -> Any:
         """A reader at its beginning; in training it gives this process's share of the shards, shuffled.
 
         Args:

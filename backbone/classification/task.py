@@ -1,9 +1,9 @@
 """Training and evaluation of classifiers: network, samples and loss of a recipe, and what a network scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ def load_weights(
 
 def model_data(recipe: ClassificationRecipe, model: nn.Module) -> dict:
     """Image size, mean and standard deviation that the network's default configuration or the recipe states."""
-    config = model.pretrained_cfg
+    config = cast(Mapping[str, Any], model.pretrained_cfg)
     size = image_size(recipe.model.get("img_size") or config["input_size"][1:])
     return {"size": size, **color_statistics(config, model_channels(model))}
 
@@ -112,7 +112,8 @@ def make_samples(
         FileNotFoundError, ValueError: data that are missing or have more classes than the model.
     """
     split = recipe.data.train if training else recipe.data.val
-    make = train_transform if training else val_transform
+    make: Any = train_transform if training else val_transform
+    num_classes = cast(int, model.num_classes)
     transform = make(recipe.augment if training else recipe.val, **model_data(recipe, model))
     if model_channels(model) == 1:
         transform = OfOneChannel(transform)
@@ -122,18 +123,18 @@ def make_samples(
             raise ValueError(
                 f"val.subset maps folders to classes; it needs data.reader folder, not {recipe.data.reader}"
             )
-        return Stream(recipe.data, split, transform, model.num_classes)
-    reader = make_reader(recipe.data, split, rank, world, own_numbers=bool(mapped))
+        return Stream(recipe.data, split, transform, num_classes)
+    reader: Any = make_reader(recipe.data, split, rank, world, own_numbers=bool(mapped))
     if mapped:
         return Samples(reader, transform, len(Subset.read(recipe.val.subset, reader)))
     if training:
-        check_classes(reader, split, model.num_classes)
-        if model.num_classes > 1 and len(set(getattr(reader, "class_to_idx", "ab"))) == 1:
+        check_classes(reader, split, num_classes)
+        if num_classes > 1 and len(set(getattr(reader, "class_to_idx", "ab"))) == 1:
             (name,) = reader.class_to_idx
             raise ValueError(f"{split}: all images are of one class, {name!r}; expected {split}/CLASS/image")
     else:
-        check_evaluation_classes(reader, recipe.data, split, model.num_classes)
-    return Samples(reader, transform, model.num_classes)
+        check_evaluation_classes(reader, recipe.data, split, num_classes)
+    return Samples(reader, transform, num_classes)
 
 
 def check_images(samples: Samples | Stream, rank: int, world: int) -> None:
@@ -254,7 +255,7 @@ class Classification(DatasetTask):
         subset = None
         if self.recipe.val.subset:
             subset = Subset.read(self.recipe.val.subset, self.samples.reader).to(
-                device, model.num_classes, self.recipe.val.subset_only
+                device, cast(int, model.num_classes), self.recipe.val.subset_only
             )
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         with frozen(model), torch.no_grad():

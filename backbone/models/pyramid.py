@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -102,6 +102,7 @@ class Pyramid(nn.Module):
     dims: tuple[int, ...]
     depths: tuple[int, ...]
     in_chans: int
+    pretrained_cfg: dict[str, Any]  # of timm
     img_size: tuple[int, int]
     num_classes: int
     num_features: int

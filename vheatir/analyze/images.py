@@ -112,4 +112,5 @@ def _image(path: Path, size: int, model: Pyramid) -> Tensor:
         view = standard_view(read_pixels(path, gray=model.in_chans == 1).convert("RGB"), size)
     except ImageError as error:
         raise ValueError(f"{path}: {error}") from error
-    return T.normalize(T.to_tensor(view), **statistics)[: model.in_chans]
+    normalized = T.normalize(T.to_tensor(view), list(statistics["mean"]), list(statistics["std"]))
+    return normalized[: model.in_chans]

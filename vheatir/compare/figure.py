@@ -3,8 +3,9 @@
 Laid out in pixels, so that every pixel of a crop is a square of `zoom` pixels of the figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -123,9 +124,11 @@ class _Sheet:
         return figure
 
 
-def _shown(image: np.ndarray, **options):
+def _shown(image: np.ndarray, **options: Any) -> Callable[[Axes], None]:
+    given = {"cmap": "gray", "vmin": 0, "vmax": 255} | options
+
     def fill(axes: Axes) -> None:
-        axes.imshow(image, cmap=options.pop("cmap", "gray"), **({"vmin": 0, "vmax": 255} | options))
+        axes.imshow(image, **given)
         axes.set(xticks=[], yticks=[])
 
     return fill
@@ -153,8 +156,8 @@ def _bar(norm: Normalize, cmap: str, label: str, extend: str = "neither"):
 def _curves(spectra: dict[str, np.ndarray]):
     def fill(axes: Axes) -> None:
         for name, spectrum in spectra.items():
-            truth = name == "truth"
-            axes.plot(*radial_mean(spectrum), label=name, linewidth=1, **({"color": "black"} if truth else {}))
+            color = "black" if name == "truth" else None  # None: the next one of the cycle
+            axes.plot(*radial_mean(spectrum), label=name, linewidth=1, color=color)
         axes.set_xlabel("cycles / pixel", fontsize=_FONT)
         axes.set_ylabel("log10 power", fontsize=_FONT)
         axes.tick_params(labelsize=_FONT)

@@ -80,7 +80,7 @@ def evaluate(  # long function: most of it says what its arguments mean
     if isinstance(method, str):
         method, _ = open_method(method, task, gray, weights, device, tile, precision)
     extra_metrics = metrics if callable(metrics) else None
-    if metrics and extra_metrics is None:
+    if metrics and not callable(metrics):
         extra_metrics = Perceptual(metrics, device or "cpu")
     sources = _open_sources(data, check_stems=save_images is not None)
     images = {name: (_pairs(source) if task == "photo" else source.keys)[:limit] for name, source in sources.items()}

@@ -33,11 +33,11 @@ class _Partial:
         self.folder = target.with_name(f".{target.name}.partial")
         self._stamps = {key: images.stamp(key) for key in images.keys}
         self._first = {"source": str(images.root.resolve()), **settings}
-        self.done = self._read()
-        if self.done is None:
+        found = self._read()
+        self.done = found or {}
+        if found is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
-            self.done = {}
             self._append([self._first])
 
     def _read(self) -> dict[str, dict[str, Any]] | None:

@@ -1,9 +1,9 @@
 """What `vheatir detect` and `vheatir segment` share: their session, costs, and the images of a folder."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes
@@ -12,6 +12,13 @@ from vheatir.tasks.session import TaskSession
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open
 from vheatir.utils.timing import interleave, peak_mib
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from vheatir.backbone.training.batches import EpochPlan
+    from vheatir.backbone.training.until import Epochs
 
 
 class DenseSession(TaskSession):
@@ -85,22 +92,22 @@ class DenseSession(TaskSession):
             report = load_features(self.body, paths.pretrained, paths.pretrained_weights, paths.pretrained_embeddings)
         return f"{paths.pretrained}: {report}"
 
-    def plan(self, size: int):
+    def plan(self, size: int) -> "EpochPlan":
         from vheatir.backbone.dense.recipe import make_plan
 
         return make_plan(self.recipe, size, *self.place)
 
-    def until(self, plan):
+    def until(self, plan: "EpochPlan") -> "Epochs":
         from vheatir.backbone.dense.recipe import make_until
 
         return make_until(self.recipe, plan)
 
-    def optimizer(self, plan):
+    def optimizer(self, plan: "EpochPlan") -> "Optimizer":
         from vheatir.backbone.dense.recipe import make_optimizer
 
         return make_optimizer(self.recipe.train, self.model)
 
-    def lr_schedule(self, optimizer, plan):
+    def lr_schedule(self, optimizer: "Optimizer", plan: "EpochPlan") -> Callable[[int], None]:
         from vheatir.backbone.dense.recipe import make_lr_schedule
 
         return make_lr_schedule(self.recipe.train, optimizer, self.until(plan).total, plan.steps_per_epoch)
@@ -111,7 +118,7 @@ class DenseSession(TaskSession):
         with as_user_error(str(self.path)):
             return {"scores": self.task().evaluate(model)}
 
-    def at_size(self, size: tuple[int, int]):
+    def at_size(self, size: tuple[int, int]) -> Callable[[], Any]:
         """A function of no arguments that runs the network on a random image of that size."""
         raise NotImplementedError
 
@@ -133,7 +140,7 @@ class DenseSession(TaskSession):
         raise NotImplementedError
 
 
-def save_drawing(path: Path, image) -> None:
+def save_drawing(path: Path, image: "Tensor") -> None:
     """Write a (3, H, W) or (1, H, W) uint8 tensor."""
     from torchvision.transforms.v2.functional import to_pil_image
 

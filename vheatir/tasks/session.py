@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes
@@ -14,6 +14,12 @@ from vheatir.errors import UserError
 from vheatir.runs.folder import RunFolder, logger
 from vheatir.runs.training import find_run, train_in
 from vheatir.utils.files import atomic_open
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from vheatir.backbone.training.batches import EpochPlan
+    from vheatir.backbone.training.until import Epochs
 
 
 class TaskSession(ABC):
@@ -56,19 +62,19 @@ class TaskSession(ABC):
         """The training set."""
 
     @abstractmethod
-    def plan(self, size: int) -> Any:
-        """Order of that many samples, an `EpochPlan`."""
+    def plan(self, size: int) -> "EpochPlan":
+        """Order of that many samples."""
 
     @abstractmethod
-    def until(self, plan: Any) -> Any:
-        """Length of the run, `Epochs`."""
+    def until(self, plan: "EpochPlan") -> "Epochs":
+        """Length of the run."""
 
     @abstractmethod
-    def optimizer(self, plan: Any) -> Any:
+    def optimizer(self, plan: "EpochPlan") -> "Optimizer":
         """Optimizer of the model's parameters."""
 
     @abstractmethod
-    def lr_schedule(self, optimizer: Any, plan: Any) -> Callable[[int], None]:
+    def lr_schedule(self, optimizer: "Optimizer", plan: "EpochPlan") -> Callable[[int], None]:
         """Function that sets the learning rates of a step."""
 
     @abstractmethod
