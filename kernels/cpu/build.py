@@ -47,7 +47,7 @@ _VERSIONS_X86 = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
 }
-_LONGEST_BUILD_S = 300
+_LONGEST_BUILD_S = 1200  # of one file; seconds on a free core
 NO_COMPILER = "there is no C++ compiler (c++, g++ or clang++; the variable CXX can name one)"
 
 
