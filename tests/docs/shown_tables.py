@@ -132,7 +132,7 @@ PROMISED = (
     ("name=tuned", ["experiments/tuned/models/best.safetensors"]),
     ("salt.yml", ["experiments/salt/models/best.safetensors"]),
     ("options/denoise.yml", ["experiments/denoise_color_15/models/latest.safetensors"]),
-    ("train -opt video_light", ["experiments/video_light/models/latest.safetensors"]),
+    ("train -opt (options/)?video_light", ["experiments/video_light/models/latest.safetensors"]),
     ("preview/samples.png", ["preview/samples.png"]),
     ("preview/beside.png", ["preview/beside.png", "preview/noise.json"]),
     ("train --compare", ["experiments/comparison/comparison.json", "experiments/comparison/psnr_over_time.png"]),
