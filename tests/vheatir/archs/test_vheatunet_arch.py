@@ -119,7 +119,7 @@ def test_configuration_is_read_from_the_weights(changes):
 
 
 def test_other_weights_are_named():
-    with pytest.raises(ValueError, match="none of VHeatIR, VHeatUNet.*; the first keys are body"):
+    with pytest.raises(ValueError, match=r"none of VHeatIR, VHeatUNet.*; the first keys are body"):
         networks.arch_of_state_dict({"body.0.weight": torch.zeros(1)})
 
 
