@@ -301,8 +301,13 @@ def _native_norm(
     x = x.contiguous()
     branch = None if branch is None else branch.contiguous()
     total = x if branch is None else torch.empty_like(x)
-    weight, bias, epsilon = (None, None, 0.0) if norm is None else (norm[0].contiguous(), norm[1].contiguous(), norm[2])
-    y = None if norm is None else x.new_empty(x.shape, dtype=dtype)
+    weight = bias = y = None
+    epsilon = 0.0
+    if norm is not None:
+        weight = norm[0].contiguous()
+        bias = norm[1].contiguous()
+        epsilon = norm[2]
+        y = x.new_empty(x.shape, dtype=dtype)
     job = _NormJob(
         rows=x.numel() // x.shape[-1],
         channels=x.shape[-1],
@@ -422,7 +427,8 @@ def fork_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, branch: Tensor 
         x = x if branch is None else x + branch
         return x, norm(x).to(dtype)
     if branch is not None and (branch.dtype != dtype or branch.shape != x.shape or not _kernel_takes(branch)):
-        x, branch = residual_sum(x, branch), None
+        x = residual_sum(x, branch)
+        branch = None
     if _wants_gradients(x, norm.weight, norm.bias) or (branch is not None and _wants_gradients(branch)):
         return _ForkNorm.apply(x, branch, norm.weight, norm.bias, norm.eps, dtype)
     total, y = _native_norm(x, (norm.weight, norm.bias, norm.eps), dtype, branch)

@@ -153,7 +153,8 @@ def find_level(restorer: Restorer, stored: Stored, given: float | None) -> Level
         return Level(None, f"{noise}; {quality}")
     is_noise = restorer.task == "denoise"
     if given is not None and (restorer.takes_level or not is_noise):
-        level, text = given, f"noise level {given:g} (given)" if is_noise else f"JPEG quality {given:g} (given)"
+        level = given
+        text = f"noise level {given:g} (given)" if is_noise else f"JPEG quality {given:g} (given)"
     else:
         level, text = _found(restorer, stored, restorer.task)
     is_good = not is_noise and level is not None and level >= GOOD_QUALITY

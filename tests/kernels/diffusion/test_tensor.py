@@ -130,7 +130,7 @@ def test_a_point_inside_a_clip_becomes_the_rotated_gaussian(boundary):
     x[0, 12, 12, 12] = 1
     place = torch.arange(-12, 13, dtype=F64)
     offset = torch.stack(torch.meshgrid(place, place, place, indexing="ij"), -1)
-    exponent = torch.einsum("thwi,ij,thwj->thw", offset, torch.linalg.inv(tensor), offset) / 4
+    exponent = torch.einsum("abci,ij,abcj->abc", offset, torch.linalg.inv(tensor), offset) / 4
     want = torch.exp(-exponent) / ((4 * math.pi) ** 1.5 * torch.linalg.det(tensor).sqrt())
     got = diffuse_tensor(x, tensor, boundary=boundary)[0, ..., 0]
     assert tensor[[0, 0, 1], [1, 2, 2]].abs().min() > 0.1, "all three planes are turned"
