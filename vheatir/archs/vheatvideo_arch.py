@@ -102,6 +102,7 @@ class ClipMixer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = Linear(dim, 4)
         nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None, "linear layers have one by default"
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +197,9 @@ class VHeatVideoNet(RestorationNetwork):
         self.config = {**own, **{key: list(value) for key, value in lengths.items()}}
         self.config |= {key: value for key, value in self.image.config.items() if key != "level_map"}
         self.frames = frames
-        self.mixer = ClipMixer(in_chans, frames, mix_dim, mix_depth, tuple(mix_reach), tuple(duration))
+        shortest, longest = mix_reach
+        first, last = duration
+        self.mixer = ClipMixer(in_chans, frames, mix_dim, mix_depth, (shortest, longest), (first, last))
         self.from_noise = ChannelsLastConv2d(in_chans + 1, dim, 3, padding=1)
         self.from_clip = Linear(mix_dim, 2 * dim)
         for layer in (self.from_noise, self.from_clip):
