@@ -7,12 +7,12 @@ from torch import Tensor
 from vheatir.backbone.layers.common import full_precision
 from vheatir.kernels.diffusion.ops import diffuse
 
-_LEAST_SIDE = 8  # pixels of the coarsest level
-_MOST_LEVELS = 5
-_STEPS = 3  # of Newton's method at each level
+_LEAST_SIDE = 8  # pixels at the coarsest scale
+_MOST_SCALES = 5
+_STEPS = 3  # of Newton's method at each scale
 _SMOOTHING = 0.5  # squared pixels: of the frames before gradients are taken
 _WINDOW = 12.0  # squared pixels: pixels that move together
-_STILL = 5e-5  # squared gradient below which a window counts as flat and keeps the motion of the coarser level
+_STILL = 5e-5  # squared gradient below which a window counts as flat and keeps the motion of the coarser scale
 _MOST_STEP = 1.0  # pixels in one step
 
 
@@ -20,8 +20,8 @@ def motion(target: Tensor, source: Tensor) -> Tensor:
     """Where in `source` the pixels of `target` are: source at (y + v, x + u) looks like target at (y, x).
 
     Each step solves for the displacement that explains the difference of brightness by its gradient, in the mean over
-    a window, which is a heat kernel; levels go from a sixteenth of the size to the whole one. Flat parts keep what the
-    coarser level found.
+    a window, which is a heat kernel; scales go from a sixteenth of the size to the whole one. Flat parts keep what the
+    coarser scale found.
 
     Args:
         target: (N, 1, H, W), gray, about [0, 1].
@@ -38,12 +38,12 @@ def motion(target: Tensor, source: Tensor) -> Tensor:
             f"{tuple(source.shape)}"
         )
     with torch.no_grad(), full_precision(target):
-        levels = [(_smooth(target.detach().float()), _smooth(source.detach().float()))]
-        while len(levels) < _MOST_LEVELS and min(levels[-1][0].shape[2:]) >= 2 * _LEAST_SIDE:
-            aim, start = levels[-1]
-            levels.append((F.avg_pool2d(aim, 2, ceil_mode=True), F.avg_pool2d(start, 2, ceil_mode=True)))
-        flow = torch.zeros_like(levels[-1][0]).expand(-1, 2, -1, -1)
-        for aim, start in reversed(levels):
+        pyramid = [(_smooth(target.detach().float()), _smooth(source.detach().float()))]
+        while len(pyramid) < _MOST_SCALES and min(pyramid[-1][0].shape[2:]) >= 2 * _LEAST_SIDE:
+            halved = [F.avg_pool2d(frame, 2, ceil_mode=True) for frame in pyramid[-1]]
+            pyramid.append((halved[0], halved[1]))
+        flow = torch.zeros_like(pyramid[-1][0]).expand(-1, 2, -1, -1)
+        for aim, start in reversed(pyramid):
             if flow.shape[2:] != aim.shape[2:]:
                 flow = enlarged(flow, (aim.shape[2], aim.shape[3]))
             for _ in range(_STEPS):

@@ -102,8 +102,8 @@ class ClipMixer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = Linear(dim, 4)
         nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None, "linear layers have one by default"
-        nn.init.zeros_(self.head.bias)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mix a clip.
@@ -197,9 +197,9 @@ class VHeatVideoNet(RestorationNetwork):
         self.config = {**own, **{key: list(value) for key, value in lengths.items()}}
         self.config |= {key: value for key, value in self.image.config.items() if key != "level_map"}
         self.frames = frames
-        shortest, longest = mix_reach
-        first, last = duration
-        self.mixer = ClipMixer(in_chans, frames, mix_dim, mix_depth, (shortest, longest), (first, last))
+        self.mixer = ClipMixer(
+            in_chans, frames, mix_dim, mix_depth, (mix_reach[0], mix_reach[1]), (duration[0], duration[1])
+        )
         self.from_noise = ChannelsLastConv2d(in_chans + 1, dim, 3, padding=1)
         self.from_clip = Linear(mix_dim, 2 * dim)
         for layer in (self.from_noise, self.from_clip):

@@ -149,7 +149,7 @@ class MovingClipsDataset(SyntheticDataset):
         return np.stack(found)
 
     def _path(self, rng: np.random.Generator, frames: int, still: bool) -> CameraPath:
-        draw = {key: level.draw(rng) for key, level in self.drawn.items()}
+        draw = {key: numbers.draw(rng) for key, numbers in self.drawn.items()}
         direction = rng.uniform(0, 2 * np.pi)
         turn, zoom = (draw[key] * rng.choice([-1, 1]) for key in ("turn", "zoom"))
         time = np.arange(frames) - frames // 2
