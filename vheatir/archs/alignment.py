@@ -40,7 +40,8 @@ def motion(target: Tensor, source: Tensor) -> Tensor:
     with torch.no_grad(), full_precision(target):
         levels = [(_smooth(target.detach().float()), _smooth(source.detach().float()))]
         while len(levels) < _MOST_LEVELS and min(levels[-1][0].shape[2:]) >= 2 * _LEAST_SIDE:
-            levels.append(tuple(F.avg_pool2d(frame, 2, ceil_mode=True) for frame in levels[-1]))
+            aim, start = levels[-1]
+            levels.append((F.avg_pool2d(aim, 2, ceil_mode=True), F.avg_pool2d(start, 2, ceil_mode=True)))
         flow = torch.zeros_like(levels[-1][0]).expand(-1, 2, -1, -1)
         for aim, start in reversed(levels):
             if flow.shape[2:] != aim.shape[2:]:

@@ -101,8 +101,8 @@ class ClipMixer(nn.Module):
         self.blocks = nn.ModuleList(ClipBlock(dim, frames, reach, duration) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = Linear(dim, 4)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mix a clip.
@@ -196,13 +196,11 @@ class VHeatVideoNet(RestorationNetwork):
         self.config = {**own, **{key: list(value) for key, value in lengths.items()}}
         self.config |= {key: value for key, value in self.image.config.items() if key != "level_map"}
         self.frames = frames
-        self.mixer = ClipMixer(in_chans, frames, mix_dim, mix_depth, tuple(mix_reach), tuple(duration))
+        self.mixer = ClipMixer(in_chans, frames, mix_dim, mix_depth, mix_reach, duration)
         self.from_noise = ChannelsLastConv2d(in_chans + 1, dim, 3, padding=1)
         self.from_clip = Linear(mix_dim, 2 * dim)
-        for layer in (self.from_noise, self.from_clip):
-            nn.init.zeros_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for parameter in (*self.from_noise.parameters(), *self.from_clip.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore the middle frames of clips, or images.
