@@ -17,7 +17,8 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from vheatir import weights
-from vheatir.archs.networks import adapted, name_of
+from vheatir.archs.base import RestorationNetwork
+from vheatir.archs.networks import adapted
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.training.average import Average
 from vheatir.backbone.training.batches import mixed, seed_all
@@ -117,7 +118,7 @@ class VHeatIRModel(SRModel):
             state, _ = weights.read(load_path)
         net = self.get_bare_model(net)
         try:
-            if name_of(net) is not None:
+            if isinstance(net, RestorationNetwork):
                 state = adapted(net, state)
             net.load_state_dict(state, strict=strict)
         except (RuntimeError, ValueError) as error:
