@@ -95,7 +95,7 @@ class HeatLayer(KeptForms):
             raise ValueError("an unfolded heat layer needs a frequency embedding")
         else:
             sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
-        sources += self.to_k.parameters() if self.to_k is not None else []
+        sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
         if not self.may_keep(*sources, compared=self.k_exp is None):
             return self._fresh_decay(embedding)

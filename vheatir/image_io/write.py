@@ -1,6 +1,7 @@
 """Write images: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with their metadata."""
 
 import io
+import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -117,13 +118,29 @@ def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, An
     return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
 
 
+def _bmp_with_alpha(array: np.ndarray, dpi: tuple[float, float] | None) -> bytes:
+    """A BMP file of 32 bits with a mask for alpha: Pillow writes none, nor does OpenCV before 5.
+
+    Args:
+        array: (H, W, 4) RGBA or (H, W, 2) gray and alpha, uint8.
+        dpi: dots per inch, or None.
+    """
+    height, width, channels = array.shape
+    pixels = array[::-1, :, [2, 1, 0, 3] if channels == 4 else [0, 0, 0, 1]].tobytes()  # from the lowest row up
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    per_meter = [round(value / 0.0254) for value in dpi or (0, 0)]
+    size = 14 + 108  # the file's header and BITMAPV4HEADER, whose masks (3: BI_BITFIELDS) name the channels
+    header = struct.pack("<2sIHHI", b"BM", size + len(pixels), 0, 0, size)
+    header += struct.pack("<IiiHHII2iII", 108, width, height, 1, 32, 3, len(pixels), *per_meter, 0, 0)
+    return header + struct.pack("<4I4s48x", *masks, b"BGRs") + pixels
+
+
 def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any], name: str) -> None:
     if kind == "HEIF":
         write_heif(file, array, extras, QUALITY, name)
         return
-    if kind == "BMP" and array.shape[2] in (2, 4):  # Pillow writes no alpha that it can read
-        array = cv2.cvtColor(array, cv2.COLOR_RGBA2BGRA) if array.shape[2] == 4 else array[..., [0, 0, 0, 1]]
-        file.write(cv2.imencode(".bmp", array)[1].tobytes())
+    if kind == "BMP" and array.shape[2] in (2, 4):
+        file.write(_bmp_with_alpha(array, extras.get("dpi")))
         return
     options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
     image = Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array)

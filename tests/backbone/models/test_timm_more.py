@@ -32,6 +32,7 @@ def _changed(name: str, change: str):
     return model
 
 
+@pytest.mark.skipif(not hasattr(timm.models, "save_for_hf"), reason="this timm loads no local folders")
 @pytest.mark.parametrize("change", RESIZED)
 def test_a_saved_folder_gives_the_network_of_now(model_name, change, tmp_path):
     model = _changed(model_name, change)
