@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 _COUNTER = "torch.utils.flop_counter"
+_waiting: list[Callable[[ModuleType], None]] = []  # what the counter is told when it is loaded
 
 
 def transformed(shape: Sequence[int]) -> int:
@@ -40,15 +41,22 @@ def _one_transform(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int
     return transformed(shape)
 
 
-def register() -> None:
-    """Tell PyTorch's counter what the operators cost, now or as soon as it is loaded.
+def when_counting(tell: Callable[[ModuleType], None]) -> None:
+    """Call a function with PyTorch's counter, now or as soon as it is loaded.
 
     It is not loaded for this: it takes triton along, and few processes count.
     """
     if _COUNTER in sys.modules:
-        _register(sys.modules[_COUNTER])
-    elif not any(isinstance(finder, _Listener) for finder in sys.meta_path):
+        tell(sys.modules[_COUNTER])
+        return
+    _waiting.append(tell)
+    if not any(isinstance(finder, _Listener) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Listener())
+
+
+def register() -> None:
+    """Tell PyTorch's counter what the operators cost, now or as soon as it is loaded."""
+    when_counting(_register)
 
 
 def _register(counter: ModuleType) -> None:
@@ -75,6 +83,7 @@ class _Listener:
 def _followed(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
     def both(module: ModuleType, /) -> None:
         execute(module)
-        _register(module)
+        while _waiting:
+            _waiting.pop()(module)
 
     return both

@@ -1,9 +1,11 @@
 """Floating-point operations of `diffuse`, by its definition: for each axis two products with a basis and a decay."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+
+from vheatir.kernels.flops import when_counting
 
 
 def diffused(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
@@ -25,6 +27,10 @@ def _gradients(shape: Sequence[int], *args, out_shape=None, **kwargs) -> int:
 
 
 def register() -> None:
-    """Tell PyTorch's counter what the operators cost."""
-    register_flop_formula(torch.ops.vheatir.diffuse)(diffused)
-    register_flop_formula(torch.ops.vheatir.diffuse_gradients)(_gradients)
+    """Tell PyTorch's counter what the operators cost, now or as soon as it is loaded."""
+    when_counting(_register)
+
+
+def _register(counter: ModuleType) -> None:
+    counter.register_flop_formula(torch.ops.vheatir.diffuse)(diffused)
+    counter.register_flop_formula(torch.ops.vheatir.diffuse_gradients)(_gradients)
