@@ -306,6 +306,8 @@ def test_strong_conduction_and_amplification_end_in_numbers():
 
 
 def test_flops_are_those_of_the_definition():
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
         diffuse(torch.zeros(2, 4, 6, 3), 1.0)
     assert counter.get_total_flops() == 2 * 4 * 6 * 3 * (4 * 4 + 4 * 6 + 2)
