@@ -44,7 +44,7 @@ def restore(  # long function: most of it says what its arguments mean
     chroma: float = 1.0,
     ensemble: bool = False,
     device: str | None = None,
-    precision: str = "float32",
+    precision: str = "auto",
     tile: int | None = None,
     overlap: int | None = None,
     max_megapixels: float = MAX_PIXELS / 1e6,

@@ -79,10 +79,10 @@ def _add_control(add) -> None:
 def _add_resources(add) -> None:
     add("--device", help="torch device, such as cpu or cuda:0 (default: a GPU when there is one)")
     precision_help = (
-        "of the products: float32 (default), bf16, or auto: bf16 where it is faster and the PSNR changes by less than "
+        "of the products: float32, bf16, or auto (default): bf16 where it is faster and the PSNR changes by less than "
         "0.01 dB"
     )
-    add("--precision", choices=PRECISIONS, default="float32", help=precision_help)
+    add("--precision", choices=PRECISIONS, default="auto", help=precision_help)
     tile_help = "side of the tiles; 0: the whole image (default: by the image's size and the free memory)"
     add("--tile", type=int, metavar="PIXELS", help=tile_help)
     add("--overlap", type=int, metavar="PIXELS", help="pixels that neighboring tiles share (default: 32)")
