@@ -92,7 +92,7 @@ def open_method(
     about |= {"device": str(restorer.device), "tile": tile, "precision": "bf16" if restorer.bf16 else "float32"}
 
     def method(image: np.ndarray, level: float) -> np.ndarray:
-        if task == "jpeg" and level >= GOOD_QUALITY:  # as `vheatir restore` does with such a file
+        if task == "jpeg" and level is not None and level >= GOOD_QUALITY:  # as `vheatir restore` does
             return image
         return restorer.restore(image, level=level if restorer.takes_level else None)
 

@@ -99,7 +99,7 @@ def test_orientation(tmp_path, kind, orientation):
 @pytest.mark.parametrize("order", "<>")
 def test_numbers_without_a_white_are_refused(kind, order):
     content = tiff((GRAY16 // 600).astype(kind), byteorder=order)
-    with pytest.raises(ImageError, match="holds signed or 32-bit whole numbers"):
+    with pytest.raises(ImageError, match="holds signed or 32-bit integers"):
         read_pixels(io.BytesIO(content))
 
 

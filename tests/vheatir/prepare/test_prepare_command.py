@@ -83,7 +83,8 @@ def test_an_own_folder_is_verified_cut_and_packed(command, photo_folder, capsys)
     assert sorted(root.rglob("*")) == before, "nothing is written into it"
     capsys.readouterr()
     assert command("mine", "--sub", "--lmdb") == 0
-    assert "as in datasets/mine.manifest.json" in (said := capsys.readouterr().out) and said.count("is there") == 2
+    assert "as in datasets/mine.manifest.json" in (said := capsys.readouterr().out)
+    assert said.count("exists and is kept") == 2
     assert command("mine", "--lmdb") == 0
     assert ImageSource("datasets/mine.lmdb").read("below/photo1").shape == (80, 81, 3)
 
@@ -217,7 +218,7 @@ def test_a_image_with_other_bytes_is_left_out(command, listed, tmp_path, capsys)
     (tmp_path / "served" / last["url"].rpartition("/")[2]).write_bytes(b"changed")
     assert command("mine", "--list", written(rows, "list.jsonl"), "--count", "5", "--min-side", "30") == 2
     said = capsys.readouterr()
-    assert "has the checksum md5:" in said.out and "gives 4 images" in said.err
+    assert "has the checksum md5:" in said.out and "gives 4 usable images" in said.err
     assert not list(Path("datasets/mine").glob("*.part"))
 
 

@@ -24,6 +24,7 @@ TRAINING = [path for path in RECIPES if "train" in read_options(path)["datasets"
 SMALL = {  # in the words of --force_yml, whose lists are Python
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
     "VHeatUNet": ["dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=['heat', 'heat']", "reach=[0.5, 4.0]"],
+    "VHeatVideoNet": ["dim=8", "mix_dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=['heat', 'heat']"],
     "DnCNN": ["dim=8", "depth=4"],
     "AnySizeSwinIR": ["embed_dim=12", "depths=[2]", "num_heads=[2]", "img_size=16"],
 }

@@ -384,7 +384,7 @@ def test_weights_of_ours_start_basicsrs_own_model(recipe, tmp_path):
         (["hostile.pth", "--to", "safetensors", "--task", "denoise"], "without running code"),
         (["net.pth", "--to", "safetensors", "--opt", "none.yml"], "no such options file"),
         (["denoise_color_blind", "--to", "safetensors"], "are made of .pth files"),
-        (["denoise_color_blind", "--to", "onnx", "--task", "denoise"], "a task and options are for turning"),
+        (["denoise_color_blind", "--to", "onnx", "--task", "denoise"], "a task and options are for converting"),
     ],
 )
 def test_what_cannot_be_turned_is_refused_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
