@@ -8,6 +8,7 @@ default MACHINE-linux-gnu-g++.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
@@ -70,6 +71,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the files (default: dist)")
     parser.add_argument("--machine", action="append", default=[], metavar="M", help="also a wheel for these processors")
     options = parser.parse_args()
+    needed = ("build", "auditwheel") if sys.platform == "linux" else ("build",)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"{sys.executable} lacks {' and '.join(missing)}; install the extra: pip install -e '.[release]'")
     for file in build(options.out, options.machine):
         print(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")
 
