@@ -11,10 +11,12 @@ import argparse
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +68,19 @@ def build(out: Path, machines: Sequence[str] = ()) -> list[Path]:
         return [Path(shutil.copy(file, out)) for file in (archive, pure, *native)]
 
 
+def open_points(root: Path) -> list[str]:
+    """What the first upload still needs and the sources cannot know: docs/contributing.md lists the steps."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    points = []
+    if not project.get("urls"):
+        points.append("pyproject.toml: no [project.urls]")
+    if re.search(r"^## .*unreleased", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
+        points.append("CHANGELOG.md: the newest version is marked as unreleased")
+    if "repository-code:" not in (root / "CITATION.cff").read_text(encoding="utf-8"):
+        points.append("CITATION.cff: no repository-code")
+    return points
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the files (default: dist)")
@@ -77,6 +92,8 @@ def main() -> None:
         parser.error(f"{sys.executable} lacks {' and '.join(missing)}; install the extra: pip install -e '.[release]'")
     for file in build(options.out, options.machine):
         print(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")
+    for point in open_points(ROOT):
+        print(f"before an upload (docs/contributing.md#before-the-first-upload): {point}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PINS = ROOT / "oldest-constraints.txt"
 PYTHON = "{}.{}".format(*sys.version_info)
-# Without `train`, which is BasicSR; `phone`, `raw`, `ray` and `readers`, whose tests skip without them.
+# Without `train`, which is BasicSR; `phone`, which asks for a newer Pillow than the rest; `ray`. Tests of the two skip.
 EXTRAS = [
     "cli",
     "backbone",
@@ -29,6 +29,9 @@ EXTRAS = [
     "serve",
     "docs",
     "tiff",
+    "video",
+    "raw",
+    "readers",
     "dev",
 ]
 OLDEST = (3, 11)  # Python
@@ -41,8 +44,8 @@ def _canonical(name: str) -> str:
 
 
 def _release(version: str) -> str:
-    """A version without zeros at its end: 24.2.0 is 24.2."""
-    return re.sub(r"(\.0)+$", "", version)
+    """A version without its build and without zeros at its end: 24.2.0+cpu is 24.2."""
+    return re.sub(r"(\.0)+$", "", version.partition("+")[0])
 
 
 def minimums() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_the_oldest_versions_are_the_stated_minimums(monkeypatch, tmp_path, caps
     stated = oldest.minimums()
     assert stated["torch"] == "2.9" and stated["opencv-python"] == "4.11.0.86" and len(stated) > 30
     pins = "".join(f"{name}=={version}.0\n    # via vheatir\n" for name, version in stated.items())
+    pins = pins.replace("torch==2.9.0", "torch==2.9.0+cpu")
     monkeypatch.setattr(oldest, "PINS", tmp_path / "pins.txt")
     monkeypatch.setattr(oldest, "OLDEST", sys.version_info[:2])
     calls = []
@@ -179,6 +181,19 @@ def test_the_oldest_versions_are_the_stated_minimums(monkeypatch, tmp_path, caps
     pins = pins.replace("numpy==2.0", "numpy==2.1")
     with pytest.raises(SystemExit, match=r"cannot be installed together: numpy$"):
         oldest.resolve()
+
+
+def test_what_the_sources_lack_for_an_upload_is_named_until_it_is_there(tmp_path):
+    """The project has no public address, and nothing may invent one; `make dist` says so."""
+    packages = _script("build_packages")
+    for name in ("pyproject.toml", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(SCRIPTS.parent / name, tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "vheatir"\n')
+    assert "pyproject.toml: no [project.urls]" in packages.open_points(tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/vheatir"\n')
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 0.2.0, 1 December 2026\n")
+    (tmp_path / "CITATION.cff").write_text('repository-code: "https://example.org/vheatir"\n')
+    assert packages.open_points(tmp_path) == []
 
 
 def test_the_workflow_tests_every_python_that_is_stated():

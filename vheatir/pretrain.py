@@ -190,7 +190,7 @@ def main(argv: list[str]) -> int:
         parser.error("--json belongs to --eval and --throughput, --weights to --eval; training starts from --finetune")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install -e '.[backbone]'")
+        raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install 'vheatir[backbone]'")
     for plugin in arguments.plugin:
         import_plugin(plugin)
     path = find_options(arguments.opt)

@@ -28,9 +28,9 @@ from vheatir.backbone.data.text_files import read_json, read_text
 _log = logging.getLogger(__name__)
 # What the prefixes of timm's readers need beside timm, and how to get it.
 _LIBRARIES = {
-    "wds": ("webdataset", "pip install -e '.[readers]'"),
-    "hfds": ("datasets", "pip install -e '.[readers]'"),
-    "hfids": ("datasets", "pip install -e '.[readers]'"),
+    "wds": ("webdataset", "pip install 'vheatir[readers]'"),
+    "hfds": ("datasets", "pip install 'vheatir[readers]'"),
+    "hfids": ("datasets", "pip install 'vheatir[readers]'"),
     "tfds": ("tensorflow_datasets", "pip install tensorflow tensorflow-datasets"),
 }
 

@@ -90,4 +90,4 @@ def require_packages() -> None:
     """UserError where packages of the extra `backbone` are missing."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"vheatir analyze needs {', '.join(missing)}; run: pip install -e '.[backbone]'")
+        raise UserError(f"vheatir analyze needs {', '.join(missing)}; run: pip install 'vheatir[backbone]'")

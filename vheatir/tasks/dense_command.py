@@ -78,7 +78,7 @@ def _parse(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list
     missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
     if missing:
         extra = "detection" if "pycocotools" in missing else "backbone"
-        raise UserError(f"vheatir {kind.command} needs {', '.join(missing)}; run: pip install -e '.[{extra}]'")
+        raise UserError(f"vheatir {kind.command} needs {', '.join(missing)}; run: pip install 'vheatir[{extra}]'")
     return given
 
 

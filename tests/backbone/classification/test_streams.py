@@ -133,8 +133,8 @@ def test_streams_refuse_what_needs_access_to_any_image(shards, tmp_path):
 @pytest.mark.parametrize(
     "reader, message",
     [
-        ("wds/x", r"needs webdataset; run: pip install -e '\.\[readers\]'"),
-        ("hfds/x", r"needs datasets; run: pip install -e '\.\[readers\]'"),
+        ("wds/x", r"needs webdataset; run: pip install 'vheatir\[readers\]'"),
+        ("hfds/x", r"needs datasets; run: pip install 'vheatir\[readers\]'"),
         ("tfds/x", r"needs tensorflow_datasets; run: pip install tensorflow tensorflow-datasets"),
     ],
 )
