@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     results = measure(sets, arguments)
     load = {"load_before": before, "load_after": os.getloadavg()[0]}
     if arguments.json:
-        protocol = {"crop": arguments.crop, "batch": arguments.batch, "pictures": len(sets["folder"])}
+        protocol = {"crop": arguments.crop, "batch": arguments.batch, "images": len(sets["folder"])}
         metadata = {**run_metadata(["python", "benchmarks/reading.py", *argv]), **protocol, **load}
         write_json(arguments.json, {"results": results, "metadata": metadata})
     return 0

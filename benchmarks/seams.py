@@ -1,6 +1,6 @@
 """Whether tiles leave seams: mean |gradient| of (output - input) on tile borders against everywhere else.
 
-    python benchmarks/seams.py --task denoise --photos datasets/test/CBSD68 --json OUT.json --image OUT.png
+    python benchmarks/seams.py --task denoise --photos datasets/test/CBSD68 --json OUT.json --figure OUT.png
 
 The image has 3840x2160 pixels, is degraded (Gaussian noise of sigma 25, or JPEG at quality 10) and restored as
 `vheatir restore` does. `--photos` takes a photograph of at least that size, or a folder of smaller ones, which are laid
@@ -106,9 +106,9 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=tiling.DEFAULT_OVERLAP)
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    for path in filter(None, (arguments.json, arguments.picture)):
+    for path in filter(None, (arguments.json, arguments.figure)):
         prepare_output(path)
     clean = photographs(arguments.photos, *arguments.size) if arguments.photos else enlarged(*arguments.size)
     degraded = degrade(clean, arguments.task)
@@ -120,9 +120,9 @@ def main() -> None:
         ratio = seam_ratio(difference, arguments.tile, overlap)
         results.append({"tiles": name, "tile": arguments.tile, "overlap": overlap, "ratio": round(ratio, 4)})
         print(results[-1], flush=True)
-        if name == "blended" and arguments.picture:
+        if name == "blended" and arguments.figure:
             shown = view(difference, output, arguments.tile, overlap)
-            cv2.imwrite(str(arguments.picture), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(str(arguments.figure), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
     if arguments.json:
         size = {
             "task": arguments.task,

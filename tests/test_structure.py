@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("kernels", "backbone", "vheatir", "scripts", "datasets", "benchmarks", "tests")
 LONG_FILE = 350  # from here on a file is worth a look: the test warns
 LONGEST_FUNCTION = 60
-MOST_ROOMS = {"vheatir": 32, "backbone": 12, "kernels": 12}
+MOST_FOLDERS = {"vheatir": 32, "backbone": 12, "kernels": 12}
 # Imports that go the wrong way and wait for their cure: the list may only get shorter.
 WRONG_WAY: set[tuple[str, str]] = set()
 # Statements such as `a, b = x, y` in the packages that could be two: the number may only fall.
@@ -145,7 +145,7 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     """The folder or file at the top of vheatir/, backbone/ or kernels/ that a module belongs to."""
     parts = module.split(".")
     return ".".join(parts[: 3 if parts[1:2] in (["backbone"], ["kernels"]) else 2])
@@ -177,10 +177,10 @@ def test_modules_do_not_import_in_a_circle():
 
 
 def test_folders_do_not_import_in_a_circle():
-    rooms: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for module, names in arrows().items():
-        rooms.setdefault(room_of(module), set()).update({room_of(name) for name in names} - {room_of(module)})
-    assert circle(rooms) == []
+        folders.setdefault(folder_of(module), set()).update({folder_of(name) for name in names} - {folder_of(module)})
+    assert circle(folders) == []
 
 
 def test_a_circle_is_found():
@@ -189,7 +189,7 @@ def test_a_circle_is_found():
 
 
 def test_nothing_imports_a_command():
-    """Commands are the top floor: only the table of commands, `__main__`, and commands made of others know them."""
+    """Commands are above all else: only the table of commands, `__main__`, and commands made of others know them."""
     commands = set(importlib.import_module("vheatir.cli").COMMANDS.values())
     made_of_others = {"vheatir.demo", "vheatir.cli"}
     found = {
@@ -201,8 +201,8 @@ def test_nothing_imports_a_command():
     assert {module: names - own for module, names in found.items() if names - own} == {}
 
 
-def test_imports_that_wait_for_their_cure_are_still_there():
-    """Delete from `WRONG_WAY` what is cured."""
+def test_exceptions_to_the_order_of_imports_are_still_needed():
+    """Delete from `WRONG_WAY` what is mended."""
     modules = {module_of(path): path for path in files_in("kernels/", "backbone/", "vheatir/")}
     there = {
         (one, other)
@@ -212,11 +212,11 @@ def test_imports_that_wait_for_their_cure_are_still_there():
     assert WRONG_WAY - there == set()
 
 
-@pytest.mark.parametrize("folder, most", MOST_ROOMS.items())
-def test_rooms_at_the_top_are_few(folder, most):
-    rooms = {path.relative_to(ROOT / folder).parts[0] for path in files_in(f"{folder}/")}
-    rooms = {room for room in rooms if not room.startswith("__")}
-    assert 0 < len(rooms) <= most, sorted(rooms)
+@pytest.mark.parametrize("folder, most", MOST_FOLDERS.items())
+def test_entries_at_the_top_are_few(folder, most):
+    entries = {path.relative_to(ROOT / folder).parts[0] for path in files_in(f"{folder}/")}
+    entries = {name for name in entries if not name.startswith("__")}
+    assert 0 < len(entries) <= most, sorted(entries)
 
 
 def packed_statements(path: Path) -> list[str]:

@@ -243,7 +243,7 @@ def main(argv: list[str]) -> int:
             figure.savefig(file, format=path.suffix[1:], dpi=_DPI)
     if arguments.json is not None:
         about = {"task": arguments.task, LEVEL_NAMES[arguments.task]: level, "size_px": arguments.size}
-        about["pictures"] = [path.name for path in arguments.images]
+        about["images"] = [path.name for path in arguments.images]
         metadata = run_metadata(["vheatir", "receptive-field", *argv])
         write_json(arguments.json, {"metadata": metadata, **about, "results": results})
     sys.stdout.write(f"written: {', '.join(map(str, arguments.out))}\n")

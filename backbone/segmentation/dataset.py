@@ -50,7 +50,7 @@ class TrainingViews:
         image, labels = self._crop(image, labels)
         if torch.rand(()) < augment.hflip:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
-        if augment.colour:
+        if augment.color:
             image = self.color(image)
         height, width = labels.shape[-2:]
         around = [0, 0, max(0, augment.crop - width), max(0, augment.crop - height)]

@@ -79,7 +79,7 @@ class SegmentationAugment:
     crop: Annotated[int, Positive] = 512
     cat_max: Annotated[float, Share] = 0.75
     hflip: Annotated[float, Share] = 0.5
-    colour: bool = True
+    color: bool = True
 
 
 @dataclass

@@ -116,7 +116,7 @@ MORE = (
     ("bench model", ["--side", "32"]),
     ("bench restore", ["--image", "16x16", "--dim", "12", "--depths", "1"]),
     ("beyond_crop.py", ["--crop", "16"]),
-    ("large_pictures.py", ["--megapixels", "0.01", "--format", "tif"]),
+    ("large_images.py", ["--megapixels", "0.01", "--format", "tif"]),
     ("seams.py", ["--size", "72", "160", "--tile", "64", "--overlap", "16"]),
     ("decays.py", ["--shape", "1x16x16x4", "--rounds", "1"]),
     ("reading.py", ["--rounds", "1", "--seconds", "0.05", "--crop", "16", "--workers", "0"]),
@@ -179,7 +179,7 @@ SAID = (
     ("^vheatir demo", "PSNR"),
     ("--set threads=1$", "best psnr"),
 )
-WRITES = ("-o", "--out", "--json", "--picture", "--manifest", "--save-images", "--hub", "--label-maps", "--lmdb")
+WRITES = ("-o", "--out", "--json", "--figure", "--manifest", "--save-images", "--hub", "--label-maps", "--lmdb")
 
 # What a page needs: packages, and more than the images that every work place has.
 CLASSES = (("timm",), (shown_place.make_classes,))

@@ -286,5 +286,5 @@ def _result(comparison: Comparison, images: Sequence[Path], rows: Sequence["Row"
         "task": comparison.task,
         LEVEL_NAMES[comparison.task]: comparison.level,
         "methods": {column.name: column.about for column in comparison.columns},
-        "pictures": records,
+        "images": records,
     }

@@ -87,7 +87,7 @@ def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(command, unbroken,
 
 def test_segmentation_learns(recipes, tmp_path):
     train = {"steps": 60, "lr": 8e-3, "ema_decay": None, "grad_clip": 1.0}
-    more = {"augment": {"colour": False, "ratio": [1.0, 1.0]}, "head": {"dropout": 0.0, "channels": 16}}
+    more = {"augment": {"color": False, "ratio": [1.0, 1.0]}, "head": {"dropout": 0.0, "channels": 16}}
     assert segment(["-opt", recipes("segment", tmp_path, train=train, val={"every": 60}, **more)]) == 0
     last = curves(tmp_path / "runs" / "small")[-1]
     assert last["val/miou"] > 2 * last["val/majority_miou"] and last["evaluation"] == 1

@@ -186,7 +186,7 @@ def test_what_is_missing_as_a_whole_is_named(tmp_path):
 def test_training_views_keep_labels_on_their_pixels(tmp_path):
     data = SegmentationData(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
-    augment = SegmentationAugment(scale=(72, 56), ratio=(0.8, 2.0), crop=64, colour=False)
+    augment = SegmentationAugment(scale=(72, 56), ratio=(0.8, 2.0), crop=64, color=False)
     samples = LabelledImages(pairs, class_table(data), TrainingViews(augment))
     seen = set()
     for seed in range(12):
@@ -204,6 +204,6 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
 def test_small_images_are_padded_without_labels(tmp_path):
     data = SegmentationData(str(dense_data.make_label_maps(tmp_path)), num_classes=3)
     pairs, _ = find_pairs(data, True)
-    augment = SegmentationAugment(scale=(72, 56), ratio=(0.5, 0.5), crop=64, colour=True)
+    augment = SegmentationAugment(scale=(72, 56), ratio=(0.5, 0.5), crop=64, color=True)
     _, labels = LabelledImages(pairs, class_table(data), TrainingViews(augment))[0, 1]
     assert (labels[28:] == 255).all() and (labels[:, 36:] == 255).all() and (labels[:28, :36] != 255).all()

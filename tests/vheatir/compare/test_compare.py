@@ -38,7 +38,7 @@ def test_scores_are_those_of_evaluate(photo, small_weights, tmp_path):
     assert main([*argv, "-o", str(out), str(out.with_suffix(".pdf")), "--json", str(tmp_path / "f.json")]) == 0
     result = json.loads((tmp_path / "f.json").read_text())
     (want,) = evaluate([photo.parent], "denoise", [25], gray=False, method=nlm)
-    (record,) = result["pictures"]
+    (record,) = result["images"]
     assert record["scores"]["NL-means"] == dict(want["restored"]) and record["scores"]["input"] == dict(want["input"])
     assert result["methods"]["net"]["weights"]["name"] == "small" and result["sigma"] == 25
     assert cv2.imread(str(out)) is not None and out.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
@@ -53,7 +53,7 @@ def test_pairs_are_compared_as_they_are(photo, small_weights, tmp_path):
         main([*argv, "-o", str(tmp_path / "x.png")])
     argv = [str(photo), "--task", "denoise", "--degraded", str(degraded), "--methods", "input"]
     assert main([*argv, "-o", str(tmp_path / "x.svg"), "--json", str(tmp_path / "f.json")]) == 0
-    (record,) = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    (record,) = json.loads((tmp_path / "f.json").read_text())["images"]
     assert record["scores"]["input"]["psnr"] == pytest.approx(cv2.PSNR(clean, cv2.imread(str(degraded))), abs=1e-6)
 
 
@@ -118,7 +118,7 @@ def test_several_images_and_gray(photo, small_weights, tmp_path):
     ]
     argv += ["--errors", "--spectra", "--crop", "0,0,32,32", "5,6,40,20", "-o", str(tmp_path / "x.png")]
     assert main([*argv, "--json", str(tmp_path / "f.json")]) == 0
-    images = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    images = json.loads((tmp_path / "f.json").read_text())["images"]
     assert [list(record["crop"].values()) for record in images] == [[0, 0, 32, 32], [5, 6, 40, 20]]
     assert list(images[0]["scores"]) == ["NL-means", "small"]
 

@@ -1,6 +1,6 @@
 """Peak memory and time of `vheatir restore` on one large image, in a process of its own.
 
-    python benchmarks/large_pictures.py --task denoise --megapixels 100 --format tif png --json OUT.json
+    python benchmarks/large_images.py --task denoise --megapixels 100 --format tif png --json OUT.json
 
 The image is a repeated photograph of scikit-image with seeded noise, of 16 bits as TIFF (deflated strips) and PNG and
 of 8 bits as JPEG. `peak_mib` is the largest resident memory of the process, Python and libraries included;
