@@ -36,7 +36,7 @@ class BlockPosition:
     mask_padding: bool = True
 
 
-Place = BlockPosition  # the name that mixers of users import
+Place = BlockPosition  # its former name, which mixers of users may import
 
 
 class MixerBlock(nn.Module):

@@ -6,6 +6,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from vheatir.data.sources import ImageSource, close_environments, list_images
 from vheatir.errors import UserError
@@ -62,7 +63,7 @@ def test_16_bit_is_rounded_to_8(tmp_path, suffix, channels):
 
 
 def test_float_file_is_refused(tmp_path):
-    write(tmp_path / "f.tif", np.ones((4, 4, 3), np.float32))
+    tifffile.imwrite(tmp_path / "f.tif", np.ones((4, 4, 3), np.float32))  # OpenCV 4 writes LogLuv
     with pytest.raises(UserError, match=r"f\.tif.*float32"):
         ImageSource(tmp_path).read("f.tif")
 
