@@ -146,9 +146,9 @@ class VHeatVideoNet(RestorationNetwork):
     """Restoration of the middle frame of a clip, and of single images.
 
     The other frames are aligned with the middle one (`vheatir.archs.alignment`), mixed into it where they agree
-    (`ClipMixer`), and the result goes through a `VHeatUNet`, which hears how much noise is left and what the clip's
-    maps hold, at full and at half resolution. What is new starts at zero: a network that begins with the weights of an
-    image network restores as that does.
+    (`ClipMixer`), and the result goes through a `VHeatUNet`, which also takes in how much noise is left and what the
+    clip's maps hold, at full and at half resolution. What is new starts at zero: a network that begins with the weights
+    of an image network restores as that does.
 
     Input: (B, frames * in_chans, H, W), the frames one after the other; or (B, in_chans, H, W), images, which go
     through the U-shaped network alone. Output: (B, in_chans, H, W). RGB or gray in [0, 1]; any H, W >= 1.
@@ -160,7 +160,13 @@ class VHeatVideoNet(RestorationNetwork):
         mix_depth: blocks there.
         mix_reach: blur lengths in pixels of these maps at which their diffusivities start.
         duration: the same along time, in frames.
-        dim, encoder, middle, decoder, attention, reach, checkpointing: see `VHeatUNet`.
+        dim: of the U-shaped network, as are the following: channels at full resolution.
+        encoder: blocks of each stage on the way down, from full resolution.
+        middle: blocks at the coarsest stage.
+        decoder: blocks of each stage on the way up, in the order of `encoder`.
+        attention: for each stage and the middle, a form that `VHeatUNet` takes.
+        reach: blur lengths, in pixels of each stage's own map, between which the diffusivities start.
+        checkpointing: recompute activations in the backward.
 
     Raises:
         ValueError: an argument out of its range.
