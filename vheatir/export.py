@@ -39,7 +39,8 @@ Runner = Callable[[list[Tensor]], Tensor]
 def _cosines(n: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II matrix (n, n); in operations that every format has, whatever n turns out to be."""
     index = torch.arange(n, device=like.device, dtype=torch.float64)
-    table = torch.cos(index[:, None] * (index[None] + 0.5) * math.pi / (index[-1] + 1))
+    angle = index[:, None] * (index[None] + 0.5) * math.pi / (index[-1] + 1)
+    table = torch.sin(angle + math.pi / 2)  # onnxruntime long had no cosine of float64, but the sine
     return (table / table.norm(dim=1, keepdim=True)).to(like.dtype)
 
 
