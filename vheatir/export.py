@@ -52,6 +52,14 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     return torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(x.dtype), columns)
 
 
+def _pixel_unshuffle(image: Tensor, factor: int) -> Tensor:
+    """What `pixel_unshuffle` becomes: translators for ONNX took its channels in another order."""
+    batch, channels, height, width = image.shape
+    rows, columns = height // factor, width // factor
+    parts = image.reshape(batch, channels, rows, factor, columns, factor).permute(0, 1, 3, 5, 2, 4)
+    return parts.reshape(batch, channels * factor * factor, rows, columns)
+
+
 def is_backbone(network: nn.Module) -> bool:
     """Whether a network gives scores of classes, for images of one size, in place of restored images."""
     return hasattr(network, "forward_features")
@@ -81,7 +89,8 @@ def trace(network: nn.Module) -> torch.export.ExportedProgram:
         shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
     with torch.no_grad():
         program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
-        return program.run_decompositions({torch.ops.vheatir.conduct.default: _conduct})
+        own = {torch.ops.vheatir.conduct.default: _conduct, torch.ops.aten.pixel_unshuffle.default: _pixel_unshuffle}
+        return program.run_decompositions(own)
 
 
 def save_program(network: nn.Module, path: Path) -> Runner:
