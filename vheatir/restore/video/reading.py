@@ -189,7 +189,7 @@ class Clip:
         expected = 0
         earliest = -math.inf
         step = max(round(1 / (self.rate * self.time_base)), 1)
-        begin: int | None = None
+        begin = math.inf
         with self._opened() as (container, stream):
             decoded = container.decode(stream)
             for number in itertools.count():
@@ -201,8 +201,8 @@ class Clip:
                 pts = expected if frame.pts is None else max(frame.pts, earliest)
                 expected = pts + step
                 earliest = pts + 1  # containers take rising times only
-                begin = pts if begin is None else begin
-                self.length = (pts + (frame.duration or step) - begin) * self.time_base
+                begin = min(begin, pts)
+                self.length = (pts + (frame.duration or step) - int(begin)) * self.time_base
                 if frame.is_corrupt:
                     self.damaged.add(number)
                 if number >= first:
