@@ -77,9 +77,9 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
     return float(cv2.PSNR(image, truth))
 
 
-def rows_of(folder: Path, side: int) -> list[Row]:
+def rows_of(folder: Path, side: int, weights: str | None) -> list[Row]:
     """Every camera's image restored, and what the sheet shows of it."""
-    restorer, rows = Restorer("photo"), []
+    restorer, rows = Restorer("photo", weights), []
     for camera, name in _CAMERAS.items():
         photo, mean = version(folder, name, "real"), version(folder, name, "mean")
         restored = to_uint8(restorer.restore(to_float(photo)))
@@ -90,9 +90,9 @@ def rows_of(folder: Path, side: int) -> list[Row]:
     return rows
 
 
-def failures_of(folder: Path, side: int, count: int) -> list[Row]:
+def failures_of(folder: Path, side: int, weights: str | None, count: int) -> list[Row]:
     """The worst squares of all pairs, one of each image, worst first; the images of a camera's series count once."""
-    restorer = Restorer("photo")
+    restorer = Restorer("photo", weights)
     found: dict[str, tuple[float, Row]] = {}
     for path in sorted(folder.glob("CC15/*_real.*")) + sorted(folder.glob("PolyU50/*_real.*")):
         name = f"{path.parent.name}/{path.stem.removesuffix('_real')}"
@@ -142,13 +142,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="with CC15 and PolyU50 in it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="WebP file to write")
     parser.add_argument("--failures", type=int, metavar="N", help="show the N worst squares instead")
+    parser.add_argument("--weights", metavar="NAME", help="others than those of the task photo")
     parser.add_argument("--side", type=int, default=_SIDE, help="pixels of a crop (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         if arguments.failures:
-            rows = failures_of(arguments.folder, arguments.side, arguments.failures)
+            rows = failures_of(arguments.folder, arguments.side, arguments.weights, arguments.failures)
         else:
-            rows = rows_of(arguments.folder, arguments.side)
+            rows = rows_of(arguments.folder, arguments.side, arguments.weights)
         save_below(sheet(rows), arguments.output, _MOST_BYTES)
     except UserError as error:
         sys.stderr.write(f"{error}\n")

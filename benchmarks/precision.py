@@ -2,11 +2,13 @@
 
 Each of the weights restores the sets of its task by the protocol of `vheatir evaluate`, once in float32 and once in
 bf16; `change_db` is the largest difference of the mean PSNR over sets and levels. `speedup` is the median over the
-rounds of the time in float32 divided by that in bf16, in turn in one process, by processor time of one thread.
+rounds of the time in float32 divided by that in bf16, in turn in one process, by processor time of one thread. Weights
+for clips restore the middle frame of clips of every motion of `video.py`, with noise of sigma 15, 25 and 50, made of
+the first 8 of the images of `--video` that are held back.
 With `--record`, whole sets go into vheatir/weights/bf16.json, by which `--precision auto` chooses.
 
     python benchmarks/precision.py --denoise datasets/test/CBSD68 datasets/test/Set12 --jpeg datasets/test/Classic5 \\
-        --photo datasets/test/CC15 --json results/precision.json --record
+        --photo datasets/test/CC15 --video datasets/BSD432 --json results/precision.json --record
 """
 
 import argparse
@@ -16,9 +18,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from video import MOTIONS, noisy_frames
 
 from vheatir import evaluate, weights
+from vheatir.data.moving_clips import MovingClipsDataset
+from vheatir.image_io import to_uint8
+from vheatir.metrics.fidelity import psnr
 from vheatir.restore.precision import instructions, records
 from vheatir.restore.restorer import Restorer
 from vheatir.utils import timing
@@ -28,6 +35,9 @@ from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bf16")
+SIGMAS = (15, 25, 50)  # of noise in clips
+HELD_BACK = ["38*.jpg"]  # images of BSD432 that options/video_light.yml does not train on
+CLIPS = 8  # of each motion
 
 
 def psnr_of(name: str, task: str, gray: bool, data: list[Path], limit: int | None) -> list[dict[str, Any]]:
@@ -45,9 +55,34 @@ def psnr_of(name: str, task: str, gray: bool, data: list[Path], limit: int | Non
     return rows
 
 
-def speed_of(name: str, task: str, gray: bool, size: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """Milliseconds of the network on one image in both precisions, and their ratio."""
-    image = torch.rand(1, 1 if gray else 3, *size)
+def psnr_of_clips(name: str, task: str, data: list[Path], frames: int, limit: int | None) -> list[dict[str, Any]]:
+    """Mean PSNR of the middle frames of moving images in both precisions, for each folder, motion and sigma."""
+    restorers = {kind: Restorer(task, name, "cpu", precision=kind) for kind in PRECISIONS}
+    rows = []
+    for folder in data:
+        for motion, options in MOTIONS.items():
+            dataset = MovingClipsDataset(
+                {"phase": "val", "dataroot_gt": str(folder), "include": HELD_BACK, "sigma": 0, **options}
+            )
+            clips = [dataset.clip(key, frames) for key in dataset.keys[: limit or CLIPS]]
+            for sigma in SIGMAS:
+                found: dict[str, list[float]] = {kind: [] for kind in PRECISIONS}
+                for seed, clip in enumerate(clips):
+                    noisy = noisy_frames(clip, sigma, seed)
+                    for kind, restorer in restorers.items():
+                        restored = to_uint8(restorer.restore_clip(noisy))
+                        found[kind].append(psnr(restored, clip[frames // 2]))
+                before, after = (float(np.mean(found[kind])) for kind in PRECISIONS)
+                about = {"data": folder.name, "motion": motion, "level": sigma, "images": len(clips)}
+                rows.append(
+                    {**about, "float32_db": round(before, 4), "bf16_db": round(after, 4), "change_db": after - before}
+                )
+    return rows
+
+
+def speed_of(name: str, task: str, planes: int, size: tuple[int, int], rounds: int) -> dict[str, Any]:
+    """Milliseconds of the network on one image, or one window of a clip, in both precisions, and their ratio."""
+    image = torch.rand(1, planes, *size)
     calls = {}
     for kind in PRECISIONS:
         restorer = Restorer(task, name, "cpu", precision=kind)
@@ -69,16 +104,21 @@ def measured(name: str, sets: dict[str, list[Path]], options: argparse.Namespace
     _, metadata = weights.read(name)
     task = metadata["task"]
     gray = metadata["color"] == "gray"
-    rows = psnr_of(name, task, gray, sets[task], options.limit) if sets[task] else []
-    speed = speed_of(name, task, gray, (321, 481), options.rounds)
+    frames = Restorer(task, name, "cpu").frames
+    if frames > 1:
+        rows = psnr_of_clips(name, task, sets["video"], frames, options.limit)
+    else:
+        rows = psnr_of(name, task, gray, sets[task], options.limit) if sets[task] else []
+    speed = speed_of(name, task, frames * (1 if gray else 3), (321, 481), options.rounds)
     change = max((abs(row["change_db"]) for row in rows), default=None)
     return {"name": name, "sha256": sha256(path), "change_db": change, "sets": rows, "size": "321x481", **speed}
 
 
 def record(results: list[dict[str, Any]], able: str) -> None:
-    """Keep what was found beside the weights; speeds with other instructions stay where the file is the same."""
+    """Keep what was found beside the weights; what is known of other shipped files and instructions stays."""
     known = records()
-    kept = {}
+    shipped = {sha256(weights.find(name)) for name in weights.available()}
+    kept = {digest: one for digest, one in known.items() if digest in shipped}
     for one in results:
         speedup = known.get(one["sha256"], {}).get("speedup", {}) | {able: one["speedup"]}
         kept[one["sha256"]] = {"name": one["name"], "change_db": round(one["change_db"], 5), "speedup": speedup}
@@ -91,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     for task in ("denoise", "jpeg", "photo"):
         parser.add_argument(f"--{task}", nargs="+", type=Path, default=[], metavar="DIR", help="sets of this task")
+    parser.add_argument("--video", nargs="+", type=Path, default=[], metavar="DIR", help="images to make clips of")
     parser.add_argument(
         "--weights", nargs="+", default=weights.available(), metavar="NAME", help="default: all shipped"
     )
@@ -108,7 +149,7 @@ def main() -> None:
     keep_heap()
     torch.set_num_threads(1)
     load = os.getloadavg()
-    sets = {task: getattr(options, task) for task in ("denoise", "jpeg", "photo")}
+    sets = {task: getattr(options, task) for task in ("denoise", "jpeg", "photo", "video")}
     results = []
     for name in options.weights:
         results.append(one := measured(name, sets, options))

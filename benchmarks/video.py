@@ -8,6 +8,11 @@ difference from frame to frame of (restored - clean), in levels of 8 bits: what 
 Seconds are processor time of one thread for a frame, of frames done in turn by all methods. `--ensemble` adds the image
 network's mean over eight flips and rotations, for about eight times its time. `--clip` restores a real clip instead:
 with `--sigma` noise is added and the clip itself is the target; `--sheet` writes the same crop of a frame in all forms.
+
+`moving_psnr` is of the pixels that differ by 16 levels or more from the frame before or after. `ghost` is the share of
+those frames that the result holds there: the slope of (restored - clean) against (clean neighbor - clean), 0 where
+nothing of them is seen and 0.5 where the result lies halfway. A smoothed edge has some of it without any neighbor, so
+what counts is the difference from frame by frame.
 """
 
 import argparse
@@ -44,6 +49,7 @@ MOTIONS = {
     "two layers": {**_STILL, "speed": {"min": 1, "max": 4}, "parallax_probability": 1},
     "fast pan": {**_STILL, "speed": {"min": 6, "max": 10}},
 }
+MOVED = 16  # levels by which a pixel differs from a neighboring frame
 Method = Callable[[list[np.ndarray]], np.ndarray]
 
 
@@ -79,11 +85,30 @@ def measure(clean: np.ndarray, noisy: list[np.ndarray], methods: dict[str, Metho
 
 
 def scores(clean: np.ndarray, frames: list[np.ndarray]) -> dict[str, float]:
-    """PSNR in dB and flicker in levels."""
+    """PSNR in dB and flicker in levels; where the clip moves, also PSNR and ghosts there."""
     residual = np.stack(frames).astype(np.float32) - clean
     return {
         "psnr": float(np.mean([psnr(one, other) for one, other in zip(frames, clean, strict=True)])),
         "flicker": float(np.abs(np.diff(residual, axis=0)).mean()),
+        **where_it_moves(clean, residual),
+    }
+
+
+def where_it_moves(clean: np.ndarray, residual: np.ndarray) -> dict[str, float]:
+    """`moving_psnr` and `ghost` of all frames but the ends; nothing where no pixel moves."""
+    exact = clean.astype(np.float32)
+    steps = [exact[:-2] - exact[1:-1], exact[2:] - exact[1:-1]]
+    wrong = residual[1:-1]
+    moved = [np.abs(step).max(-1) >= MOVED for step in steps]
+    if not (moved[0] | moved[1]).any():
+        return {}
+    there = wrong[moved[0] | moved[1]]
+    products = [(wrong[mask] * step[mask]).sum(dtype=np.float64) for mask, step in zip(moved, steps, strict=True)]
+    squares = [np.square(step[mask]).sum(dtype=np.float64) for mask, step in zip(moved, steps, strict=True)]
+    return {
+        "moving_psnr": float(10 * np.log10(255**2 / np.square(there).mean(dtype=np.float64))),
+        "ghost": float(sum(products) / sum(squares)),
+        "moving_share": float((moved[0] | moved[1]).mean()),
     }
 
 
@@ -114,7 +139,8 @@ def on_synthetic(arguments: argparse.Namespace, methods: dict[str, Method]) -> l
         for seed, clean in enumerate(synthetic(arguments, motion)):
             results.append(measure(clean, noisy_frames(clean, arguments.sigma, seed), methods))
         for one in methods:
-            means = {key: float(np.mean([result[one][key] for result in results])) for key in results[0][one]}
+            shared = set.intersection(*(set(result[one]) for result in results))
+            means = {key: float(np.mean([result[one][key] for result in results])) for key in sorted(shared)}
             rows.append({"motion": name, "method": one, "clips": len(results), **means})
             print(f"{name:14} {one:28} {means['psnr']:6.2f} dB, flicker {means['flicker']:5.2f}", flush=True)
     return rows
@@ -159,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = found.add_argument
     add("video", help="weights of a video network")
-    add("--image", default="denoise_color_blind", help="weights of an image network (%(default)s)")
+    add("--image", nargs="+", default=["denoise_color_blind"], help="weights of image networks (%(default)s)")
     add("--data", type=Path, default=Path("datasets/BSD432"))
     add("--include", nargs="+", default=["38*.jpg"])
     add("--images", type=int, default=12, help="at most so many")
@@ -181,11 +207,13 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     prepare_output(arguments.json)
     torch.set_num_threads(1)
-    image_network, video_network = (freeze(weights.load(name)[0]) for name in (arguments.image, arguments.video))
-    methods = {"frame by frame": method(image_network)}
+    first, *others = (freeze(weights.load(name)[0]) for name in arguments.image)
+    methods = {"frame by frame": method(first)}
+    for name, network in zip(arguments.image[1:], others, strict=True):
+        methods[f"frame by frame, {Path(name).stem}"] = method(network)
     if arguments.ensemble:
-        methods["frame by frame, ensemble of 8"] = method(image_network, ensemble=True)
-    methods["video network"] = method(video_network)
+        methods["frame by frame, ensemble of 8"] = method(first, ensemble=True)
+    methods["video network"] = method(freeze(weights.load(arguments.video)[0]))
     rows = on_clip(arguments, methods) if arguments.clip else on_synthetic(arguments, methods)
     about = run_metadata(["python", "benchmarks/video.py", *argv])
     write_json(arguments.json, {"metadata": about, "sigma": arguments.sigma, "results": rows})

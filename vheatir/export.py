@@ -89,7 +89,8 @@ def trace(network: nn.Module) -> torch.export.ExportedProgram:
         shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
     with torch.no_grad():
         program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
-        own = {torch.ops.vheatir.conduct.default: _conduct, torch.ops.aten.pixel_unshuffle.default: _pixel_unshuffle}
+        own: dict[Any, Callable] = {torch.ops.vheatir.conduct.default: _conduct}
+        own[torch.ops.aten.pixel_unshuffle.default] = _pixel_unshuffle
         return program.run_decompositions(own)
 
 

@@ -14,6 +14,9 @@ _SMOOTHING = 0.5  # squared pixels: of the frames before gradients are taken
 _WINDOW = 12.0  # squared pixels: pixels that move together
 _STILL = 5e-5  # squared gradient below which a window counts as flat and keeps the motion of the coarser scale
 _MOST_STEP = 1.0  # pixels in one step
+_MISS = 1.0  # squared pixels by which the way there and back may miss its start
+_MISS_SHARE = 0.01  # and share of the squared lengths of both ways
+_AROUND = 5  # pixels: side of the square in which all must return
 
 
 def motion(target: Tensor, source: Tensor) -> Tensor:
@@ -49,6 +52,29 @@ def motion(target: Tensor, source: Tensor) -> Tensor:
             for _ in range(_STEPS):
                 flow = flow + _step(aim, start, flow)
         return flow
+
+
+def motion_there_and_back(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """`motion` from target to source, and where it can be trusted: where the motion back ends at its start.
+
+    What is hidden in the other frame, has left it or was taken for something similar does not return.
+
+    Args:
+        target: (N, 1, H, W), as for `motion`.
+        source: likewise.
+
+    Returns:
+        (N, 2, H, W) as `motion`, and (N, 1, H, W), 1 where all pixels around return and 0 elsewhere.
+
+    Source: forward-backward check of Sundaram, Brox and Keutzer, Dense point trajectories by GPU-accelerated large
+        displacement optical flow, ECCV 2010, with other constants.
+    """
+    there, back = motion(torch.cat([target, source]), torch.cat([source, target])).chunk(2)
+    with torch.no_grad():
+        back = warped(back, there)
+        lengths = (there.square() + back.square()).sum(1, keepdim=True)
+        missed = (there + back).square().sum(1, keepdim=True) > _MISS + _MISS_SHARE * lengths
+        return there, 1 - F.max_pool2d(missed.to(there.dtype), _AROUND, 1, _AROUND // 2)
 
 
 def enlarged(flow: Tensor, size: tuple[int, int]) -> Tensor:

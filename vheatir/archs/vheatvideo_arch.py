@@ -105,11 +105,13 @@ class ClipMixer(nn.Module):
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
 
-    def forward(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, clip: Tensor, trusted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mix a clip.
 
         Args:
             clip: (B, T, C, H, W), H and W even, aligned with the middle frame.
+            trusted: (B, T - 1, 1, H / 2, W / 2), factors for the weights of the frames but the middle one; 1 by
+                default.
 
         Returns:
             The mixed frame (B, C, H, W); the share of white noise that is left in it, as variance, (B, 1, H, W); and
@@ -128,6 +130,8 @@ class ClipMixer(nn.Module):
         weights = raw / (1 + raw.abs().sum(1, keepdim=True))
         others = [index for index in range(self.frames) if index != middle]
         weights = weights[:, others]
+        if trusted is not None:
+            weights = weights * trusted.repeat_interleave(2, 3).repeat_interleave(2, 4)
         mixed = clip[:, middle] + (weights * change[:, others]).sum(1)
         left = (1 - weights.sum(1)).square() + weights.square().sum(1)
         return mixed, left, x.unflatten(0, (-1, self.frames))[:, middle]
@@ -145,10 +149,10 @@ class ClipMixer(nn.Module):
 class VHeatVideoNet(RestorationNetwork):
     """Restoration of the middle frame of a clip, and of single images.
 
-    The other frames are aligned with the middle one (`vheatir.archs.alignment`), mixed into it where they agree
-    (`ClipMixer`), and the result goes through a `VHeatUNet`, which also takes in how much noise is left and what the
-    clip's maps hold, at full and at half resolution. What is new starts at zero: a network that begins with the weights
-    of an image network restores as that does.
+    The other frames are aligned with the middle one (`vheatir.archs.alignment`) and mixed into it (`ClipMixer`) where
+    the motion back agrees with the motion there and the frames agree. The result goes through a `VHeatUNet`, which also
+    takes in how much noise is left and what the clip's maps hold, at full and at half resolution. What is new starts
+    at zero: a network that begins with the weights of an image network restores as that does.
 
     Input: (B, frames * in_chans, H, W), the frames one after the other; or (B, in_chans, H, W), images, which go
     through the U-shaped network alone. Output: (B, in_chans, H, W). RGB or gray in [0, 1]; any H, W >= 1.
@@ -235,23 +239,26 @@ class VHeatVideoNet(RestorationNetwork):
             return self.image(image)
         height, width = image.shape[2:]
         clip = self.image.padded(image).unflatten(1, (self.frames, colors))
-        mixed, left, maps = self.mixer(self.aligned(clip))
+        mixed, left, maps = self.mixer(*self.aligned(clip))
         noise = torch.cat([clip[:, self.frames // 2] - mixed, left], 1)
         added = [self.from_noise(to_channels_last(noise).contiguous()), self.from_clip(maps)]
         return (mixed + self.image.residual(mixed, added))[:, :, :height, :width]
 
-    def aligned(self, clip: Tensor) -> Tensor:
-        """The frames of clips (B, T, C, H, W) seen from where the middle one was taken."""
+    def aligned(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """The frames of clips (B, T, C, H, W) seen from where the middle one was taken, and where that can be trusted.
+
+        The second is 1 or 0, (B, T - 1, 1, H / 2, W / 2), of the frames but the middle one.
+        """
         middle = self.frames // 2
         gray = F.avg_pool2d(clip.mean(2), 2)
         others = [index for index in range(self.frames) if index != middle]
         target = gray[:, middle : middle + 1].expand(-1, len(others), -1, -1).reshape(-1, 1, *gray.shape[2:])
-        flow = alignment.motion(target, gray[:, others].reshape(target.shape))
+        flow, trusted = alignment.motion_there_and_back(target, gray[:, others].reshape(target.shape))
         size = (clip.shape[3], clip.shape[4])
         moved = alignment.warped(clip[:, others].flatten(0, 1), alignment.enlarged(flow, size), "bicubic")
         frames = list(moved.to(clip.dtype).unflatten(0, (-1, len(others))).unbind(1))
         frames.insert(middle, clip[:, middle])
-        return torch.stack(frames, 1)
+        return torch.stack(frames, 1), trusted.to(clip.dtype).unflatten(0, (-1, len(others)))
 
 
 def _check_config(counts: Mapping, lengths: Mapping) -> None:

@@ -25,7 +25,7 @@ FORMATS = {
     ".hif": "HEIF",
     ".avif": "AVIF",
 }
-_RAW = "3fr arw cr2 cr3 crw dng erf iiq mrw nef nrw orf pef raf rw2 rwl sr2 srf srw"
+_RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf srw"
 FORMATS |= {f".{name}": "RAW" for name in _RAW.split()}
 # What is written; HEIF holds 10 bits of the 16.
 DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,), "HEIF": (8, 16)}

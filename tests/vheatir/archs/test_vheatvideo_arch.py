@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from vheatir.archs import networks
-from vheatir.archs.alignment import enlarged, motion, warped
+from vheatir.archs.alignment import enlarged, motion, motion_there_and_back, warped
 from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.archs.vheatvideo_arch import ClipHeatAttention, VHeatVideoNet, config_from_state_dict
 from vheatir.backbone import freeze
@@ -54,6 +54,27 @@ def test_noise_does_not_hide_the_motion():
 
 def test_flat_frames_do_not_move():
     assert not motion(torch.full((1, 1, 20, 24), 0.5), torch.full((1, 1, 20, 24), 0.5)).any()
+
+
+def test_motion_is_trusted_where_it_returns_and_not_between_frames_of_different_scenes():
+    whole = texture(112)
+    target = whole[..., 16:96, 16:96]
+    source = whole[..., 13:93, 20:100]
+    other = texture(80, seed=1)
+    there, trusted = motion_there_and_back(target.expand(2, -1, -1, -1), torch.cat([source, other]))
+    assert_close(there, motion(target.expand(2, -1, -1, -1), torch.cat([source, other])))
+    assert set(trusted.unique().tolist()) <= {0.0, 1.0} and trusted.shape == (2, 1, 80, 80)
+    assert trusted[0, :, 12:-12, 12:-12].mean() > 0.95
+    assert trusted[1].mean() < 0.3
+
+
+def test_what_a_frame_hides_is_not_trusted():
+    scene = texture(96)
+    covered = scene.clone()
+    covered[..., 30:66, 30:66] = texture(36, seed=2) + 0.5
+    _, trusted = motion_there_and_back(scene, covered)
+    assert trusted[..., 36:60, 36:60].mean() < 0.3
+    assert trusted[..., :16].mean() > 0.85
 
 
 def test_warping_undoes_a_shift():
@@ -130,6 +151,19 @@ def test_frames_that_agree_are_averaged_and_the_noise_that_is_left_is_known():
         mixed, left, _ = net.mixer(clean + 0.1 * noise)
     assert_close(left, torch.full_like(left, (1 / 3) ** 2 + 4 * (1 / 6) ** 2))
     assert_close((mixed - 0.5).var() / 0.01, left.mean(), rtol=0.05, atol=0)
+
+
+def test_frames_are_left_out_where_they_are_not_trusted():
+    net = network()
+    clip = torch.rand(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    trusted = torch.ones(1, 4, 1, 8, 8)
+    trusted[..., :4] = 0
+    with torch.no_grad():
+        mixed, left, _ = net.mixer(clip, trusted)
+        freely, freely_left, _ = net.mixer(clip)
+    assert torch.equal(mixed[..., :8], clip[:, 2, ..., :8]) and (left[..., :8] == 1).all()
+    assert_close(mixed[..., 8:], freely[..., 8:])
+    assert_close(left[..., 8:], freely_left[..., 8:])
 
 
 def test_a_frozen_pass_and_bf16_are_near():

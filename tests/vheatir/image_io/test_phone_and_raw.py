@@ -244,12 +244,12 @@ def test_cut_files_are_named(make, tmp_path):
 
 
 def test_names_of_results(tmp_path):
-    inputs = [tmp_path / name for name in ("a.NEF", "b.avif", "c.heic", "d.jpg")]
+    inputs = [tmp_path / name for name in ("a.NEF", "b.avif", "c.heic", "d.jpg", "e.dcr")]
     for path in inputs:
         path.write_bytes(b"x")
     for given in (inputs, [tmp_path], [tmp_path / "*"]):
         targets = {job.target.name for job in plan_jobs(given, tmp_path / "out")}
-        assert targets == {"a.tif", "b.png", "c.heic", "d.jpg"}
+        assert targets == {"a.tif", "b.png", "c.heic", "d.jpg", "e.tif"}
     (tmp_path / "a.tif").write_bytes(b"x")
     with pytest.raises(UserError, match="both be written"):
         plan_jobs([tmp_path], tmp_path / "out")

@@ -64,6 +64,8 @@ def restore_clip(
         segments.release(remove=finished)
     if clip.damaged:
         notes.append(f"{len(clip.damaged)} frames were damaged and concealed by the decoder")
+    if lost := clip.lost():
+        notes.append(lost)
     return Outcome("done", level=text, notes=notes, seconds=round(time.monotonic() - begun, 3))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ WHOLE = {8: "yuv444p", 10: "yuv444p16le"}  # bits of a sample: format in which a
 _EIGHT_BITS = 8
 _MOST_BITS = 10  # of H.264 and VP9 as they are written here
 _USUAL_RATE = 25  # frames per second, where a file says nothing
+_LOST_SECONDS = Fraction(1, 4)  # and frames, that may lie between the last frame and the stated length
+_LOST_FRAMES = 3
+_CLOCK = re.compile(r"(\d+):(\d{2}):(\d{2}(?:\.\d+)?)")
 _DISPLAY = "DISPLAYMATRIX"
 _HDR = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
 
@@ -77,6 +81,8 @@ class Clip:
         count: frames as the file says, or as follows from its length; 0 where nothing is known.
         notes: what is not kept.
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
+        stated: length of the video in seconds, as the file says; None where it does not.
+        length: of what was read so far, likewise.
 
     Raises:
         UserError: PyAV is missing, or this is no clip that can be read.
@@ -87,6 +93,7 @@ class Clip:
         self.av: Any = library("av", "video", str(path))
         self.notes: list[str] = []
         self.damaged: set[int] = set()
+        self.length = Fraction(0)
         with self._opened() as (container, stream):
             with self._errors("its first frame cannot be decoded"):
                 first = next(container.decode(stream), None)
@@ -101,6 +108,7 @@ class Clip:
             self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(_USUAL_RATE)
             self.time_base: Fraction = stream.time_base or 1 / self.rate
             self.count = self._count(container, stream)
+            self.stated = _stated(stream)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -163,6 +171,15 @@ class Clip:
             return round(stream.duration * self.time_base * self.rate)
         return round(Fraction(container.duration or 0, self.av.time_base) * self.rate)
 
+    def lost(self) -> str | None:
+        """What to say where the frames that were read end before the length that the file states; else None."""
+        if self.stated is None or self.stated - self.length <= max(_LOST_SECONDS, _LOST_FRAMES / self.rate):
+            return None
+        return (
+            f"its frames end after {float(self.length):.1f} of {float(self.stated):.1f} s; the file is damaged or was "
+            "not copied to its end"
+        )
+
     def frames(self, first: int = 0) -> Iterator[Frame]:
         """Frames in the order in which they are shown, from number `first` on.
 
@@ -172,6 +189,7 @@ class Clip:
         expected = 0
         earliest = -math.inf
         step = max(round(1 / (self.rate * self.time_base)), 1)
+        begin = math.inf
         with self._opened() as (container, stream):
             decoded = container.decode(stream)
             for number in itertools.count():
@@ -183,6 +201,8 @@ class Clip:
                 pts = expected if frame.pts is None else max(frame.pts, earliest)
                 expected = pts + step
                 earliest = pts + 1  # containers take rising times only
+                begin = min(begin, pts)
+                self.length = (pts + (frame.duration or step) - int(begin)) * self.time_base
                 if frame.is_corrupt:
                     self.damaged.add(number)
                 if number >= first:
@@ -206,6 +226,17 @@ class Clip:
             options |= {"src_color_range": coding.color_range, "dst_color_range": coding.color_range}
         planes = frame.to_ndarray(**options)
         return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
+
+
+def _stated(stream: Any) -> Fraction | None:
+    """Length of a video stream in seconds by its header, or in Matroska by the tag that writers leave."""
+    if stream.duration:
+        return stream.duration * stream.time_base
+    found = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+    if found is None:
+        return None
+    hours, minutes, seconds = found.groups()
+    return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
 
 
 def interpolation(av: Any) -> Any:

@@ -1,5 +1,6 @@
 """Clips through `vheatir.restore`: times, sound, colors and shape kept, memory bounded, gone on with after a stop."""
 
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -33,10 +34,11 @@ def picture(number, size=SIZE):
 
 
 def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
-    """A small clip; `tags` are set on the encoder, `display` on the stream."""
+    """A small clip; `tags` are set on the encoder, `display` on the stream; `flags` are the container's."""
     display = tags.pop("display", None)
+    container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
     times = [20 * number for number in range(count)] if times is None else times
-    with av.open(str(path), "w") as output:
+    with av.open(str(path), "w", options=container) as output:
         stream = output.add_stream(codec, rate=30, options={"crf": "4"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt = size[1], size[0], pixel_format
         stream.codec_context.time_base = TICKS
@@ -318,6 +320,19 @@ def test_a_damaged_middle_ends_with_an_error_or_all_frames(restorer):
         assert "bad.mkv" in str(error) and not Path("out.mkv").exists()
     else:
         assert 0 < len(read("out.mkv")[0]) <= 40
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.mov"])
+def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
+    flags = {} if name == "in.mkv" else {"flags": "faststart"}
+    whole = make("whole" + name[2:], 40, **flags)
+    outcome = restore_clip(restorer, whole, Path("all" + name[2:]), FileOptions())
+    assert outcome.notes == []
+    data = whole.read_bytes()
+    Path(name).write_bytes(data[: len(data) // 2])
+    outcome = restore_clip(restorer, Path(name), Path("out" + name[2:]), FileOptions())
+    assert re.search(r"frames end after \d\.\d of \d\.\d s", " ".join(outcome.notes))
+    assert 0 < len(read("out" + name[2:])[0]) < 40
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, restorer, tiny):
