@@ -1,8 +1,10 @@
-"""Designs of the light networks at equal processor time, one change to the light recipe each.
+"""Designs of the light networks at equal processor time, one change to the same start each.
 
     python benchmarks/designs.py --minutes 8 --out results/designs
     python benchmarks/designs.py --minutes 8 --task jpeg --only heat grid_fine --out results/designs_jpeg
     python benchmarks/designs.py --minutes 30 --only heat no_attention --set manual_seed=1 --out results/designs_seed_1
+
+The start is the light recipe with `COMMON`: heat attention at every stage, Charbonnier loss, crops of 64.
 
 First the training steps of all designs are timed in one process, in turn, by processor time. Each design then trains
 for budget / step iterations, with a cosine schedule of its own over them, on the same samples in the same order, and is
@@ -41,6 +43,12 @@ BASES = {"denoise": "denoise_light.yml", "jpeg": "jpeg_light.yml"}
 STRENGTHS = {"denoise": ("sigma", (15, 25, 50)), "jpeg": ("quality", (10, 20, 40))}
 _WARMUP = 100
 _HEAT, _MEAN, _NONE = "heat", "mean", "none"
+# What every design changes, written out so that tables stay comparable when the recipes move on.
+COMMON: dict[str, dict[str, Any]] = {
+    "network_g": {"encoder": [1, 1, 2], "middle": 2, "decoder": [1, 1, 1], "attention": [_HEAT] * 4},
+    "train": {"pixel_opt": {"type": "CharbonnierLoss", "loss_weight": 1.0, "reduction": "mean", "eps": 1.0e-6}},
+    "datasets": {"train": {"gt_size": 64, "batch_size_per_gpu": 8}},
+}
 DESIGNS: dict[str, dict[str, Any]] = {
     "heat": {},
     "no_attention": {"network_g": {"attention": [_NONE] * 4}},
@@ -70,6 +78,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "gate": {"network_g": {"attention": ["gate"] * 4}},
     "grid_fine": {"network_g": {"attention": ["grid", _HEAT, _HEAT, _HEAT]}},
     "grid": {"network_g": {"attention": ["grid", "grid", "grid", _HEAT]}},
+    "deep": {"network_g": {"attention": [_NONE, _NONE, _HEAT, _HEAT], "encoder": [1, 1, 3], "decoder": [1, 2, 2]}},
+    "psnr_loss": {"train": {"pixel_opt": {"type": "PSNRLoss", "loss_weight": 0.01}}},
     "l1_loss": {"train": {"pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}}},
     "fast": {"train": {"optim_g": {"type": "AdamW", "lr": 2.0e-3, "weight_decay": 1.0e-4, "betas": [0.9, 0.99]}}},
     "crop_96": {"datasets": {"train": {"gt_size": 96, "batch_size_per_gpu": 4}}},
@@ -81,7 +91,7 @@ def recipe(name: str, task: str) -> dict[str, Any]:
     options = copy.deepcopy(yaml.safe_load((OPTIONS / BASES[task]).read_text(encoding="utf-8")))
     options["datasets"]["train"].pop("progressive", None)  # stages count iterations, of which each design makes another
     options.pop("path", None)  # every design from scratch
-    for section, changes in DESIGNS[name].items():
+    for section, changes in (*COMMON.items(), *DESIGNS[name].items()):
         if section == "datasets":
             changes = {phase: options[section][phase] | more for phase, more in changes.items()}
         options[section] = changes if "type" in changes else options[section] | changes

@@ -144,14 +144,19 @@ def draw_vheatir() -> str:
     return drawing.svg()
 
 
+def _blocks(number: int) -> str:
+    return "1 block" if number == 1 else f"{number} blocks"
+
+
 def draw_vheatunet() -> str:
     drawing = Drawing(900, 560, "The network VHeatUNet")
     drawing.text(450, 22, "VHeatUNet, as in options/denoise_light.yml", 16)
-    rows = [("H × W, 32 channels", "1 block"), ("H/2 × W/2, 64", "1 block"), ("H/4 × W/4, 128", "2 blocks")]
-    for stage, (size, down) in enumerate(rows):
+    rows = [("H × W, 32 channels", 1, 1), ("H/2 × W/2, 64", 1, 2), ("H/4 × W/4, 128", 3, 2)]
+    for stage, (size, down, up) in enumerate(rows):
+        color = HEAT if stage == 2 else PLAIN
         y, left, right = 60 + 80 * stage, 170 + 60 * stage, 640 - 60 * stage
-        drawing.box(left, y, 110, f"{down}\n{size.split(',')[0]}", HEAT)
-        drawing.box(right, y, 110, "1 block", HEAT)
+        drawing.box(left, y, 110, f"{_blocks(down)}\n{size.split(',')[0]}", color)
+        drawing.box(right, y, 110, _blocks(up), color)
         drawing.arrow((left + 110, y + 20), (right, y + 20), dashed=True)
         drawing.text((left + right + 110) / 2, y + 10, f"added, {size.split(', ')[1]}", 12)
         below = y + 80 if stage < 2 else y + 74
@@ -168,7 +173,7 @@ def draw_vheatunet() -> str:
     drawing.text(450, 372, "Block: both branches are added to their input, scaled per channel from zero", 13)
     norm, wide, narrow = ("norm", PLAIN, 52), ("linear\nC → 2C", PLAIN, 66), ("linear\nC → C", PLAIN, 66)
     depthwise, gate = ("depthwise\n3 × 3", CONV, 76), ("multiply\nhalves", PLAIN, 68)
-    drawing.chain(100, 396, [norm, wide, depthwise, gate, ("heat\nattention", HEAT, 78), narrow], gap=34)
+    drawing.chain(100, 396, [norm, wide, depthwise, gate, ("heat attention\n(orange stages)", HEAT, 112), narrow], gap=28)
     drawing.chain(100, 452, [norm, wide, gate, narrow], gap=34)
     note = "Heat attention: y · linear(heat conduction of y), one learned diffusivity k for each channel"
     drawing.text(450, 522, note, 13)

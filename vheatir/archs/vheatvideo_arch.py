@@ -190,10 +190,10 @@ class VHeatVideoNet(RestorationNetwork):
         mix_reach: tuple[float, float] = (0.7, 6.0),
         duration: tuple[float, float] = (0.3, 3.0),
         dim: int = 32,
-        encoder: Sequence[int] = (1, 1, 2),
+        encoder: Sequence[int] = (1, 1, 3),
         middle: int = 2,
-        decoder: Sequence[int] = (1, 1, 1),
-        attention: Sequence[str] = ("heat", "heat", "heat", "heat"),
+        decoder: Sequence[int] = (1, 2, 2),
+        attention: Sequence[str] = ("none", "none", "heat", "heat"),
         reach: tuple[float, float] = (0.7, 12.0),
         checkpointing: bool = False,
     ):
