@@ -173,7 +173,8 @@ def draw_vheatunet() -> str:
     drawing.text(450, 372, "Block: both branches are added to their input, scaled per channel from zero", 13)
     norm, wide, narrow = ("norm", PLAIN, 52), ("linear\nC → 2C", PLAIN, 66), ("linear\nC → C", PLAIN, 66)
     depthwise, gate = ("depthwise\n3 × 3", CONV, 76), ("multiply\nhalves", PLAIN, 68)
-    drawing.chain(100, 396, [norm, wide, depthwise, gate, ("heat attention\n(orange stages)", HEAT, 112), narrow], gap=28)
+    attention = ("heat attention\n(orange stages)", HEAT, 112)
+    drawing.chain(100, 396, [norm, wide, depthwise, gate, attention, narrow], gap=28)
     drawing.chain(100, 452, [norm, wide, gate, narrow], gap=34)
     note = "Heat attention: y · linear(heat conduction of y), one learned diffusivity k for each channel"
     drawing.text(450, 522, note, 13)

@@ -1,4 +1,4 @@
-"""The U-shaped restoration network: gated convolutions with heat attention at every resolution."""
+"""The U-shaped restoration network: gated convolutions, and heat attention at the resolutions that are given."""
 
 import math
 from collections.abc import Mapping, Sequence

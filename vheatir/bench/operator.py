@@ -27,7 +27,7 @@ REACH = (0.5, 28.0)  # blur lengths in pixels, for all other maps: those between
 def network_diffusivities(height: int, width: int, channels: int) -> tuple[Tensor, str]:
     """Diffusivities of a restoration network, (H, W, C) in squared pixels, and what they are.
 
-    For maps of as many channels as a stage of the shipped network `NETWORK` has (32, 64, 128 or 256), those of the
+    For maps of as many channels as a stage with heat of the shipped network `NETWORK` has (128 or 256), those of the
     first heat attention with so many; otherwise log-spaced over the channels between the blur lengths `REACH`. Both are
     the same at all frequencies.
 

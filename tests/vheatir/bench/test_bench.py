@@ -89,17 +89,17 @@ def test_every_type_passes_the_gate(dtype):
         assert result["error"] <= limits[dtype]
 
 
-@pytest.mark.parametrize("channels", [2, 64])
+@pytest.mark.parametrize("channels", [2, 128])
 def test_decays_are_those_of_a_network_unless_asked_otherwise(channels):
     shape = f"1x40x60x{channels}"
     found = [
         run("--shape", shape, *more, "--raw", "--against", "none") for more in ((), ("--decay", "network"), UNIFORM)
     ]
-    networks = {2: "network: log-spaced, 0.5 to 28 pixels", 64: "network: denoise_color_blind encoder.1.0.attention"}
+    networks = {2: "network: log-spaced, 0.5 to 28 pixels", 128: "network: denoise_color_blind encoder.2.0.attention"}
     assert [one["decay"] for results in found for one in results] == [networks[channels]] * 2 + ["uniform"]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 64])
+@pytest.mark.parametrize("channels", [1, 3, 128])
 def test_a_networks_decay_conducts_as_far_as_networks_do(channels):
     decay = decay_map(bench_operator.network_diffusivities(100, 150, channels)[0].float())
     assert decay.shape == (100, 150, channels)
