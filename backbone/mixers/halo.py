@@ -183,6 +183,8 @@ class HaloAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             *(one.flatten(0, 1) for one in (query, keys, values)), attn_mask=bias.flatten(0, 1)
         )
+        if torch.compiler.is_exporting():  # up to torch 2.9 a traced result has other strides than a real one
+            mixed = mixed.clone(memory_format=torch.contiguous_format)
         blocks = {"y": maps.shape[1] // block, "x": maps.shape[2] // block}
         mixed = rearrange(mixed, "(b y x) h (r c) d -> b (y r) (x c) (h d)", **sides, **blocks)
         return self.proj(mixed[:, :height, :width])
