@@ -1,15 +1,16 @@
 """BasicSR's SwinIR as a network that takes images of any size, to compare with."""
 
-import torch.nn.functional as F
 from basicsr.archs.swinir_arch import SwinIR
 from torch import Tensor
+
+from vheatir.archs.vheatir_arch import cropped, padded
 
 
 class AnySizeSwinIR(SwinIR):
     """SwinIR (arXiv 2108.10257) for restoration at the size of the input (`upscale` 1).
 
-    Input and output: (B, in_chans, H, W) in [0, 1], any H, W >= 1: padded with its border pixels to a multiple of the
-    window, which BasicSR leaves to the caller, and cropped back. Arguments: as BasicSR's `SwinIR`.
+    Input and output: (B, in_chans, H, W) in [0, 1], any H, W >= 1: padded, mirrored, to a multiple of the window,
+    which BasicSR leaves to the caller, and cropped back. Arguments: as BasicSR's `SwinIR`.
     """
 
     def __init__(self, window_size: int = 8, **arguments):
@@ -19,5 +20,5 @@ class AnySizeSwinIR(SwinIR):
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, in_chans, H, W)."""
         height, width = image.shape[2:]
-        padding = (0, -width % self.multiple_of, 0, -height % self.multiple_of)
-        return super().forward(F.pad(image, padding, mode="replicate"))[:, :, :height, :width]
+        larger = (side + -side % self.multiple_of for side in (height, width))
+        return cropped(super().forward(padded(image, *larger)), height, width)

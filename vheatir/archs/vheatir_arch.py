@@ -39,7 +39,7 @@ class VHeatIR(RestorationNetwork):
     """Image restoration by heat conduction; predicts the residual to the input.
 
     Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded
-    with its border pixels to a multiple of `downscale`, cropped back.
+    to a multiple of `downscale`, cropped back.
 
     Args:
         in_chans: 1 for gray, 3 for RGB.
@@ -140,8 +140,7 @@ class VHeatIR(RestorationNetwork):
         """
         check_inputs(image, level, self.config)
         height, width = image.shape[2:]
-        padded = self._pad(image)
-        planes = F.pixel_unshuffle(padded, self.downscale)
+        planes = F.pixel_unshuffle(self._pad(image), self.downscale)
         if level is not None:
             planes = torch.cat([planes, F.avg_pool2d(self._pad(level_plane(level, image)), self.downscale)], 1)
         shallow = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
@@ -153,19 +152,14 @@ class VHeatIR(RestorationNetwork):
             deep = self.norm(deep)
         residual = to_channels_first(self.conv_last(shallow + self.conv_after_body(deep)))
         residual = F.pixel_shuffle(residual, self.downscale)
-        exporting = torch.compiler.is_exporting()
-        return image + (resized(residual, height, width) if exporting else residual[:, :, :height, :width])
+        return image + cropped(residual, height, width)
 
     def _pad(self, planes: Tensor) -> Tensor:
         if self.downscale == 1:
             return planes
         most = self.downscale - 1  # not -(-side // n): formats that exporters write divide towards zero
         height, width = ((side + most) // self.downscale * self.downscale for side in planes.shape[2:])
-        if torch.compiler.is_exporting():
-            return resized(planes, height, width)
-        below = height - planes.shape[2]
-        right = width - planes.shape[3]
-        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
+        return padded(planes, height, width)
 
     def fold(self, height: int, width: int) -> None:
         """Freeze the decays for images of one size (the published form for inference); `unfold` goes back."""
@@ -206,19 +200,49 @@ def level_plane(level: Tensor, image: Tensor) -> Tensor:
     return level.view(-1, 1, 1, 1).expand(-1, 1, height, width) if level.ndim == 1 else level
 
 
-def resized(planes: Tensor, height: int, width: int) -> Tensor:
-    """Cut off, or padded with the border pixels, below and right; in a form that says nothing about unknown sides.
+def cropped(planes: Tensor, height: int, width: int) -> Tensor:
+    """Planes (B, C, H, W) without what lies below `height` and right of `width`."""
+    if not torch.compiler.is_exporting():
+        return planes[:, :, :height, :width]
+    # A slice makes an exporter ask whether it changes anything, and so fix whether sides are even.
+    rows, columns = (torch.arange(side, device=planes.device) for side in (height, width))
+    return planes.index_select(2, rows).index_select(3, columns)
 
-    Slices and padding make an exporter ask whether they change anything, and so fix whether sides are even.
+
+def padded(planes: Tensor, height: int, width: int, mode: str = "reflect") -> Tensor:
+    """Planes (B, C, H, W) made larger below and right.
 
     Args:
-        planes: (B, C, H, W).
+        planes: at most as large as the result.
         height: of the result.
         width: of the result.
+        mode: "reflect", mirrored at the border pixels: mirrored noise is as white as the noise was, while repeated
+            noise makes streaks that a network takes for edges; or "replicate", border pixels repeated, as JPEG coders
+            fill their last blocks.
     """
-    rows = torch.arange(height, device=planes.device).clamp(max=planes.shape[2] - 1)
-    columns = torch.arange(width, device=planes.device).clamp(max=planes.shape[3] - 1)
+    below = height - planes.shape[2]
+    right = width - planes.shape[3]
+    if not torch.compiler.is_exporting():
+        if not (below or right):
+            return planes
+        if mode == "replicate" or (below < planes.shape[2] and right < planes.shape[3]):
+            return F.pad(planes, (0, right, 0, below), mode=mode)
+    rows, columns = (
+        _sources(length, side, mode, planes.device)
+        for length, side in zip((height, width), planes.shape[2:], strict=True)
+    )
     return planes.index_select(2, rows).index_select(3, columns)
+
+
+def _sources(length: int, side: int, mode: str, device: torch.device) -> Tensor:
+    """Where each pixel of a padded side comes from, in a form that says nothing about unknown sides."""
+    position = torch.arange(length, device=device)
+    if mode == "replicate":
+        return position.clamp(max=side - 1)
+    # As a tensor: ONNX has no remainder of an unknown number.
+    period = (2 * torch.arange(side, device=device).amax(0)).clamp(min=1)
+    position = position % period
+    return torch.minimum(position, period - position)
 
 
 def check_counts(config: Mapping, keys: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
-from vheatir.archs.vheatir_arch import check_counts, check_inputs, level_plane, resized
+from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
 from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
@@ -172,8 +172,8 @@ class Stage(nn.Sequential):
 class VHeatUNet(RestorationNetwork):
     """Image restoration by a U-shaped network with heat attention; predicts the residual to the input.
 
-    Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded
-    with its border pixels to a multiple of 2^stages, cropped back. Features are channels-last throughout; their number
+    Input and output: (B, in_chans, H, W), RGB or gray in [0, 1] (noise may leave that range). Any H, W >= 1: padded to
+    a multiple of 2^stages, cropped back. Features are channels-last throughout; their number
     doubles and their resolution halves from stage to stage.
 
     Args:
@@ -189,6 +189,8 @@ class VHeatUNet(RestorationNetwork):
         reach: blur lengths, in pixels of each stage's own map, between which the diffusivities start.
         level_map: take the noise level or JPEG quality as a further input plane.
         checkpointing: recompute block activations in the backward (less memory, a third more time).
+        padding: of images whose sides do not halve often enough: "reflect", mirrored, or "replicate", border pixels
+            repeated, which is better for JPEG and worse for noise (0.15 dB on CBSD68 at sigma 50).
 
     Raises:
         ValueError: an argument out of its range.
@@ -208,6 +210,7 @@ class VHeatUNet(RestorationNetwork):
         reach: tuple[float, float] = (0.7, 12.0),
         level_map: bool = False,
         checkpointing: bool = False,
+        padding: str = "reflect",
     ):
         super().__init__()
         self.config = {
@@ -220,6 +223,7 @@ class VHeatUNet(RestorationNetwork):
             "reach": reach,
             "level_map": level_map,
             "checkpointing": checkpointing,
+            "padding": padding,
         }
         _check_config(self.config)
         self.config.update({key: list(self.config[key]) for key in ("encoder", "decoder", "attention", "reach")})
@@ -257,10 +261,7 @@ class VHeatUNet(RestorationNetwork):
         planes = self.padded(image)
         if level is not None:
             planes = torch.cat([planes, self.padded(level_plane(level, image))], 1)
-        residual = self.residual(planes)
-        if torch.compiler.is_exporting():
-            return image + resized(residual, height, width)
-        return image + residual[:, :, :height, :width]
+        return image + cropped(self.residual(planes), height, width)
 
     def residual(self, planes: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
         """What is added to images to restore them, (B, in_chans, H, W).
@@ -281,15 +282,11 @@ class VHeatUNet(RestorationNetwork):
         return to_channels_first(self.conv_last(x))
 
     def padded(self, planes: Tensor) -> Tensor:
-        """Planes (B, C, H, W) with border pixels repeated below and right, to sides that halve as often as needed."""
+        """Planes (B, C, H, W) padded below and right, to sides that halve as often as needed."""
         step = self.step
         # Not -(-side // n): formats that exporters write divide towards zero.
         height, width = ((side + step - 1) // step * step for side in planes.shape[2:])
-        if torch.compiler.is_exporting():
-            return resized(planes, height, width)
-        below = height - planes.shape[2]
-        right = width - planes.shape[3]
-        return F.pad(planes, (0, right, 0, below), mode="replicate") if below or right else planes
+        return padded(planes, height, width, self.config["padding"])
 
 
 def _spread(x: Tensor) -> Tensor:
@@ -322,6 +319,8 @@ def _check_config(config: Mapping) -> None:
         raise ValueError(
             f"attention grid has blocks of {GRID} pixels, so only the three finest stages, got {attention!r}"
         )
+    if config["padding"] not in ("reflect", "replicate"):
+        raise ValueError(f"padding must be reflect or replicate, got {config['padding']!r}")
     if not isinstance(reach, list | tuple) or len(reach) != 2 or not all(0 < length < math.inf for length in reach):
         raise ValueError(f"reach must be two lengths above 0 in pixels, such as [0.7, 12.0], got {reach!r}")
 
@@ -329,8 +328,8 @@ def _check_config(config: Mapping) -> None:
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:
     """Constructor arguments of the VHeatUNet that a state dict belongs to, read from its keys and shapes.
 
-    What leaves no trace in the weights (`reach`, `checkpointing`, the attention of a stage without blocks) keeps its
-    default.
+    What leaves no trace in the weights (`reach`, `checkpointing`, `padding`, the attention of a stage without blocks)
+    keeps its default.
 
     Raises:
         ValueError: the keys are not those of a VHeatUNet.

@@ -171,6 +171,7 @@ class VHeatVideoNet(RestorationNetwork):
         attention: for each stage and the middle, a form that `VHeatUNet` takes.
         reach: blur lengths, in pixels of each stage's own map, between which the diffusivities start.
         checkpointing: recompute activations in the backward.
+        padding: of clips whose sides do not halve often enough, see `VHeatUNet`.
 
     Raises:
         ValueError: an argument out of its range.
@@ -196,14 +197,13 @@ class VHeatVideoNet(RestorationNetwork):
         attention: Sequence[str] = ("none", "none", "heat", "heat"),
         reach: tuple[float, float] = (0.7, 12.0),
         checkpointing: bool = False,
+        padding: str = "reflect",
     ):
         super().__init__()
         own = {"frames": frames, "mix_dim": mix_dim, "mix_depth": mix_depth}
         lengths = {"mix_reach": mix_reach, "duration": duration}
         _check_config(own, lengths)
-        self.image = VHeatUNet(
-            in_chans, dim, encoder, middle, decoder, attention, reach, level_map=False, checkpointing=checkpointing
-        )
+        self.image = VHeatUNet(in_chans, dim, encoder, middle, decoder, attention, reach, False, checkpointing, padding)
         self.config = {**own, **{key: list(value) for key, value in lengths.items()}}
         self.config |= {key: value for key, value in self.image.config.items() if key != "level_map"}
         self.frames = frames

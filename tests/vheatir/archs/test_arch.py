@@ -43,10 +43,10 @@ def test_untrained_network_returns_its_input(downscale, post_norm):
     assert torch.equal(net(x), x)
 
 
-def test_padding_repeats_the_border():
+def test_padding_mirrors_the_border():
     net, x = network(downscale=3), torch.rand(1, 3, 7, 8)
-    padded = torch.nn.functional.pad(x, (0, 1, 0, 2), mode="replicate")
-    assert_close(net(x), net(padded)[:, :, :7, :8])
+    larger = torch.nn.functional.pad(x, (0, 1, 0, 2), mode="reflect")
+    assert_close(net(x), net(larger)[:, :, :7, :8])
 
 
 def test_images_of_a_batch_do_not_mix():

@@ -1,11 +1,13 @@
 """The U-shaped network: shapes, stages, configuration from weights, gray from color, frozen and bf16 passes."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from vheatir.archs import networks
 from vheatir.archs.heat_attention import HeatAttention
+from vheatir.archs.vheatir_arch import padded
 from vheatir.archs.vheatunet_arch import VHeatUNet, config_from_state_dict, gray_from_color
 from vheatir.backbone import freeze, kept_info
 from vheatir.export import trace
@@ -38,10 +40,23 @@ def test_any_size_keeps_its_shape(size, in_chans):
     assert not torch.allclose(restored, image, atol=1e-3)
 
 
-def test_padding_is_with_border_pixels():
-    net, image = network(), torch.rand(1, 3, 10, 14)
-    padded = torch.nn.functional.pad(image, (0, 2, 0, 2), mode="replicate")
-    assert_close(net(image), net(padded)[..., :10, :14])
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_padding_is_as_asked_for(mode):
+    net, image = network(padding=mode), torch.rand(1, 3, 10, 14)
+    larger = torch.nn.functional.pad(image, (0, 2, 0, 2), mode=mode)
+    assert_close(net(image), net(larger)[..., :10, :14])
+
+
+@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 8, 9])
+def test_padded_sides_are_those_of_numpy(side, mode, exporting, monkeypatch):
+    if exporting and side < 3:
+        pytest.skip("exported networks take sides of at least 3 pixels")
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    image = torch.rand(1, 2, side, 9)
+    more = padded(image, 16, 16, {"edge": "replicate"}.get(mode, mode))
+    assert np.array_equal(more, np.pad(image, ((0, 0), (0, 0), (0, 16 - side), (0, 7)), mode=mode))
 
 
 def test_attention_is_the_operator():
