@@ -55,7 +55,8 @@ def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
 def _pixel_unshuffle(image: Tensor, factor: int) -> Tensor:
     """What `pixel_unshuffle` becomes: translators for ONNX took its channels in another order."""
     batch, channels, height, width = image.shape
-    rows, columns = height // factor, width // factor
+    rows = height // factor
+    columns = width // factor
     parts = image.reshape(batch, channels, rows, factor, columns, factor).permute(0, 1, 3, 5, 2, 4)
     return parts.reshape(batch, channels * factor * factor, rows, columns)
 

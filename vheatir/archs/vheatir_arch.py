@@ -201,7 +201,13 @@ def level_plane(level: Tensor, image: Tensor) -> Tensor:
 
 
 def cropped(planes: Tensor, height: int, width: int) -> Tensor:
-    """Planes (B, C, H, W) without what lies below `height` and right of `width`."""
+    """Planes without what lies below and right.
+
+    Args:
+        planes: (B, C, H, W).
+        height: of the result, at most H.
+        width: of the result, at most W.
+    """
     if not torch.compiler.is_exporting():
         return planes[:, :, :height, :width]
     # A slice makes an exporter ask whether it changes anything, and so fix whether sides are even.
