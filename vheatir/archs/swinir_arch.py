@@ -20,5 +20,6 @@ class AnySizeSwinIR(SwinIR):
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, in_chans, H, W)."""
         height, width = image.shape[2:]
-        larger = (side + -side % self.multiple_of for side in (height, width))
-        return cropped(super().forward(padded(image, *larger)), height, width)
+        step = self.multiple_of
+        larger = padded(image, height + -height % step, width + -width % step)
+        return cropped(super().forward(larger), height, width)
