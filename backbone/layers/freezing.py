@@ -54,7 +54,9 @@ class KeptForms(nn.Module):
                 copies: for forms that take far longer to make. On a GPU it would wait for the result.
         """
         if torch.is_grad_enabled():
-            if self._frozen and any(one.requires_grad for one in sources) and not torch.compiler.is_exporting():
+            # An export may not change attributes. torch 2.9 calls a compiled pass an export, too.
+            exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+            if self._frozen and any(one.requires_grad for one in sources) and not exported:
                 self.set_frozen(False)
             return False
         if not (self._frozen or compared) or self.training or not are_plain(*sources):

@@ -26,7 +26,8 @@ def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
     batch = x.shape[0]
     channels = x.shape[-1]
     rank = x.ndim
-    if isinstance(k, int | float):
+    # torch.compile of 2.9 can read neither `int | float` here nor `in` of an open size below.
+    if isinstance(k, (int, float)):
         return torch.full((1, channels), float(k), dtype=compute_dtype(x.dtype), device=x.device)
     check_floating("k", k)
     narrow = x.dtype in (torch.bfloat16, torch.float16)
@@ -39,7 +40,8 @@ def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
         flat = k.flatten(0, -2)
     elif k.ndim < 2:
         flat = k.reshape(1, -1)
-    if flat.ndim != 2 or flat.shape[0] not in (1, batch) or flat.shape[1] not in (1, channels):
+    sides = zip(flat.shape, (batch, channels), strict=False)
+    if flat.ndim != 2 or not all(side == 1 or side == full for side, full in sides):
         ones = ", ".join("1" for _ in range(rank - 2))
         raise ValueError(
             f"k must be a number, ({channels},), ({batch}, {channels}) or ({batch}, {ones}, {channels}) for x of shape "
