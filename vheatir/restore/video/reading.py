@@ -113,6 +113,9 @@ class Clip:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """Container and video stream, at the first frame."""
+        # Off is PyAV's default, but torchvision up to 0.24 turns its log on. A decoder's thread that logs waits for
+        # Python's lock, which the main thread holds while it waits for that thread to end: neither goes on.
+        self.av.logging.set_level(None)
         with self._errors("is no clip that can be read"):
             container = self.av.open(str(self.path))
         with container:

@@ -322,6 +322,19 @@ def test_a_damaged_middle_ends_with_an_error_or_all_frames(restorer):
         assert 0 < len(read("out.mkv")[0]) <= 40
 
 
+def test_the_log_of_pyav_is_off_since_it_can_block_the_end_of_decoding(weights):
+    make("in.mp4", 4)
+    av.logging.set_level(av.logging.DEBUG)  # as torchvision up to 0.24 does for errors
+    try:
+        with av.logging.Capture(local=False) as messages:
+            av.open("in.mp4").close()
+            before = len(messages)
+            assert sum(1 for _ in Clip(Path("in.mp4"), 10**6).frames()) == 4
+        assert len(messages) == before > 0
+    finally:
+        av.logging.set_level(None)
+
+
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.mov"])
 def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
     flags = {} if name == "in.mkv" else {"flags": "faststart"}
