@@ -5,6 +5,7 @@ bf16; `change_db` is the largest difference of the mean PSNR over sets and level
 rounds of the time in float32 divided by that in bf16, in turn in one process, by processor time of one thread. Weights
 for clips restore the middle frame of clips of every motion of `video.py`, with noise of sigma 15, 25 and 50, made of
 the first 8 of the images of `--video` that are held back.
+Color weights leave out gray sets where the task has gray weights, which restore those by default.
 With `--record`, whole sets go into vheatir/weights/bf16.json, by which `--precision auto` chooses.
 
     python benchmarks/precision.py --denoise datasets/test/CBSD68 datasets/test/Set12 --jpeg datasets/test/Classic5 \\
@@ -24,7 +25,7 @@ from video import MOTIONS, noisy_frames
 
 from vheatir import evaluate, weights
 from vheatir.data.moving_clips import MovingClipsDataset
-from vheatir.image_io import to_uint8
+from vheatir.image_io import read_image, to_uint8
 from vheatir.metrics.fidelity import psnr
 from vheatir.restore.precision import instructions, records
 from vheatir.restore.restorer import Restorer
@@ -38,6 +39,14 @@ PRECISIONS = ("float32", "bf16")
 SIGMAS = (15, 25, 50)  # of noise in clips
 HELD_BACK = ["38*.jpg"]  # images of BSD432 that options/video_light.yml does not train on
 CLIPS = 8  # of each motion
+
+
+def own_sets(name: str, task: str, data: list[Path]) -> list[Path]:
+    """The sets that these weights restore by default."""
+    names = weights.DEFAULTS[task]
+    if names["gray"] == names["color"] or name != names["color"]:
+        return data
+    return [folder for folder in data if read_image(min(folder.iterdir())).pixels.ndim == 3]
 
 
 def psnr_of(name: str, task: str, gray: bool, data: list[Path], limit: int | None) -> list[dict[str, Any]]:
@@ -108,7 +117,8 @@ def measured(name: str, sets: dict[str, list[Path]], options: argparse.Namespace
     if frames > 1:
         rows = psnr_of_clips(name, task, sets["video"], frames, options.limit)
     else:
-        rows = psnr_of(name, task, gray, sets[task], options.limit) if sets[task] else []
+        data = own_sets(name, task, sets[task])
+        rows = psnr_of(name, task, gray, data, options.limit) if data else []
     speed = speed_of(name, task, frames * (1 if gray else 3), (321, 481), options.rounds)
     change = max((abs(row["change_db"]) for row in rows), default=None)
     return {"name": name, "sha256": sha256(path), "change_db": change, "sets": rows, "size": "321x481", **speed}
