@@ -16,6 +16,7 @@ import torch
 from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.cli import run
+from vheatir.utils.heap import keep_heap
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 from vheatir.utils.timing import interleave
 
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args(arguments)
     prepare_output(args.json)
+    keep_heap()  # as the commands do
     torch.set_num_threads(1)
     torch.manual_seed(0)
     image = torch.rand(1, 3, *args.size)

@@ -121,6 +121,7 @@ MORE = (
     ("decays.py", ["--shape", "1x16x16x4", "--rounds", "1"]),
     ("reading.py", ["--rounds", "1", "--seconds", "0.05", "--crop", "16", "--workers", "0"]),
     ("deformable.py", ["--rounds", "1"]),
+    ("network_forms.py", ["--rounds", "1", "--size", "64", "48"]),
 )
 
 # What a command leaves besides the files that its options name.

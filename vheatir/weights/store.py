@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".safetensors"
 DEFAULTS = {  # task -> colors, or clips where these have weights of their own -> name of the shipped weights
     "denoise": {"color": "denoise_color_blind", "gray": "denoise_gray_blind", "video": "denoise_video_blind"},
-    "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_color_blind"},
+    "jpeg": {"color": "jpeg_color_blind", "gray": "jpeg_gray_blind"},
     "photo": {"color": "photo_color_blind", "gray": "photo_color_blind"},
 }
 FORMAT = "1"
