@@ -35,6 +35,8 @@ MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim a
 ASSOCIATED = 1
 STRAIGHT = 2
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
+_USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
+_USUAL_TRANSFER = (1, 2, 6, 13)
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
 
@@ -224,6 +226,12 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+def color_numbers(primaries: int, transfer: int) -> tuple[int, int] | None:
+    """What a file must say of its colors where no profile does, in the numbers of H.273; None for sRGB."""
+    usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFER
+    return None if usual else (primaries, transfer)
 
 
 def to_integers(pixels: np.ndarray, depth: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import features
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.formats import Encoded, Stored, color_numbers
 from vheatir.image_io.optional import library
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -20,8 +20,10 @@ from vheatir.image_io.tiff_exif import orientation_of
 _EXTRA = "phone"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 _ANIMATED = (b"avis", b"hevc", b"hevx", b"msf1")  # brands of image sequences
-_USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
-_USUAL_TRANSFER = (1, 2, 6, 13)
+_BT2020 = 9  # H.273: primaries
+_MATRIX_BT2020 = 9
+_MATRIX_BT601 = 6
+_KNOWN_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"idat", b"free", b"skip", b"styp"})
 _TWELVE_BITS = 0x20  # flags of the AV1 configuration box
 _MORE_THAN_EIGHT = 0x40
 
@@ -44,7 +46,8 @@ def read_heif(encoded: Encoded) -> Stored:
     """A HEIC file: its primary image, upright, as the format's readers show it."""
     pillow_heif = library("pillow_heif", _EXTRA, encoded.name)
     _refuse_sequence(encoded)
-    found = pillow_heif.open_heif(io.BytesIO(encoded.content()), convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    data = encoded.content()
+    found = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False)
     primary = found[found.primary_index]
     encoded.check_size(*primary.size)
     info = dict(primary.info)
@@ -58,13 +61,13 @@ def read_heif(encoded: Encoded) -> Stored:
         extras["nclx"] = tuple(
             int(nclx[name]) for name in ("color_primaries", "transfer_characteristics", "matrix_coefficients")
         )
-        extras["cicp"] = _cicp(*extras["nclx"][:2])
+        extras["cicp"] = color_numbers(*extras["nclx"][:2])
     return Stored.of_array(
         _sixteen_bits(array, bits),
         8 if array.dtype == np.uint8 else 16,
         suffix=encoded.suffix,
         extras=extras,
-        notes=_left_out(found, info),
+        notes=_left_out(found, info) + _further_data(data),
         premultiplied=bool(primary.premultiplied_alpha),
     )
 
@@ -85,7 +88,7 @@ def read_avif(encoded: Encoded) -> Stored:
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     at = data.find(b"colrnclx")
     if at >= 0:
-        extras["cicp"] = _cicp(*struct.unpack_from(">2H", data, at + 8))
+        extras["cicp"] = color_numbers(*struct.unpack_from(">2H", data, at + 8))
     turned = orientation_of(extras["exif"])
     depth = 8 if bits == 8 else 16
     return Stored.of_array(_sixteen_bits(array, bits), depth, suffix=encoded.suffix, extras=extras, orientation=turned)
@@ -112,9 +115,12 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
         array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
     kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
-    if extras.get("nclx") and not kept.get("icc_profile"):
+    nclx = extras.get("nclx")
+    if not nclx and extras.get("cicp"):  # of RGB files, whose numbers name no matrix
+        nclx = (*extras["cicp"], _MATRIX_BT2020 if extras["cicp"][0] == _BT2020 else _MATRIX_BT601)
+    if nclx and not kept.get("icc_profile"):
         names = ("color_primaries", "transfer_characteristics", "matrix_coefficients")
-        kept["nclx_profile"] = dict(zip(names, extras["nclx"])) | {"full_range_flag": 1}
+        kept["nclx_profile"] = dict(zip(names, nclx)) | {"full_range_flag": 1}
     pixels = np.ascontiguousarray(array).tobytes()
     pillow_heif.encode(mode, (width, height), pixels, file, quality=quality, chroma=444, bit_depth=bits, **kept)
 
@@ -133,6 +139,24 @@ def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
     return (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
 
 
+def _further_data(data: bytes) -> tuple[str, ...]:
+    """A note on what stands beside the boxes of an image, such as the video of a motion photo."""
+    position = others = 0
+    while position + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        if size == 1 and position + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, position + 8)
+        begins_anew = kind == b"ftyp" and position > 0  # another file, with boxes of the same names
+        left = len(data) - position
+        size = left if begins_anew or size < 8 or size > left else size  # 0: to the end
+        if begins_anew or kind not in _KNOWN_BOXES:
+            others += size
+        position += size
+    if not others:
+        return ()
+    return (f"holds {others} bytes beside its images (such as the video of a motion photo); left out",)
+
+
 def _sixteen_bits(array: np.ndarray, bits: int) -> np.ndarray:
     """Numbers of 9 to 16 bits stretched to 16, 8 bits as they are."""
     if array.dtype == np.uint8 or bits == 16:
@@ -148,9 +172,3 @@ def _bits_of_av1(data: bytes) -> int:
     if not flags & _MORE_THAN_EIGHT:
         return 8
     return 12 if flags & _TWELVE_BITS else 10
-
-
-def _cicp(primaries: int, transfer: int) -> tuple[int, int] | None:
-    """What a PNG must say of its colors where no profile does; None for sRGB."""
-    usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFER
-    return None if usual else (primaries, transfer)

@@ -14,6 +14,7 @@ import cv2
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.jpeg_further import images_of, names_gain_map, without_images
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow, open_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -34,7 +35,8 @@ _OTHERS = frozenset(range(0xE2, 0xF0)) - {0xEE}  # application data, but for JFI
 _FURTHER_IMAGES = b"MPF\0"
 _EXIF = b"Exif\0\0"
 _ICC = b"ICC_PROFILE\0"
-_XMP = b"http://ns.adobe.com/"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_IMAGE = b"\xff\xd8\xff"
 _MOST_PAYLOAD = 65533
 
 
@@ -49,6 +51,7 @@ class JpegInfo:
     process: int = 0  # the marker of the frame header
     segments: list[tuple[int, bytes]] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)  # markers of other segments
+    index: tuple[bytes, int] | None = None  # of further images: content from its byte order on, and where it stands
     scan: int = 0  # where the first scan begins
     trailer: bytes = b""
 
@@ -80,8 +83,7 @@ def read(encoded: Encoded) -> Stored:
     extras = {}
     notes = ()
     if encoded.metadata:
-        info.trailer = data[end:]
-        extras, notes = _metadata(data, info)
+        extras, notes = _metadata(data, info, end)
     about = {"suffix": encoded.suffix, "extras": extras, "notes": notes, "orientation": orientation_of(exif)}
     return Stored.of_array(array, 8, **about)
 
@@ -101,7 +103,8 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
             position += 2
             continue
         size = int.from_bytes(data[position + 2 : position + 4])
-        payload, position = data[position + 4 : position + 2 + size], position + 2 + max(size, 2)
+        start = position + 4
+        payload, position = data[start : position + 2 + size], position + 2 + max(size, 2)
         if marker == _SOS:
             info.scan = position
         elif marker in _FRAMES and len(payload) >= 6:
@@ -113,7 +116,9 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
             encoded.check_size(info.width, info.height)
         elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
             info.segments.append((marker, payload))
-        elif marker in _OTHERS and not payload.startswith(_FURTHER_IMAGES):
+        elif marker == _APP2 and payload.startswith(_FURTHER_IMAGES):
+            info.index = payload.removeprefix(_FURTHER_IMAGES), start + len(_FURTHER_IMAGES)
+        elif marker in _OTHERS:
             info.left_out.append(marker)
     return info
 
@@ -145,24 +150,63 @@ def _end(data: bytes, position: int) -> int | None:
     return None
 
 
-def _metadata(data: bytes, info: JpegInfo) -> tuple[dict, tuple[str, ...]]:
-    """What a writer needs, for JPEG and for other formats, and notes."""
+def _metadata(data: bytes, info: JpegInfo, end: int) -> tuple[dict, tuple[str, ...]]:
+    """What a writer needs, for JPEG and for other formats, and notes.
+
+    Args:
+        data: the file.
+        info: of its segments; what follows the end is added to it.
+        end: of the image.
+    """
     with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as image:
         # ignored: warnings of odd EXIF, which is carried over as it is
         found = dict(image.info)
-        images = getattr(image, "n_frames", 1)
         quantization = getattr(image, "quantization", None)
     extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}
     extras |= {"exif": info.exif(), "quantization": quantization, "jpeg": info}
     numbers = ", ".join(f"APP{marker - _APP0}" for marker in sorted(set(info.left_out)))
     notes = (f"holds data of a program ({numbers}); left out",) if numbers else ()
-    if images == 1:
-        return extras, notes
-    # XMP may describe the images that are dropped, such as a gain map
-    extras["xmp"] = None
-    info.trailer = b""
-    info.segments = [(marker, data) for marker, data in info.segments if not data.startswith(_XMP)]
-    return extras, (f"holds {images} images; only the first one is restored and kept", *notes)
+    further, count = _end_of_further_images(data, info, end)
+    info.trailer = data[further:]
+    if count:
+        images = f"holds {count + 1} images; only the first one is restored and kept"
+        notes = (images, *_without_further_images(info, extras), *notes)
+    return extras, notes
+
+
+def _end_of_further_images(data: bytes, info: JpegInfo, end: int) -> tuple[int, int]:
+    """Where the images that follow the first one end, and how many they are."""
+    images: list[tuple[int, int]] = []
+    if info.index:
+        try:
+            images = images_of(*info.index)
+        except ValueError:
+            images = []
+    images = [(start, stop) for start, stop in images if end <= start < stop <= len(data)]
+    if images:
+        return max(stop for _, stop in images), len(images)
+    named = info.index or any(names_gain_map(payload) for _, payload in info.segments if payload.startswith(_XMP))
+    count = 0
+    while named and data.startswith(_IMAGE, end) and (stop := _end(data, end + 2)) is not None:
+        end, count = stop, count + 1
+    return end, count
+
+
+def _without_further_images(info: JpegInfo, extras: dict) -> tuple[str, ...]:
+    """Take what describes further images out of the XMP; a note where XMP is lost by that."""
+    notes = ()
+    kept = []
+    for marker, payload in info.segments:
+        if payload.startswith(_XMP):
+            edited = without_images(payload.removeprefix(_XMP))
+            extras["xmp"] = edited
+            if edited is None:
+                notes = ("its XMP describes them in a way that cannot be edited; left out",)
+                continue
+            payload = _XMP + edited
+        kept.append((marker, payload))
+    info.segments = kept
+    return notes
 
 
 def with_metadata(jpeg: bytes, info: JpegInfo) -> bytes:

@@ -8,13 +8,13 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import Encoded, Stored
+from vheatir.image_io.formats import Encoded, Stored, color_numbers
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -33,6 +33,9 @@ _OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_AN
 _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
+_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # keyword, not compressed, no language, no translation
+_METERS_PER_INCH = 0.0254
+_USUAL_GAMMA = 0.02  # relative difference from 1 / 2.2 that is not worth a word
 _STRIP_BYTES = 1 << 22  # raw bytes filtered and compressed at a time
 
 
@@ -63,11 +66,14 @@ def read(encoded: Encoded) -> Stored:
         if info.bit_depth == 16:
             raise UserError(f"{encoded.name}: the 16-bit PNG file cannot be decoded, it is damaged")
         array, _ = decode_with_pillow(encoded, "PNG", info.pixels)
+        if info.color_type == GRAY and info.transparent and info.bit_depth < 8:
+            array = _transparent_gray(array[..., 0], info)
     exif = next((data for kind, data in info.chunks if kind == b"eXIf"), None)
     extras = {}
     if encoded.metadata:
         exif_block = None if exif is None else b"Exif\0\0" + exif
         extras = {"png_chunks": info.chunks, "icc_profile": _inflated_metadata(encoded.name, info), "exif": exif_block}
+        extras |= _colors_of(dict(info.chunks)) | _texts_of(info.chunks)
     about = {"suffix": encoded.suffix, "extras": extras, "orientation": orientation_of(exif)}
     if info.behind:
         about["notes"] = (f"holds {info.behind} bytes behind the end of the image; they are left out",)
@@ -137,6 +143,39 @@ def _with_opencv(info: PngInfo) -> np.ndarray | None:
         alpha = np.where((color == key).all(axis=-1), 0, 65535).astype(np.uint16)
         array = np.dstack([color, alpha])
     return array
+
+
+def _transparent_gray(gray: np.ndarray, info: PngInfo) -> np.ndarray:
+    """Gray of 1, 2 or 4 bits, stretched to 8, with alpha; Pillow compares stretched values with the stored key."""
+    assert info.transparent is not None, "called for such files only"
+    key = int.from_bytes(info.transparent[:2]) * 255 // (2**info.bit_depth - 1)
+    return np.dstack([gray, np.where(gray == key, 0, 255).astype(np.uint8)])
+
+
+def _colors_of(chunks: dict[bytes, bytes]) -> dict[str, Any]:
+    """How the file describes its colors where no profile does, and they are not those of sRGB.
+
+    Returns:
+        "cicp": primaries and transfer in the numbers of H.273. "gamma": the exponent of the file's tone curve.
+    """
+    if len(chunks.get(b"cICP", b"")) == 4:
+        return {"cicp": color_numbers(*chunks[b"cICP"][:2])}
+    if b"iCCP" in chunks or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
+        return {}
+    gamma = int.from_bytes(chunks[b"gAMA"]) / 1e5
+    return {} if abs(gamma * 2.2 - 1) < _USUAL_GAMMA else {"gamma": gamma}
+
+
+def _texts_of(chunks: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """XMP and dots per inch, for other formats."""
+    found: dict[str, Any] = {}
+    for kind, data in chunks:
+        if kind == b"iTXt" and data.startswith(_XMP):
+            found["xmp"] = data.removeprefix(_XMP)
+        elif kind == b"pHYs" and len(data) == 9 and data[8] == 1:
+            across, down = struct.unpack_from(">II", data)
+            found["dpi"] = (across * _METERS_PER_INCH, down * _METERS_PER_INCH) if across and down else None
+    return found
 
 
 def _check_count(name: str, info: PngInfo) -> None:
@@ -265,21 +304,23 @@ def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
     file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
 
-def metadata_chunks(
-    icc_profile: bytes | None, exif: bytes | None, cicp: tuple[int, int] | None = None
-) -> list[tuple[bytes, bytes]]:
-    """Color profile, EXIF, and primaries and transfer as H.273 numbers them, of another format as PNG chunks.
+def metadata_chunks(extras: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Metadata of another format as PNG chunks: color profile or numbers, resolution, EXIF, XMP.
 
     Args:
-        icc_profile: the profile; None for none.
-        exif: from its byte order on; None for none.
-        cicp: primaries and transfer; None for none.
+        extras: see `vheatir.image_io.formats.Stored`.
     """
+    profile = extras.get("icc_profile")
     chunks = []
-    if cicp and not icc_profile:
-        chunks.append((b"cICP", bytes([*cicp, 0, 1])))  # RGB, of full range
-    if icc_profile:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
-    if exif:
-        chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    if profile:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    elif extras.get("cicp"):
+        chunks.append((b"cICP", bytes([*extras["cicp"], 0, 1])))  # RGB, of full range
+    if extras.get("dpi"):
+        across, down = (round(float(value) / _METERS_PER_INCH) for value in extras["dpi"])
+        chunks.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
+    if extras.get("exif"):
+        chunks.append((b"eXIf", extras["exif"].removeprefix(b"Exif\0\0")))
+    if extras.get("xmp"):
+        chunks.append((b"iTXt", _XMP + extras["xmp"]))
     return chunks

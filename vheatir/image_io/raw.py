@@ -12,7 +12,7 @@ import tifffile
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
 from vheatir.image_io.optional import library
-from vheatir.image_io.tiff import TiffInfo
+from vheatir.image_io.tiff import TiffInfo, metadata_of
 from vheatir.image_io.tiff_exif import POINTERS, Entry, read_ifds
 
 _TEXTS = (270, 271, 272, 306, 315, 33432)  # description, make, model, date, artist, copyright
@@ -40,7 +40,8 @@ def read(encoded: Encoded) -> Stored:
             notes += ("its EXIF data could not be read; they are left out",)
         else:
             info.tags, info.ifds, info.byteorder = kept
-    return Stored.of_array(array, 16, suffix=encoded.suffix, extras={"tiff": info}, notes=notes)
+    extras = {"tiff": info} | metadata_of(info)
+    return Stored.of_array(array, 16, suffix=encoded.suffix, extras=extras, notes=notes)
 
 
 def _metadata(data: bytes) -> tuple[list[tuple], dict[int, list[Entry]], Literal["<", ">"]] | None:

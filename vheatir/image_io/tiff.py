@@ -7,6 +7,7 @@ orientation tag, and one divides, the other multiplies colors by alpha: the copy
 
 import io
 import logging
+import struct
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,8 +22,11 @@ from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import (
     ORIENTATION,
     POINTERS,
+    SHORT,
     Entry,
-    exif_of_orientation,
+    exif_block,
+    first_ifd,
+    orientation_of,
     reaches_beyond_end,
     read_ifds,
 )
@@ -56,6 +60,9 @@ _ASCII = 2
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
+_IN_EXIF = (270, 271, 272, 305, 306, 315, 33432)  # texts that EXIF of other formats holds too
+_XMP = 700
+_PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
 _LAYERS = 37724  # Photoshop's, which show the image as it was
 
 
@@ -91,7 +98,7 @@ def read(encoded: Encoded) -> Stored:
             raise
         encoded.check_size(info.width, info.height)
         about: dict[str, Any] = {"suffix": encoded.suffix, "notes": info.notes, "orientation": info.orientation}
-        extras = {"tiff": info, "icc_profile": info.icc_profile, "exif": exif_of_orientation(info.orientation)}
+        extras = {"tiff": info, "icc_profile": info.icc_profile} | metadata_of(info)
         about |= {"extras": extras, "premultiplied": info.alpha == ASSOCIATED}
         if encoded.by_rows is not None and info.width * info.height > encoded.by_rows:
             rows = TiffRows.open(encoded, info, page)
@@ -152,6 +159,55 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
         orientation=turned if isinstance(turned, int) and 1 <= turned <= 8 else 1,
         notes=notes,
     )
+
+
+def metadata_of(info: TiffInfo) -> dict[str, Any]:
+    """What other formats can carry of a TIFF's metadata: EXIF, XMP, dots per inch."""
+    texts = [tag for tag in info.tags if tag[0] in _IN_EXIF and isinstance(tag[3], bytes)]
+    entries = [Entry(code, kind, count, value) for code, kind, count, value, _ in texts]
+    if info.orientation != 1:
+        entries.append(Entry(ORIENTATION, SHORT, 1, struct.pack(info.byteorder + "HH", info.orientation, 0)))
+    found: dict[str, Any] = {"exif": exif_block(info.byteorder, entries, info.ifds)}
+    found["xmp"] = next((tag[3] for tag in info.tags if tag[0] == _XMP and isinstance(tag[3], bytes)), None)
+    if info.resolution and info.resolution[1] in _PER_UNIT:
+        across, down = (value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
+        found["dpi"] = (across, down) if min(across, down) > 0 else None
+    return found
+
+
+def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
+    """The header of a TIFF that is made of an image of another format, with the EXIF, XMP and profile it came with.
+
+    Args:
+        width: of the image.
+        height: likewise.
+        bit_depth: of its numbers.
+        extras: see `vheatir.image_io.formats.Stored`.
+    """
+    info = TiffInfo(width, height, bit_depth, _RGB, icc_profile=extras.get("icc_profile"))
+    exif = extras.get("exif")
+    if exif:
+        block = exif.removeprefix(b"Exif\0\0")
+        turned = orientation_of(exif)
+        first: list[Entry] = []
+        try:
+            order, first = first_ifd(block)
+            info.ifds = read_ifds(io.BytesIO(block))
+            info.byteorder = "<" if order == "<" else ">"
+        except (ValueError, struct.error):
+            first = []  # all but the orientation is lost, which `vheatir.image_io.write.lost` says
+        info.tags = [
+            (entry.tag, _ASCII, entry.count, entry.value[: entry.count], True)
+            for entry in first
+            if entry.tag in _IN_EXIF and entry.kind == _ASCII and entry.count
+        ]
+        info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
+    if extras.get("xmp"):
+        info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
+    if extras.get("dpi"):
+        across, down = extras["dpi"]
+        info.resolution = ((float(across), float(down)), 2)
+    return info
 
 
 def _bit_depth(sample: tuple[int, int]) -> int:

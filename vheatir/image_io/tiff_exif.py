@@ -13,7 +13,8 @@ POINTERS = (34665, 34853)  # EXIF, GPS; in the first IFD
 _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 ORIENTATION = 274
-_SHORT = 3
+_EXIF = b"Exif\0\0"
+SHORT = 3
 _LONG = 4
 _LONG8 = 16
 _MOST_ENTRIES = 1000
@@ -51,9 +52,15 @@ class Entry(NamedTuple):
     ifd: "list[Entry] | None" = None
 
 
-def read_ifds(file: BinaryIO, start: int) -> dict[int, list[Entry]]:
-    """The EXIF and GPS directories, by their tag, of a TIFF's page at `start`; ValueError when they are damaged."""
-    layout, _ = _header(file)
+def read_ifds(file: BinaryIO, start: int | None = None) -> dict[int, list[Entry]]:
+    """The EXIF and GPS directories, by their tag, of a TIFF's page at `start`; ValueError when they are damaged.
+
+    Args:
+        file: a TIFF, or a block of EXIF from its byte order on.
+        start: of the page's directory; None for the first one.
+    """
+    layout, first_start = _header(file)
+    start = first_start if start is None else start
     try:
         first = {entry.tag: entry for entry in _read(file, layout, start, values=False)}
         pointers = {tag: first[tag].value for tag in POINTERS if tag in first}
@@ -74,27 +81,58 @@ def reaches_beyond_end(file: BinaryIO, start: int) -> bool:
     return any(size > len(entry.value) and _number(layout, entry.value) + size > end for entry, size in sizes)
 
 
-def exif_of_orientation(orientation: int) -> bytes | None:
-    """EXIF that says nothing but how an image lies; None for one that lies upright."""
-    if orientation == 1:
-        return None
-    entry = struct.pack("<HHIHH", ORIENTATION, _SHORT, 1, orientation, 0)
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
-
-
 def orientation_of(exif: bytes | None) -> int:
     """The orientation that EXIF names, 1 (upright) to 8; 1 where it names none or cannot be read."""
     if not exif:
         return 1
-    file = io.BytesIO(exif.removeprefix(b"Exif\0\0"))
     try:
-        layout, start = _header(file)
-        entries = _read(file, layout, start, values=False)
-        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (ORIENTATION, _SHORT)), b"")
-        found = struct.unpack_from(layout.order + "H", value)[0] if value else 1
+        order, entries = first_ifd(exif.removeprefix(_EXIF), values=False)
+        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (ORIENTATION, SHORT)), b"")
+        found = struct.unpack_from(order + "H", value)[0] if value else 1
     except (struct.error, ValueError):
         return 1
     return found if 1 <= found <= 8 else 1
+
+
+def first_ifd(block: bytes, *, values: bool = True) -> tuple[str, list[Entry]]:
+    """Byte order, "<" or ">", and the entries of the first directory of a block that is laid out as a TIFF.
+
+    Args:
+        block: from the byte order on.
+        values: also of the entries whose value stands elsewhere in the block.
+
+    Raises:
+        ValueError: the block is damaged.
+    """
+    file = io.BytesIO(block)
+    try:
+        layout, start = _header(file)
+        return layout.order, _read(file, layout, start, values=values)
+    except struct.error as error:
+        raise ValueError(f"its directory is damaged ({error})") from error
+
+
+def exif_block(order: str, entries: list[Entry], ifds: dict[int, list[Entry]]) -> bytes | None:
+    """EXIF as other formats carry it, of the entries of a first directory and of the EXIF and GPS directories.
+
+    Args:
+        order: byte order of all values, "<" or ">".
+        entries: such as camera and orientation.
+        ifds: by the tag that points to them.
+
+    Returns:
+        The block, with the six bytes that it begins with in a JPEG; None where there is nothing to say.
+    """
+    if not entries and not ifds:
+        return None
+    layout = Layout(order, big=False)
+    pointers = [Entry(tag, _LONG, 1, b"", ifd) for tag, ifd in ifds.items()]
+    file = io.BytesIO()
+    file.write((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
+    start = _append(file, layout, sorted([*entries, *pointers], key=lambda entry: entry.tag))
+    file.seek(4)
+    file.write(struct.pack(layout.position, start))
+    return _EXIF + file.getvalue()
 
 
 def append_ifds(file: BinaryIO, ifds: dict[int, list[Entry]]) -> None:

@@ -16,8 +16,8 @@ from vheatir.image_io.formats import DEPTHS, Image, blocks_of, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import metadata_chunks, write_png
-from vheatir.image_io.tiff import TiffInfo
-from vheatir.image_io.tiff_exif import ORIENTATION, orientation_of
+from vheatir.image_io.tiff import TiffInfo, info_of
+from vheatir.image_io.tiff_exif import read_ifds
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
@@ -29,7 +29,8 @@ _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 def write_image(path: str | Path, image: Image) -> None:
     """Write an image in the format of the path's suffix, atomically; pixels are clipped to [0, 1] unless float.
 
-    Metadata of the file it was read from is carried over; between formats only the color profile and EXIF are.
+    Metadata of the file it was read from is carried over; between formats color profile, EXIF, and where both formats
+    have a place for them XMP, resolution and numbers that describe the colors (`lost` says what is not).
     """
     path = Path(path)
     kind = written_format(path)
@@ -71,9 +72,7 @@ def write_blocks(
         with atomic_open(path) as file:
             if kind == "PNG":
                 chunks = extras.get("png_chunks")
-                if chunks is None:
-                    chunks = metadata_chunks(extras.get("icc_profile"), extras.get("exif"), extras.get("cicp"))
-                write_png(file, shape, bit_depth, blocks, chunks)
+                write_png(file, shape, bit_depth, blocks, metadata_chunks(extras) if chunks is None else chunks)
             elif kind == "TIFF":
                 write_tiff(file, shape, blocks, _tiff_info(shape, bit_depth, extras))
             else:
@@ -87,6 +86,36 @@ def write_blocks(
         if error is blocks.raised:
             raise
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
+    """Notes on what an image loses in a format that is not its own.
+
+    Args:
+        extras: see `vheatir.image_io.formats.Stored`.
+        kind: the format it is written in.
+    """
+    notes = []
+    profile = extras.get("icc_profile")
+    exif = extras.get("exif")
+    if extras.get("cicp") and not profile and kind not in ("PNG", "HEIF"):
+        primaries, transfer = extras["cicp"]
+        notes.append(
+            f"its colors are described by numbers (primaries {primaries}, transfer {transfer} of H.273), for which "
+            f"{kind} has no place, so programs will show wrong colors; PNG and HEIC keep them"
+        )
+    if extras.get("gamma"):
+        notes.append(
+            f"its tone curve has the exponent {extras['gamma']:g}, which only PNG can say; colors will look wrong"
+        )
+    if kind == "BMP" and (profile or exif):
+        notes.append("BMP has no place for color profile and EXIF; left out")
+    if kind == "TIFF" and exif:
+        try:
+            read_ifds(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
+        except (ValueError, struct.error):
+            notes.append("its EXIF data is damaged; all but the orientation is left out")
+    return tuple(notes)
 
 
 class _Watched:
@@ -109,11 +138,7 @@ class _Watched:
 
 def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
     height, width, _ = shape
-    info = extras.get("tiff")
-    if info is None:
-        turned = orientation_of(extras.get("exif"))
-        tags = [(ORIENTATION, 3, 1, turned, True)] if turned != 1 else []
-        info = TiffInfo(width, height, bit_depth, 2, icc_profile=extras.get("icc_profile"), tags=tags)
+    info = extras.get("tiff") or info_of(width, height, bit_depth, extras)
     as_float = bit_depth == 32 and info.dtype.startswith("float")
     return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
 
@@ -149,7 +174,9 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         return
     if kind == "WEBP":
         options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
-    image.save(file, kind, **options)
+    encoded = io.BytesIO()  # into a file itself, Pillow's encoder of BMP takes no notice of a full disk
+    image.save(encoded, kind, **options)
+    file.write(encoded.getvalue())
 
 
 def _jpeg(image: Pillow.Image, options: dict[str, Any], info: JpegInfo | None) -> bytes:

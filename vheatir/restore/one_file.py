@@ -12,7 +12,7 @@ import numpy as np
 from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
 from vheatir.image_io.formats import DEPTHS, Stored, format_of, written_format
-from vheatir.image_io.write import write_blocks
+from vheatir.image_io.write import lost, write_blocks
 from vheatir.restore.defaults import DEFAULT_CRF, GOOD_QUALITY
 from vheatir.restore.estimate_level import quality_of_tables
 from vheatir.restore.restorer import Restorer
@@ -92,6 +92,8 @@ def restore_file(
     finally:
         stored.close()
     notes = [] if is_copied else list(stored.notes)
+    if format_of(source) != format_of(target):
+        notes += lost(stored.extras, format_of(target))
     if level.is_good:
         notes.append(f"quality {GOOD_QUALITY} or better: left as it is; --quality {GOOD_QUALITY - 1} restores it")
     if format_of(source) not in DEPTHS:

@@ -15,7 +15,7 @@ from PIL import ImageOps
 
 from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
-from vheatir.image_io.tiff_exif import exif_of_orientation, orientation_of
+from vheatir.image_io.tiff_exif import ORIENTATION, SHORT, Entry, exif_block, orientation_of
 
 ODD = Path(__file__).parents[2] / "data" / "odd"
 RNG = np.random.default_rng(0)
@@ -124,6 +124,12 @@ def test_a_change_of_format_keeps_how_a_image_lies(tmp_path, source, target, ori
     write_image(tmp_path / f"out{target}", read_image(tmp_path / f"in{source}"))
     stored = open_image(tmp_path / f"out{target}")
     assert (stored.height, stored.width, stored.orientation) == (8, 9, orientation)
+
+
+def exif_of_orientation(number: int) -> bytes:
+    exif = exif_block("<", [Entry(ORIENTATION, SHORT, 1, bytes([number, 0, 0, 0]))], {})
+    assert exif is not None
+    return exif
 
 
 def test_orientation_of_exif_that_is_none():

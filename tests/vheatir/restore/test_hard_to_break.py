@@ -255,3 +255,23 @@ def test_damaged_rows_of_a_large_tiff_leave_no_output(command, capfd, monkeypatc
     said = capfd.readouterr().err
     assert "in.tif" in said and "damaged" in said and "Traceback" not in said
     assert list(Path("out").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".bmp"])
+def test_a_full_disk_leaves_no_half_file(tmp_path, suffix):
+    pytest.importorskip("resource", reason="limits of file sizes are those of POSIX")
+    code = f"""
+import resource, sys
+import numpy as np
+from vheatir.errors import UserError
+from vheatir.image_io import Image, write_image
+image = Image(np.random.default_rng(0).uniform(size=(128, 128, 3)).astype(np.float32))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({4 << 10}, resource.RLIM_INFINITY))
+try:
+    write_image({str(tmp_path / f"a{suffix}")!r}, image)
+except UserError as error:
+    sys.exit(str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
