@@ -95,8 +95,9 @@ class CameraNoiseDataset(SyntheticDataset):
 
     Options besides the common ones: those of options/photo_light.yml, which tells their units, ranges and sources and
     has the values that they take when left out. Strengths are fixed, a list, or `{min, max}`; `*_probability` is a
-    share of crops from 0 to 1; `demosaicing` and `subsampling` are lists to choose from. Validation and test draw from
-    the seed and the image's place in the folder: each image has a camera of its own, the same every time.
+    share of crops from 0 to 1; `demosaicing` and `subsampling` are lists to choose from. Half of the text of
+    `text_probability` is as soft as the scene, half is sharp. Validation and test draw from the seed and the image's
+    place in the folder: each image has a camera of its own, the same every time.
     """
 
     OPTIONS = (SyntheticDataset.OPTIONS - {"level_map"}) | set(_NUMBERS) | set(_INTEGERS) | set(_SHARES) | set(_NAMES)
@@ -152,6 +153,7 @@ class CameraNoiseDataset(SyntheticDataset):
         image = np.ascontiguousarray(augment(image[part], mode))
         if image.ndim == 3 and (rng.random() < self.gray_probability or self.in_chans == 1):
             image = self._gray(image, rng)
+        image = self._perhaps_drawn(image, rng, 0.5)  # as soft as the scene
         noisy, clean = self._photograph(image, (side, side), plan, rng)
         phases = [draw_grid_phase(rng, _GRID) for _ in plan.qualities]
         noisy, clean = _compress(noisy, clean, plan, phases)
@@ -179,6 +181,8 @@ class CameraNoiseDataset(SyntheticDataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Noisy and clean uint8 images of `shape` (rows, columns), before compression."""
         clean = _resized(image, tuple(round(length * plan.web) for length in shape))
+        if self.train:
+            clean = self._perhaps_drawn(clean, rng, 0.5)  # sharp, as on a screen
         noisy = self._exposed(clean, rng) if plan.noisy else clean
         if noisy.shape[:2] != shape:
             noisy, clean = _resized(noisy, shape), _resized(clean, shape)

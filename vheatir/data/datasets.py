@@ -18,6 +18,7 @@ import torch
 from vheatir.data.base import RestorationDataset, augment, to_tensor
 from vheatir.data.degradations import SUBSAMPLING, add_gaussian_noise, draw_grid_phase, jpeg_crop, jpeg_roundtrip
 from vheatir.data.distributions import Distribution
+from vheatir.data.drawn_text import draw_text
 from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
@@ -29,14 +30,16 @@ class SyntheticDataset(RestorationDataset):
     """Clean images that are degraded on the fly.
 
     A share `gray_probability` of color crops becomes gray, is degraded in one plane and handed out as R = G = B, so
-    that a color network learns gray images too. Gray files in a color dataset are always treated so.
+    that a color network learns gray images too. Gray files in a color dataset are always treated so. On a share
+    `text_probability` of training crops text and shapes are drawn (vheatir.data.drawn_text).
     """
 
-    OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "level_map"}
+    OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "text_probability", "level_map"}
 
     def __init__(self, opt: dict):
         super().__init__(opt)
         self.gray_probability = self._probability(opt, "gray_probability")
+        self.text_probability = self._probability(opt, "text_probability")
         self.level_map = bool(opt.get("level_map", False))
 
     def _requirements(self) -> tuple[int, int | None]:
@@ -67,11 +70,17 @@ class SyntheticDataset(RestorationDataset):
         image = self.source.read_native(key)
         image = image[self._window(image.shape, self.source.describe(key), rng, size)]
         mode, left = self._symmetry(rng)
-        image = np.ascontiguousarray(augment(image, mode))
+        image = self._perhaps_drawn(np.ascontiguousarray(augment(image, mode)), rng)
         as_gray = rng.random() < self.gray_probability
         if image.ndim == 3 and (as_gray or self.in_chans == 1):
             image = self._gray(image, rng)
         return self._pack(key, *self._degrade(image, rng, size)) | left
+
+    def _perhaps_drawn(self, image: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
+        """The crop, or one with text on it; without the option no random number is drawn, so old seeds stay valid."""
+        if not self.text_probability or rng.random() >= self.text_probability * share:
+            return image
+        return draw_text(image, rng)
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
         """(degraded, clean, level, extra keys) of a uint8 crop, or of a whole image when `rng` is None.

@@ -106,6 +106,7 @@ class MovingClipsDataset(SyntheticDataset):
         image = self.source.read_native(key)
         self._window(image.shape, self.source.describe(key), rng, size)  # refuses images that are smaller
         mode, _ = self._symmetry(rng)
+        image = self._perhaps_drawn(image, rng)
         as_gray = rng.random() < self.gray_probability
         clean = self._moving(image, (size, size), self.frames, rng)
         if clean.ndim == 4 and (as_gray or self.in_chans == 1):
