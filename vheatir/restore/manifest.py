@@ -89,7 +89,8 @@ class Manifest:
         except OSError as error:
             return f"{self._refused(error)}; the files are done, the same command completes it"
         finally:
-            self._lock.release()
+            with contextlib.suppress(OSError):  # a lock file that cannot be removed locks nothing
+                self._lock.release()
         return None
 
     def _close_journal(self) -> None:
@@ -97,7 +98,7 @@ class Manifest:
             self._journal.close()
 
     def _refused(self, error: OSError) -> str:
-        return f"{self.path}: the manifest cannot be written: {error.strerror}"
+        return f"{self.path}: the manifest cannot be written: {error.strerror or error}"
 
     def _write(self) -> None:
         with atomic_open(self.path) as file:
