@@ -105,7 +105,11 @@ class DetectSession(DenseSession):
 
 
 def _threshold(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:  # nor where it is NaN
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # nor where it is NaN
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
     return value
 

@@ -12,7 +12,7 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
 from vheatir.restore.locations import Location, Url, location
 from vheatir.restore.video.formats import RESTORED, is_clip, written_name
-from vheatir.utils.files import files_below, may_be_file
+from vheatir.utils.files import files_below, may_be_file, refuse_folder
 
 
 class Job(NamedTuple):
@@ -146,7 +146,7 @@ def _check_exists(source: Location) -> None:
 def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> Iterator[Job]:
     inside = _real(out)
     count = 0
-    for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=_unreadable):
+    for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=refuse_folder):
         if path.suffix.lower() in FORMATS:
             count += 1
             yield Job(path, out / written_name(path.relative_to(folder)))
@@ -154,10 +154,6 @@ def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> It
             passed_over[path.suffix.lower()] += 1
     if not count:
         raise UserError(f"{folder}: the folder holds no images ({', '.join(FORMATS)})")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
 def _real(path: Location) -> Location:

@@ -15,7 +15,7 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
 from vheatir.tasks.session import TaskSession
 from vheatir.utils import run_metadata
-from vheatir.utils.files import atomic_open, files_below, printable, skipped_note
+from vheatir.utils.files import atomic_open, files_below, printable, refuse_folder, skipped_note
 from vheatir.utils.timing import interleave, peak_mib
 
 _OF_IMAGE_IO = ("HEIF", "AVIF", "RAW")  # what the backbone's reader does not know
@@ -261,7 +261,7 @@ def predict(
         **drawing: further arguments of the session's `draw`.
 
     Raises:
-        UserError: there are no images, or a file to write is one of them or of two of them.
+        UserError: there are no images, a folder cannot be read, or a file to write is one of them or of two of them.
     """
     from vheatir.backbone.layers.freezing import freeze
 
@@ -296,7 +296,11 @@ def _images_below(source: Path, written: list[Path | None], others: "Counter[str
 
     left_out = {os.path.realpath(folder) for folder in written if folder is not None}
     files = []
-    for path in files_below(source, skip=lambda folder: os.path.realpath(folder) in left_out):
+
+    def is_written(folder: Path) -> bool:
+        return os.path.realpath(folder) in left_out
+
+    for path in files_below(source, skip=is_written, onerror=refuse_folder):
         if path.suffix.lower() in (*SUFFIXES, *FORMATS):
             files.append(path)
         else:

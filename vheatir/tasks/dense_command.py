@@ -111,7 +111,7 @@ def run(
     if given["json"]:
         run_metadata.prepare_output(given["json"])
     for folder in (given["output"], given.get("label_maps")):
-        if folder:
+        if mode == "predict" and folder:
             run_metadata.prepare_folder(folder)
     weights = given["weights"]
     if weights is None and mode in ("eval", "predict"):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from vheatir.errors import UserError
+
 TEMPORARY_PREFIX = ".vheatir-"
 _BLOCK = 1 << 20  # bytes hashed at a time
 
@@ -61,6 +63,11 @@ def files_below(
         above.update((os.path.join(folder, name), inside) for name in subfolders)
         found = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
         yield from (path for path in found if may_be_file(path))
+
+
+def refuse_folder(error: OSError) -> None:
+    """The `onerror` of `files_below` for those who must miss nothing: a UserError."""
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
 def may_be_file(path: Path) -> bool:
