@@ -143,7 +143,7 @@ class DenseSession(TaskSession):
                 pixels = stored.eight_bits(str(file))
             finally:
                 stored.close()
-            pixels = np.ascontiguousarray(np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)))
+            pixels = np.array(np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)), order="C")
             return torch.from_numpy(pixels).permute(2, 0, 1)
         image = read_rgb(file)
         if isinstance(image, DataError):
