@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import io
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -39,6 +41,8 @@ _TABLE = (
     ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
 )
 COMMANDS = {name: module for name, module, _ in _TABLE}
+_CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended
+_EMPTY = re.compile(r"(--?[\w-]+=)?")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,15 +64,46 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
     """Call a command's main; a `UserError` becomes its message on stderr and status 2, Ctrl-C status 130.
 
     So does the want of a library that an extra brings, with the extra's name. Letters that the console does not know
-    are written as escapes: no name of a file ends finished work.
+    are written as escapes: no name of a file ends finished work. Where the reader of stdout has gone (`| head -1`) the
+    command ends without a word, with status 141; a full disk behind stdout is said, with status 1.
 
     Modules that are also started with `python -m` end in `raise SystemExit(run(main))`.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
-        return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        status = _status(command, list(sys.argv[1:] if argv is None else argv))
+    except OSError as error:
+        # of any file; one of stdout comes again, but an unbuffered stream has forgotten what it could not write
+        refused = _refused_by_stdout("\n") if error.filename is None else None
+        if refused is None:
+            raise
+    except SystemExit:  # argparse ends the program after --help
+        refused = _refused_by_stdout()
+        if refused is None:
+            raise
+    else:
+        refused = _refused_by_stdout()
+    if refused is None:
+        return status
+    if isinstance(refused, BrokenPipeError):
+        return _CLOSED_PIPE
+    sys.stderr.write(f"error: standard output cannot be written: {refused.strerror}\n")
+    return 1
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as with `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _status(command: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    try:
+        _refuse_empty(argv)
+        return command(argv) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -82,7 +117,30 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         return 130
 
 
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """UserError for an empty argument: as a path it would be the current folder."""
+    for number, argument in enumerate(argv):
+        if _EMPTY.fullmatch(argument):
+            where = argument or (f"after {argv[number - 1]}" if number else "first")
+            raise UserError(f"an argument is empty ({where}), as of a shell variable that is not set; give its value")
+
+
+def _refused_by_stdout(more: str = "") -> OSError | None:
+    """Why stdout cannot take what was written to it, and `more`; what is left of that is dropped."""
+    try:
+        sys.stdout.write(more)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        return error
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    return run(_call, argv)
+
+
+def _call(argv: list[str]) -> int | None:
     parsed = _parser().parse_args(argv)
     keep_heap()
-    return run(lambda arguments: importlib.import_module(COMMANDS[parsed.command]).main(arguments), parsed.args)
+    return importlib.import_module(COMMANDS[parsed.command]).main(parsed.args)

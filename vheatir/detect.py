@@ -1,5 +1,6 @@
 """`vheatir detect`: Faster and Mask R-CNN on every backbone: training, evaluation, drawn detections."""
 
+import argparse
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,19 @@ class DetectSession(DenseSession):
         return draw_detections(image, found, self.classes, threshold), {"detections": entries}
 
 
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # nor where it is NaN
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
 def main(argv: list[str]) -> int:
     parser = parser_for("detect", "Train Faster or Mask R-CNN on a backbone, evaluate it, or draw what it detects.")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score of what --predict draws")
+    parser.add_argument(
+        "--threshold", type=_threshold, default=0.5, metavar="S", help="least score of what --predict draws"
+    )
     return run(DetectSession, parser, argv, ["threshold"])

@@ -5,8 +5,10 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,15 +239,39 @@ def check_address(host: str, port: int) -> None:
         raise UserError(text) from None
 
 
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP interrupt as Ctrl-C does; by themselves they would leave the photographs behind.
+
+    Only the first one counts, so that none ends the cleaning up. What the caller ignores (`nohup`) stays ignored.
+    """
+
+    def stop(*_: Any) -> None:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in previous:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def main(argv: list[str]) -> int:
-    """Entry of `vheatir serve`."""
+    """Entry of `vheatir serve`; Ctrl-C, SIGTERM and SIGHUP end it, with the images that it holds."""
     arguments = _parser().parse_args(argv)
     for name, value in (("megapixels", arguments.max_megapixels), ("megabytes", arguments.max_megabytes)):
         if not 0 < value < 1e6:
             raise UserError(f"--max-{name} must be above 0, got {value}")
     check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")
-    with tempfile.TemporaryDirectory(prefix="vheatir-") as root:
+    with _stopped_by_signals(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
         page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device, arguments.precision)
         for task in TASKS:  # missing weights and unusable devices show before the page opens

@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -155,8 +158,6 @@ def server(tmp_path):
 
 
 def _reachable(address, process, log):
-    import time
-
     for _ in range(240):
         assert process.poll() is None, log.read_text()
         try:
@@ -164,6 +165,45 @@ def _reachable(address, process, log):
         except OSError:
             time.sleep(0.5)
     raise AssertionError(f"no answer from {address}: {log.read_text()}")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_images_are_deleted_when_the_server_is_stopped(number, monkeypatch, image, tmp_path):
+    """Signals that come while the page is served, and again while it is cleaned up."""
+    seen = []
+
+    class App:
+        def launch(self, *, allowed_paths, **_):
+            (folder,) = map(Path, allowed_paths)
+            shutil.copy(image, folder / "upload.png")
+            seen.append(folder)
+            os.kill(os.getpid(), getattr(signal, number))
+            time.sleep(10)
+            raise AssertionError("the signal did not interrupt")
+
+    monkeypatch.setattr(serve, "build", lambda page: App())
+    monkeypatch.setattr(serve.Page, "restorer", lambda *_: None)
+    monkeypatch.setattr(serve, "check_address", lambda *_: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    removed = tempfile.TemporaryDirectory.cleanup
+
+    def cleanup(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        removed(self)
+
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", cleanup)
+    fallen_back = []
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    former = [signal.signal(each, lambda *_: fallen_back.append(1)) for each in numbers]
+    try:
+        assert serve.main(["--device", "cpu"]) == 0
+        assert len(seen) == 1 and not seen[0].exists() and fallen_back == []
+        os.kill(os.getpid(), getattr(signal, number))
+        assert fallen_back == [1], "the handlers are those of before"
+    finally:
+        for each, handler in zip(numbers, former, strict=True):
+            signal.signal(each, handler)
 
 
 def test_a_image_is_restored_compared_and_downloaded_in_a_browser(server, image, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vheatir.analyze.api import ANALYSES, analyze, require_packages
 from vheatir.utils.recipes import key_values
-from vheatir.utils.run_metadata import prepare_output
+from vheatir.utils.run_metadata import prepare_folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     options = vars(_parser().parse_args(argv))
     out = options.pop("out")
     options["arguments"] = key_values(options.pop("set"))
-    prepare_output(out / "x.json")
+    prepare_folder(out)
     found = analyze(**options, say=lambda text: sys.stdout.write(f"{text}\n"))
     sys.stdout.writelines(f"{path}\n" for path in found.save(out, ["vheatir", "analyze", *argv]))
     return 0

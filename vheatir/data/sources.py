@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -27,23 +28,37 @@ CACHES = ("none", "memory")
 _META_LINE = re.compile(r"^(?P<name>.+)\.[^.\s]+ \((?P<h>\d+), ?(?P<w>\d+), ?(?P<c>\d+)\)(?: \d+)?$")
 
 
-def list_images(root: str | Path) -> list[str]:
-    """Relative POSIX paths of all images below `root`, sorted; links are followed, hidden names are left out."""
+def list_images(
+    root: str | Path, suffixes: Collection[str] = SUFFIXES, others: Counter[str] | None = None
+) -> list[str]:
+    """Relative POSIX paths of all images below `root`, sorted; links are followed, hidden names are left out.
+
+    Args:
+        root: a folder.
+        suffixes: of images.
+        others: gets the number of files with another suffix, by suffix.
+    """
     root = Path(root)
-    found = (path for path in files_below(root) if path.suffix.lower() in SUFFIXES)
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    found = []
+    for path in files_below(root):
+        if path.suffix.lower() in suffixes:
+            found.append(path.relative_to(root).as_posix())
+        elif others is not None:
+            others[path.suffix.lower()] += 1
+    return sorted(found)
 
 
 class _Folder:
     """Image files below a folder; a key is the relative path."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, suffixes: Collection[str]):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder, expected one with images; check dataroot_gt / dataroot_lq")
         self.root = root
-        self.keys = list_images(root)
+        self.others = Counter()
+        self.keys = list_images(root, suffixes, self.others)
         if not self.keys:
-            known = " ".join(sorted(SUFFIXES))
+            known = " ".join(sorted(suffixes))
             raise UserError(f"{root}: holds no images ({known}); see datasets/README.md for how to get some")
 
     def describe(self, key: str) -> str:
@@ -166,6 +181,7 @@ class ImageSource:
         backend: "disk", "lmdb" or None.
         cache: "none" or "memory".
         include, exclude: shell patterns of keys.
+        suffixes: of the images of a folder.
     """
 
     def __init__(
@@ -175,6 +191,7 @@ class ImageSource:
         cache: str = "none",
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        suffixes: Collection[str] = SUFFIXES,
     ):
         self.root = _resolve(str(root))
         backend = backend or ("lmdb" if self.root.suffix == ".lmdb" else "disk")
@@ -182,7 +199,7 @@ class ImageSource:
             raise UserError(f"io_backend type {backend!r}: expected disk or lmdb")
         if cache not in CACHES:
             raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
-        self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root)
+        self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root, suffixes)
         self.keys: list[str] = [
             key
             for key in self._store.keys
@@ -203,6 +220,11 @@ class ImageSource:
     @property
     def is_lmdb(self) -> bool:
         return isinstance(self._store, _Lmdb)
+
+    @property
+    def others(self) -> Counter[str]:
+        """How many files of a folder have another suffix than images, by suffix."""
+        return Counter() if isinstance(self._store, _Lmdb) else self._store.others
 
     def describe(self, key: str) -> str:
         """A path that names the image in messages and results."""

@@ -1,15 +1,17 @@
 """`vheatir.evaluate`: PSNR, SSIM and PSNR-B on folders of clean images, by the protocol of the published tables."""
 
+import logging
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from vheatir.data.sources import ImageSource
-from vheatir.errors import UserError
+from vheatir.data.sources import SUFFIXES, ImageSource
+from vheatir.errors import UnwrittenError, UserError
 from vheatir.evaluate.methods import ASSUMED_SIGMA, CLASSIC, open_method
 from vheatir.evaluate.protocol import (
     LEVEL_NAMES,
@@ -20,9 +22,16 @@ from vheatir.evaluate.protocol import (
     mean_scores,
     read_clean,
 )
+from vheatir.image_io.formats import FORMATS
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import Perceptual
+from vheatir.utils.files import printable, skipped_note
+from vheatir.utils.run_metadata import prepare_folder
+
+# RAW is left out: a raw file is no image to be measured, but what a development of it gives
+_READ = SUFFIXES | {suffix for suffix, kind in FORMATS.items() if kind != "RAW"}
+_logger = logging.getLogger("vheatir.evaluate")
 
 
 def evaluate(  # long function: most of it says what its arguments mean
@@ -44,7 +53,8 @@ def evaluate(  # long function: most of it says what its arguments mean
     """Degrade the clean images of folders, restore them, and measure both.
 
     Args:
-        data: folders of clean images, or for "photo" of pairs NAME_real.* and NAME_mean.*, searched recursively.
+        data: folders of clean images, or for "photo" of pairs NAME_real.* and NAME_mean.*, searched recursively. Files
+            that are left out, as of other formats, are counted in a logged note.
         task: "denoise" (levels are sigma on the 0-255 scale), "jpeg" (levels are qualities) or "photo" (nothing is
             degraded; levels are the sigma that "nlm" and "bm3d" assume, 5 by default, and none for networks).
         levels: None takes those of the published tables.
@@ -67,6 +77,7 @@ def evaluate(  # long function: most of it says what its arguments mean
 
     Raises:
         UserError: a folder, level, method or weights that cannot be used.
+        UnwrittenError: a UserError; all is measured, but images could not be saved. It has the `results`.
     """
     levels = checked_levels(task, levels, method)
     if task == "photo" and gray:
@@ -87,19 +98,46 @@ def evaluate(  # long function: most of it says what its arguments mean
     for name, source in sources.items():  # hours of work are not for an error at their end
         extra_keys = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
         source.check(min_size=WINDOW, keys=[*images[name], *extra_keys])
+    if save_images is not None:
+        prepare_folder(Path(save_images))
     total = sum(map(len, images.values())) * len(levels)
     results = []
+    saving = _Saving(None if save_images is None else Path(save_images))
     with tqdm(total=total, unit="image", disable=None if progress else True, file=sys.stderr) as bar:
         for name, source in sources.items():
             for level in levels:
                 bar.set_description(f"{name} {LEVEL_NAMES[task]} {level:g}")
-                folder = Path(save_images, name, f"{LEVEL_NAMES[task]}{level:g}") if save_images is not None else None
                 records = []
                 for key in images[name]:
-                    records.append(_evaluate_file(source, key, task, level, gray, method, folder, extra_metrics))
+                    record, restored = _evaluate_file(source, key, task, level, gray, method, extra_metrics)
+                    records.append(record)
+                    saving.save(Path(name, f"{LEVEL_NAMES[task]}{level:g}", key).with_suffix(".png"), restored)
                     bar.update()
                 results.append(_summary(name, task, gray, level, records))
+    if saving.refused is not None:
+        raise UnwrittenError(saving.refused, results)
     return results
+
+
+class _Saving:
+    """Writes restored images below a folder, up to the first one that cannot be written: no reason not to measure on.
+
+    Attributes:
+        refused: what went wrong.
+    """
+
+    def __init__(self, root: Path | None):
+        self._root = root
+        self.refused: str | None = None
+
+    def save(self, below: Path, restored: np.ndarray | None) -> None:
+        if self._root is None or restored is None or self.refused is not None:
+            return
+        try:
+            save_png(self._root / below, restored)
+        except OSError as error:
+            path = self._root / below
+            self.refused = f"{path}: cannot be written ({error.strerror}); this and all later images were not saved"
 
 
 def checked_levels(task: str, levels: Sequence[float] | None, method: Method | str | None = "vheatir") -> list[float]:
@@ -131,12 +169,14 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
     sources: dict[str, ImageSource] = {}
     for folder in data:
         path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise UserError(f"{folder}: no such folder, expected one with clean images; check --data")
+        if folder == "" or not path.is_dir():
+            raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; check --data")
         name = path.resolve().name
         if name in sources:
             raise UserError(f"two data folders are called {name}; evaluate them in two runs")
-        sources[name] = ImageSource(path, backend="disk")
+        sources[name] = ImageSource(path, backend="disk", suffixes=_READ)
+        if sources[name].others:
+            _logger.warning("note: %s: %s", printable(name), skipped_note(sources[name].others))
         if check_stems:
             sources[name].by_stem()  # refuses two files that would be saved under one name
     return sources
@@ -147,8 +187,15 @@ def _pairs(source: ImageSource) -> list[str]:
     found = [key for key in source.keys if PurePosixPath(key).stem.endswith("_real")]
     if not found:
         raise UserError(f"{source.root}: expected pairs NAME_real.* and NAME_mean.*, found no file named *_real.*")
-    for key in found:
-        _mean_of(source, key)
+    means = {_mean_of(source, key) for key in found}
+    rest = [key for key in source.keys if key not in means and key not in found]
+    lonely = [key for key in rest if PurePosixPath(key).stem.endswith("_mean")]
+    if lonely:
+        wanted = PurePosixPath(lonely[0]).stem.removesuffix("_mean") + "_real"
+        raise UserError(f"{source.describe(lonely[0])}: expected one file {wanted}.* beside it, found 0")
+    if rest:
+        text = "note: %s: %d images are named neither *_real.* nor *_mean.* and were skipped"
+        _logger.warning(text, printable(source.root.name), len(rest))
     return found
 
 
@@ -169,9 +216,9 @@ def _evaluate_file(
     level: float,
     gray: bool,
     method: Method | None,
-    folder: Path | None,
     extra_metrics: ExtraMetrics | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The metrics of one image, and the restored image where a method restores."""
     clean = read_clean(source, _mean_of(source, key) if task == "photo" else key, task, gray)
     photographed = read_clean(source, key, task, gray) if task == "photo" else None
     if photographed is not None and photographed.shape != clean.shape:
@@ -184,9 +231,7 @@ def _evaluate_file(
         record, restored = evaluate_image(clean, task, level, method, extra_metrics, photographed=photographed)
     except ValueError as error:
         raise UserError(f"{source.describe(key)}: {error}") from error
-    if folder is not None and restored is not None:
-        save_png(folder / PurePosixPath(key).with_suffix(".png"), restored)
-    return {"image": key, "height": clean.shape[0], "width": clean.shape[1], **record}
+    return {"image": key, "height": clean.shape[0], "width": clean.shape[1], **record}, restored
 
 
 def _summary(name: str, task: str, gray: bool, level: float, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vheatir.errors import UserError
+from vheatir.errors import UnwrittenError, UserError
 from vheatir.evaluate.protocol import COMMON_PROTOCOL, LEVEL_NAMES, LEVELS, METRICS, PROTOCOL
 from vheatir.metrics import PERCEPTUAL
 from vheatir.restore.defaults import PRECISIONS
@@ -124,21 +124,28 @@ def main(argv: list[str]) -> int:
             options.precision,
         )
     start = time.perf_counter()
-    results = evaluate(
-        options.data,
-        options.task,
-        levels,
-        gray=options.gray,
-        method=method,
-        device=options.device,
-        metrics=options.metrics,
-        save_images=options.save_images,
-        limit=options.limit,
-        progress=True,
-    )
+    unwritten = None
+    try:
+        results = evaluate(
+            options.data,
+            options.task,
+            levels,
+            gray=options.gray,
+            method=method,
+            device=options.device,
+            metrics=options.metrics,
+            save_images=options.save_images,
+            limit=options.limit,
+            progress=True,
+        )
+    except UnwrittenError as error:
+        results = error.results
+        unwritten = error
     sys.stdout.write(score_table(results) + "\n")
     if options.json is not None:
         protocol = f"{PROTOCOL[options.task]}; {COMMON_PROTOCOL}"
         about |= {"protocol": protocol, "limit": options.limit, "seconds": round(time.perf_counter() - start, 3)}
         write_json(options.json, {"results": results, "metadata": run_metadata(["vheatir", "evaluate", *argv]) | about})
+    if unwritten is not None:
+        raise unwritten
     return 0

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import vheatir.restore.locations as locations
-from vheatir.errors import UserError
+from vheatir.errors import UnwrittenError, UserError
 from vheatir.image_io import MAX_PIXELS
+from vheatir.image_io.formats import DEPTHS, FORMATS
 from vheatir.restore.defaults import DEFAULT_CRF, DEFAULT_TASK, MAX_LEVEL, MOST_CRF, TASKS
 from vheatir.restore.jobs import Job, plan_file, plan_jobs
 from vheatir.restore.locations import Location
@@ -17,10 +18,14 @@ from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import FileOptions, Outcome
 from vheatir.restore.progress import Progress
 from vheatir.restore.ray_workers import run_on_ray
-from vheatir.restore.restorer import RestorerSettings
-from vheatir.restore.video.formats import RESTORED
+from vheatir.restore.restorer import Restorer, RestorerSettings
+from vheatir.restore.video.formats import RESTORED, WRITTEN
 from vheatir.restore.workers import run, usual_workers
-from vheatir.utils.files import printable
+from vheatir.utils.files import printable, skipped_note
+
+# Suffixes of well-known images and pages: a name with one of them means a file, and none is written as such.
+_OTHERS = "apng dds eps exr fits gif hdr ico icns j2k jp2 jpx jxl jxr pbm pcx pdf pgm pnm ppm psd qoi svg tga xcf"
+_NOT_WRITTEN = frozenset(f".{name}" for name in _OTHERS.split())
 
 
 class Restored(NamedTuple):
@@ -93,6 +98,7 @@ def restore(  # long function: most of it says what its arguments mean
 
     Raises:
         UserError: nothing was begun because of an argument; or, where `output` names a file, that file failed.
+        UnwrittenError: a UserError; all was done, but the manifest could not be written. It has the `results`.
     """
     progress = progress or Progress()
     options = _file_options(task, sigma, quality, max_megapixels, crf)
@@ -112,14 +118,16 @@ def restore(  # long function: most of it says what its arguments mean
     machines.check()
     plan = _plan(inputs, output, overwrite)
     if plan.passed_over:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(plan.passed_over.items()))
-        progress.note(printable(f"note: files of other kinds skipped: {kinds}"))
+        progress.note(f"note: {skipped_note(plan.passed_over)}")
     if plan.kept:
         progress.note(f"{len(plan.kept)} existing outputs stay as they are (--overwrite replaces them)")
     found = {}
+    unlisted = None
     if plan.todo or manifest is not None:
-        found = _run(plan, settings, options, machines, manifest, progress)
+        found, unlisted = _run(plan, settings, options, machines, manifest, progress)
     results = [Restored(*job, found.get(job, Outcome("kept"))) for job in plan.jobs]
+    if unlisted is not None:
+        raise UnwrittenError(unlisted, results)
     if plan.as_file and isinstance(inputs, str | Path) and results[0].outcome.status == "failed":
         raise UserError(results[0].outcome.message)
     return results
@@ -177,8 +185,7 @@ def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
     texts = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     where = locations.location(texts[0])
     if len(texts) == 1 and not isinstance(where, Path):
-        file_system, path = where.open()
-        if not file_system.isdir(path):
+        if not _is_folder(where):
             return texts[0]
     elif len(texts) == 1 and isinstance(where, Path) and not where.is_dir():
         if where.exists() or not glob.has_magic(str(where)):
@@ -190,13 +197,27 @@ def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
 
 
 def _names_a_file(output: str | Path) -> bool:
+    """Whether OUT means a file; UserError for a name of a format that is not written."""
     where = locations.location(output)
-    if where.suffix.lower() not in RESTORED:
+    suffix = where.suffix.lower()
+    if suffix not in _NOT_WRITTEN and suffix not in RESTORED:
         return False
+    if _is_folder(where):
+        return False
+    if suffix in _NOT_WRITTEN:
+        written = ", ".join(name for name in RESTORED if FORMATS.get(name) in DEPTHS or name in WRITTEN)
+        raise UserError(
+            f"{output}: {suffix} files are not written; give a name that ends in one of {written}, or a folder "
+            "(one of this name must exist)"
+        )
+    return True
+
+
+def _is_folder(where: Location) -> bool:
     if isinstance(where, Path):
-        return not where.is_dir()
+        return where.is_dir()
     file_system, path = where.open()
-    return not file_system.isdir(path)
+    return file_system.isdir(path)
 
 
 def _file_options(
@@ -226,8 +247,8 @@ def _run(
     machines: _Machines,
     manifest: str | Path | None,
     progress: Progress,
-) -> dict[Job, Outcome]:
-    """The outcomes of the jobs to do."""
+) -> tuple[dict[Job, Outcome], str | None]:
+    """The outcomes of the jobs to do, and what went wrong with the manifest at the end."""
     restorer = settings.restorer() if plan.todo else None  # with Ray too: what is wrong shows before anything starts
     if restorer is not None and options.level is not None and not restorer.takes_level and restorer.task != "jpeg":
         progress.note("note: these weights are blind: --sigma and --quality have no effect on them")
@@ -235,20 +256,31 @@ def _run(
         locations.make_folder(plan.out)
     listed = None if manifest is None else Manifest(Path(manifest), plan.jobs, plan.kept)
     try:
-        if restorer is None:
-            return {}
-        progress.begin(plan.todo)
-        try:
-            how = {"progress": progress, "manifest": listed}
-            if machines.engine == "ray":
-                overwrite = machines.overwrite
-                found = run_on_ray(settings, plan.todo, options, workers=machines.workers, overwrite=overwrite, **how)
-            else:
-                workers = machines.workers or usual_workers(plan.todo)
-                found = run(restorer, plan.todo, options, workers=workers, **how)
-        finally:
-            progress.end()
-        return dict(zip(plan.todo, found, strict=True))
+        found = {} if restorer is None else _do(plan.todo, restorer, settings, options, machines, listed, progress)
+    except BaseException:
+        if listed is not None and (refused := listed.close()) is not None:
+            progress.note(printable(f"error: {refused}"))
+        raise
+    return found, None if listed is None else listed.close()
+
+
+def _do(
+    jobs: list[Job],
+    restorer: Restorer,
+    settings: RestorerSettings,
+    options: FileOptions,
+    machines: _Machines,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> dict[Job, Outcome]:
+    progress.begin(jobs)
+    try:
+        how = {"progress": progress, "manifest": manifest}
+        if machines.engine == "ray":
+            overwrite = machines.overwrite
+            found = run_on_ray(settings, jobs, options, workers=machines.workers, overwrite=overwrite, **how)
+        else:
+            found = run(restorer, jobs, options, workers=machines.workers or usual_workers(jobs), **how)
     finally:
-        if listed is not None:
-            listed.close()
+        progress.end()
+    return dict(zip(jobs, found, strict=True))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from vheatir.errors import UnwrittenError
 from vheatir.image_io import MAX_PIXELS
 from vheatir.restore.defaults import DEFAULT_CRF, DEFAULT_TASK, MOST_WORKERS, PRECISIONS, TASKS
 from vheatir.utils.files import printable
@@ -24,7 +25,7 @@ examples:
 The shipped weights were trained on BSDS500 and are for non-commercial research (see LICENSE-WEIGHTS beside them).
 The task photo is for the noise and the compression of photographs, denoise for Gaussian noise alone.
 
-exit status: 0 all done, 1 some files failed (they are named), 2 nothing was done, 130 interrupted.
+exit status: 0 all done, 1 some files (they are named) or the manifest failed, 2 nothing was done, 130 interrupted.
 """
 
 
@@ -107,6 +108,7 @@ def main(argv: list[str]) -> int:
     from vheatir.restore.progress import ConsoleProgress
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    is_listed = True
     try:
         results = restore(
             arguments.inputs,
@@ -134,9 +136,13 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; finished outputs are complete, the same command continues with the rest")
         return 130
+    except UnwrittenError as error:
+        console.print(printable(f"error: {error}"))
+        results = error.results
+        is_listed = False
     ended = [result.outcome.status for result in results if result.outcome.status != "kept"]
     failed = ended.count("failed")
     if ended or arguments.manifest:
         done = f"{len(ended) - failed} restored into {arguments.output}"
         console.print(printable(f"{done}, {failed} failed" if failed else done))
-    return 1 if failed else 0
+    return 1 if failed or not is_listed else 0

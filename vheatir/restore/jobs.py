@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
-from vheatir.restore.locations import Location, Url, is_url, location
+from vheatir.restore.locations import Location, Url, location
 from vheatir.restore.video.formats import RESTORED, is_clip, written_name
-from vheatir.utils.files import files_below
+from vheatir.utils.files import files_below, may_be_file, refuse_folder
 
 
 class Job(NamedTuple):
@@ -33,8 +33,7 @@ def _absolute(where: Location) -> Location:
 def plan_file(source: str | Path | Url, target: str | Path | Url) -> Job:
     """The job of restoring one file into another; UserError where the source is missing, or is the target."""
     job = Job(location(source), location(target))
-    if not job.source.exists():
-        raise UserError(f"{source}: there is no such file or folder")
+    _check_exists(job.source)
     if is_clip(job.source) != is_clip(job.target):
         kinds = ("a clip", "an image") if is_clip(job.source) else ("an image", "a clip")
         raise UserError(f"{source} is {kinds[0]}, {target} has the name of {kinds[1]}; give another name")
@@ -65,8 +64,9 @@ def plan_jobs(
     if isinstance(out, Path) and out.exists() and not out.is_dir():
         raise UserError(f"{out}: the output must be a folder, this is a file; give a folder with -o")
     jobs: dict[Location, Job] = {}
-    for text in map(str, inputs):
-        found = _expand_url(Url(text), out, passed_over) if is_url(text) else _expand(text, out, passed_over)
+    for source in map(location, inputs):
+        url = isinstance(source, Url)
+        found = _expand_url(source, out, passed_over) if url else _expand(str(source), out, passed_over)
         for job in found:
             other = jobs.setdefault(job.target, job)
             if _real(other.source) != _real(job.source):
@@ -121,8 +121,7 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
     if path.is_dir():
         yield from _folder_jobs(path, out, passed_over)
     elif path.exists() or not glob.has_magic(text):
-        if not path.exists():
-            raise UserError(f"{text}: there is no such file or folder")
+        _check_exists(path)
         yield Job(path, out / written_name(Path(path.name)))
     else:
         inside = _real(out)
@@ -137,10 +136,17 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
             yield from _folder_jobs(folder, out, passed_over)
 
 
+def _check_exists(source: Location) -> None:
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file or folder")
+    if isinstance(source, Path) and not may_be_file(source):
+        raise UserError(f"{source}: is a pipe or a device, expected a file; store what comes out of it in a file first")
+
+
 def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> Iterator[Job]:
     inside = _real(out)
     count = 0
-    for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=_unreadable):
+    for path in files_below(folder, skip=lambda below: _real(below) == inside, onerror=refuse_folder):
         if path.suffix.lower() in FORMATS:
             count += 1
             yield Job(path, out / written_name(path.relative_to(folder)))
@@ -148,10 +154,6 @@ def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> It
             passed_over[path.suffix.lower()] += 1
     if not count:
         raise UserError(f"{folder}: the folder holds no images ({', '.join(FORMATS)})")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
 def _real(path: Location) -> Location:

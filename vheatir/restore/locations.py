@@ -79,9 +79,11 @@ Location = Path | Url
 
 
 def location(text: str | Path | Url) -> Location:
-    """A path or a URL."""
+    """A path or a URL; UserError for an empty text, which as a path would be the current folder."""
     if isinstance(text, Url):
         return text
+    if text == "":
+        raise UserError("an input or output is empty, as of a shell variable that is not set; give a file or folder")
     return Url(str(text)) if is_url(str(text)) else Path(text)
 
 

@@ -1,5 +1,6 @@
 """A list in which every input stands exactly once, with what became of it; right at any moment, whatever is killed."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from vheatir.restore.jobs import Job
 from vheatir.restore.locations import Location, is_url
 from vheatir.restore.one_file import Outcome
 from vheatir.utils.files import atomic_open
+from vheatir.utils.lock import Lock
 
 
 class Manifest:
@@ -19,17 +21,34 @@ class Manifest:
 
     The file is replaced as a whole, at the start (with all inputs, those to do as "open") and at the end. In between,
     outcomes are appended to `<name>.journal`, which a later run takes in after a kill. Inputs of earlier runs with the
-    same manifest stay in it.
+    same manifest stay in it. One run has it at a time, until `close`.
 
     Args:
         path: of the file.
         jobs: inputs of this run.
         kept: those of them whose outputs are there already.
+
+    Raises:
+        UserError: it is another run's, is no manifest, holds another output of an input, or cannot be written.
     """
 
     def __init__(self, path: Path, jobs: Iterable[Job], kept: Iterable[Job]):
         self.path = path
         self._journal_path = path.with_name(path.name + ".journal")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            what = f"{path}: the manifest"
+            self._lock = Lock(path.with_name(f".{path.name}.lock"), what, "wait for that run, or give another manifest")
+        except OSError as error:
+            raise UserError(self._refused(error)) from error
+        try:
+            self._open(jobs, kept)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, jobs: Iterable[Job], kept: Iterable[Job]) -> None:
+        path = self.path
         self._lines = {**_read(path, torn=False), **_read(self._journal_path, torn=True)}
         there = {_key(job.source) for job in kept}
         for job in jobs:
@@ -44,32 +63,47 @@ class Manifest:
                 self._lines[key] = _line(job, Outcome("open"))
             elif line is None or line["status"] != "done":
                 self._lines[key] = _line(job, Outcome("kept"))
-        self._write()
         try:
+            self._write()
             self._journal = open(self._journal_path, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
         except OSError as error:
-            raise UserError(f"{self._journal_path}: cannot be written: {error.strerror}") from error
+            raise UserError(self._refused(error)) from error
 
     def record(self, job: Job, outcome: Outcome) -> None:
-        """Note what became of an input; on the disk before this returns."""
+        """Note what became of an input; on the disk before this returns, as long as the disk takes it."""
         self._lines[_key(job.source)] = line = _line(job, outcome)
-        self._journal.write(json.dumps(line) + "\n")
-        self._journal.flush()
+        if self._journal.closed:
+            return
+        try:
+            self._journal.write(json.dumps(line) + "\n")
+            self._journal.flush()
+        except OSError:  # no reason to stop; `close` has the whole list, and nothing may follow a line cut short
+            self._close_journal()
 
-    def close(self) -> None:
-        """Write the whole list; the journal is no longer needed then."""
-        self._journal.close()
-        self._write()
-        self._journal_path.unlink(missing_ok=True)
+    def close(self) -> str | None:
+        """Write the whole list, after which the journal is no longer needed; what went wrong with that, or None."""
+        self._close_journal()
+        try:
+            self._write()
+            self._journal_path.unlink(missing_ok=True)
+        except OSError as error:
+            return f"{self._refused(error)}; the files are done, the same command completes it"
+        finally:
+            with contextlib.suppress(OSError):  # a lock file that cannot be removed locks nothing
+                self._lock.release()
+        return None
+
+    def _close_journal(self) -> None:
+        with contextlib.suppress(OSError):  # what it could not take is in the list
+            self._journal.close()
+
+    def _refused(self, error: OSError) -> str:
+        return f"{self.path}: the manifest cannot be written: {error.strerror or error}"
 
     def _write(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_open(self.path) as file:
-                for line in self._lines.values():
-                    file.write((json.dumps(line) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"{self.path}: the manifest cannot be written: {error.strerror}") from error
+        with atomic_open(self.path) as file:
+            for line in self._lines.values():
+                file.write((json.dumps(line) + "\n").encode())
 
 
 def _key(where: Location | str) -> str:

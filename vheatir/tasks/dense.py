@@ -1,17 +1,24 @@
 """What `vheatir detect` and `vheatir segment` share: their session, costs, and the images of a folder."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
+from vheatir.image_io.formats import FORMATS
 from vheatir.tasks.session import TaskSession
 from vheatir.utils import run_metadata
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, files_below, printable, refuse_folder, skipped_note
 from vheatir.utils.timing import interleave, peak_mib
+
+_OF_IMAGE_IO = ("HEIF", "AVIF", "RAW")  # what the backbone's reader does not know
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,9 +131,20 @@ class DenseSession(TaskSession):
 
     def read_image(self, file: Path):
         """An image, (3, H, W) uint8 RGB."""
+        import torch
+
         from vheatir.backbone.dense.image_files import read_rgb
         from vheatir.backbone.errors import DataError
+        from vheatir.image_io import open_image
 
+        if FORMATS.get(file.suffix.lower()) in _OF_IMAGE_IO:
+            stored = open_image(file)
+            try:
+                pixels = stored.eight_bits(str(file))
+            finally:
+                stored.close()
+            pixels = np.array(np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)), order="C")
+            return torch.from_numpy(pixels).permute(2, 0, 1)
         image = read_rgb(file)
         if isinstance(image, DataError):
             raise UserError(str(image))
@@ -212,42 +230,79 @@ def _refuse_overwriting(files: list[Path], source: Path, folders: list[Path | No
         taken[path.resolve()] = file
 
 
+class Predicted(NamedTuple):
+    """How many images were drawn, and how many could not be."""
+
+    drawn: int
+    failed: int
+
+
 def predict(
     session: DenseSession,
     source: Path,
     output: Path,
     *,
     label_maps: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
     **drawing: Any,
-) -> int:
+) -> Predicted:
     """Draw what is found in an image or in those of a folder, as PNG, with the findings in `found.json`.
+
+    What is wrong with one image does not stop the others, and whatever ends the work, the findings until then are
+    written.
 
     Args:
         session: the network, made for mode "predict".
-        source: an image, or a folder that is searched with all below it.
+        source: an image, or a folder that is searched with all below it; hidden names and the folders that are
+            written are left out.
         output: a folder, made where there is none.
         label_maps: a folder for the classes' numbers, one PNG for each image; segmentation only.
+        say: gets a line on each image that failed, and on files that were passed over.
         **drawing: further arguments of the session's `draw`.
 
-    Returns:
-        How many images were drawn.
-
     Raises:
-        UserError: there are no images, one cannot be read, or a file to write is one of them or of two of them.
+        UserError: there are no images, a folder cannot be read, or a file to write is one of them or of two of them.
     """
-    from vheatir.backbone.data.pixels import SUFFIXES
     from vheatir.backbone.layers.freezing import freeze
 
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    others = Counter()
+    files = [source] if source.is_file() else _images_below(source, [output, label_maps], others)
+    if others:
+        say(f"note: {skipped_note(others)}")
     if not files:
         raise UserError(f"--predict {source}: no images there; expected an image or a folder of them")
     _refuse_overwriting(files, source, [output, label_maps])
     freeze(session.model.to(session.device))
     found = {}
-    for file in files:
-        if label_maps is not None:
-            drawing["label_map"] = png_below(label_maps, file, source)
-        drawn, found[_name(file, source).as_posix()] = session.draw(file, **drawing)
-        save_drawing(png_below(output, file, source), drawn)
-    run_metadata.write_json(output / "found.json", found)
-    return len(files)
+    try:
+        for file in files:
+            if label_maps is not None:
+                drawing["label_map"] = png_below(label_maps, file, source)
+            try:
+                drawn, entry = session.draw(file, **drawing)
+                save_drawing(png_below(output, file, source), drawn)
+            except Exception as error:  # whatever is wrong with one image, the others are still drawn
+                text = (str(error) or type(error).__name__).splitlines()[0]
+                say(printable(f"error: {text}" if str(file) in text else f"error: {file}: {text}"))
+            else:
+                found[_name(file, source).as_posix()] = entry
+    finally:
+        run_metadata.write_json(output / "found.json", found)
+    return Predicted(len(found), len(files) - len(found))
+
+
+def _images_below(source: Path, written: list[Path | None], others: "Counter[str]") -> list[Path]:
+    from vheatir.backbone.data.pixels import SUFFIXES
+
+    left_out = {os.path.realpath(folder) for folder in written if folder is not None}
+    files = []
+
+    def is_written(folder: Path) -> bool:
+        return os.path.realpath(folder) in left_out
+
+    for path in files_below(source, skip=is_written, onerror=refuse_folder):
+        if path.suffix.lower() in (*SUFFIXES, *FORMATS):
+            files.append(path)
+        else:
+            others[path.suffix.lower()] += 1
+    return files

@@ -97,7 +97,7 @@ def run(
         drawing: those of them that `predict` takes by keyword.
 
     Returns:
-        0, or 130 where training was stopped by a signal.
+        0, 1 where some of the images of `--predict` could not be drawn, 130 where training was stopped by a signal.
 
     Raises:
         UserError: something that was given cannot be used.
@@ -110,6 +110,9 @@ def run(
         options["path"] = {**(options.get("path") or {}), "pretrained": given["pretrained"]}
     if given["json"]:
         run_metadata.prepare_output(given["json"])
+    for folder in (given["output"], given.get("label_maps")):
+        if mode == "predict" and folder:
+            run_metadata.prepare_folder(folder)
     weights = given["weights"]
     if weights is None and mode in ("eval", "predict"):
         with as_user_error(str(path)):
@@ -120,9 +123,11 @@ def run(
             return train(session, argv, given["resume"])
         if mode == "predict":
             output = given["output"]
-            count = predict(session, given["predict"], output, **{name: given[name] for name in drawing})
-            sys.stdout.write(f"{count} images drawn into {output}, figures in {output / 'found.json'}\n")
-            return 0
+            options = {name: given[name] for name in drawing}
+            drawn, failed = predict(session, given["predict"], output, say=_say, **options)
+            ended = f", {failed} failed" if failed else ""
+            sys.stdout.write(f"{drawn} images drawn into {output}{ended}, figures in {output / 'found.json'}\n")
+            return 1 if failed else 0
         if mode == "eval":
             result = {"weights": weights, **session.evaluate(given.get("tta", False))}
         else:
@@ -130,6 +135,10 @@ def run(
         if processes.writes:
             _report(session, result, given["json"], argv)
         return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
 
 
 def _report(session: DenseSession, result: dict[str, Any], file: Path | None, argv: list[str]) -> None:

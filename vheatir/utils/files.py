@@ -3,10 +3,14 @@
 import hashlib
 import os
 import secrets
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from vheatir.errors import UserError
 
 TEMPORARY_PREFIX = ".vheatir-"
 _BLOCK = 1 << 20  # bytes hashed at a time
@@ -38,7 +42,8 @@ def files_below(
 ) -> Iterator[Path]:
     """Every file at any depth below a folder, sorted within each; hidden names are left out.
 
-    Linked folders are followed, except into a folder that is being gone through already.
+    So are named pipes, sockets and devices: opening one can wait for ever. Links that lead nowhere are in: what opens
+    them can say so. Linked folders are followed, except into a folder that is being gone through already.
 
     Args:
         root: the folder.
@@ -56,7 +61,27 @@ def files_below(
             and not (skip is not None and skip(Path(folder, name)))
         )
         above.update((os.path.join(folder, name), inside) for name in subfolders)
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        found = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in found if may_be_file(path))
+
+
+def refuse_folder(error: OSError) -> None:
+    """The `onerror` of `files_below` for those who must miss nothing: a UserError."""
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
+
+def may_be_file(path: Path) -> bool:
+    """Whether a path, or what it links to, is a regular file, or missing: no folder, named pipe, socket or device."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def skipped_note(others: "Counter[str]") -> str:
+    """What to say of files that were passed over, from their numbers by suffix."""
+    kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+    return printable(f"files of other kinds skipped: {kinds}")
 
 
 def sha256(path: Path) -> str:

@@ -57,8 +57,10 @@ class Lock:
     def release(self) -> None:
         """Give it up; nothing happens the second time."""
         if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
-            self._forget()
+            try:
+                self.path.unlink(missing_ok=True)
+            finally:
+                self._forget()
 
     def _forget(self) -> None:
         if self._descriptor is not None:

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 from vheatir import __version__
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
+
+_TRIED = 4096  # bytes that a folder must take, a block of most file systems
 
 # name shown -> names of the distributions that may provide it
 _PACKAGES = {
@@ -105,10 +108,17 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically; numbers that JSON does not know (infinite, NaN) become null, odd bytes escapes."""
+    """Write JSON atomically; numbers that JSON does not know (infinite, NaN) become null, odd bytes escapes.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_open(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes what JSON escapes it to
+    try:
+        with atomic_open(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes what JSON escapes it to
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _finite(value: Any) -> Any:
@@ -120,10 +130,17 @@ def _finite(value: Any) -> Any:
 
 
 def prepare_output(path: Path) -> None:
-    """Make the folder of an output file, before hours of work for a file that cannot be written."""
+    """Make the folder of an output file, and try it, before hours of work for a file that cannot be written."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    prepare_folder(path.parent)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for output files, and write a file there that vanishes again; UserError where that fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY_PREFIX) as file:
+            file.write(bytes(_TRIED))
     except OSError as error:
-        raise UserError(f"{path}: its folder cannot be made ({error.strerror}); choose another place") from error
+        raise UserError(f"{folder}: nothing can be written there ({error.strerror}); choose another place") from error

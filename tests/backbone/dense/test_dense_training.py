@@ -24,7 +24,7 @@ from vheatir.backbone.models.feature_maps import build_features, load_features
 from vheatir.detect import main as detect
 from vheatir.errors import UserError
 from vheatir.segment import main as segment
-from vheatir.tasks.dense import predict
+from vheatir.tasks.dense import DenseSession, predict
 
 MAINS = {"detect": detect, "segment": segment}
 
@@ -147,6 +147,72 @@ def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
         assert sum(found["a.jpg"]["shares"].values()) == pytest.approx(1)
         with Image.open(tmp_path / "maps" / "a.png") as numbers:
             assert numbers.mode == "L" and numbers.getextrema()[1] < 3
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_one_odd_file_costs_no_findings(command, unbroken, recipes, tmp_path, capsys):
+    """A folder as phones and file managers leave it, drawn into a folder below it, twice."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (70, 50), (200, 40, 40)).save(folder / "z.jpg")
+    Image.new("RGB", (64, 48), (40, 40, 200)).save(folder / "b.png")
+    for name in ("._z.jpg", "broken.png", "notes.txt"):
+        (folder / name).write_bytes(b"no image")
+    weights = str(unbroken[command] / "models" / "latest.safetensors")
+    out = folder / "drawn"
+    arguments = ["-opt", recipes(command, tmp_path), "--predict", str(folder), "-o", str(out), "--weights", weights]
+    if command == "segment":
+        arguments += ["--label-maps", str(folder / "maps")]
+    for _ in range(2):
+        assert MAINS[command](arguments) == 1
+        said = capsys.readouterr()
+        assert f"error: {folder / 'broken.png'}" in said.err and "skipped: 1 .txt" in said.err
+        assert "2 images drawn into" in said.out and ", 1 failed, figures in" in said.out
+        assert set(json.loads((out / "found.json").read_text())) == {"b.png", "z.jpg"}
+        assert sorted(path.name for path in out.rglob("*")) == ["b.png", "found.json", "z.png"]
+
+
+def test_images_of_phones_are_read(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    for mode in ("RGB", "L"):
+        heif.from_pillow(Image.new("RGB", (64, 48), (200, 90, 30)).convert(mode)).save(tmp_path / f"{mode}.heic")
+        read = DenseSession.read_image(None, tmp_path / f"{mode}.heic")
+        assert read.shape == (3, 48, 64) and read.dtype == torch.uint8
+        wanted = torch.tensor([200.0, 90, 30]) if mode == "RGB" else torch.full((3,), 116.0)
+        torch.testing.assert_close(read.float().mean((1, 2)), wanted, atol=4, rtol=0)
+
+
+def test_what_is_found_is_written_whatever_ends_the_work(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+
+    class Session:
+        device, model = "cpu", torch.nn.Identity()
+
+        def draw(self, file):
+            if file.name == "b.png":
+                raise KeyboardInterrupt
+            return torch.zeros(3, 8, 8, dtype=torch.uint8), {"seen": file.name}
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(Session(), tmp_path, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "found.json").read_text()) == {"a.png": {"seen": "a.png"}}
+
+
+@pytest.mark.parametrize("threshold", ["nan", "7", "-0.1", "half"])
+def test_a_threshold_is_a_number_from_0_to_1(threshold, capsys):
+    with pytest.raises(SystemExit) as ended:
+        detect(["-opt", "x.yml", "--predict", "in", "-o", "out", f"--threshold={threshold}"])
+    assert ended.value.code == 2
+    assert f"--threshold: expected a number from 0 to 1, got {threshold}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_an_output_that_is_no_folder_is_refused_before_weights_are_read(command, recipes, tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    arguments = ["-opt", recipes(command, tmp_path), "--predict", str(tmp_path), "-o", str(tmp_path / "taken")]
+    with pytest.raises(UserError, match="taken: nothing can be written there"):
+        MAINS[command]([*arguments, "--weights", str(tmp_path / "none.safetensors")])
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,35 @@ def test_command_writes_table_and_json(images, tmp_path, capsys, monkeypatch):
     assert {"versions", "commit", "machine", "utc", "device"} <= metadata.keys()
 
 
+def _refusing(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-images"])
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="/proc, where nothing can be written")
+def test_a_place_where_nothing_can_be_written_is_refused_before_work(option, images, monkeypatch):
+    monkeypatch.setattr(methods, "open_method", lambda *_: (smooth, {}))
+    monkeypatch.setattr("vheatir.evaluate.api.evaluate_image", _refusing)
+    argv = ["--task", "denoise", "--data", str(images), "--color", "--sigma", "15", option, "/proc/out.json"]
+    with pytest.raises(UserError, match=r"/proc.*nothing can be written there"):
+        evaluation.main(argv)
+
+
+def test_a_disk_that_fills_later_costs_no_scores(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(methods, "open_method", lambda *_: (smooth, {"method": "smooth"}))
+    argv = ["--task", "denoise", "--data", str(images), "--color", "--sigma", "15"]
+    target = tmp_path / "out.json"
+    monkeypatch.setattr("vheatir.evaluate.api.save_png", _refusing)
+    with pytest.raises(UserError, match=r"a\.png: cannot be written \(No space left on device\)") as refused:
+        evaluation.main([*argv, "--save-images", str(tmp_path / "saved"), "--json", str(target)])
+    assert refused.value.results == json.loads(target.read_text(encoding="utf-8"))["results"]
+    assert "sigma 15      3" in capsys.readouterr().out
+    monkeypatch.setattr("vheatir.utils.run_metadata.atomic_open", _refusing)
+    with pytest.raises(UserError, match=r"out\.json: cannot be written \(No space left on device\)"):
+        evaluation.main([*argv, "--json", str(target)])
+    assert "sigma 15      3" in capsys.readouterr().out
+
+
 @pytest.fixture(params=["color", "gray"])
 def weights_file(request, tmp_path) -> Path:
     """Untrained weights for denoising, of a very small network."""

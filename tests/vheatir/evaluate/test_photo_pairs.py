@@ -98,6 +98,35 @@ def test_pairs_that_are_none_are_named(pairs, tmp_path):
         evaluate([tmp_path / "none"], "photo", gray=False, method=None)
 
 
+def test_a_mean_without_its_photograph_is_named(pairs):
+    folder, _ = pairs
+    (folder / "more" / "b_real.JPG").rename(folder / "more" / "c.JPG")
+    with pytest.raises(UserError, match=r"b_mean.JPG: expected one file b_real.\* beside it, found 0"):
+        evaluate([folder], "photo", gray=False, method=None)
+
+
+def test_photographs_are_read_in_every_format_of_images(pairs):
+    heif = pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    folder, made = pairs
+    (folder / "a_real.png").unlink()
+    heif.from_bytes("RGB", (64, 48), made["a_real"].tobytes()).save(folder / "a_real.heic", quality=-1, chroma=444)
+    (result,) = evaluate([folder], "photo", gray=False, method=None)
+    assert [record["image"] for record in result["per_image"]] == ["a_real.heic", "more/b_real.JPG"]
+    wanted = psnr(made["a_real"], made["a_mean"])
+    assert result["per_image"][0]["input"]["psnr"] == pytest.approx(wanted, abs=0.3)  # through Y'CbCr
+
+
+def test_files_that_are_left_out_are_counted(pairs, caplog):
+    folder, _ = pairs
+    for name in ("a_real.NEF", "more/notes.txt", "more/b.txt"):
+        (folder / name).write_bytes(b"x")
+    cv2.imwrite(str(folder / "alone.png"), np.zeros((20, 20, 3), np.uint8))
+    (result,) = evaluate([folder], "photo", gray=False, method=None)
+    assert result["images"] == 2
+    assert "note: pairs: files of other kinds skipped: 1 .nef, 2 .txt" in caplog.messages
+    assert "note: pairs: 1 images are named neither *_real.* nor *_mean.* and were skipped" in caplog.messages
+
+
 def test_sizes_of_a_pair_must_agree(pairs):
     folder, _ = pairs
     cv2.imwrite(str(folder / "a_mean.png"), np.zeros((40, 64, 3), np.uint8))

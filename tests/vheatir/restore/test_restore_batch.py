@@ -21,6 +21,7 @@ from vheatir.restore.jobs import Job, plan_jobs
 from vheatir.restore.locations import Url, existing, fetched, stored
 from vheatir.restore.manifest import Manifest
 from vheatir.restore.one_file import Outcome
+from vheatir.restore.progress import ConsoleProgress
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -216,12 +217,14 @@ def test_after_a_kill_the_same_command_does_the_rest_and_the_manifest_is_whole(c
     assert {line["status"] for line in found} <= {"done", "kept"}
     assert sum(line["status"] == "kept" for line in found) <= 1, "at most the file that the kill came between"
     assert all(Path("out", name).stat().st_mtime_ns == when for name, when in killed_at.items())
+    assert not Path(".list.jsonl.lock").exists()
 
 
 def test_the_journal_of_a_killed_run_is_taken_in_and_its_torn_line_left_out(tmp_path):
     jobs = [Job(tmp_path / f"{n}.png", tmp_path / "out" / f"{n}.png") for n in range(3)]
     manifest = Manifest(tmp_path / "list.jsonl", jobs, [])
     manifest.record(jobs[0], Outcome("done", level="x"))
+    manifest._lock.release()  # as a kill does
     with open(tmp_path / "list.jsonl.journal", "a") as journal:
         journal.write('{"input": "torn')
     again = Manifest(tmp_path / "list.jsonl", jobs, kept=[jobs[0]])
@@ -247,6 +250,58 @@ def test_a_file_that_is_no_manifest_is_not_replaced(command, tiny, capfd):
     Path("notes.txt").write_text("my notes\n")
     assert command("in.png", "-o", "out", "--manifest", "notes.txt") == 2
     assert Path("notes.txt").read_text() == "my notes\n" and "line 1 is not one of a manifest" in capfd.readouterr().err
+
+
+def test_two_runs_do_not_share_a_manifest(command, tiny, tmp_path, capfd):
+    tiny.image("in/a.png")
+    tiny.image("in/b.png")
+    assert command("in/a.png", "-o", "out", "--manifest", "list.jsonl") == 0
+    job = Job(Path("in/c.png"), Path("out/c.png"))
+    other = Manifest(tmp_path / "list.jsonl", [job], [])
+    other.record(job, Outcome("done"))
+    assert command("in", "-o", "out", "--manifest", "list.jsonl") == 2
+    assert "the manifest is in use by process" in capfd.readouterr().err and tiny.below("out") == ["a.png"]
+    assert other.close() is None
+    assert [line["input"] for line in lines("list.jsonl")] == ["in/a.png", "in/c.png"]
+    assert command("in", "-o", "out", "--manifest", "list.jsonl") == 0
+    assert [line["status"] for line in lines("list.jsonl")] == ["done", "done", "done"]
+    assert not Path(".list.jsonl.lock").exists()
+
+
+@pytest.mark.parametrize("room_at_the_end", [True, False])
+def test_a_disk_that_fills_costs_the_manifest_only(room_at_the_end, command, tiny, monkeypatch, capsys):
+    """Files may grow to 4000 bytes from the first file on: results do, the manifest and its journal do not."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    names = [f"{number:02}{'x' * 200}.png" for number in range(20)]
+    for name in names:
+        tiny.image(f"in/{name}", (8, 8, 3))
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    begin, end = ConsoleProgress.begin, ConsoleProgress.end
+
+    def lower(self, jobs):
+        begin(self, jobs)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, former[1]))
+
+    def lift(self):
+        end(self)
+        if room_at_the_end:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    monkeypatch.setattr(ConsoleProgress, "begin", lower)
+    monkeypatch.setattr(ConsoleProgress, "end", lift)
+    try:
+        status = command("in", "-o", "out", "--manifest", "list.jsonl", "--workers", "1", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    said = capsys.readouterr().err
+    assert tiny.below("out") == names and status == (0 if room_at_the_end else 1)
+    assert said.count("list.jsonl: the manifest cannot be written: File too large") == (not room_at_the_end)
+    assert Path("list.jsonl.journal").exists() == (not room_at_the_end)
+    monkeypatch.setattr(ConsoleProgress, "begin", begin)
+    assert command("in", "-o", "out", "--manifest", "list.jsonl") == 0
+    found = lines("list.jsonl")
+    assert [line["input"] for line in found] == [f"in/{name}" for name in names]
+    assert {line["status"] for line in found} == ({"done"} if room_at_the_end else {"done", "kept"})
 
 
 def test_urls_as_inputs_and_output(command, tiny, memory):

@@ -16,7 +16,9 @@ import torch
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
+from vheatir.errors import UserError
 from vheatir.image_io import Image, read_image, write_image
+from vheatir.restore import restore
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
 CONFIG = {"dim": 8, "depths": [1], "embed_size": 8, "downscale": 2}
@@ -306,6 +308,40 @@ def test_a_file_as_output_is_refused_for_anything_else(command, tmp_path, capfd,
     assert command(*inputs, "-o", output) == 2
     assert reason in capfd.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("name", ["result.gif", "new/result.JP2", "page.pdf", "memory://b/result.psd"])
+def test_a_name_of_a_format_that_is_not_written_is_no_folder(command, tmp_path, capfd, name):
+    image(tmp_path / "in.png")
+    assert command("in.png", "-o", name) == 2
+    said = capfd.readouterr().err
+    assert name in said and "are not written" in said and ".png" in said and ".mp4" in said
+    assert ".avif" not in said and ".nef" not in said and below(tmp_path) == ["in.png"]
+    (tmp_path / "scans.pdf").mkdir()
+    assert command("in.png", "-o", "scans.pdf") == 0 and below(tmp_path / "scans.pdf") == ["in.png"]
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image("in.png")
+    for inputs, output in (("", "out"), (["in.png", ""], "out"), ("in.png", "")):
+        with pytest.raises(UserError, match="is empty"):
+            restore(inputs, output)
+    assert below(tmp_path) == ["in.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of POSIX")
+def test_named_pipes_in_a_folder_are_passed_over_and_dead_links_named(command, tmp_path, capfd):
+    image(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "c.png").symlink_to("a.png")
+    (tmp_path / "in" / "d.png").symlink_to("none.png")
+    assert command("in", "-o", "out") == 1
+    assert below(tmp_path / "out") == ["a.png", "c.png"]
+    assert "in/d.png" in capfd.readouterr().err
+    for output in ("more", "more.png"):
+        assert command("in/b.png", "-o", output) == 2
+        assert "is a pipe or a device" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
