@@ -3,8 +3,9 @@
     python benchmarks/text_crops.py --json results/text_crops.json -o docs/images/text_crops.webp
 
 The letters are those of DejaVu, which comes with matplotlib; training draws others (vheatir.data.drawn_text). A caption
-is on a photograph of scikit-image. PSNR in dB over the three channels of 256x384 pixels, 8 bits; JPEG is Pillow's with
-4:2:0. The sheet shows quality 30 as it came, restored by `jpeg` and by `photo`, and the truth.
+is on a photograph of scikit-image; this one and another without text are the control. PSNR in dB over the three
+channels of 256x384 pixels, 8 bits; JPEG is Pillow's with 4:2:0. The sheet shows quality 30 as it came, restored by
+`jpeg` and by `photo`, and the truth.
 """
 
 import argparse
@@ -48,8 +49,12 @@ def _page(background: str, colors: tuple[str, ...], size: int, name: str = "Deja
     return np.asarray(image)
 
 
+def _photograph(name: str) -> np.ndarray:
+    return np.ascontiguousarray(getattr(skimage.data, name)()[40 : 40 + _HEIGHT, 60 : 60 + _WIDTH])
+
+
 def _captioned() -> np.ndarray:
-    image = Image.fromarray(np.ascontiguousarray(skimage.data.coffee()[60 : 60 + _HEIGHT, 100 : 100 + _WIDTH]))
+    image = Image.fromarray(_photograph("coffee"))
     draw, font = ImageDraw.Draw(image), _font("DejaVuSans-Bold", 22)
     draw.text((60, 12), "COFFEE AT 8 O'CLOCK", "white", font, stroke_width=2, stroke_fill="black")
     draw.text((150, 222), "photo: R. Michals", "yellow", _font("DejaVuSans", 12))
@@ -63,6 +68,8 @@ def scenes() -> dict[str, np.ndarray]:
         "light on dark, 14 pixels": _page("#1e1e28", ("#e6e6e6", "#7fd0ff", "#ffb86c"), 14, "DejaVuSansMono"),
         "red and blue on white, 11 pixels": _page("white", ("#c80000", "#0030c0"), 11),
         "caption on a photograph": _captioned(),
+        "coffee, no text": _photograph("coffee"),
+        "chelsea, no text": _photograph("chelsea"),
     }
 
 
@@ -73,11 +80,19 @@ def as_jpeg(image_u8: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-def measured(truth: np.ndarray, restorers: dict[str, Restorer]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """PSNR at each quality before and after, of the clean image after; and the crops of the sheet."""
+def measured(
+    truth: np.ndarray, restorers: dict[str, Restorer], qualities: list[int]
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """PSNR at each quality before and after, of the clean image after; and the crops of the sheet.
+
+    Args:
+        truth: uint8 RGB.
+        restorers: by their task.
+        qualities: of JPEG.
+    """
     found: dict[str, Any] = {}
     crops: list[np.ndarray] = []
-    for quality in _QUALITIES:
+    for quality in sorted({*qualities, _SHOWN}):
         seen = as_jpeg(truth, quality)
         results = {task: to_uint8(restorer.restore(to_float(seen))) for task, restorer in restorers.items()}
         found[str(quality)] = {"input": psnr(seen, truth)} | {task: psnr(one, truth) for task, one in results.items()}
@@ -94,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="WebP file to write the sheet to")
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
+    parser.add_argument("--qualities", type=int, nargs="+", default=_QUALITIES, help="of JPEG (default: %(default)s)")
     parser.add_argument("--jpeg-weights", metavar="NAME", help="others than those of the task jpeg")
     parser.add_argument("--photo-weights", metavar="NAME", help="others than those of the task photo")
     arguments = parser.parse_args()
@@ -105,11 +121,13 @@ def main() -> int:
         }
         results, rows = {}, []
         for title, truth in scenes().items():
-            results[title], crops = measured(truth, restorers)
-            rows.append(Row(title, crops))
+            results[title], crops = measured(truth, restorers, arguments.qualities)
+            if "no text" not in title:
+                rows.append(Row(title, crops))
             for level, scores in results[title].items():
                 sys.stdout.write(f"{title}, {level}: {', '.join(f'{name} {db:.2f}' for name, db in scores.items())}\n")
         if arguments.output:
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
             save_below(sheet(rows, ("JPEG of quality 30", "jpeg", "photo", "truth")), arguments.output, _MOST_BYTES)
         write_json(arguments.json, {"scenes": results, "metadata": run_metadata(["python", *sys.argv])})
     except UserError as error:

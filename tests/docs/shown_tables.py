@@ -92,6 +92,7 @@ MORE = (
     ("train --compare", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
     ("designs.py", ["--minutes", "0.005", "--only", "heat", "no_attention", *sets("datasets.train.gt_size=16")]),
     ("designs.py", sets("datasets.train.batch_size_per_gpu=1", "num_gpu=0")),
+    ("text_crops.py", ["--qualities", "30"]),
     ("vheatir preview", ["--measure", "4", "--count", "2", *sets("datasets.train.gt_size=16")]),
     ("vheatir preview", sets("datasets.train.progressive=null")),
     ("vheatir pretrain", sets(*SMALL_IMAGES, "train.epochs=1", "train.warmup_epochs=0", "val.every=1")),
