@@ -205,6 +205,7 @@ def _lowering() -> np.ndarray:
 
 
 _LOWERING = _lowering()
+_POINTS = 4  # on a side, between which the strength of uneven noise changes
 
 
 def add_within_range(clean_u8: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -248,6 +249,24 @@ class Smoothing:
     chroma_tail: float
     ratio: float
     sharpen: float = 0.0
+
+
+def uneven_noise(noise: np.ndarray, places: float, channels: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise that is stronger in some places and in some channels than a sensor's curve says.
+
+    Cameras treat noise by place, brightness and color in ways of their own; a network that has only seen noise of one
+    strength for each brightness takes the rest for texture.
+
+    Args:
+        noise: float32 (H, W, 3), RGB.
+        places: standard deviation, over 4x4 points with smooth transitions, of the natural logarithm of the factor.
+        channels: the same over the three channels.
+        rng: draws both.
+    """
+    height, width = noise.shape[:2]
+    points = rng.normal(0, places, (_POINTS, _POINTS)).astype(np.float32)
+    factor = np.exp(cv2.resize(points, (width, height), interpolation=cv2.INTER_LINEAR))
+    return noise * factor[..., None] * np.exp(rng.normal(0, channels, 3)).astype(np.float32)
 
 
 def _blur(plane: np.ndarray, deviation: float) -> np.ndarray:

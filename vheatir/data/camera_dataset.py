@@ -19,6 +19,7 @@ from vheatir.data.camera import (
     camera_noise,
     read_variance,
     smooth_noise,
+    uneven_noise,
 )
 from vheatir.data.datasets import SyntheticDataset
 from vheatir.data.degradations import SUBSAMPLING, draw_grid_phase, jpeg_roundtrip
@@ -44,6 +45,8 @@ _NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, defaul
     "chroma_ratio": (0, 4, {"min": 0.2, "max": 0.75}),
     "sharpen": (0, 4, {"min": 0.0, "max": 1.0}),
     "web_scale": (1, 4, {"min": 1.0, "max": 2.0}),
+    "uneven_places": (0, 2, {"min": 0.0, "max": 0.5}),
+    "uneven_channels": (0, 2, {"min": 0.0, "max": 0.5}),
 }
 _INTEGERS: dict[str, tuple[int, int, object]] = {
     "bits": (8, 16, [10, 12, 14]),
@@ -62,6 +65,7 @@ _SHARES = {
     "web_probability": 0.2,
     "double_probability": 0.5,
     "clean_probability": 0.1,
+    "uneven_probability": 0.0,
 }
 _OF_SHOT = ("gamma", "contrast", "red_gain", "blue_gain", "bits")
 _OF_SMOOTHING = {  # attribute of `Smoothing`: key
@@ -90,8 +94,9 @@ class CameraNoiseDataset(SyntheticDataset):
 
     A clean crop is enlarged, shrunk or left as it is; its noise is made on a sensor (vheatir.data.camera: tone curve,
     white balance, color matrix, shot and read noise, mosaic, demosaicing), resized in a share of crops, smoothed and
-    sharpened as cameras do; the sum is clipped, rounded and, in a share, compressed. A further share went through the
-    web: image and target are shrunk, and it is compressed once or twice. Some crops have no noise at all.
+    sharpened as cameras do, in a share made uneven over places and channels; the sum is clipped, rounded and, in a
+    share, compressed. A further share went through the web: image and target are shrunk, and it is compressed once or
+    twice. Some crops have no noise at all.
 
     Options besides the common ones: those of options/photo_light.yml, which tells their units, ranges and sources and
     has the values that they take when left out. Strengths are fixed, a list, or `{min, max}`; `*_probability` is a
@@ -198,6 +203,9 @@ class CameraNoiseDataset(SyntheticDataset):
         noise = _resized(camera_noise(color, shot, rng), clean.shape[:2])
         if self._happens(rng, "smooth"):
             noise = smooth_noise(noise, self._smoothing(rng))
+        if self.shares["uneven_probability"] and self._happens(rng, "uneven"):  # else old seeds stay valid
+            places, channels = (self.drawn[f"uneven_{name}"].draw(rng) for name in ("places", "channels"))
+            noise = uneven_noise(noise, places, channels, rng)
         if clean.ndim == 2:
             noise = cv2.transform(noise, RGB_TO_YCC[:1])
         return clean + 255 * noise if shot.one_sided else add_within_range(clean, noise)

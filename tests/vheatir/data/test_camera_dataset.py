@@ -132,6 +132,26 @@ def test_synthesized_noise_looks_like_that_of_cameras(camera):
         assert quantiles[name][0] <= low + 0.02 and high <= quantiles[name][2] + 0.02, (name, quantiles[name])
 
 
+def test_uneven_noise_has_other_strengths_in_places_and_channels(camera):
+    plain = {"gray_probability": 0, "jpeg_probability": 0, "smooth_probability": 0, "size": 200, "gt_size": 96, **PLAIN}
+    even, off = camera(**plain), camera(uneven_probability=0, uneven_places=1, **plain)
+    uneven = camera(uneven_probability=1, uneven_places=0.8, uneven_channels=0.8, **plain)
+
+    def strengths(dataset, number):
+        noise = (dataset[number]["lq"] - dataset[number]["gt"]).numpy()
+        return noise.reshape(3, 4, 24, 4, 24).std((2, 4)), noise.std((1, 2))
+
+    assert all(torch.equal(even[number]["lq"], off[number]["lq"]) for number in range(9)), "old seeds stay valid"
+    places, channels = [], []
+    for number in range(30):
+        assert torch.equal(uneven[number]["gt"], even[number]["gt"])
+        found = [np.concatenate([np.log(part).ravel() for part in strengths(one, number)]) for one in (even, uneven)]
+        change = found[1] - found[0]
+        places.append((change[:48].reshape(3, -1) - change[48:, None]).std())
+        channels.append(change[48:].std())
+    assert 0.2 < np.median(places) < 0.8 and 0.3 < np.median(channels) < 1.0
+
+
 def test_no_color_shifts(camera):
     dataset = camera(gray_probability=0, one_sided_probability=0, jpeg_probability=0, **PLAIN)
     shift = torch.stack([(sample["lq"] - sample["gt"]).mean((1, 2)) for sample in (dataset[n] for n in range(300))])
