@@ -2,7 +2,8 @@
 
     python benchmarks/dark_colors.py --json results/dark_colors.json
 
-Flat images in the camera noise of options/photo_light.yml, one camera for each sample, without JPEG, once with noise of
+Flat images in the camera noise of options/photo_light.yml, of its upper half (`shot_noise` 0.001 to 0.01), one camera
+for each sample, without JPEG, once with noise of
 mean zero and once with black clipped in the raw numbers (`one_sided_probability` 1). In levels of 255: `shift`, the
 largest difference over the channels between the means of the restored image and of the photograph; `grain`, the
 standard deviation of the worst channel before and after. Means over the samples.

@@ -1,6 +1,7 @@
 """The `vheatir` command: a table of modules, each imported only when its command is called."""
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -41,6 +42,7 @@ _TABLE = (
     ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
 )
 COMMANDS = {name: module for name, module, _ in _TABLE}
+_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended
 _EMPTY = re.compile(r"(--?[\w-]+=)?")
 
@@ -74,7 +76,8 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         status = _status(command, list(sys.argv[1:] if argv is None else argv))
     except OSError as error:
         # of any file; one of stdout comes again, but an unbuffered stream has forgotten what it could not write
-        refused = _refused_by_stdout("\n") if error.filename is None else None
+        may_be_stdout = error.filename is None and error.errno in _OF_STREAMS
+        refused = _refused_by_stdout("\n") if may_be_stdout else None
         if refused is None:
             raise
     except SystemExit:  # argparse ends the program after --help

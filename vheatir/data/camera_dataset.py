@@ -24,6 +24,7 @@ from vheatir.data.camera import (
 from vheatir.data.datasets import SyntheticDataset
 from vheatir.data.degradations import SUBSAMPLING, draw_grid_phase, jpeg_roundtrip
 from vheatir.data.distributions import Distribution
+from vheatir.data.drawn_text import draw_text
 from vheatir.errors import UserError
 
 _MARGIN = 2  # pixels cut off all around: demosaicing and filters lack neighbors there
@@ -158,8 +159,11 @@ class CameraNoiseDataset(SyntheticDataset):
         image = np.ascontiguousarray(augment(image[part], mode))
         if image.ndim == 3 and (rng.random() < self.gray_probability or self.in_chans == 1):
             image = self._gray(image, rng)
-        image = self._perhaps_drawn(image, rng, 0.5)  # as soft as the scene
-        noisy, clean = self._photograph(image, (side, side), plan, rng)
+        sharp = False
+        if self._has_text(rng):
+            sharp = rng.random() < 0.5  # as on a screen; else as soft as the scene
+            image = image if sharp else draw_text(image, rng)
+        noisy, clean = self._photograph(image, (side, side), plan, rng, text=sharp)
         phases = [draw_grid_phase(rng, _GRID) for _ in plan.qualities]
         noisy, clean = _compress(noisy, clean, plan, phases)
         inside = slice(_MARGIN, _MARGIN + size)
@@ -182,12 +186,11 @@ class CameraNoiseDataset(SyntheticDataset):
         return self._pack(key, noisy, clean, 0.0, {})
 
     def _photograph(
-        self, image: np.ndarray, shape: tuple[int, ...], plan: _Plan, rng: np.random.Generator
+        self, image: np.ndarray, shape: tuple[int, ...], plan: _Plan, rng: np.random.Generator, *, text: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Noisy and clean uint8 images of `shape` (rows, columns), before compression."""
+        """Noisy and clean uint8 images of `shape` (rows, columns), before compression; with `text` drawn on both."""
         clean = _resized(image, tuple(round(length * plan.web) for length in shape))
-        if self.train:
-            clean = self._perhaps_drawn(clean, rng, 0.5)  # sharp, as on a screen
+        clean = draw_text(clean, rng) if text else clean
         noisy = self._exposed(clean, rng) if plan.noisy else clean
         if noisy.shape[:2] != shape:
             noisy, clean = _resized(noisy, shape), _resized(clean, shape)

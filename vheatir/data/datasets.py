@@ -76,11 +76,13 @@ class SyntheticDataset(RestorationDataset):
             image = self._gray(image, rng)
         return self._pack(key, *self._degrade(image, rng, size)) | left
 
-    def _perhaps_drawn(self, image: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
-        """The crop, or one with text on it; without the option no random number is drawn, so old seeds stay valid."""
-        if not self.text_probability or rng.random() >= self.text_probability * share:
-            return image
-        return draw_text(image, rng)
+    def _perhaps_drawn(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The crop, or one with text on it."""
+        return draw_text(image, rng) if self._has_text(rng) else image
+
+    def _has_text(self, rng: np.random.Generator) -> bool:
+        """Whether a sample has text; without the option no random number is drawn, so old seeds stay valid."""
+        return bool(self.text_probability) and rng.random() < self.text_probability
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
         """(degraded, clean, level, extra keys) of a uint8 crop, or of a whole image when `rng` is None.

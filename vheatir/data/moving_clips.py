@@ -64,7 +64,8 @@ class MovingClipsDataset(SyntheticDataset):
     fixed, as a list or as a range, `speed` in pixels per frame, in any direction; `shake`, the standard deviation of
     each frame's own displacement, in pixels; `turn` in degrees per frame and `zoom` in percent per frame, either way;
     `still_probability`, the share of clips in which nothing moves; `parallax_probability`, the share with a second
-    layer, cut out of the same image, that moves by itself. Validation and test draw from the seed and the image's
+    layer, cut out of the same image, that moves by itself. `text_probability` draws on the whole image, before the
+    clip is cut out of it. Validation and test draw from the seed and the image's
     place in the folder.
     """
 

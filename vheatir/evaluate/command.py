@@ -91,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _write(path: Path, found: dict[str, Any], unwritten: UnwrittenError | None) -> None:
+    """Write the results; where that fails too, the error says both."""
+    try:
+        write_json(path, found)
+    except UserError as error:
+        if unwritten is None:
+            raise
+        raise UnwrittenError(f"{unwritten}; {error}", unwritten.results) from error
+
+
 def main(argv: list[str]) -> int:
     """Entry of `vheatir evaluate`."""
     options = _parser().parse_args(argv)
@@ -145,7 +155,8 @@ def main(argv: list[str]) -> int:
     if options.json is not None:
         protocol = f"{PROTOCOL[options.task]}; {COMMON_PROTOCOL}"
         about |= {"protocol": protocol, "limit": options.limit, "seconds": round(time.perf_counter() - start, 3)}
-        write_json(options.json, {"results": results, "metadata": run_metadata(["vheatir", "evaluate", *argv]) | about})
+        found = {"results": results, "metadata": run_metadata(["vheatir", "evaluate", *argv]) | about}
+        _write(options.json, found, unwritten)
     if unwritten is not None:
         raise unwritten
     return 0

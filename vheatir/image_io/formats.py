@@ -37,6 +37,7 @@ STRAIGHT = 2
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
 _USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
 _USUAL_TRANSFER = (1, 2, 6, 13)
+_MOST_DPI = 65535  # of a JPEG
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
 
@@ -226,6 +227,15 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+def usable_dpi(dpi: Any) -> tuple[float, float] | None:
+    """Dots per inch across and down that every format can hold, above 0 and at most 65535; None for others."""
+    try:
+        across, down = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if min(across, down) > 0 and max(across, down) <= _MOST_DPI else None
 
 
 def color_numbers(primaries: int, transfer: int) -> tuple[int, int] | None:

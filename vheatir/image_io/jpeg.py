@@ -25,8 +25,8 @@ _SOS = 0xDA
 _APP0 = 0xE0
 _APP1 = 0xE1
 _APP2 = 0xE2
-_APP13 = 0xED
-_COMMENT = 0xFE
+APP13 = 0xED
+COMMENT = 0xFE
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_OR_HIERARCHICAL = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
@@ -114,7 +114,7 @@ def _scan(data: bytes, encoded: Encoded) -> JpegInfo:
             info.height = int.from_bytes(payload[1:3])
             info.width = int.from_bytes(payload[3:5])
             encoded.check_size(info.width, info.height)
-        elif marker in (_APP1, _APP13, _COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
+        elif marker in (_APP1, APP13, COMMENT) or (marker == _APP2 and payload.startswith(_ICC)):
             info.segments.append((marker, payload))
         elif marker == _APP2 and payload.startswith(_FURTHER_IMAGES):
             info.index = payload.removeprefix(_FURTHER_IMAGES), start + len(_FURTHER_IMAGES)
@@ -182,8 +182,7 @@ def _end_of_further_images(data: bytes, info: JpegInfo, end: int) -> tuple[int, 
             images = images_of(*info.index)
         except ValueError:
             images = []
-    images = [(start, stop) for start, stop in images if end <= start < stop <= len(data)]
-    if images:
+    if images and all(_is_image(data, start, stop) and start >= end for start, stop in images):
         return max(stop for _, stop in images), len(images)
     named = info.index or any(names_gain_map(payload) for _, payload in info.segments if payload.startswith(_XMP))
     count = 0
@@ -192,13 +191,19 @@ def _end_of_further_images(data: bytes, info: JpegInfo, end: int) -> tuple[int, 
     return end, count
 
 
+def _is_image(data: bytes, start: int, stop: int) -> bool:
+    """Whether a JPEG, perhaps padded, lies there; the index of a file that was edited since may be wrong."""
+    last = _end(data, start + 2) if data.startswith(_IMAGE, start) else None
+    return last is not None and last <= stop <= len(data) and not data[last:stop].strip(b"\0\xff")
+
+
 def _without_further_images(info: JpegInfo, extras: dict) -> tuple[str, ...]:
     """Take what describes further images out of the XMP; a note where XMP is lost by that."""
     notes = ()
     kept = []
     for marker, payload in info.segments:
         if payload.startswith(_XMP):
-            edited = without_images(payload.removeprefix(_XMP))
+            edited = without_images(payload.removeprefix(_XMP), _MOST_PAYLOAD - len(_XMP))
             extras["xmp"] = edited
             if edited is None:
                 notes = ("its XMP describes them in a way that cannot be edited; left out",)

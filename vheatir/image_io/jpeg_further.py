@@ -44,20 +44,25 @@ def names_gain_map(xmp: bytes) -> bool:
     return _GAIN_MAP.search(xmp) is not None
 
 
-def without_images(xmp: bytes) -> bytes | None:
+def without_images(xmp: bytes, most_bytes: int) -> bytes | None:
     """XMP without what describes further images; videos that it lists stay. None where it cannot be edited.
 
     Args:
         xmp: a packet, from its first tag on.
+        most_bytes: of the result, which may be longer than the packet.
     """
     if not _DESCRIBES.search(xmp):
         return xmp
     if _DEFINES_ENTITIES.search(xmp):  # which may expand without bounds
         return None
     try:
-        document = minidom.parseString(xmp.rstrip(b"\0"))
-    except (ExpatError, ValueError):
+        edited = _edited(minidom.parseString(xmp.rstrip(b"\0")))
+    except (ExpatError, ValueError, RecursionError):
         return None
+    return edited if len(edited) <= most_bytes else None
+
+
+def _edited(document: minidom.Document) -> bytes:
     for directory in (one for space in _CONTAINERS for one in document.getElementsByTagNameNS(space, "Directory")):
         _keep_videos(directory)
     for element in document.getElementsByTagName("*"):

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import Encoded, Stored, color_numbers
+from vheatir.image_io.formats import Encoded, Stored, color_numbers, usable_dpi
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -166,6 +166,11 @@ def _colors_of(chunks: dict[bytes, bytes]) -> dict[str, Any]:
     return {} if abs(gamma * 2.2 - 1) < _USUAL_GAMMA else {"gamma": gamma}
 
 
+def is_xmp(text: bytes) -> bool:
+    """Whether the content of an iTXt chunk is XMP that other formats can take."""
+    return text.startswith(_XMP)
+
+
 def _texts_of(chunks: list[tuple[bytes, bytes]]) -> dict[str, Any]:
     """XMP and dots per inch, for other formats."""
     found: dict[str, Any] = {}
@@ -174,7 +179,7 @@ def _texts_of(chunks: list[tuple[bytes, bytes]]) -> dict[str, Any]:
             found["xmp"] = data.removeprefix(_XMP)
         elif kind == b"pHYs" and len(data) == 9 and data[8] == 1:
             across, down = struct.unpack_from(">II", data)
-            found["dpi"] = (across * _METERS_PER_INCH, down * _METERS_PER_INCH) if across and down else None
+            found["dpi"] = usable_dpi((across * _METERS_PER_INCH, down * _METERS_PER_INCH))
     return found
 
 
@@ -316,9 +321,9 @@ def metadata_chunks(extras: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     elif extras.get("cicp"):
         chunks.append((b"cICP", bytes([*extras["cicp"], 0, 1])))  # RGB, of full range
-    if extras.get("dpi"):
-        across, down = (round(float(value) / _METERS_PER_INCH) for value in extras["dpi"])
-        chunks.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
+    dpi = usable_dpi(extras.get("dpi"))
+    if dpi:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / _METERS_PER_INCH) for value in dpi), 1)))
     if extras.get("exif"):
         chunks.append((b"eXIf", extras["exif"].removeprefix(b"Exif\0\0")))
     if extras.get("xmp"):

@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
+from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored, usable_dpi
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import (
@@ -62,6 +62,7 @@ _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
 _IN_EXIF = (270, 271, 272, 305, 306, 315, 33432)  # texts that EXIF of other formats holds too
 _XMP = 700
+IN_OTHER_FORMATS = frozenset({*_IN_EXIF, _XMP, ORIENTATION})
 _PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
 _LAYERS = 37724  # Photoshop's, which show the image as it was
 
@@ -170,8 +171,7 @@ def metadata_of(info: TiffInfo) -> dict[str, Any]:
     found: dict[str, Any] = {"exif": exif_block(info.byteorder, entries, info.ifds)}
     found["xmp"] = next((tag[3] for tag in info.tags if tag[0] == _XMP and isinstance(tag[3], bytes)), None)
     if info.resolution and info.resolution[1] in _PER_UNIT:
-        across, down = (value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
-        found["dpi"] = (across, down) if min(across, down) > 0 else None
+        found["dpi"] = usable_dpi(value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
     return found
 
 
@@ -204,9 +204,9 @@ def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> 
         info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
     if extras.get("xmp"):
         info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
-    if extras.get("dpi"):
-        across, down = extras["dpi"]
-        info.resolution = ((float(across), float(down)), 2)
+    dpi = usable_dpi(extras.get("dpi"))
+    if dpi:
+        info.resolution = (dpi, 2)
     return info
 
 

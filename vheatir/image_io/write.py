@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import DEPTHS, Image, blocks_of, written_format
+from vheatir.image_io.formats import DEPTHS, Image, blocks_of, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
-from vheatir.image_io.jpeg import JpegInfo, exif_segments, with_metadata
-from vheatir.image_io.png import metadata_chunks, write_png
-from vheatir.image_io.tiff import TiffInfo, info_of
+from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
+from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
+from vheatir.image_io.tiff import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_exif import read_ifds
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
@@ -108,14 +108,37 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         notes.append(
             f"its tone curve has the exponent {extras['gamma']:g}, which only PNG can say; colors will look wrong"
         )
-    if kind == "BMP" and (profile or exif):
-        notes.append("BMP has no place for color profile and EXIF; left out")
+    if kind == "BMP" and (profile or exif or extras.get("xmp")):
+        notes.append("BMP has no place for color profile, EXIF and XMP; left out")
+    if kind == "JPEG" and len(extras.get("xmp") or b"") > _MOST_XMP:
+        notes.append(f"its XMP is longer than the {_MOST_XMP} bytes that a segment of a JPEG holds; left out")
+    texts = _texts_of_its_own(extras)
+    if texts:
+        notes.append(f"{' and '.join(texts)} are for its own format only; left out")
     if kind == "TIFF" and exif:
         try:
             read_ifds(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
         except (ValueError, struct.error):
             notes.append("its EXIF data is damaged; all but the orientation is left out")
     return tuple(notes)
+
+
+def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
+    """What only the format that an image came in holds, by name."""
+    found = []
+    jpeg = extras.get("jpeg")
+    markers = {marker for marker, _ in jpeg.segments} if jpeg is not None else set()
+    if extras.get("comment") or COMMENT in markers:
+        found.append("comments")
+    if APP13 in markers:
+        found.append("IPTC data")
+    chunks = extras.get("png_chunks") or ()
+    if any(kind in (b"tEXt", b"zTXt") or (kind == b"iTXt" and not is_xmp(data)) for kind, data in chunks):
+        found.append("texts")
+    tiff = extras.get("tiff")
+    if tiff is not None and any(tag[0] not in IN_OTHER_FORMATS for tag in tiff.tags):
+        found.append("tags such as IPTC or GeoTIFF")
+    return found
 
 
 class _Watched:
@@ -167,7 +190,10 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
     if kind == "BMP" and array.shape[2] in (2, 4):
         file.write(_bmp_with_alpha(array, extras.get("dpi")))
         return
-    options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "dpi", "comment") if extras.get(name)}
+    options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "comment") if extras.get(name)}
+    dpi = usable_dpi(extras.get("dpi"))
+    if dpi:
+        options["dpi"] = dpi
     image = Pillow.fromarray(array.squeeze(axis=2) if array.shape[2] == 1 else array)
     if kind == "JPEG":
         file.write(_jpeg(image, options, extras.get("jpeg")))

@@ -64,9 +64,10 @@ def plan_jobs(
     if isinstance(out, Path) and out.exists() and not out.is_dir():
         raise UserError(f"{out}: the output must be a folder, this is a file; give a folder with -o")
     jobs: dict[Location, Job] = {}
-    for source in map(location, inputs):
+    for given in inputs:
+        source = location(given)
         url = isinstance(source, Url)
-        found = _expand_url(source, out, passed_over) if url else _expand(str(source), out, passed_over)
+        found = _expand_url(source, out, passed_over) if url else _expand(str(given), out, passed_over)
         for job in found:
             other = jobs.setdefault(job.target, job)
             if _real(other.source) != _real(job.source):

@@ -49,9 +49,13 @@ class Lock:
         except UserError:
             self._forget()
             raise
-        os.ftruncate(self._descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        except OSError:  # as on a full disk
+            self.release()
+            raise
         _held.add(self)
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vheatir.data.camera_dataset import CameraNoiseDataset
+from vheatir.data.datasets import SyntheticDataset
 from vheatir.data.drawn_text import draw_text
 from vheatir.data.moving_clips import MovingClipsDataset
 
@@ -53,9 +54,8 @@ def test_crops_get_letters_on_images_and_on_pages():
 
 @pytest.mark.parametrize("kind", ["noise", "jpeg", "camera", "clips"])
 def test_a_share_of_samples_has_text(sets, kind):
-    plain, none, all_of_them = (sets(kind, **options) for options in ({}, *({"text_probability": p} for p in (0, 1))))
+    none, all_of_them = (sets(kind, text_probability=share) for share in (0, 1))
     count = 60
-    assert all(torch.equal(plain[number]["gt"], none[number]["gt"]) for number in range(count)), "seeds stay valid"
     again = sets(kind, text_probability=1)
     assert all(torch.equal(all_of_them[number]["gt"], again[number]["gt"]) for number in range(count))
     some = sets(kind, text_probability=0.3)
@@ -66,10 +66,29 @@ def test_a_share_of_samples_has_text(sets, kind):
     assert extremes[0] < extremes[1] < extremes[2], "black or white is in text"
 
 
-def test_text_of_photographs_is_in_the_target_too(sets):
-    """Noise-free crops that are no files leave the camera as they came, text and all."""
-    dataset = sets("camera", text_probability=1)
-    assert all(torch.equal(dataset[number]["lq"], dataset[number]["gt"]) for number in range(20))
+@pytest.mark.parametrize("kind", ["noise", "jpeg", "camera", "clips"])
+def test_without_the_option_no_random_number_is_drawn(sets, kind, monkeypatch):
+    """So the samples of old seeds stay what they were."""
+    options = {} if kind in KINDS else {"text_probability": 0}
+    before = [sets(kind, **options)[number] for number in range(20)]
+    monkeypatch.setattr(SyntheticDataset, "_has_text", lambda dataset, rng: False)
+    dataset = sets(kind, **options)
+    assert all(
+        torch.equal(before[number][name], dataset[number][name]) for number in range(20) for name in ("lq", "gt")
+    )
+
+
+def test_text_is_in_target_and_photograph(sets, monkeypatch):
+    """In noisy crops too: text drawn on one of both alone would teach to remove it, or to invent it."""
+    monkeypatch.setattr("vheatir.data.camera_dataset.draw_text", lambda image, rng: np.full_like(image, 200))
+    dataset = sets("camera", text_probability=1, clean_probability=0, shot_noise=1e-4)
+    for number in range(20):
+        sample = dataset[number]
+        assert (sample["gt"] == 200 / 255).all() and sample["lq"].mean() == pytest.approx(200 / 255, abs=0.02)
+        assert not torch.equal(sample["lq"], sample["gt"])
+    drawn = sets("camera", text_probability=0.5)
+    share = np.mean([bool((drawn[number]["gt"] == 200 / 255).all()) for number in range(100)])
+    assert 0.35 < share < 0.65
 
 
 def test_validation_has_no_text(photo_folder):

@@ -6,16 +6,18 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 from PIL import ImageCms, TiffImagePlugin
 
 from tests.vheatir.image_io.png_by_hand import chunk, png
-from vheatir.image_io import open_image, read_image, write_image
+from vheatir.image_io import Image, open_image, read_image, write_image
 from vheatir.image_io.jpeg_further import images_of, without_images
 from vheatir.image_io.write import lost
 
 VIDEO = b"\0\0\0\x18ftypmp42" + b"V" * 3000
 TEXTS = {271: "Maker", 272: "Model 5", 315: "Ångström".encode().decode("latin-1"), 33432: "me"}
+MOST = 60000
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -79,10 +81,10 @@ def test_xmp_of_plain_previews_is_kept_byte_for_byte(tmp_path):
 
 
 def test_the_list_goes_with_its_last_entry():
-    edited = without_images(packet(FIRST, GAIN))
+    edited = without_images(packet(FIRST, GAIN), MOST)
     assert b"Directory" not in edited and b'xmp:Rating="5"' in edited
     as_elements = "<C:Item><Item:Semantic>GainMap</Item:Semantic><Item:Mime>image/jpeg</Item:Mime></C:Item>"
-    assert b"Directory" not in without_images(packet(FIRST, as_elements))
+    assert b"Directory" not in without_images(packet(FIRST, as_elements), MOST)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_the_list_goes_with_its_last_entry():
 )
 def test_xmp_that_cannot_be_edited_is_left_out_with_a_note(tmp_path, bad):
     bad += b" http://ns.adobe.com/hdr-gain-map/1.0/"
-    assert without_images(bad) is None
+    assert without_images(bad, MOST) is None
     phone(tmp_path / "in.jpg", bad)
     image = read_image(tmp_path / "in.jpg")
     write_image(tmp_path / "out.jpg", image)
@@ -107,6 +109,28 @@ def test_a_damaged_index_is_no_reason_to_refuse(tmp_path):
     assert "2 images" in image.notes[0] and (tmp_path / "out.jpg").read_bytes().endswith(b"\xff\xd9" + VIDEO)
     with pytest.raises(ValueError, match="damaged"):
         images_of(b"II*\0\x08\0\0\0", 0)
+
+
+@pytest.mark.parametrize("shift", [300, -7, 100000])
+def test_an_index_that_is_wrong_costs_no_video(tmp_path, shift):
+    """Programs that edit a file move its gain map, and not all of them change the index."""
+    phone(tmp_path / "in.jpg", packet(FIRST, GAIN, MOTION))
+    content = bytearray((tmp_path / "in.jpg").read_bytes())
+    index = content.index(b"MPF\0") + 4
+    order = "<" if content[index : index + 2] == b"II" else ">"
+    at = content.rindex(b"\xff\xd8\xff") - index
+    place = content.index(struct.pack(order + "I", at), index)
+    content[place : place + 4] = struct.pack(order + "I", at + shift)
+    (tmp_path / "in.jpg").write_bytes(content)
+    image = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / "out.jpg", image)
+    assert "2 images" in image.notes[0] and (tmp_path / "out.jpg").read_bytes().endswith(b"\xff\xd9" + VIDEO)
+
+
+def test_xmp_that_is_nested_too_deeply_or_grows_too_long():
+    deep = b"<a>" * 5000 + b'<b xmlns="http://ns.adobe.com/hdr-gain-map/1.0/"/>' + b"</a>" * 5000
+    assert without_images(deep, MOST) is None
+    assert without_images(packet(FIRST, GAIN), 10) is None
 
 
 def test_a_video_in_a_heic_is_named(tmp_path):
@@ -162,6 +186,29 @@ def test_xmp_and_resolution_go_along_and_come_back(tmp_path, suffix):
     assert Pillow.open(between).info["dpi"] == pytest.approx((240, 240), abs=0.02)
     assert Pillow.open(tmp_path / "c.jpg").info["dpi"] == (240, 240)
     assert Pillow.open(tmp_path / "c.jpg").info["xmp"] == b"<x:xmpmeta/>"
+
+
+@pytest.mark.parametrize("dpi", [(4e9, 4e9), (0, 0), (100000, 300), (float("nan"), 1), ("a", "b"), (72,)], ids=str)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp"])
+def test_a_resolution_that_no_format_holds_is_left_out(tmp_path, suffix, dpi):
+    image = Image(np.full((8, 9, 3), 0.5, np.float32), extras={"dpi": dpi})
+    write_image(tmp_path / f"a{suffix}", image)
+    assert max(Pillow.open(tmp_path / f"a{suffix}").info.get("dpi", (1, 1))) < 97, "what the libraries write by default"
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    texts = [chunk(b"tEXt", b"Title\0x"), chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + b"x" * 70000)]
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, *texts))
+    extras = read_image(tmp_path / "a.png").extras
+    named = "; ".join(lost(extras, "JPEG"))
+    assert "XMP is longer" in named and "texts" in named
+    assert "XMP" in "; ".join(lost(extras, "BMP")) and "XMP" not in "; ".join(lost(extras, "TIFF"))
+    Pillow.fromarray(smooth()).save(tmp_path / "a.jpg", comment=b"mine")
+    assert "comments" in lost(read_image(tmp_path / "a.jpg").extras, "PNG")[0]
+    Pillow.fromarray(smooth()).save(tmp_path / "b.jpg")
+    assert lost(read_image(tmp_path / "b.jpg").extras, "PNG") == ()
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=[(33723, 7, 4, b"iptc", True)])
+    assert "IPTC" in lost(read_image(tmp_path / "a.tif").extras, "PNG")[0]
 
 
 def test_damaged_exif_reaches_a_tiff_as_its_orientation_and_a_note(tmp_path):
