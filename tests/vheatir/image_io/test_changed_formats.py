@@ -207,8 +207,8 @@ def test_what_is_left_out_is_named(tmp_path):
     assert "comments" in lost(read_image(tmp_path / "a.jpg").extras, "PNG")[0]
     Pillow.fromarray(smooth()).save(tmp_path / "b.jpg")
     assert lost(read_image(tmp_path / "b.jpg").extras, "PNG") == ()
-    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=[(33723, 7, 4, b"iptc", True)])
-    assert "IPTC" in lost(read_image(tmp_path / "a.tif").extras, "PNG")[0]
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=[(34735, 3, 4, (1, 1, 0, 0), True)])
+    assert "GeoTIFF" in lost(read_image(tmp_path / "a.tif").extras, "PNG")[0]
 
 
 def test_damaged_exif_reaches_a_tiff_as_its_orientation_and_a_note(tmp_path):
