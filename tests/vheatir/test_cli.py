@@ -103,3 +103,12 @@ def test_another_error_of_a_file_is_not_taken_for_one_of_stdout(capsys):
     with pytest.raises(OSError, match="No space"):
         cli.run(command, [])
     assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_no_stream_writes_nothing_to_stdout(capsys):
+    def command(argv):
+        raise OSError(22, "Invalid argument")
+
+    with pytest.raises(OSError, match="Invalid"):
+        cli.run(command, [])
+    assert capsys.readouterr() == ("", "")

@@ -377,3 +377,10 @@ def test_notes_of_files_are_shown(command, tmp_path, capfd):
         (tmp_path / name).write_bytes((ODD / name).read_bytes())
     assert command("thumbnail_second.tif", "-o", "out") == 0
     assert "1 further, smaller image (thumbnails); left out" in capfd.readouterr().err
+
+
+def test_a_pattern_that_ends_in_a_slash_means_folders(command, tmp_path):
+    for name in ("in/loose.png", "in/sub/a.png"):
+        image(tmp_path / name)
+    assert command("in/*/", "-o", "out") == 0
+    assert below(tmp_path / "out") == ["a.png"]

@@ -136,3 +136,17 @@ def test_a_run_that_another_process_writes_is_neither_moved_nor_resumed(train, r
         os.waitpid(child, 0)
     assert train(resume=True) == folder
     assert not (train.root / ".tiny.lock").exists()
+
+
+def test_a_lock_whose_file_the_disk_refuses_is_given_up(tmp_path, monkeypatch):
+    path = tmp_path / "run.lock"
+    with monkeypatch.context() as patched:
+
+        def full(descriptor, data):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            Lock(path, "the run", "wait")
+    assert not path.exists()
+    Lock(path, "the run", "wait").release()
