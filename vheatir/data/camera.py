@@ -105,6 +105,9 @@ class Shot:
         one_sided: whether black is cut off: no pedestal in the raw numbers, and noise has the mean that clipping and
             the bend of the tone curve give it. Otherwise it is zero on average in the developed image, as noise is
             against the mean of many developed shots, which the field takes for the truth.
+        rows: standard deviation of an offset that all pixels of a row share, raw range 0 to 1; 0 for none.
+        row_width: standard deviation of the Gaussian over neighboring rows that these offsets follow, in rows.
+        upright: whether the camera was held upright, so that its rows are the columns of the image.
     """
 
     curve: ToneCurve
@@ -116,6 +119,9 @@ class Shot:
     phase: str = "RGGB"
     demosaicing: str | None = "bilinear"
     one_sided: bool = False
+    rows: float = 0.0
+    row_width: float = 0.0
+    upright: bool = False
 
 
 def mosaic(raw: np.ndarray, phase: str) -> np.ndarray:
@@ -138,14 +144,29 @@ def demosaic(seen_u16: np.ndarray, phase: str, method: str) -> np.ndarray:
     return cv2.cvtColor(seen_u16, PHASES[phase][1 + DEMOSAICING.index(method)])
 
 
+def _row_noise(shape: tuple[int, ...], shot: Shot, rng: np.random.Generator) -> np.ndarray:
+    """An offset for each row, or column where the camera was held upright; broadcasts to `shape`, (H, W[, 3])."""
+    along = 1 if shot.upright else 0
+    rows = rng.standard_normal((shape[along], 1), np.float32)
+    if shot.row_width > 0:
+        weights = cv2.getGaussianKernel(2 * math.ceil(4 * shot.row_width) + 1, shot.row_width, cv2.CV_32F)
+        weights /= np.linalg.norm(weights)  # independent offsets keep their variance
+        rows = cv2.filter2D(rows, -1, weights, borderType=cv2.BORDER_REFLECT)
+    lengths = [1] * len(shape)
+    lengths[along] = shape[along]
+    return np.float32(shot.rows) * rows.reshape(lengths)
+
+
 def _noisy(raw: np.ndarray, shot: Shot, rng: np.random.Generator, share: float | np.ndarray = 1.0) -> np.ndarray:
-    """Raw numbers up to white with shot and read noise, their variance times `share`.
+    """Raw numbers up to white with shot and read noise, their variance times `share`, and the noise of rows.
 
     Clipping at white alone would give the noise a mean, so unless it may have one, what is clipped above is clipped as
     far below.
     """
     deviation = np.sqrt((np.maximum(raw, 0) * np.float32(shot.shot) + np.float32(shot.read)) * np.float32(share))
     noise = deviation * rng.standard_normal(raw.shape, np.float32)
+    if shot.rows:
+        noise += _row_noise(raw.shape, shot, rng)
     room = np.maximum(1 - raw, 0)
     noise = np.minimum(noise, room)
     return raw + (noise if shot.one_sided else np.maximum(noise, -room))

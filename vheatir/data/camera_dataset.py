@@ -29,6 +29,7 @@ from vheatir.errors import UserError
 
 _MARGIN = 2  # pixels cut off all around: demosaicing and filters lack neighbors there
 _LEAST = 8  # pixels on a side of any image on the way
+_MID_GRAY = 0.18  # of linear light: what photographers call so
 _GRID = 16  # pixels after which the JPEG grid of a 4:2:0 file repeats
 _NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
     "soft_scale": (1, 8, {"min": 1.2, "max": 3.2}),
@@ -45,6 +46,8 @@ _NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, defaul
     "chroma_tail": (0, 1, {"min": 0.2, "max": 0.9}),
     "chroma_ratio": (0, 4, {"min": 0.2, "max": 0.75}),
     "sharpen": (0, 4, {"min": 0.0, "max": 1.0}),
+    "row_noise": (0, 4, {"min": 0.0, "max": 0.3}),
+    "row_width": (0, 16, {"min": 0.0, "max": 1.5}),
     "web_scale": (1, 4, {"min": 1.0, "max": 2.0}),
     "uneven_places": (0, 2, {"min": 0.0, "max": 0.5}),
     "uneven_channels": (0, 2, {"min": 0.0, "max": 0.5}),
@@ -66,7 +69,8 @@ _SHARES = {
     "web_probability": 0.2,
     "double_probability": 0.5,
     "clean_probability": 0.1,
-    "uneven_probability": 0.0,
+    "uneven_probability": 0.4,
+    "row_probability": 0.4,
 }
 _OF_SHOT = ("gamma", "contrast", "red_gain", "blue_gain", "bits")
 _OF_SMOOTHING = {  # attribute of `Smoothing`: key
@@ -94,10 +98,10 @@ class CameraNoiseDataset(SyntheticDataset):
     """Photographs with the noise of cameras and the traces of their files; `gt` is the clean image itself.
 
     A clean crop is enlarged, shrunk or left as it is; its noise is made on a sensor (vheatir.data.camera: tone curve,
-    white balance, color matrix, shot and read noise, mosaic, demosaicing), resized in a share of crops, smoothed and
-    sharpened as cameras do, in a share made uneven over places and channels; the sum is clipped, rounded and, in a
-    share, compressed. A further share went through the web: image and target are shrunk, and it is compressed once or
-    twice. Some crops have no noise at all.
+    white balance, color matrix, shot and read noise, in a share row noise, mosaic, demosaicing), resized in a share of
+    crops, smoothed and sharpened as cameras do, in a share made uneven over places and channels; the sum is clipped,
+    rounded and, in a share, compressed. A further share went through the web: image and target are shrunk, and it is
+    compressed once or twice. Some crops have no noise at all.
 
     Options besides the common ones: those of options/photo_light.yml, which tells their units, ranges and sources and
     has the values that they take when left out. Strengths are fixed, a list, or `{min, max}`; `*_probability` is a
@@ -213,21 +217,34 @@ class CameraNoiseDataset(SyntheticDataset):
             noise = cv2.transform(noise, RGB_TO_YCC[:1])
         return clean + 255 * noise if shot.one_sided else add_within_range(clean, noise)
 
+    def _rows(self, shot: float, read: float, rng: np.random.Generator) -> dict[str, float | bool]:
+        """The attributes of `Shot` that tell the noise of rows."""
+        if not self.shares["row_probability"] or not self._happens(rng, "row"):  # without it, old seeds stay valid
+            return {}
+        strength, width = (self.drawn[f"row_{name}"].draw(rng) for name in ("noise", "width"))
+        return {
+            "rows": strength * math.sqrt(_MID_GRAY * shot + read),
+            "row_width": width,
+            "upright": bool(rng.integers(2)),
+        }
+
     def _shot(self, rng: np.random.Generator) -> Shot:
         draw = {key: self.drawn[key].draw(rng) for key in _OF_SHOT}
         weights = rng.dirichlet(np.ones(len(SRGB_TO_CAMERA)))  # between the cameras, as in the paper
         slope = self.drawn["shot_noise"].draw_evenly_in_logarithm(rng)
         binned = self._happens(rng, "binning")
+        read = read_variance(slope, rng.normal(0, 0.26))
         return Shot(
             curve=ToneCurve(draw["gamma"], draw["contrast"]),
             gains=np.array([draw["red_gain"], 1, draw["blue_gain"]]),
             color=np.tensordot(weights, SRGB_TO_CAMERA, 1),
             shot=slope,
-            read=read_variance(slope, rng.normal(0, 0.26)),
+            read=read,
             bits=int(draw["bits"]),
             phase=list(PHASES)[int(rng.integers(len(PHASES)))],
             demosaicing=None if binned else self._one_of(rng, "demosaicing"),
             one_sided=self._happens(rng, "one_sided"),
+            **self._rows(slope, read, rng),
         )
 
     def _smoothing(self, rng: np.random.Generator) -> Smoothing:

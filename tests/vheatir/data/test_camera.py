@@ -159,6 +159,37 @@ def test_clipping_at_black_and_white_keeps_the_mean_of_strong_noise():
     np.testing.assert_allclose(untouched, 128 + 255 * noise, atol=1e-4)
 
 
+@pytest.mark.parametrize("demosaicing", [None, "bilinear", "edge_aware"])
+@pytest.mark.parametrize("upright", [False, True])
+def test_row_noise_is_shared_by_rows_of_the_sensor(demosaicing, upright):
+    image = flat(128)
+
+    def noise(**changes):
+        return camera_noise(image, shot(demosaicing=demosaicing, **changes), np.random.default_rng(1)) * 255
+
+    stripes = noise(rows=0.02, upright=upright) - noise()
+    along, across = stripes.std(1 - upright).mean(), stripes.mean(1 - upright).std()
+    assert along < 0.4 * across and across == pytest.approx(0.02 * 255, rel=0.35)
+    wide = noise(rows=0.02, row_width=3.0, upright=upright) - noise()
+    means = wide.mean((1 - upright, 2))
+    assert means.std() == pytest.approx(0.02 * 255, rel=0.35)
+    assert np.abs(np.diff(means)).mean() < 0.6 * np.abs(np.diff(stripes.mean((1 - upright, 2)))).mean()
+
+
+def test_statistics_tell_stripes_along_rows_from_those_along_columns():
+    clean = np.full((200, 150, 3), 128, np.float32)
+    generator = np.random.default_rng(0)
+    white, offsets = generator.normal(0, 4, clean.shape), generator.normal(0, 3, (200, 1, 1))
+    plain, striped = noise_statistics(clean + white, clean), noise_statistics(clean + white + offsets, clean)
+    assert plain.rows == pytest.approx(1 / 8, rel=0.1) and plain.columns == pytest.approx(1 / 8, rel=0.1)
+    expected = math.hypot(3, plain.luma_std / 8) / math.hypot(3, plain.luma_std)
+    assert striped.rows == pytest.approx(expected, rel=0.1) and striped.columns < plain.columns
+    turned = [np.ascontiguousarray(image.transpose(1, 0, 2)) for image in (clean + white + offsets, clean)]
+    assert noise_statistics(*turned).columns == pytest.approx(striped.rows, rel=0.1)
+    scene = 4 * np.cos(np.arange(200) * np.pi / 100)[:, None, None]
+    assert noise_statistics(clean + white + scene, clean).rows < 1.3 * plain.rows, "slow changes are no stripes"
+
+
 def test_smoothing_sets_autocorrelation_and_ratio():
     noise = np.random.default_rng(0).normal(0, 5, (512, 512, 3)).astype(np.float32)
     image = np.full(noise.shape, 128, np.float32)
