@@ -1,7 +1,7 @@
 """Training pairs with the noise of cameras: `CameraNoiseDataset`, whose noise vheatir.data.camera makes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -217,35 +217,30 @@ class CameraNoiseDataset(SyntheticDataset):
             noise = cv2.transform(noise, RGB_TO_YCC[:1])
         return clean + 255 * noise if shot.one_sided else add_within_range(clean, noise)
 
-    def _rows(self, shot: float, read: float, rng: np.random.Generator) -> dict[str, float | bool]:
-        """The attributes of `Shot` that tell the noise of rows."""
+    def _with_row_noise(self, shot: Shot, rng: np.random.Generator) -> Shot:
         if not self.shares["row_probability"] or not self._happens(rng, "row"):  # without it, old seeds stay valid
-            return {}
+            return shot
         strength, width = (self.drawn[f"row_{name}"].draw(rng) for name in ("noise", "width"))
-        return {
-            "rows": strength * math.sqrt(_MID_GRAY * shot + read),
-            "row_width": width,
-            "upright": bool(rng.integers(2)),
-        }
+        deviation = math.sqrt(_MID_GRAY * shot.shot + shot.read)
+        return replace(shot, rows=strength * deviation, row_width=width, upright=bool(rng.integers(2)))
 
     def _shot(self, rng: np.random.Generator) -> Shot:
         draw = {key: self.drawn[key].draw(rng) for key in _OF_SHOT}
         weights = rng.dirichlet(np.ones(len(SRGB_TO_CAMERA)))  # between the cameras, as in the paper
         slope = self.drawn["shot_noise"].draw_evenly_in_logarithm(rng)
         binned = self._happens(rng, "binning")
-        read = read_variance(slope, rng.normal(0, 0.26))
-        return Shot(
+        shot = Shot(
             curve=ToneCurve(draw["gamma"], draw["contrast"]),
             gains=np.array([draw["red_gain"], 1, draw["blue_gain"]]),
             color=np.tensordot(weights, SRGB_TO_CAMERA, 1),
             shot=slope,
-            read=read,
+            read=read_variance(slope, rng.normal(0, 0.26)),
             bits=int(draw["bits"]),
             phase=list(PHASES)[int(rng.integers(len(PHASES)))],
             demosaicing=None if binned else self._one_of(rng, "demosaicing"),
             one_sided=self._happens(rng, "one_sided"),
-            **self._rows(slope, read, rng),
         )
+        return self._with_row_noise(shot, rng)
 
     def _smoothing(self, rng: np.random.Generator) -> Smoothing:
         draw = {name: self.drawn[key].draw(rng) for name, key in _OF_SMOOTHING.items()}
