@@ -18,8 +18,8 @@ import numpy as np
 import yaml
 
 from vheatir import Restorer
+from vheatir.cli import run
 from vheatir.data.camera_dataset import CameraNoiseDataset
-from vheatir.errors import UserError
 from vheatir.image_io.write import save_png
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -47,37 +47,33 @@ def samples(folder: Path, color: tuple[int, int, int], count: int, one_sided: bo
     return [dataset[number]["lq"].permute(1, 2, 0).numpy() for number in range(count)]
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
     parser.add_argument("--weights", metavar="NAME", help="others than those of the task photo")
     parser.add_argument("--samples", type=int, default=12, help="of each color (default: %(default)s)")
-    arguments = parser.parse_args()
-    try:
-        prepare_output(arguments.json)
-        restorer = Restorer("photo", arguments.weights)
-        results = {}
-        for clipped in (False, True):
-            for name, color in _COLORS.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    noisy = samples(Path(folder) / "flat", color, arguments.samples, clipped)
-                restored = [restorer.restore(image) for image in noisy]
-                pairs = list(zip(noisy, restored, strict=True))
-                shifts = [np.abs((after - before).mean((0, 1))).max() for before, after in pairs]
-                grains = [[image.std((0, 1)).max() for image in pair] for pair in pairs]
-                before, after = np.mean(grains, axis=0) * 255
-                one = {"color": color, "shift": float(np.mean(shifts)) * 255}
-                one |= {"grain_before": float(before), "grain_after": float(after)}
-                key = f"{name}, {'black clipped' if clipped else 'mean zero'}"
-                results[key] = one
-                sys.stdout.write(f"{key}: shift {one['shift']:.2f}, grain {before:.2f} -> {after:.2f}\n")
-        write_json(arguments.json, {"results": results, "metadata": run_metadata(["python", *sys.argv])})
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    arguments = parser.parse_args(argv)
+    prepare_output(arguments.json)
+    restorer = Restorer("photo", arguments.weights)
+    results = {}
+    for clipped in (False, True):
+        for name, color in _COLORS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                noisy = samples(Path(folder) / "flat", color, arguments.samples, clipped)
+            restored = [restorer.restore(image) for image in noisy]
+            pairs = list(zip(noisy, restored, strict=True))
+            shifts = [np.abs((after - before).mean((0, 1))).max() for before, after in pairs]
+            grains = [[image.std((0, 1)).max() for image in pair] for pair in pairs]
+            before, after = np.mean(grains, axis=0) * 255
+            one = {"color": color, "shift": float(np.mean(shifts)) * 255}
+            one |= {"grain_before": float(before), "grain_after": float(after)}
+            key = f"{name}, {'black clipped' if clipped else 'mean zero'}"
+            results[key] = one
+            sys.stdout.write(f"{key}: shift {one['shift']:.2f}, grain {before:.2f} -> {after:.2f}\n")
+    write_json(arguments.json, {"results": results, "metadata": run_metadata(["python", *sys.argv])})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run(main))

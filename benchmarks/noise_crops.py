@@ -17,6 +17,7 @@ import numpy as np
 from photo_crops import Row, most_detailed, psnr, save_below, sheet
 
 from vheatir import Restorer
+from vheatir.cli import run
 from vheatir.data.degradations import add_gaussian_noise
 from vheatir.errors import UserError
 from vheatir.evaluate.methods import bm3d, nlm
@@ -80,27 +81,23 @@ def row_of(scene: Scene, folder: Path, restorer: Restorer) -> tuple[Row, dict[st
     return Row(title, [one[crop] for one in crops]), {"sigma": scene.sigma, "top": top, "left": left, "psnr": scores}
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with CBSD68 and Set12 in it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="WebP file to write")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    arguments = parser.parse_args()
-    try:
-        if arguments.json:
-            prepare_output(arguments.json)
-        restorer, rows, results = Restorer("denoise"), [], {}
-        for scene in _SCENES:
-            row, results[scene.title] = row_of(scene, arguments.folder, restorer)
-            rows.append(row)
-        save_below(sheet(rows, _COLUMNS), arguments.output, _MOST_BYTES)
-        if arguments.json:
-            write_json(arguments.json, {"scenes": results, "metadata": run_metadata(sys.argv)})
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    arguments = parser.parse_args(argv)
+    if arguments.json:
+        prepare_output(arguments.json)
+    restorer, rows, results = Restorer("denoise"), [], {}
+    for scene in _SCENES:
+        row, results[scene.title] = row_of(scene, arguments.folder, restorer)
+        rows.append(row)
+    save_below(sheet(rows, _COLUMNS), arguments.output, _MOST_BYTES)
+    if arguments.json:
+        write_json(arguments.json, {"scenes": results, "metadata": run_metadata(sys.argv)})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run(main))

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vheatir import Restorer
+from vheatir.cli import run
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image, to_float, to_uint8
 from vheatir.utils.files import atomic_open
@@ -137,25 +138,21 @@ def save_below(sheet: Image.Image, path: Path, most_bytes: int) -> None:
     raise UserError(f"{path}: not below {most_bytes} bytes at any quality; take smaller crops")
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with CC15 and PolyU50 in it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="WebP file to write")
     parser.add_argument("--failures", type=int, metavar="N", help="show the N worst squares instead")
     parser.add_argument("--weights", metavar="NAME", help="others than those of the task photo")
     parser.add_argument("--side", type=int, default=_SIDE, help="pixels of a crop (default: %(default)s)")
-    arguments = parser.parse_args()
-    try:
-        if arguments.failures:
-            rows = failures_of(arguments.folder, arguments.side, arguments.weights, arguments.failures)
-        else:
-            rows = rows_of(arguments.folder, arguments.side, arguments.weights)
-        save_below(sheet(rows), arguments.output, _MOST_BYTES)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    arguments = parser.parse_args(argv)
+    if arguments.failures:
+        rows = failures_of(arguments.folder, arguments.side, arguments.weights, arguments.failures)
+    else:
+        rows = rows_of(arguments.folder, arguments.side, arguments.weights)
+    save_below(sheet(rows), arguments.output, _MOST_BYTES)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run(main))

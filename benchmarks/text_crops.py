@@ -21,7 +21,7 @@ from photo_crops import Row, psnr, save_below, sheet
 from PIL import Image, ImageDraw, ImageFont
 
 from vheatir import Restorer
-from vheatir.errors import UserError
+from vheatir.cli import run
 from vheatir.image_io import to_float, to_uint8
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -104,7 +104,7 @@ def measured(
     return found, crops
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="WebP file to write the sheet to")
@@ -112,29 +112,25 @@ def main() -> int:
     parser.add_argument("--qualities", type=int, nargs="+", default=_QUALITIES, help="of JPEG (default: %(default)s)")
     parser.add_argument("--jpeg-weights", metavar="NAME", help="others than those of the task jpeg")
     parser.add_argument("--photo-weights", metavar="NAME", help="others than those of the task photo")
-    arguments = parser.parse_args()
-    try:
-        prepare_output(arguments.json)
-        restorers = {
-            "jpeg": Restorer("jpeg", arguments.jpeg_weights),
-            "photo": Restorer("photo", arguments.photo_weights),
-        }
-        results, rows = {}, []
-        for title, truth in scenes().items():
-            results[title], crops = measured(truth, restorers, arguments.qualities)
-            if "no text" not in title:
-                rows.append(Row(title, crops))
-            for level, scores in results[title].items():
-                sys.stdout.write(f"{title}, {level}: {', '.join(f'{name} {db:.2f}' for name, db in scores.items())}\n")
-        if arguments.output:
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            save_below(sheet(rows, ("JPEG of quality 30", "jpeg", "photo", "truth")), arguments.output, _MOST_BYTES)
-        write_json(arguments.json, {"scenes": results, "metadata": run_metadata(["python", *sys.argv])})
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    arguments = parser.parse_args(argv)
+    prepare_output(arguments.json)
+    restorers = {
+        "jpeg": Restorer("jpeg", arguments.jpeg_weights),
+        "photo": Restorer("photo", arguments.photo_weights),
+    }
+    results, rows = {}, []
+    for title, truth in scenes().items():
+        results[title], crops = measured(truth, restorers, arguments.qualities)
+        if "no text" not in title:
+            rows.append(Row(title, crops))
+        for level, scores in results[title].items():
+            sys.stdout.write(f"{title}, {level}: {', '.join(f'{name} {db:.2f}' for name, db in scores.items())}\n")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        save_below(sheet(rows, ("JPEG of quality 30", "jpeg", "photo", "truth")), arguments.output, _MOST_BYTES)
+    write_json(arguments.json, {"scenes": results, "metadata": run_metadata(["python", *sys.argv])})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run(main))
