@@ -1,7 +1,8 @@
 """Turn a training checkpoint into weights to ship: NAME.safetensors (float16) and its card NAME.md.
 
 Publish once, evaluate the file, publish again with the same arguments and --evaluation: the card then holds the
-figures, and figures that were measured with other weights are refused.
+figures, and figures that were measured with other weights are refused. Of several checkpoints, such as runs that go on
+from one state with other seeds, the mean is published (arXiv 2203.05482).
 
   python scripts/publish_weights.py experiments/denoise_light/models/best.safetensors --name denoise_color_blind \\
       --task denoise --levels "sigma 0-55" --data "BSD432" --recipe options/denoise_light.yml \\
@@ -13,7 +14,11 @@ figures, and figures that were measured with other weights are refused.
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
 
@@ -30,7 +35,12 @@ LICENSE = "non-commercial research and education only: trained on BSDS500 (see L
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", type=Path, help="weights of a run (.safetensors), or a BasicSR checkpoint or state dict (.pth)")
+    add(
+        "checkpoint",
+        type=Path,
+        nargs="+",
+        help="weights of a run (.safetensors), or a BasicSR checkpoint or state dict (.pth); of several, their mean",
+    )
     add("--name", required=True, help="name of the weights, such as denoise_color_blind")
     add("--task", required=True, choices=sorted(weights.DEFAULTS))
     add("--levels", required=True, help="what it was trained for, such as 'sigma 0-55' or 'quality 5-95'")
@@ -75,23 +85,49 @@ def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
     return rows
 
 
+@dataclass(frozen=True)
+class _Trained:
+    state: dict[str, Tensor]
+    key: str  # what of the file it is
+    arch: str
+    config: dict
+
+
+def _read(checkpoint: Path, options: Path | None) -> _Trained:
+    try:
+        if checkpoint.suffix == weights.SUFFIX:
+            network, _ = weights.load(checkpoint)
+            return _Trained(network.state_dict(), "a run's weights", name_of(network), network.config)
+        state, key = weights.load_checkpoint(checkpoint)
+        return _Trained(state, key, *build_config(state, options))
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+        raise UserError(f"{checkpoint}: no network of these options: {error}") from error
+
+
+def _mean(files: list[Path], found: list[_Trained]) -> dict[str, Tensor]:
+    """Each tensor's mean over the checkpoints, in float64; UserError when these are of different networks."""
+    first = found[0]
+    for file, other in zip(files, found, strict=True):
+        if (other.arch, other.config) != (first.arch, first.config):
+            raise UserError(f"no mean of two networks: {file}: {other.arch} {other.config}; {files[0]}: {first.config}")
+    if len(found) == 1:
+        return first.state
+    return {
+        name: torch.stack([one.state[name].double() for one in found]).mean(0).to(value.dtype)
+        for name, value in first.state.items()
+    }
+
+
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    try:
-        if options.checkpoint.suffix == weights.SUFFIX:
-            network, _ = weights.load(options.checkpoint)
-            state, key = network.state_dict(), "a run's weights"
-            arch, config = name_of(network), network.config
-        else:
-            state, key = weights.load_checkpoint(options.checkpoint)
-            arch, config = build_config(state, options.options)
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
-        raise UserError(f"{options.checkpoint}: no network of these options: {error}") from error
+    found = [_read(checkpoint, options.options) for checkpoint in options.checkpoint]
+    state = _mean(options.checkpoint, found)
+    first = found[0]
     metadata = {
-        "arch": arch,
-        "config": json.dumps(config),
+        "arch": first.arch,
+        "config": json.dumps(first.config),
         "task": options.task,
-        "color": "color" if config["in_chans"] == 3 else "gray",
+        "color": "color" if first.config["in_chans"] == 3 else "gray",
         "levels": options.levels,
         "license": options.license,
         "name": options.name,
@@ -107,7 +143,8 @@ def main(argv: list[str]) -> int:
     )
     with atomic_open(path.with_suffix(".md")) as file:
         file.write(text.encode())
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB from {key}, SHA-256 {sha256(path)}")
+    source = first.key if len(found) == 1 else f"the mean of {len(found)} checkpoints"
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB from {source}, SHA-256 {sha256(path)}")
     return 0
 
 

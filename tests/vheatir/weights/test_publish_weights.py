@@ -60,3 +60,23 @@ def test_figures_of_other_weights_are_refused(publish, network, tmp_path):
     checkpoint = str(_saved(network, tmp_path, ".safetensors"))
     with pytest.raises(UserError, match="evaluate these"):
         publish([checkpoint, *FACTS, "--folder", str(tmp_path), "--evaluation", str(figures)])
+
+
+def test_of_several_checkpoints_the_mean_is_published(publish, network, tmp_path):
+    files, states = [], []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with torch.no_grad():
+            network.conv_last.weight.add_(0.01 * number**2)
+        files.append(str(_saved(network, folder, ".safetensors")))
+        states.append(network.conv_last.weight.detach().clone())
+    assert publish([*files, *FACTS, "--folder", str(tmp_path)]) == 0
+    mean = weights.load(tmp_path / "mine.safetensors")[0].conv_last.weight
+    torch.testing.assert_close(mean, sum(states) / 3, atol=1e-4, rtol=0)
+    assert all(not torch.allclose(mean, state, atol=1e-3) for state in states)
+
+    other = VHeatIR(dim=8, depths=(1, 1), embed_size=4, downscale=2, reach=(0.5, 4.0))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"other/best.*VHeatIR.*depths"):
+        publish([files[0], str(_saved(other, tmp_path / "other", ".safetensors")), *FACTS, "--folder", str(tmp_path)])
