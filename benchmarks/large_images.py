@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
-from vheatir.image_io.tiff import TiffInfo
+from vheatir.image_io.tiff_info import TiffInfo
 from vheatir.image_io.write import write_blocks
 from vheatir.restore.defaults import PRECISIONS, TASKS
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json

@@ -12,8 +12,8 @@ import tifffile
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
 from vheatir.image_io.optional import library
-from vheatir.image_io.tiff import TiffInfo, metadata_of
 from vheatir.image_io.tiff_exif import POINTERS, Entry, read_ifds
+from vheatir.image_io.tiff_info import TiffInfo, metadata_of
 
 _TEXTS = (270, 271, 272, 306, 315, 33432)  # description, make, model, date, artist, copyright
 _MAKER_NOTE = 37500

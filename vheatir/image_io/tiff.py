@@ -7,29 +7,18 @@ orientation tag, and one divides, the other multiplies colors by alpha: the copy
 
 import io
 import logging
-import struct
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import tifffile
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored, usable_dpi
+from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import (
-    ORIENTATION,
-    POINTERS,
-    SHORT,
-    Entry,
-    exif_block,
-    first_ifd,
-    orientation_of,
-    reaches_beyond_end,
-    read_ifds,
-)
+from vheatir.image_io.tiff_exif import ASCII, ORIENTATION, POINTERS, Entry, reaches_beyond_end, read_ifds
+from vheatir.image_io.tiff_info import MIN_IS_WHITE, RGB, TiffInfo, inverted, metadata_of
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
@@ -37,9 +26,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong
 _INTEGER = 1
 _FLOAT = 3
 # PhotometricInterpretation
-MIN_IS_WHITE = 0
 _MIN_IS_BLACK = 1
-_RGB = 2
 _PALETTE = 3
 _YCBCR = 6
 # bits of NewSubfileType
@@ -53,38 +40,13 @@ _EXTRA_SAMPLES = 338
 
 _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
-_ASCII = 2
 
 # Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC; names of
 # document, page and computer, Photoshop's resources, GDAL's metadata and value of no data.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
-_IN_EXIF = (270, 271, 272, 305, 306, 315, 33432)  # texts that EXIF of other formats holds too
-_XMP = 700
-IN_OTHER_FORMATS = frozenset({*_IN_EXIF, _XMP, ORIENTATION})
-_PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
 _LAYERS = 37724  # Photoshop's, which show the image as it was
-
-
-@dataclass
-class TiffInfo:
-    """What the header of a TIFF says of its one image."""
-
-    width: int
-    height: int
-    bit_depth: int  # 8 stands for everything that fits in 8 bits, 32 for floats
-    photometric: int
-    dtype: str = "uint8"  # of the samples in the file
-    byteorder: Literal["<", ">"] = "<"
-    alpha: int = 0  # ExtraSamples of the last channel; 0: no alpha
-    compressed: bool = False
-    icc_profile: bytes | None = None
-    resolution: tuple[tuple[float, float], int] | None = None  # pixels per unit in x and y, the unit
-    tags: list[tuple] = field(default_factory=list)  # as tifffile takes them: code, type, count, value, write once
-    ifds: dict[int, list[Entry]] = field(default_factory=dict)  # EXIF and GPS
-    orientation: int = 1
-    notes: tuple[str, ...] = ()
 
 
 def read(encoded: Encoded) -> Stored:
@@ -162,54 +124,6 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     )
 
 
-def metadata_of(info: TiffInfo) -> dict[str, Any]:
-    """What other formats can carry of a TIFF's metadata: EXIF, XMP, dots per inch."""
-    texts = [tag for tag in info.tags if tag[0] in _IN_EXIF and isinstance(tag[3], bytes)]
-    entries = [Entry(code, kind, count, value) for code, kind, count, value, _ in texts]
-    if info.orientation != 1:
-        entries.append(Entry(ORIENTATION, SHORT, 1, struct.pack(info.byteorder + "HH", info.orientation, 0)))
-    found: dict[str, Any] = {"exif": exif_block(info.byteorder, entries, info.ifds)}
-    found["xmp"] = next((tag[3] for tag in info.tags if tag[0] == _XMP and isinstance(tag[3], bytes)), None)
-    if info.resolution and info.resolution[1] in _PER_UNIT:
-        found["dpi"] = usable_dpi(value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
-    return found
-
-
-def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
-    """The header of a TIFF that is made of an image of another format, with the EXIF, XMP and profile it came with.
-
-    Args:
-        width: of the image.
-        height: likewise.
-        bit_depth: of its numbers.
-        extras: see `vheatir.image_io.formats.Stored`.
-    """
-    info = TiffInfo(width, height, bit_depth, _RGB, icc_profile=extras.get("icc_profile"))
-    exif = extras.get("exif")
-    if exif:
-        block = exif.removeprefix(b"Exif\0\0")
-        turned = orientation_of(exif)
-        first: list[Entry] = []
-        try:
-            order, first = first_ifd(block)
-            info.ifds = read_ifds(io.BytesIO(block))
-            info.byteorder = "<" if order == "<" else ">"
-        except (ValueError, struct.error):
-            first = []  # all but the orientation is lost, which `vheatir.image_io.write.lost` says
-        info.tags = [
-            (entry.tag, _ASCII, entry.count, entry.value[: entry.count], True)
-            for entry in first
-            if entry.tag in _IN_EXIF and entry.kind == _ASCII and entry.count
-        ]
-        info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
-    if extras.get("xmp"):
-        info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
-    dpi = usable_dpi(extras.get("dpi"))
-    if dpi:
-        info.resolution = (dpi, 2)
-    return info
-
-
 def _bit_depth(sample: tuple[int, int]) -> int:
     if sample[0] <= 8:
         return 8
@@ -219,7 +133,7 @@ def _bit_depth(sample: tuple[int, int]) -> int:
 def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:
     """A tag as tifffile writes it. Texts are copied as bytes: many programs write other letters than ASCII there."""
     value = tag.value
-    if int(tag.dtype) == _ASCII:
+    if int(tag.dtype) == ASCII:
         encoded.file.seek(tag.valueoffset)
         value = encoded.file.read(tag.count)
     return tag.code, int(tag.dtype), tag.count, value, True
@@ -231,7 +145,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
     extra = tuple(int(kind) for kind in page.extrasamples)
     bits = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
     sample = (max(bits), int(page.sampleformat))
-    if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR):
+    if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB, _PALETTE, _YCBCR):
         name = getattr(page.photometric, "name", photometric)
         raise UserError(f"{encoded.name}: colors are stored as {name}; convert the file to RGB or gray first")
     known = sample in _SAMPLES or (sample[0] < 8 and sample[1] == _INTEGER)
@@ -240,7 +154,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
             f"{encoded.name}: holds {sample[0]}-bit samples of sample format {sample[1]}; "
             "8- and 16-bit unsigned integers and floats can be restored, convert the file first"
         )
-    colors = 3 if photometric in (_RGB, _YCBCR) else 1
+    colors = 3 if photometric in (RGB, _YCBCR) else 1
     surplus = page.samplesperpixel - colors
     if surplus == 1 and not extra:  # some writers, OpenCV among them, leave out what the fourth channel is
         extra = (STRAIGHT,)
@@ -257,7 +171,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
 def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
     """All pixels as stored, black 0: HW, or HWC of gray and alpha, RGB, RGBA."""
     _check_bounds(encoded, page)
-    plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
+    plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
     if not plain or int(page.compression) in (_OLD_JPEG, _JPEG):
         return _with_pillow(encoded, page)
     try:
@@ -282,14 +196,6 @@ def _lacks_codec(page: tifffile.TiffPage, error: Exception) -> bool:
         or "imagecodecs" in str(error)
         or int(page.compression) not in tifffile.TIFF.DECOMPRESSORS
     )
-
-
-def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
-    """Colors of a min-is-white image with black as 0, and the other way round; alpha, the second channel, stays."""
-    top = np.iinfo(info.dtype).max if info.bit_depth != 32 else values.dtype.type(1)
-    if values.ndim == 2 or values.shape[2] == 1:
-        return top - values
-    return np.stack([top - values[..., 0], values[..., 1]], axis=-1)
 
 
 def _with_pillow(encoded: Encoded, page: tifffile.TiffPage) -> np.ndarray:
@@ -384,7 +290,7 @@ class TiffRows:
             info: what its header says.
             page: the image in it.
         """
-        plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, _RGB) and page.dtype == np.dtype(info.dtype)
+        plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
         if not plain or page.imagedepth > 1 or int(page.compression) in (_OLD_JPEG, _JPEG):
             return None
         rows = cls(encoded, info, page)

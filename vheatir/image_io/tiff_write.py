@@ -8,8 +8,8 @@ import numpy as np
 import tifffile
 
 from vheatir.image_io.formats import ASSOCIATED
-from vheatir.image_io.tiff import MIN_IS_WHITE, TiffInfo, inverted
 from vheatir.image_io.tiff_exif import append_ifds
+from vheatir.image_io.tiff_info import MIN_IS_WHITE, TiffInfo, inverted
 
 _STRIP_BYTES = 1 << 18  # of written strips, before compression
 

@@ -16,8 +16,8 @@ from vheatir.image_io.formats import DEPTHS, Image, blocks_of, usable_dpi, writt
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
-from vheatir.image_io.tiff import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_exif import read_ifds
+from vheatir.image_io.tiff_info import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 

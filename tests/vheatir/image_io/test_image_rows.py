@@ -10,8 +10,8 @@ from PIL import TiffImagePlugin
 
 from vheatir.errors import UserError
 from vheatir.image_io import Image, open_image, read_image, write_image
-from vheatir.image_io.tiff import TiffInfo
 from vheatir.image_io.tiff_exif import Entry, append_ifds
+from vheatir.image_io.tiff_info import TiffInfo
 from vheatir.image_io.write import write_blocks
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,104 @@
+"""The header of a TIFF as the other modules know it, and what it and other formats can tell each other."""
+
+import io
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from vheatir.image_io.formats import usable_dpi
+from vheatir.image_io.tiff_exif import (
+    ASCII,
+    ORIENTATION,
+    SHORT,
+    Entry,
+    exif_block,
+    first_ifd,
+    orientation_of,
+    read_ifds,
+)
+
+# PhotometricInterpretation
+MIN_IS_WHITE = 0
+RGB = 2
+_IN_EXIF = (270, 271, 272, 305, 306, 315, 33432)  # texts that EXIF of other formats holds too
+_XMP = 700
+IN_OTHER_FORMATS = frozenset({*_IN_EXIF, _XMP, ORIENTATION})
+_PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
+
+
+@dataclass
+class TiffInfo:
+    """What the header of a TIFF says of its one image."""
+
+    width: int
+    height: int
+    bit_depth: int  # 8 stands for everything that fits in 8 bits, 32 for floats
+    photometric: int
+    dtype: str = "uint8"  # of the samples in the file
+    byteorder: Literal["<", ">"] = "<"
+    alpha: int = 0  # ExtraSamples of the last channel; 0: no alpha
+    compressed: bool = False
+    icc_profile: bytes | None = None
+    resolution: tuple[tuple[float, float], int] | None = None  # pixels per unit in x and y, the unit
+    tags: list[tuple] = field(default_factory=list)  # as tifffile takes them: code, type, count, value, write once
+    ifds: dict[int, list[Entry]] = field(default_factory=dict)  # EXIF and GPS
+    orientation: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def metadata_of(info: TiffInfo) -> dict[str, Any]:
+    """What other formats can carry of a TIFF's metadata: EXIF, XMP, dots per inch."""
+    texts = [tag for tag in info.tags if tag[0] in _IN_EXIF and isinstance(tag[3], bytes)]
+    entries = [Entry(code, kind, count, value) for code, kind, count, value, _ in texts]
+    if info.orientation != 1:
+        entries.append(Entry(ORIENTATION, SHORT, 1, struct.pack(info.byteorder + "HH", info.orientation, 0)))
+    found: dict[str, Any] = {"exif": exif_block(info.byteorder, entries, info.ifds)}
+    found["xmp"] = next((tag[3] for tag in info.tags if tag[0] == _XMP and isinstance(tag[3], bytes)), None)
+    if info.resolution and info.resolution[1] in _PER_UNIT:
+        found["dpi"] = usable_dpi(value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
+    return found
+
+
+def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
+    """The header of a TIFF that is made of an image of another format, with the EXIF, XMP and profile it came with.
+
+    Args:
+        width: of the image.
+        height: likewise.
+        bit_depth: of its numbers.
+        extras: see `vheatir.image_io.formats.Stored`.
+    """
+    info = TiffInfo(width, height, bit_depth, RGB, icc_profile=extras.get("icc_profile"))
+    exif = extras.get("exif")
+    if exif:
+        block = exif.removeprefix(b"Exif\0\0")
+        turned = orientation_of(exif)
+        first: list[Entry] = []
+        try:
+            order, first = first_ifd(block)
+            info.ifds = read_ifds(io.BytesIO(block))
+            info.byteorder = "<" if order == "<" else ">"
+        except (ValueError, struct.error):
+            first = []  # all but the orientation is lost, which `vheatir.image_io.write.lost` says
+        info.tags = [
+            (entry.tag, ASCII, entry.count, entry.value[: entry.count], True)
+            for entry in first
+            if entry.tag in _IN_EXIF and entry.kind == ASCII and entry.count
+        ]
+        info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
+    if extras.get("xmp"):
+        info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
+    dpi = usable_dpi(extras.get("dpi"))
+    if dpi:
+        info.resolution = (dpi, 2)
+    return info
+
+
+def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:
+    """Colors of a min-is-white image with black as 0, and the other way round; alpha, the second channel, stays."""
+    top = np.iinfo(info.dtype).max if info.bit_depth != 32 else values.dtype.type(1)
+    if values.ndim == 2 or values.shape[2] == 1:
+        return top - values
+    return np.stack([top - values[..., 0], values[..., 1]], axis=-1)
