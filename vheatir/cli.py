@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from vheatir import __version__
 from vheatir.errors import UserError
 from vheatir.utils import extras
+from vheatir.utils.files import FULL_DISK, printable
 from vheatir.utils.heap import keep_heap
 
 _TABLE = (
@@ -42,7 +43,7 @@ _TABLE = (
     ("demo", "vheatir.demo", "restore two photographs and train for a minute"),
 )
 COMMANDS = {name: module for name, module, _ in _TABLE}
-_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+_OF_STREAMS = (errno.EPIPE, errno.EIO, *FULL_DISK)
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended
 _EMPTY = re.compile(r"(--?[\w-]+=)?")
 
@@ -67,7 +68,7 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
     So does the want of a library that an extra brings, with the extra's name. Letters that the console does not know
     are written as escapes: no name of a file ends finished work. Where the reader of stdout has gone (`| head -1`) the
-    command ends without a word, with status 141; a full disk behind stdout is said, with status 1.
+    command ends without a word, with status 141; a full disk behind stdout or a named file is said, with status 1.
 
     Modules that are also started with `python -m` end in `raise SystemExit(run(main))`.
     """
@@ -79,7 +80,10 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         may_be_stdout = error.filename is None and error.errno in _OF_STREAMS
         refused = _refused_by_stdout("\n") if may_be_stdout else None
         if refused is None:
-            raise
+            if error.filename is None or error.errno not in FULL_DISK:
+                raise
+            sys.stderr.write(f"error: {printable(str(error.filename))} cannot be written: {error.strerror}\n")
+            return 1
     except SystemExit:  # argparse ends the program after --help
         refused = _refused_by_stdout()
         if refused is None:

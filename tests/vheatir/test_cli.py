@@ -1,5 +1,6 @@
 """What holds for every command: empty arguments, and a stdout that takes nothing."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vheatir import cli
+from vheatir.utils.files import atomic_open
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +105,20 @@ def test_another_error_of_a_file_is_not_taken_for_one_of_stdout(capsys):
     with pytest.raises(OSError, match="No space"):
         cli.run(command, [])
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_names_the_file_and_leaves_stdout_alone(tmp_path, capsys, monkeypatch):
+    def refuse(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def command(argv):
+        with atomic_open(tmp_path / "out.json") as file:
+            file.write(b"{}")
+
+    monkeypatch.setattr("vheatir.utils.files.os.fsync", refuse)
+    assert cli.run(command, []) == 1
+    expected = f"error: {tmp_path / 'out.json'} cannot be written: {os.strerror(errno.ENOSPC)}\n"
+    assert capsys.readouterr() == ("", expected) and not list(tmp_path.iterdir())
 
 
 def test_an_error_of_no_stream_writes_nothing_to_stdout(capsys):

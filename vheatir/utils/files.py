@@ -1,5 +1,6 @@
 """Files under their final name are always whole: atomic writing, hashes, names that can be shown."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from vheatir.errors import UserError
 
 TEMPORARY_PREFIX = ".vheatir-"
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _BLOCK = 1 << 20  # bytes hashed at a time
 
 
@@ -22,7 +24,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
     The bytes go to a hidden temporary file in the same folder (a rename is atomic only within a file system), are
     flushed to the disk and renamed. After an exception, Ctrl-C included, the temporary file is removed; after a kill it
-    stays behind as `.vheatir-….tmp`, and whatever stood at `path` before is untouched.
+    stays behind as `.vheatir-….tmp`, and whatever stood at `path` before is untouched. The error of a full disk, which
+    Python raises without a name, names `path`.
     """
     # not derived from the final name, which may already be as long as the file system allows
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -32,8 +35,10 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL_DISK and error.filename is None:
+            error.filename = str(path)
         raise
 
 
