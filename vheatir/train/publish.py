@@ -20,7 +20,7 @@ TASKS = {
     "JPEGDataset": "jpeg",
     "CameraNoiseDataset": "photo",
     "MovingClipsDataset": "denoise",
-    "PairedDataset": "paired",
+    "PairedDataset": weights.PAIRED,
 }
 CONVERTED = (weights.SUFFIX, ".pth")  # for `vheatir restore`, and for BasicSR
 _LICENSE = "depends on the training data; not stated"
@@ -42,7 +42,10 @@ def write_weights(table: Mapping[str, Any], folder: Path, name: str, network: nn
     if (arch := name_of(network)) is None:
         _write_pth(folder / f"{name}.pth", network)
         return
-    metadata = {**_metadata(arch, network, TASKS.get(table["type"], "paired"), table), "iteration": str(iteration)}
+    metadata = {
+        **_metadata(arch, network, TASKS.get(table["type"], weights.PAIRED), table),
+        "iteration": str(iteration),
+    }
     try:
         weights.save(folder / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
     except ValueError as error:
