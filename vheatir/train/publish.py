@@ -163,5 +163,13 @@ def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _options_beside(source: Path) -> Path | None:
     """The options that BasicSR copied into the folder of a run, whose weights lie in models/ below it."""
     files = sorted(source.resolve().parent.parent.glob("*.yml"), key=lambda path: path.stat().st_mtime)
-    trained = [path for path in files if "train" in _section(load_table(path), "datasets")]
+    trained = [path for path in files if _is_of_training(path)]
     return trained[-1] if trained else None
+
+
+def _is_of_training(path: Path) -> bool:
+    """Whether a file holds options of a training; any other file may lie there too."""
+    try:
+        return "train" in _section(load_table(path), "datasets")
+    except (UserError, OSError):
+        return False
