@@ -115,6 +115,26 @@ class RestorationTask(Task):
     def last_scores(self) -> dict[str, float]:
         return self.model.batch_scores()
 
+    def state(self) -> dict[str, Any]:
+        """What best weights were chosen by."""
+        return {"best": self.best, "metrics": self.options["val"].get("metrics")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse another measure of the best weights, whose scores would be compared with those of the former.
+
+        Raises:
+            ValueError: another measure, or the checkpoint of another kind of run.
+        """
+        state = dict(state)
+        best = state.pop("best", self.best)
+        metrics = state.pop("metrics", None) or {}
+        super().load_state(state)
+        if best != self.best:
+            raise ValueError(f"val.best was {best}, is now {self.best}")
+        now = (self.options["val"].get("metrics") or {}).get(best)
+        if metrics.get(best, now) != now:
+            raise ValueError(f"val.metrics.{best} was {metrics[best]}, is now {now}")
+
     def culprits(self, batches: Sequence[Any]) -> str:
         return ", images " + ", ".join(path for batch in batches for path in batch["lq_path"])
 
