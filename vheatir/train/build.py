@@ -1,7 +1,6 @@
 """Build the datasets and the model that an options file names; images are checked first, errors name the file."""
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ from torch.utils.data import default_collate
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex
+from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
-from vheatir.train.options import check_dataset_keys
+from vheatir.metrics.perceptual import BLOCK
+from vheatir.train.options import check_dataset_keys, known_arguments
 from vheatir.train.publish import TASKS
 
 
@@ -108,10 +109,30 @@ def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, 
         dataset.least_side = WINDOW + 2 * border
         try:
             dataset.check()
+            if not dataset.train:
+                _check_sizes_for_niqe(dataset, metrics)
         except UserError as error:
             problems.append(f"{path}: datasets.{phase}: {error}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_sizes_for_niqe(dataset: Any, metrics: list[Mapping[str, Any]]) -> None:
+    """UserError for whole images without two blocks for BasicSR's NIQE, which would end the run at its validation."""
+    borders = [table.get("crop_border", 0) for table in metrics if table.get("type") == "calculate_niqe"]
+    border = max((border for border in borders if is_number(border, integer=True)), default=None)
+    if border is None:
+        return
+
+    def problem(key: str) -> str | None:
+        height, width = dataset.source.read_native(key).shape[:2]
+        if ((height - 2 * border) // BLOCK) * ((width - 2 * border) // BLOCK) >= 2:
+            return None
+        least = f"{BLOCK + 2 * border}x{2 * BLOCK + 2 * border}"
+        return f"{dataset.source.describe(key)}: {height}x{width} pixels, calculate_niqe needs {least}"
+
+    problems = [one for one in map_threads(problem, dataset.keys) if one is not None]
+    raise_problems(dataset.source.root, problems, len(dataset))
 
 
 def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:
@@ -119,8 +140,8 @@ def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) 
     if table["type"] not in registry:
         close = difflib.get_close_matches(table["type"], registry.keys(), n=3, cutoff=0.3) or sorted(registry.keys())
         raise UserError(f"{path}: {section}.type: unknown {table['type']!r}; did you mean {', '.join(close)}?")
-    known = inspect.signature(registry.get(table["type"])).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+    known = known_arguments(registry.get(table["type"]))
+    if known is None:
         return
     unknown = sorted(str(key) for key in table if key != "type" and key not in known)
     if unknown:
