@@ -137,6 +137,13 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     return options
 
 
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a file that trains the same again: without what belongs to the process and its place."""
+    known = {one.name for one in fields(TopSection)}
+    kept = {key: value for key, value in options.items() if key in known}
+    return kept | {"num_gpu": "auto" if options["num_gpu"] else 0}
+
+
 def meeting_port(path: str | Path, overrides: Sequence[str] = ()) -> int | None:
     """`dist_params.port`, which must be known before the processes that check the options have met."""
     return (read_options(path, overrides).get("dist_params") or {}).get("port")

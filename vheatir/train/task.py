@@ -12,6 +12,7 @@ from vheatir.backbone.training.signals import ignore_signals
 from vheatir.backbone.training.task import Task
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
+from vheatir.train.notes import changed_images
 from vheatir.train.validation import validation_table
 
 
@@ -50,6 +51,7 @@ class RestorationTask(Task):
         self.lower_is_better = metric.get("better") == "lower"  # as BasicSR's loop reads it
         self.iteration = 0
         self.results = {}
+        self.notes: list[str] = []  # for the log of a resumed run
         self.sampler = self._sampler(0, None)
 
     def _sampler(self, step: int, first_sample: int | None) -> IterationSampler:
@@ -116,8 +118,12 @@ class RestorationTask(Task):
         return self.model.batch_scores()
 
     def state(self) -> dict[str, Any]:
-        """What best weights were chosen by."""
-        return {"best": self.best, "metrics": self.options["val"].get("metrics")}
+        """What best weights were chosen by, and the size of the data."""
+        return {"best": self.best, "metrics": self.options["val"].get("metrics"), "images": self._images()}
+
+    def _images(self) -> dict[str, int]:
+        sets = {"train": self.train_set, **self.validation_sets}
+        return {phase: len(dataset) for phase, dataset in sets.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Refuse another measure of the best weights, whose scores would be compared with those of the former.
@@ -128,6 +134,7 @@ class RestorationTask(Task):
         state = dict(state)
         best = state.pop("best", self.best)
         metrics = state.pop("metrics", None) or {}
+        self.notes = changed_images(state.pop("images", {}), self._images())
         super().load_state(state)
         if best != self.best:
             raise ValueError(f"val.best was {best}, is now {self.best}")
