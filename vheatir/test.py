@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.errors import UserError
-from vheatir.train.build import build_datasets, build_model, complete_options
+from vheatir.train.build import build_datasets, build_model, complete_options, try_validation
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.utils.recipes import find_options
@@ -44,6 +44,7 @@ def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[
     options["network_g"] = weights.configured(options["network_g"], source)
     datasets = build_datasets(path, options)
     model = build_model(path, options)
+    try_validation(path, model, datasets)
     results = []
     for phase, dataset in datasets.items():
         table = options["datasets"][phase]

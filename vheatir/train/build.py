@@ -17,6 +17,9 @@ from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import BLOCK
 from vheatir.train.options import check_dataset_keys, known_arguments
 from vheatir.train.publish import TASKS
+from vheatir.train.validation import restore_planes
+
+_CORNER = 64  # pixels
 
 
 def complete_options(
@@ -202,3 +205,34 @@ def try_samples(path: Path, model, dataset) -> None:
             ) from error
         finally:
             network.train()
+
+
+def try_validation(path: Path, model, datasets: Mapping[str, Any]) -> None:
+    """A corner of the first image of each set through the network: what does not fit would end the first validation.
+
+    Args:
+        path: options file, for messages.
+        model: the `VHeatIRModel` whose network is validated.
+        datasets: validation or test sets by phase.
+
+    Raises:
+        UserError: the network does not take what a set gives.
+    """
+    network = model.network_for_test()
+    was_training = network.training
+    for phase, dataset in datasets.items():
+        sample = dataset[0]
+        given, target = (sample[name][None, :, :_CORNER, :_CORNER] for name in ("lq", "gt"))
+        level = sample["level"][None].to(model.device) if "level" in sample else None
+        try:
+            output = restore_planes(network.eval(), given.to(model.device), level, 0)
+            if output.shape[1] != target.shape[1]:
+                raise ValueError(f"it gives {output.shape[1]} channels, the target has {target.shape[1]}")
+        except (RuntimeError, ValueError, TypeError) as error:
+            described = f"{given.shape[1]} channels" + (", without a level" if level is None else " with a level")
+            raise UserError(
+                f"{path}: network_g does not fit datasets.{phase}, whose images have {described}: {error}; look at "
+                "in_chans, level_map and what else the training set has"
+            ) from error
+        finally:
+            network.train(was_training)

@@ -23,7 +23,7 @@ from vheatir.backbone.training.until import Seconds, TrainingClock
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest, save_checkpoint
-from vheatir.train.build import build_datasets, build_model, complete_options, completed, try_samples
+from vheatir.train.build import build_datasets, build_model, complete_options, completed, try_samples, try_validation
 from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
@@ -336,8 +336,11 @@ def _try_all(recipes: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     A mended recipe is another one, so that the comparison could not be resumed with it.
     """
     datasets = build_datasets(*next(iter(recipes.items())))
+    validation_sets = {phase: dataset for phase, dataset in datasets.items() if phase != "train"}
     for path, options in recipes.items():
-        try_samples(path, build_model(path, options), datasets["train"])
+        model = build_model(path, options)
+        try_samples(path, model, datasets["train"])
+        try_validation(path, model, validation_sets)
     return datasets
 
 

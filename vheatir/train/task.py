@@ -136,11 +136,13 @@ class RestorationTask(Task):
         metrics = state.pop("metrics", None) or {}
         self.notes = changed_images(state.pop("images", {}), self._images())
         super().load_state(state)
+        now = self.options["val"].get("metrics") or {}
+        if not (metrics and now):  # before or after, nothing is validated
+            return
         if best != self.best:
             raise ValueError(f"val.best was {best}, is now {self.best}")
-        now = (self.options["val"].get("metrics") or {}).get(best)
-        if metrics.get(best, now) != now:
-            raise ValueError(f"val.metrics.{best} was {metrics[best]}, is now {now}")
+        if metrics[best] != now[best]:
+            raise ValueError(f"val.metrics.{best} was {metrics[best]}, is now {now[best]}")
 
     def culprits(self, batches: Sequence[Any]) -> str:
         return ", images " + ", ".join(path for batch in batches for path in batch["lq_path"])

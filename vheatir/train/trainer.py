@@ -22,7 +22,7 @@ from vheatir.runs.checkpoints import has_checkpoint
 from vheatir.runs.folder import RunFolder
 from vheatir.runs.run_logger import RunLogger
 from vheatir.runs.training import find_run, train_in
-from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
+from vheatir.train.build import build_datasets, build_model, complete_options, try_samples, try_validation
 from vheatir.train.notes import notes
 from vheatir.train.options import read_options, recorded
 from vheatir.train.publish import write_weights
@@ -66,6 +66,7 @@ class Trainer:
         self.model = build_model(path, options)
         self.notes = notes(options, datasets)
         try_samples(path, self.model, self.train_set)
+        try_validation(path, self.model, self.validation_sets)
         self.model.join(self.processes)
         self.loop = self._loop()
         if resumed is not None:
