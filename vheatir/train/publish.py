@@ -42,10 +42,8 @@ def write_weights(table: Mapping[str, Any], folder: Path, name: str, network: nn
     if (arch := name_of(network)) is None:
         _write_pth(folder / f"{name}.pth", network)
         return
-    metadata = {
-        **_metadata(arch, network, TASKS.get(table["type"], weights.PAIRED), table),
-        "iteration": str(iteration),
-    }
+    task = TASKS.get(table["type"], weights.PAIRED)
+    metadata = {**_metadata(arch, network, task, table), "iteration": str(iteration)}
     try:
         weights.save(folder / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
     except ValueError as error:
