@@ -1,5 +1,5 @@
 """The documented name of `vheatir.integrations.huggingface`."""
 
-from vheatir.integrations.huggingface import HubVHeatIR, HubVHeatUNet
+from vheatir.integrations.huggingface import HubVHeatIR, HubVHeatUNet, HubVHeatVideoNet
 
-__all__ = ["HubVHeatIR", "HubVHeatUNet"]
+__all__ = ["HubVHeatIR", "HubVHeatUNet", "HubVHeatVideoNet"]

@@ -177,7 +177,7 @@ def measure_weights(
         if path.stem in fields:
             raise UserError(f"--weights: two files are called {path.stem}; rename one")
         network, metadata = store.load(path, where)
-        if metadata["task"] != task:
+        if not store.serve(metadata, task):
             raise UserError(f"{path}: these weights are for the task {metadata['task']!r}, not {task!r}")
         inputs = _inputs([Path(image) for image in images], task, level, metadata["color"] == "gray", size, at)
         given = level / MAX_LEVEL[task] if network.config.get("level_map") else None

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vheatir import weights
 from vheatir.errors import UserError
-from vheatir.train.build import build_datasets, build_model, complete_options
+from vheatir.train.build import build_datasets, build_model, complete_options, try_validation
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.utils.recipes import find_options
@@ -31,12 +31,20 @@ def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[
     options = {**options, "datasets": {k: v for k, v in options["datasets"].items() if k != "train"}}
     if not options["datasets"]:
         raise UserError(f"{path}: datasets has no test or val section to score")
+    names = [table.get("name", phase) for phase, table in options["datasets"].items()]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice and options["val"].get("save_img"):
+        raise UserError(
+            f"{path}: two data sets are called {twice[0]}, so the images of one would replace those of the other; give "
+            "each its own name"
+        )
     source = options["path"].get("pretrain_network_g")
     if source is None:
         raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
     options["network_g"] = weights.configured(options["network_g"], source)
     datasets = build_datasets(path, options)
     model = build_model(path, options)
+    try_validation(path, model, datasets)
     results = []
     for phase, dataset in datasets.items():
         table = options["datasets"][phase]

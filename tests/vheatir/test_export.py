@@ -103,6 +103,23 @@ def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
     assert vheatir_main(["export", "net.safetensors", "--hub", "hub"]) == 2, "it is there"
 
 
+def test_weights_of_another_network_are_no_untrained_network(tmp_path):
+    """The mixin alone loads what fits, nothing here, and says nothing."""
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    from vheatir import hub
+
+    for name in ("denoise_video_blind", "denoise_color_blind"):
+        assert vheatir_main(["export", name, "--hub", str(tmp_path / name)]) == 0
+    with pytest.raises(UserError, match="HubVHeatUNet: the weights do not fit"):
+        hub.HubVHeatUNet.from_pretrained(tmp_path / "denoise_video_blind")
+    with pytest.raises(UserError, match="are for HubVHeatUNet"):
+        hub.HubVHeatIR.from_pretrained(str(tmp_path / "denoise_color_blind"))
+    loaded = hub.HubVHeatVideoNet.from_pretrained(str(tmp_path / "denoise_video_blind"))
+    clip = torch.rand(1, 15, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(clip), weights.load("denoise_video_blind")[0](clip), atol=0, rtol=0)
+
+
 def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
     name = weights.DEFAULTS["jpeg"]["color"]
     assert vheatir_main(["export", name, "--hub", str(tmp_path / "hub")]) == 0

@@ -68,6 +68,15 @@ def test_several_tiles_score_like_the_whole(evaluate, trained):
     assert whole != tiled and whole == pytest.approx(tiled, abs=0.3)
 
 
+def test_images_of_two_sets_of_one_name_do_not_replace_each_other(evaluate, trained, small_photos, tmp_path, capsys):
+    table = f"{{type: GaussianNoiseDataset, dataroot_gt: {small_photos / 'val'}, sigma: 50, name: val}}"
+    given = (f"path.pretrain_network_g={trained / 'models' / 'latest.safetensors'}", f"datasets.test_50={table}")
+    evaluate(*given, "val.save_img=true", status=2)
+    assert "two data sets are called val" in capsys.readouterr().err
+    assert not (tmp_path / "scores" / "tiny" / "val").exists()
+    assert [result["data"] for result in evaluate(*given)["results"]] == ["val", "val"]
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

@@ -6,6 +6,8 @@ from vheatir.data.datasets import SyntheticDataset
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
 
+_MOST = 8.0  # mean magnitude; images in [0, 1] stay far below it under any noise, those in 0 .. 255 above
+
 
 class DegradationDataset(SyntheticDataset):
     """Clean images, degraded by the `degrade` of a subclass; see docs/howto.md.
@@ -20,7 +22,7 @@ class DegradationDataset(SyntheticDataset):
             raise UserError(f"level_map: {type(self).__name__} has no level; leave it out")
 
     def degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The degraded image, of the same shape.
+        """The degraded image, of the same shape and scale, in floats.
 
         image: float32 HWC RGB or HW gray in [0, 1]: a crop in training, a whole image otherwise. Draw all that is
         random from `rng`: then a resumed run sees what it would have seen, and validation the same images each time.
@@ -30,7 +32,20 @@ class DegradationDataset(SyntheticDataset):
     def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int | None = None):
         clean = to_float(image)
         degraded = self.degrade(clean.copy(), np.random.default_rng(0) if rng is None else rng)
-        if not isinstance(degraded, np.ndarray) or degraded.shape != clean.shape:
-            got = getattr(degraded, "shape", type(degraded).__name__)
-            raise UserError(f"{type(self).__name__}.degrade gave {got}, expected an array {clean.shape} like its input")
+        self._check(degraded, clean.shape)
         return degraded.astype(np.float32), clean, 0.0, {}
+
+    def _check(self, degraded: np.ndarray, shape: tuple[int, ...]) -> None:
+        """UserError for what a network would train on without complaint, but to no use."""
+        name = f"{type(self).__name__}.degrade"
+        if not isinstance(degraded, np.ndarray) or degraded.shape != shape:
+            got = getattr(degraded, "shape", type(degraded).__name__)
+            raise UserError(f"{name} gave {got}, expected an array {shape} like its input")
+        if not np.issubdtype(degraded.dtype, np.floating):
+            raise UserError(f"{name} gave {degraded.dtype} values, expected floats in [0, 1]; divide by 255 at its end")
+        if not np.isfinite(degraded).all():
+            raise UserError(f"{name} gave NaN or infinity, expected finite values in [0, 1]")
+        if (mean := float(np.abs(degraded).mean())) > _MOST:
+            raise UserError(
+                f"{name} gave values of {mean:.3g} in the mean, expected [0, 1]; divide by the value of white"
+            )

@@ -196,7 +196,7 @@ class PairedDataset(RestorationDataset):
 
     Options besides the common ones: `dataroot_lq`; for folders also BasicSR's `filename_tmpl`, how a degraded image's
     name is made of the clean one's (`"{}_noisy"`), and `meta_info_file`, a list of the clean images to take, a line
-    each (`0001.png (480,480,3)`). Both images of a pair have the same size.
+    each (`0001.png (480,480,3)`). Both images of a pair have the same size; no gray file is paired with a color image.
     """
 
     OPTIONS = RestorationDataset.OPTIONS | {"dataroot_lq", "filename_tmpl", "meta_info_file"}
@@ -243,8 +243,8 @@ class PairedDataset(RestorationDataset):
         clean = self.source.read(key, gray)
         degraded = self.degraded.read(partner, gray)
         paths = self.degraded.describe(partner), self.source.describe(key)
-        if clean.shape != degraded.shape:
-            raise UserError(f"{paths[0]}: size {degraded.shape[:2]}, but {paths[1]} has {clean.shape[:2]}")
+        if problem := _size_problem(degraded, clean, *paths):
+            raise UserError(problem)
         return degraded, clean, *paths
 
     def _whole(self, key: str) -> dict:
@@ -259,7 +259,7 @@ class PairedDataset(RestorationDataset):
         return {"lq": lq, "gt": gt, "lq_path": lq_path, "gt_path": gt_path, **left}
 
     def check(self) -> None:
-        """As the others', for both sides, and every pair must have one size."""
+        """As the others', for both sides, and every pair must have one size, and no gray file beside color."""
         size, channels = self._requirements()
         problems = self.source.problems(size, channels, self.keys)
         problems += self.degraded.problems(size, channels, list(self._partner.values()))
@@ -268,11 +268,22 @@ class PairedDataset(RestorationDataset):
         raise_problems(self.source.root, problems, len(self))
 
     def _mismatch(self, key: str) -> str | None:
-        try:
-            self._pair(key)
-        except UserError as error:
-            return str(error)
+        """What is wrong with a pair of files that can be read."""
+        partner = self._partner[key]
+        clean = self.source.read_native(key)
+        degraded = self.degraded.read_native(partner)
+        paths = self.degraded.describe(partner), self.source.describe(key)
+        if problem := _size_problem(degraded, clean, *paths):
+            return problem
+        if self.in_chans == 3 and degraded.ndim == 2 and clean.ndim == 3 and (clean != clean[..., :1]).any():
+            return f"{paths[0]}: is gray, but {paths[1]} is in color, which no network could bring back"
         return None
+
+
+def _size_problem(degraded: np.ndarray, clean: np.ndarray, lq_path: str, gt_path: str) -> str | None:
+    if degraded.shape[:2] == clean.shape[:2]:
+        return None
+    return f"{lq_path}: size {degraded.shape[:2]}, but {gt_path} has {clean.shape[:2]}"
 
 
 def _renamed(stem: str, template: str) -> str:

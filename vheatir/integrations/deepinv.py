@@ -20,7 +20,7 @@ class HeatDenoiser(Denoiser):
     (SNORE, ICML 2024). Without it, sigma is ignored by blind weights.
 
     Args:
-        weights: shipped name or safetensors file of the task "denoise".
+        weights: shipped name or safetensors file of the task "denoise", or trained on pairs.
         device: where the network lives.
         inject_noise: see above; refused for weights that take a level, which obey sigma as it is.
         generator: source of the injected noise, on `device`.
@@ -40,7 +40,7 @@ class HeatDenoiser(Denoiser):
         super().__init__(str(device))
         network, metadata = store.load(weights, device)
         self.network = freeze(network)
-        if metadata["task"] != "denoise":
+        if not store.serve(metadata, "denoise"):
             raise UserError(f"the weights {weights} are for the task {metadata['task']!r}; give those of a denoiser")
         config: Any = network.config
         self.takes_level = bool(config.get("level_map"))

@@ -83,7 +83,8 @@ class Restorer:
 
     Args:
         task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
-        weights: shipped name or path of a safetensors file, used for all images.
+        weights: shipped name or path of a safetensors file, used for all images. Those trained on pairs, or on a
+            degradation of one's own, serve any task.
         device: a torch device; a GPU when there is one by default.
         tile: side of the overlapping tiles in pixels, 0 for the whole image at once; chosen by the image's size and the
             free memory by default, and halved where memory runs out.
@@ -140,7 +141,7 @@ class Restorer:
         self._gray_weights = default["gray"] if own_gray else None
         self._clips: Restorer | None = None
         self._clip_weights = default.get("video") if weights is None else None
-        if self.metadata["task"] != task:
+        if not store.serve(self.metadata, task):
             raise UserError(
                 f"the weights {weights} are for the task {self.metadata['task']!r}, not {task!r}; "
                 "give other weights or change the task"

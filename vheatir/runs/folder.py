@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -74,6 +73,7 @@ class RunFolder:
             options: with overrides and defaults.
             argv: arguments of the command.
         """
+        given = options_path.read_bytes()  # before a former run, to which the file may belong, is moved
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(*self._guarded)
@@ -85,7 +85,7 @@ class RunFolder:
                 f"{self.folder}: cannot be made ({error.strerror}); set path.experiments_root to another place"
             ) from error
         if self.resumed is None:
-            shutil.copyfile(options_path, self.folder / "options.yml")
+            (self.folder / "options.yml").write_bytes(given)
         else:
             self._drop_what_came_after(self.resumed["iteration"])
         suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"

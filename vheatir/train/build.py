@@ -1,7 +1,6 @@
 """Build the datasets and the model that an options file names; images are checked first, errors name the file."""
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,15 @@ from torch.utils.data import default_collate
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.schema import is_number
 from vheatir.data.progressive import SampleIndex
+from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
-from vheatir.train.options import check_dataset_keys
+from vheatir.metrics.perceptual import BLOCK
+from vheatir.train.options import check_dataset_keys, known_arguments
 from vheatir.train.publish import TASKS
+from vheatir.train.validation import restore_planes
+
+_CORNER = 64  # pixels
 
 
 def complete_options(
@@ -108,10 +112,30 @@ def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, 
         dataset.least_side = WINDOW + 2 * border
         try:
             dataset.check()
+            if not dataset.train:
+                _check_sizes_for_niqe(dataset, metrics)
         except UserError as error:
             problems.append(f"{path}: datasets.{phase}: {error}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_sizes_for_niqe(dataset: Any, metrics: list[Mapping[str, Any]]) -> None:
+    """UserError for whole images without two blocks for BasicSR's NIQE, which would end the run at its validation."""
+    borders = [table.get("crop_border", 0) for table in metrics if table.get("type") == "calculate_niqe"]
+    border = max((border for border in borders if is_number(border, integer=True)), default=None)
+    if border is None:
+        return
+
+    def problem(key: str) -> str | None:
+        height, width = dataset.source.read_native(key).shape[:2]
+        if ((height - 2 * border) // BLOCK) * ((width - 2 * border) // BLOCK) >= 2:
+            return None
+        least = f"{BLOCK + 2 * border}x{2 * BLOCK + 2 * border}"
+        return f"{dataset.source.describe(key)}: {height}x{width} pixels, calculate_niqe needs {least}"
+
+    problems = [one for one in map_threads(problem, dataset.keys) if one is not None]
+    raise_problems(dataset.source.root, problems, len(dataset))
 
 
 def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) -> None:
@@ -119,8 +143,8 @@ def _check_arguments(path: Path, section: str, table: dict[str, Any], registry) 
     if table["type"] not in registry:
         close = difflib.get_close_matches(table["type"], registry.keys(), n=3, cutoff=0.3) or sorted(registry.keys())
         raise UserError(f"{path}: {section}.type: unknown {table['type']!r}; did you mean {', '.join(close)}?")
-    known = inspect.signature(registry.get(table["type"])).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+    known = known_arguments(registry.get(table["type"]))
+    if known is None:
         return
     unknown = sorted(str(key) for key in table if key != "type" and key not in known)
     if unknown:
@@ -181,3 +205,34 @@ def try_samples(path: Path, model, dataset) -> None:
             ) from error
         finally:
             network.train()
+
+
+def try_validation(path: Path, model, datasets: Mapping[str, Any]) -> None:
+    """A corner of the first image of each set through the network: what does not fit would end the first validation.
+
+    Args:
+        path: options file, for messages.
+        model: the `VHeatIRModel` whose network is validated.
+        datasets: validation or test sets by phase.
+
+    Raises:
+        UserError: the network does not take what a set gives.
+    """
+    network = model.network_for_test()
+    was_training = network.training
+    for phase, dataset in datasets.items():
+        sample = dataset[0]
+        given, target = (sample[name][None, :, :_CORNER, :_CORNER] for name in ("lq", "gt"))
+        level = sample["level"][None].to(model.device) if "level" in sample else None
+        try:
+            output = restore_planes(network.eval(), given.to(model.device), level, 0)
+            if output.shape[1] != target.shape[1]:
+                raise ValueError(f"it gives {output.shape[1]} channels, the target has {target.shape[1]}")
+        except (RuntimeError, ValueError, TypeError) as error:
+            described = f"{given.shape[1]} channels" + (", without a level" if level is None else " with a level")
+            raise UserError(
+                f"{path}: network_g does not fit datasets.{phase}, whose images have {described}: {error}; look at "
+                "in_chans, level_map and what else the training set has"
+            ) from error
+        finally:
+            network.train(was_training)

@@ -23,7 +23,7 @@ from vheatir.backbone.training.until import Seconds, TrainingClock
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest, save_checkpoint
-from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
+from vheatir.train.build import build_datasets, build_model, complete_options, completed, try_samples, try_validation
 from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
@@ -97,6 +97,7 @@ class Contestant:
     Args:
         path: the recipe's file.
         options: its options, checked and complete.
+        datasets: by phase, the same for all recipes.
         folder: for checkpoints and weights.
         seconds: of training.
         every: seconds between validations.
@@ -107,6 +108,7 @@ class Contestant:
         self,
         path: Path,
         options: dict[str, Any],
+        datasets: dict[str, Any],
         folder: Path,
         seconds: float,
         every: float,
@@ -118,12 +120,13 @@ class Contestant:
         self.options = options
         self.folder = folder
         self.on_save = on_save
-        datasets = build_datasets(path, options)
-        self.train_set = datasets.pop("train")
+        validation_sets = dict(datasets)
+        self.train_set = validation_sets.pop("train")
         self.model = build_model(path, options)
-        try_samples(path, self.model, self.train_set)
         clock = TrainingClock(self.model.device)
-        self.task = TimedTask(self.model, self.train_set, datasets, options, _ENDLESS, clock=clock, seconds=seconds)
+        self.task = TimedTask(
+            self.model, self.train_set, validation_sets, options, _ENDLESS, clock=clock, seconds=seconds
+        )
         settings = LoopSettings(options["manual_seed"], None, "iteration", options["name"])
         self.loop = Loop(self.task, self.model.update, Seconds(seconds, every, clock), settings, self)
 
@@ -242,7 +245,9 @@ def _common(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     table = {key: options.get(key) for key in ("manual_seed", "threads", "num_gpu")}
     for phase, dataset in options["datasets"].items():
         table |= {f"datasets.{phase}.{key}": value for key, value in dataset.items()}
-    return table | {f"val.{key}": options["val"].get(key) for key in ("metrics", "max_images", "tile", "best")}
+        table[f"datasets.{phase}.in_chans"] = completed(dataset, options)["in_chans"]
+    validation = ("metrics", "max_images", "tile", "self_ensemble", "best")
+    return table | {f"val.{key}": options["val"].get(key) for key in validation}
 
 
 def _start(
@@ -325,19 +330,33 @@ def compare(
         lock.release()
 
 
+def _try_all(recipes: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """The data sets by phase, with which every network was tried: the last recipe's mistakes show before all training.
+
+    A mended recipe is another one, so that the comparison could not be resumed with it.
+    """
+    datasets = build_datasets(*next(iter(recipes.items())))
+    validation_sets = {phase: dataset for phase, dataset in datasets.items() if phase != "train"}
+    for path, options in recipes.items():
+        model = build_model(path, options)
+        try_samples(path, model, datasets["train"])
+        try_validation(path, model, validation_sets)
+    return datasets
+
+
 def _train_each(result: dict[str, Any], recipes: dict[Path, dict[str, Any]], out: Path, resume: bool) -> bool:
     seconds = result["budget_minutes"] * 60
     every = result["validate_every_minutes"] * 60
-    for path, options in recipes.items():
+    waiting = {path: options for path, options in recipes.items() if result["recipes"][options["name"]]["cost"] is None}
+    datasets = _try_all(waiting) if waiting else {}
+    for path, options in waiting.items():
         run = result["recipes"][options["name"]]
-        if run["cost"] is not None:
-            continue
 
         def write(points: list[dict[str, Any]], run: dict[str, Any] = run) -> None:
             run["points"] = points
             write_json(out / RESULT, result)
 
-        contestant = Contestant(path, options, out / options["name"], seconds, every, write)
+        contestant = Contestant(path, options, datasets, out / options["name"], seconds, every, write)
         contestant.folder.mkdir(parents=True, exist_ok=True)
         if resume:
             contestant.resume()

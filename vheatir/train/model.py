@@ -30,11 +30,11 @@ from vheatir.errors import UserError
 from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.restore.tiling import check_tile
+from vheatir.train.options import known_arguments
 from vheatir.train.validation import bgr_or_gray, restore_planes, validate
 from vheatir.utils.files import atomic_open
 
 _OUR_METRICS = ("psnr", "ssim", "psnrb")
-_METRIC_ARGUMENTS = ("border", "luma", "better")
 _logger = logging.getLogger("vheatir")
 
 
@@ -120,9 +120,16 @@ class VHeatIRModel(SRModel):
         try:
             if isinstance(net, RestorationNetwork):
                 state = adapted(net, state)
+            own = set(net.state_dict())
+            if not own & state.keys():  # without `strict`, PyTorch would load nothing and say nothing
+                raise ValueError(f"it has {min(state)} and {len(state) - 1} more, the network none of them")
             net.load_state_dict(state, strict=strict)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"path.pretrain_network_g: {load_path} does not fit network_g: {error}") from error
+        for what, names in (("not in the file, as they were", own - state.keys()), ("left out", state.keys() - own)):
+            if names:
+                text = "path.pretrain_network_g: %s: %d tensors %s (%s)"
+                _logger.warning(text, load_path, len(names), what, ", ".join(sorted(names)[:5]))
 
     @staticmethod
     def _stored(path: str, key: str | None) -> dict[str, Tensor]:
@@ -198,6 +205,11 @@ class VHeatIRModel(SRModel):
             self.schedulers = [kind(optimizer, **arguments) for optimizer in self.optimizers]
         except (TypeError, ValueError) as error:
             raise UserError(f"train.scheduler: {error}") from error
+        total = self.opt["train"]["total_iter"]
+        for scheduler in self.schedulers:  # OneCycleLR refuses steps beyond its last one, amid the training
+            steps = getattr(scheduler, "total_steps", total)
+            if steps < total:
+                raise UserError(f"train.scheduler ends after {steps} iterations, train.total_iter is {total}; raise it")
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """As BasicSR's, but schedules that go on from the last rate do not take warm-up's for theirs."""
@@ -394,14 +406,17 @@ class VHeatIRModel(SRModel):
 
 
 def _check_metric(where: str, table: dict[str, Any]) -> None:
-    """Refuse an unknown type, or for our metrics an argument that they do not take."""
+    """Refuse an unknown type, or arguments that it does not read."""
     kind = table.get("type")
     if kind not in METRIC_REGISTRY:
         ours = ", ".join(f"vheatir_{name}" for name in _OUR_METRICS)
         raise UserError(f"{where}: unknown type {kind!r}; ours: {ours}")
-    unknown = sorted(set(table) - {"type", *_METRIC_ARGUMENTS}) if str(kind).startswith("vheatir_") else []
-    if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]}; known: {', '.join(_METRIC_ARGUMENTS)}")
+    known = known_arguments(METRIC_REGISTRY.get(kind))
+    if known is None:
+        return
+    known = sorted({*known, "better"} - {"img", "img2"})
+    if unknown := sorted(set(table) - {"type", *known}):
+        raise UserError(f"{where}: unknown key {unknown[0]}; known: {', '.join(known)}")
 
 
 def _metric(arguments: dict[str, Any], restored: np.ndarray, target: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Training and test options: a YAML file in BasicSR's layout, overrides, and refusal of what nobody would read."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -136,6 +137,13 @@ def read_options(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     return options
 
 
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a file that trains the same again: without what belongs to the process and its place."""
+    known = {one.name for one in fields(TopSection)}
+    kept = {key: value for key, value in options.items() if key in known}
+    return kept | {"num_gpu": "auto" if options["num_gpu"] else 0}
+
+
 def meeting_port(path: str | Path, overrides: Sequence[str] = ()) -> int | None:
     """`dist_params.port`, which must be known before the processes that check the options have met."""
     return (read_options(path, overrides).get("dist_params") or {}).get("port")
@@ -221,3 +229,19 @@ def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known
     if unknown:
         names = ", ".join(sorted(known | set(loader)))
         raise UserError(f"{path}: unknown key datasets.{phase}.{unknown[0]} for {dataset['type']}; known: {names}")
+
+
+def known_arguments(kind: Any) -> list[str] | None:
+    """The arguments of a class or function by name; None where it takes any others, as plugins may.
+
+    BasicSR's do not read their `**kwargs`: a misspelled key would change nothing, without a word.
+    """
+    parameters = inspect.signature(kind).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return list(parameters)
+    sources = ("basicsr.", "vheatir.")
+    if not kind.__module__.startswith(sources):
+        return None
+    bases = [base for base in getattr(kind, "__mro__", [kind]) if base.__module__.startswith(sources)]
+    named = [parameter for base in bases for parameter in inspect.signature(base).parameters.values()]
+    return list(dict.fromkeys(one.name for one in named if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)))

@@ -20,7 +20,7 @@ TASKS = {
     "JPEGDataset": "jpeg",
     "CameraNoiseDataset": "photo",
     "MovingClipsDataset": "denoise",
-    "PairedDataset": "paired",
+    "PairedDataset": weights.PAIRED,
 }
 CONVERTED = (weights.SUFFIX, ".pth")  # for `vheatir restore`, and for BasicSR
 _LICENSE = "depends on the training data; not stated"
@@ -42,7 +42,8 @@ def write_weights(table: Mapping[str, Any], folder: Path, name: str, network: nn
     if (arch := name_of(network)) is None:
         _write_pth(folder / f"{name}.pth", network)
         return
-    metadata = {**_metadata(arch, network, TASKS.get(table["type"], "paired"), table), "iteration": str(iteration)}
+    task = TASKS.get(table["type"], weights.PAIRED)
+    metadata = {**_metadata(arch, network, task, table), "iteration": str(iteration)}
     try:
         weights.save(folder / f"{name}{weights.SUFFIX}", network.state_dict(), metadata)
     except ValueError as error:
@@ -160,5 +161,13 @@ def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _options_beside(source: Path) -> Path | None:
     """The options that BasicSR copied into the folder of a run, whose weights lie in models/ below it."""
     files = sorted(source.resolve().parent.parent.glob("*.yml"), key=lambda path: path.stat().st_mtime)
-    trained = [path for path in files if "train" in _section(load_table(path), "datasets")]
+    trained = [path for path in files if _is_of_training(path)]
     return trained[-1] if trained else None
+
+
+def _is_of_training(path: Path) -> bool:
+    """Whether a file holds options of a training; any other file may lie there too."""
+    try:
+        return "train" in _section(load_table(path), "datasets")
+    except (UserError, OSError):
+        return False

@@ -12,6 +12,7 @@ from vheatir.backbone.training.signals import ignore_signals
 from vheatir.backbone.training.task import Task
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
+from vheatir.train.notes import changed_images
 from vheatir.train.validation import validation_table
 
 
@@ -50,6 +51,7 @@ class RestorationTask(Task):
         self.lower_is_better = metric.get("better") == "lower"  # as BasicSR's loop reads it
         self.iteration = 0
         self.results = {}
+        self.notes: list[str] = []  # for the log of a resumed run
         self.sampler = self._sampler(0, None)
 
     def _sampler(self, step: int, first_sample: int | None) -> IterationSampler:
@@ -114,6 +116,33 @@ class RestorationTask(Task):
 
     def last_scores(self) -> dict[str, float]:
         return self.model.batch_scores()
+
+    def state(self) -> dict[str, Any]:
+        """What best weights were chosen by, and the size of the data."""
+        return {"best": self.best, "metrics": self.options["val"].get("metrics"), "images": self._images()}
+
+    def _images(self) -> dict[str, int]:
+        sets = {"train": self.train_set, **self.validation_sets}
+        return {phase: len(dataset) for phase, dataset in sets.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse another measure of the best weights, whose scores would be compared with those of the former.
+
+        Raises:
+            ValueError: another measure, or the checkpoint of another kind of run.
+        """
+        state = dict(state)
+        best = state.pop("best", self.best)
+        metrics = state.pop("metrics", None) or {}
+        self.notes = changed_images(state.pop("images", {}), self._images())
+        super().load_state(state)
+        now = self.options["val"].get("metrics") or {}
+        if not (metrics and now):  # before or after, nothing is validated
+            return
+        if best != self.best:
+            raise ValueError(f"val.best was {best}, is now {self.best}")
+        if metrics[best] != now[best]:
+            raise ValueError(f"val.metrics.{best} was {metrics[best]}, is now {now[best]}")
 
     def culprits(self, batches: Sequence[Any]) -> str:
         return ", images " + ", ".join(path for batch in batches for path in batch["lq_path"])

@@ -22,8 +22,9 @@ from vheatir.runs.checkpoints import has_checkpoint
 from vheatir.runs.folder import RunFolder
 from vheatir.runs.run_logger import RunLogger
 from vheatir.runs.training import find_run, train_in
-from vheatir.train.build import build_datasets, build_model, complete_options, try_samples
-from vheatir.train.options import read_options
+from vheatir.train.build import build_datasets, build_model, complete_options, try_samples, try_validation
+from vheatir.train.notes import notes
+from vheatir.train.options import read_options, recorded
 from vheatir.train.publish import write_weights
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.task import RestorationTask
@@ -60,10 +61,12 @@ class Trainer:
         if options.get("threads"):
             torch.set_num_threads(options["threads"])
         datasets = build_datasets(path, options)
-        self.train_set = datasets.pop("train")
-        self.validation_sets = datasets
+        self.validation_sets = dict(datasets)
+        self.train_set = self.validation_sets.pop("train")
         self.model = build_model(path, options)
+        self.notes = notes(options, datasets)
         try_samples(path, self.model, self.train_set)
+        try_validation(path, self.model, self.validation_sets)
         self.model.join(self.processes)
         self.loop = self._loop()
         if resumed is not None:
@@ -114,9 +117,9 @@ class Trainer:
         """
 
         def opened(run: RunFolder) -> None:
-            run.open(self.path, self.options, list(argv))
+            run.open(self.path, recorded(self.options), list(argv))
 
-        return train_in(self.run, self.loop, opened, [self.describe()])
+        return train_in(self.run, self.loop, opened, [self.describe(), *self.notes, *self.task.notes])
 
 
 def train(

@@ -5,6 +5,7 @@ from vheatir.weights.store import (
     DEFAULTS,
     FOLDER,
     FORMAT,
+    PAIRED,
     REQUIRED,
     SUFFIX,
     available,
@@ -14,12 +15,14 @@ from vheatir.weights.store import (
     load_checkpoint,
     read,
     save,
+    serve,
 )
 
 __all__ = [
     "DEFAULTS",
     "FOLDER",
     "FORMAT",
+    "PAIRED",
     "REQUIRED",
     "SUFFIX",
     "available",
@@ -30,4 +33,5 @@ __all__ = [
     "load_checkpoint",
     "read",
     "save",
+    "serve",
 ]

@@ -28,9 +28,15 @@ DEFAULTS = {  # task -> colors, or clips where these have weights of their own -
 }
 FORMAT = "1"
 REQUIRED = ("config", "task", "color", "levels", "license")
+PAIRED = "paired"  # task of weights from pairs, or from a degradation of the user's own
 
 _MAX_NUMBER = 4096  # in a stranger's configuration; more would only exhaust the memory
 _MAX_HEADER = 8  # bytes that hold the header's length
+
+
+def serve(metadata: Mapping[str, str], task: str) -> bool:
+    """Whether weights may be used for a task: their own, or any where the user's own data say what they remove."""
+    return metadata["task"] in (task, PAIRED)
 
 
 def available() -> list[str]:

@@ -222,6 +222,47 @@ def test_pairs_of_different_size_are_listed(pairs):
         dataset.check()
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_a_gray_file_beside_a_color_image_is_listed(in_chans, pairs):
+    """The network would be trained to guess colors; where only gray is trained, nothing is wrong."""
+    for name in ("photo0", "photo2"):
+        path = pairs.lq / f"{name}.png"
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    gray = cv2.imread(str(pairs.gt / "photo2.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(pairs.gt / "photo2.png"), np.repeat(gray[..., None], 3, 2))  # gray in three equal channels
+    dataset = pairs.build(in_chans=in_chans)
+    if in_chans == 1:
+        dataset.check()
+        return
+    with pytest.raises(UserError, match=r"(?s)1 of 9.*photo0\.png: is gray, but .*photo0\.jpg is in color"):
+        dataset.check()
+
+
+# a degradation of one's own
+
+
+@pytest.mark.parametrize(
+    ("degrade", "message"),
+    [
+        (lambda image: (image * 255).astype(np.uint8), "gave uint8 values, expected floats"),
+        (lambda image: image * 255, r"expected \[0, 1\]; divide by"),
+        (lambda image: np.log(image - 2), "gave NaN or infinity"),
+        (lambda image: image[:4], r"gave \(4, 32, 3\)"),
+        (lambda image: None, "gave NoneType"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_an_own_degradation_on_another_scale_is_refused(degrade, message, photo_folder):
+    from vheatir.data.custom import DegradationDataset
+
+    class Own(DegradationDataset):
+        def degrade(self, image, rng):
+            return degrade(image)
+
+    with pytest.raises(UserError, match=f"Own.degrade {message}" if message.startswith("gave") else message):
+        Own({"phase": "train", "gt_size": 32, "dataroot_gt": photo_folder("gt")})[0]
+
+
 # options
 
 

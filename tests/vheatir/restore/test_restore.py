@@ -155,6 +155,14 @@ def test_unsuitable_options_are_user_errors(trained, options, reason):
         Restorer(**{"task": "denoise", "weights": trained, "device": "cpu"} | options)
 
 
+@pytest.mark.parametrize("task", ["photo", "denoise", "jpeg"])
+def test_weights_trained_on_pairs_serve_every_task(task, tmp_path, restorer):
+    """What they remove is known to who made the pairs alone."""
+    of_pairs = Restorer(task, weights=write_weights(tmp_path / "a.safetensors", task="paired"), device="cpu")
+    image = noisy((24, 20, 3))
+    assert np.array_equal(of_pairs.restore(image), restorer.restore(image))
+
+
 def test_a_level_is_estimated_given_or_refused(tmp_path, restorer):
     takes_level = Restorer("denoise", weights=write_weights(tmp_path / "a.safetensors", level_map=True), device="cpu")
     image = noisy((64, 64, 3)) * 0.2 + 0.4

@@ -111,6 +111,43 @@ def test_recipes_that_differ_in_data_or_validation_are_refused_with_all_differen
         assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("network_g", "in_chans", 1, "datasets.train.in_chans: 3 in tiny.yml, 1 in plain.yml"),
+        ("val", "self_ensemble", True, "val.self_ensemble: None in tiny.yml, True in plain.yml"),
+    ],
+)
+def test_gray_beside_color_and_a_mean_beside_one_pass_are_refused(recipes, section, key, value, message):
+    """The data sets read alike: they take their channels from the network."""
+    file = Path(recipes[1])
+    options = yaml.safe_load(file.read_text())
+    options[section][key] = value
+    file.write_text(yaml.safe_dump(options))
+    with pytest.raises(UserError, match=message):
+        main(["--compare", *recipes])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"width": 8}, "unknown key network_g.width for DnCNN"), ({"in_chans": 4}, "does not fit datasets.train")],
+)
+def test_a_mistake_in_the_last_recipe_shows_before_the_first_is_trained(recipes, change, message, tmp_path):
+    """After it, the mended recipe would be another one, and the comparison could not be resumed."""
+    file = Path(recipes[1])
+    options = yaml.safe_load(file.read_text())
+    options["network_g"] |= change
+    for recipe in recipes:  # the data sets say their channels themselves
+        content = yaml.safe_load(Path(recipe).read_text()) if recipe != recipes[1] else options
+        for table in content["datasets"].values():
+            table["in_chans"] = 3
+        Path(recipe).write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        main(["--compare", *recipes, *MINUTES, "--out", str(out)])
+    assert not (out / "comparison.json").exists() and not (out / "tiny").exists()
+
+
 def test_stages_by_iteration_are_refused(recipes):
     stages = "datasets.train.progressive=[{start_iter: 5, gt_size: 20}]"
     with pytest.raises(UserError, match="leave it out of a comparison"):

@@ -211,6 +211,13 @@ BUILD_ERRORS = [
     ("train.pixel_opt.type=Charbonnier", "train.pixel_opt.type: unknown 'Charbonnier'; did you mean CharbonnierLoss"),
     ("train.pixel_opt.epsilon=1", "unknown key train.pixel_opt.epsilon for CharbonnierLoss; known: .*eps"),
     ("train.pixel_opt.reduction=none", "train.pixel_opt.reduction must be mean or sum"),
+    ("network_g={type: SwinIR, embed_dims: 8}", "unknown key network_g.embed_dims for AnySizeSwinIR; .* embed_dim,"),
+    ("val.metrics.psnr={type: calculate_psnr, crop_border: 0, test_y_chanel: true}", "test_y_chanel; .*test_y_channel"),
+    (
+        "val.metrics={niqe: {type: calculate_niqe, crop_border: 0}}",
+        "val0.png: 32x32 pixels, calculate_niqe needs 96x192",
+    ),
+    ("train.scheduler={type: OneCycleLR, max_lr: 1e-3, total_steps: 5}", "ends after 5 iterations, .*total_iter is 12"),
     ("path.pretrain_network_g=nowhere.pth", "nowhere.pth: there is no such checkpoint"),
     ("path.pretrain_network_g=nowhere", "weights 'nowhere' are neither a file nor a shipped name"),
 ]

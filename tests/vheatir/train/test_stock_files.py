@@ -360,6 +360,16 @@ def test_every_form_of_pth_is_turned_into_safetensors_and_back(tmp_path, form):
         assert torch.equal(back[name], value) and torch.equal(loaded.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("content", ["- hosts: all\n", "a: [1", "a: 1,5\n"])
+def test_a_foreign_yaml_file_near_the_weights_is_passed_over(tmp_path, content):
+    """Two folders above a file there may be anything, such as a home folder."""
+    (tmp_path / "models").mkdir()
+    torch.save(tiny(tmp_path)[1], tmp_path / "models" / "a.pth")
+    (tmp_path / "foreign.yml").write_text(content)
+    assert vheatir(["export", str(tmp_path / "models" / "a.pth"), "--to", "safetensors", "--task", "jpeg"]) == 0
+    assert weights.load(tmp_path / "models" / "a.safetensors")[1]["task"] == "jpeg"
+
+
 def test_weights_of_ours_start_basicsrs_own_model(recipe, tmp_path):
     """Through BasicSR's load_network, which knows .pth alone."""
     network, values = tiny(tmp_path)

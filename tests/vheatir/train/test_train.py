@@ -63,6 +63,46 @@ def test_run_folder_tells_all(train, recipe):
     assert [point["iteration"] for point in train.curves(folder)] == [2, 4, 6, 6, 8, 10, 12, 12]
 
 
+def test_the_options_in_the_folder_train_the_same_again(train, recipe):
+    """Those as given even in place of the run to which they belong, which is moved aside."""
+    from vheatir.train.command import main
+
+    folder = train("train.optim_g.lr=1e-3", "train.total_iter=4", name="first")
+    assert main(["-opt", str(folder / "resolved.yml"), "--set", "name=second"]) == 0
+    train.assert_same(folder, folder.with_name("second"))
+    assert main(["-opt", str(folder / "resolved.yml"), "--resume"]) == 0
+    settings = ("--set", "name=first", "--set", "train.total_iter=1")
+    assert main(["-opt", str(folder / "options.yml"), *settings]) == 0
+    assert (folder / "options.yml").read_text() == recipe.read_text()
+
+
+def test_the_log_notes_what_is_seldom_meant(train, small_photos, tmp_path):
+    """Validation on training images, a rate that does not fall, other data in a resumed run; and none of it wrongly."""
+    plain = train("train.total_iter=2", name="plain")
+    assert "note: " not in (plain / "train.log").read_text()
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (small_photos / "train").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "link").symlink_to(images, target_is_directory=True)
+    changes = [f"datasets.train.dataroot_gt={images}", f"datasets.val.dataroot_gt={tmp_path / 'link'}"]
+    changes += ["datasets.val.exclude=['train0*']", "train.total_iter=2"]
+    schedule = "train.scheduler={{type: CosineAnnealingRestartLR, periods: [{}]}}"
+    folder = train(*changes, schedule.format(9), name="odd")
+    log = (folder / "train.log").read_text()
+    assert "note: 4 of 4 images of datasets.val are trained on too" in log
+    assert "periods is 9, train.total_iter 2: the learning rate stops short" in log and " had " not in log
+    (images / "train4.png").unlink()
+    changes[-1] = "train.total_iter=3"
+    log = (train(*changes, schedule.format(9), name="odd", resume=True) / "train.log").read_text()
+    assert "note: datasets.train had 5 images, now 4: samples" in log
+    assert "note: datasets.val had 4 images, now 3: scores" in log
+    cosine = "train.scheduler={{type: CosineAnnealingLR, T_max: {}}}"
+    for end, noted in ((1, True), (3, False), (4, False)):
+        log = (train(cosine.format(end), "train.total_iter=4", name=f"cosine{end}") / "train.log").read_text()
+        assert ("rises again" in log) is noted
+
+
 def test_written_weights_are_the_average_and_restore_images(train):
     from vheatir.restore.restorer import Restorer
 

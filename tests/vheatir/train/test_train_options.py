@@ -231,3 +231,24 @@ def test_wrong_values_name_key_and_next_step(train, change, message):
     with pytest.raises(UserError, match=message):
         train(change)
     assert not train.root.exists() or not list(train.root.iterdir())
+
+
+def test_weights_of_which_nothing_fits_are_refused_and_a_part_is_told(train, tmp_path, caplog):
+    """Without `strict_load_g` PyTorch takes what it finds: nothing, of a network with other names."""
+    network = VHeatIR(dim=8, depths=[1], embed_size=8)
+    state = network.state_dict()
+    parts = {"none": {f"net.{key}": value for key, value in state.items()}}
+    parts["first"] = {"conv_first.weight": torch.ones_like(state["conv_first.weight"]), "more": torch.ones(1)}
+    for name, part in parts.items():
+        torch.save({"params": part}, tmp_path / f"{name}.pth")
+    loose = "path.strict_load_g=false"
+    with pytest.raises(UserError, match=r"none.pth does not fit network_g: it has net\."):
+        train(loose, f"path.pretrain_network_g={tmp_path / 'none.pth'}")
+    still = (
+        "train.optim_g={type: SGD, lr: 0}",
+        "train.total_iter=1",
+        f"path.pretrain_network_g={tmp_path / 'first.pth'}",
+    )
+    folder = train(loose, *still)
+    assert (train.state(folder)["network"]["conv_first.weight"] == 1).all()
+    assert f"{len(state) - 1} tensors not in the file" in caplog.text and "1 tensors left out (more)" in caplog.text

@@ -129,6 +129,8 @@ def test_resume_with_nothing_whole_says_so(train):
         "train.optim_g={type: SGD, lr: 1}",
         "train.scheduler={type: CosineAnnealingLR, T_max: 12}",
         "train.amp=fp16",
+        "val.metrics={psnr: {type: vheatir_psnr, border: 2}}",
+        "val.metrics={ssim: {type: vheatir_ssim}}",
     ],
 )
 def test_resume_with_options_that_do_not_fit_is_refused(train, change):

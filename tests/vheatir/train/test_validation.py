@@ -119,6 +119,22 @@ def test_a_border_that_the_metrics_cut_off_needs_larger_images(train, small_phot
 
 
 @pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ["network_g.level_map=true", "datasets.train.level_map=true"],
+            "does not fit datasets.val, whose images have 3 channels, without a level",
+        ),
+        (["datasets.val.in_chans=1"], "does not fit datasets.val, whose images have 1 channels"),
+    ],
+)
+def test_a_validation_set_that_does_not_fit_the_network_shows_before_training(train, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(*changes)
+    assert not train.root.exists()
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         ("val.tile=8", r"val\.tile: tile must be 0 \(whole image\) or at least 16 pixels, got 8"),
