@@ -311,6 +311,26 @@ def test_images_without_objects_give_losses():
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_annotated_boxes_keep_their_pixels_in_half_precision(masks, monkeypatch):
+    model = build_detector(build_features(dense_data.SMALL), Detector(masks=masks, channels=8, proposals=(8, 8)), 2)
+    learned = {}
+    encode = model.roi_heads.box_coder.encode
+
+    def spy(boxes, proposals):
+        learned.update(boxes=boxes[0], proposals=proposals[0])
+        return encode(boxes, proposals)
+
+    monkeypatch.setattr(model.roi_heads.box_coder, "encode", spy)
+    box = torch.tensor([[1205.0, 41.0, 1217.0, 51.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 1300, dtype=torch.uint8)}
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()([torch.rand(3, 64, 1300)], [target])
+    sum(losses.values()).backward()
+    assert (learned["boxes"] == box).all()
+    assert learned["proposals"].dtype == torch.float32 and (learned["proposals"] == box).all(1).any()
+
+
 def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
     model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, short_side=96, long_side=120), 2)
     images = [torch.rand(3, 50, 70)]
