@@ -36,6 +36,14 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None where the reader does not know them."""
+        numbers = getattr(self.reader, "class_to_idx", None) or {}
+        names = sorted(numbers, key=numbers.__getitem__)
+        known = all(isinstance(name, str) for name in names)
+        return names if names and known and [numbers[name] for name in names] == list(range(len(names))) else None
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | DataError:
         index = key
         if isinstance(key, tuple):

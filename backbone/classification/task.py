@@ -236,6 +236,9 @@ class Classification(DatasetTask):
         heavier = targets.argmax(1) if targets.ndim == 2 else targets
         return self.criterion(scores.float(), targets), {"top1": 100 * (scores.argmax(1) == heavier).float().mean()}
 
+    def class_names(self) -> list[str] | None:
+        return getattr(self.training_set, "classes", None)
+
     def loader(self) -> Iterable:
         """This process's part of the evaluation set."""
         if self._loader is None:

@@ -199,6 +199,44 @@ def test_what_is_found_is_written_whatever_ends_the_work(tmp_path):
     assert json.loads((tmp_path / "out" / "found.json").read_text()) == {"a.png": {"seen": "a.png"}}
 
 
+def test_masks_are_made_of_what_is_drawn_alone(unbroken, recipes, tmp_path, monkeypatch):
+    """torchvision makes them at the size of the image, in float32: 100 of a photograph fill 5 GB."""
+    from vheatir.detect import DetectSession
+
+    Image.new("RGB", (70, 50), (200, 40, 40)).save(tmp_path / "a.jpg")
+    recipe = Path(recipes("detect", tmp_path, detector={"score": 0.0}))
+    options = dense_data.yaml.safe_load(recipe.read_text())
+    session = DetectSession(recipe, options, "predict", str(unbroken["detect"] / "models" / "latest.safetensors"))
+    session.model.eval()
+    made = []
+    finish = session.model.transform.postprocess
+    monkeypatch.setattr(
+        session.model.transform, "postprocess", lambda *given: made.append(len(given[0][0]["scores"])) or finish(*given)
+    )
+    _, everything = session.draw(tmp_path / "a.jpg", threshold=0.0)
+    scores = sorted(one["score"] for one in everything["detections"])
+    middle = scores[len(scores) // 2]
+    _, found = session.draw(tmp_path / "a.jpg", threshold=middle)
+    assert found["detections"] == [one for one in everything["detections"] if one["score"] >= middle]
+    assert made[1] == len(found["detections"]) < made[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("detect", ["--eval", "--pretrained", "w.pth"], "--pretrained starts a run"),
+        ("segment", ["--predict", "in", "-o", "out", "--pretrained", "w.pth"], "--pretrained starts a run"),
+        ("segment", ["--tta"], "--tta belongs to --eval and --predict"),
+        ("segment", ["--eval", "--label-maps", "maps"], "--label-maps belongs to --predict"),
+        ("detect", ["--eval", "--threshold", "0.3"], "--threshold belongs to --predict"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_refused(command, arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        MAINS[command](["-opt", "x.yml", *arguments])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("threshold", ["nan", "7", "-0.1", "half"])
 def test_a_threshold_is_a_number_from_0_to_1(threshold, capsys):
     with pytest.raises(SystemExit) as ended:
