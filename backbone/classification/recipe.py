@@ -177,7 +177,7 @@ def _check_together(recipe: ClassificationRecipe) -> None:
     if train.warmup_epochs > train.epochs:
         raise ValueError(f"train.warmup_epochs is {train.warmup_epochs}, more than train.epochs, {train.epochs}")
     if train.min_lr > train.lr:
-        raise ValueError(f"train.min_lr is {train.min_lr:g}, above train.lr, {train.lr:g}: the rate would rise to the end")
+        raise ValueError(f"train.min_lr is {train.min_lr:g}, above train.lr, {train.lr:g}: the rate would rise")
     minmax = augment.cutmix_minmax
     if minmax is not None and not 0 <= minmax[0] < minmax[1] <= 1:
         raise ValueError(f"augment.cutmix_minmax must be two shares, the smaller one first, got {list(minmax)}")

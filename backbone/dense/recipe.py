@@ -145,7 +145,7 @@ def make_lr_schedule(
     """
     if train.warmup_steps > steps:
         raise ValueError(
-            f"train.warmup_steps is {train.warmup_steps}, but the run has {steps} steps and would never reach train.lr; "
+            f"train.warmup_steps is {train.warmup_steps}, but the run has {steps} steps, never reaching train.lr; "
             "a tenth of the steps is usual"
         )
 

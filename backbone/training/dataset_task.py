@@ -10,7 +10,6 @@ from vheatir.backbone.training.batches import EpochPlan, checked, train_loader
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.task import Task
 
-
 _log = logging.getLogger(__name__)
 
 

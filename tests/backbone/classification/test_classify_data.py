@@ -232,7 +232,7 @@ def test_wrong_options_are_named_before_a_folder_is_made(images, tmp_path, overr
     [
         ("list", "meta/train.txt", "red/00.png\n", r"train\.txt: entry 1: expected `relative/path class`"),
         ("list", "meta/train.txt", "", r"train\.txt: the list is empty"),
-        ("list", "meta/train.txt", "red/00.png 2\nred/99.png 2\n", r"train lacks 1 files that .*train\.txt names, .*99"),
+        ("list", "meta/train.txt", "red/00.png 2\nred/99.png 2\n", r"train lacks 1 files .*train\.txt names, .*99"),
         ("list", "meta/val.txt", "pink/00.png 2\n", r"val lacks 1 files that .*val\.txt names, .* 'pink/00\.png'"),
         ("list", "meta/train.txt", "red/00.png 3\n", r"4 classes, but the model has 3.*red/00\.png"),
         ("zip", "train_map.txt", "red/99.png\t2\n", r"train\.zip lacks 1 files .* the first is 'red/99\.png'"),
