@@ -134,11 +134,11 @@ def predicted_classes(model: nn.Module, image: Tensor, val: SegmentationVal, tta
     best = found = None
     for first, part in _enlarged(scores, (image.shape[1], image.shape[2])):
         value, index = part.max(0)
-        if best is None or found is None:
-            best, found = value, index
-        else:
-            found = torch.where(value > best, index + first, found)
-            best = torch.maximum(best, value)
+        if best is not None and found is not None:
+            index = torch.where(value > best, index + first, found)
+            value = torch.maximum(best, value)
+        best = value
+        found = index
     assert found is not None  # there is at least one class
     return found
 
