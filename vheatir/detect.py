@@ -88,12 +88,16 @@ class DetectSession(DenseSession):
 
     def draw(self, file: Path, *, threshold: float = 0.5) -> tuple[Any, dict]:
         """Image (3, H, W) uint8 with the detections in a file of a score of at least `threshold`, and their table."""
+        import numpy as np
         import torch
 
         from vheatir.backbone.dense.drawing import draw_detections
         from vheatir.backbone.detection.average_precision import as_results
 
         image = self.read_image(file)
+        # Masks are made at the size of the image, all at once: those that nobody sees may fill the memory.
+        heads = self.model.roi_heads
+        heads.score_thresh = max(self.recipe.detector.score, float(np.nextafter(np.float32(threshold), np.float32(0))))
         with torch.no_grad():
             found = self.model([image.to(self.device) / 255])[0]
         found = {key: value.cpu() for key, value in found.items()}
@@ -117,6 +121,6 @@ def _threshold(text: str) -> float:
 def main(argv: list[str]) -> int:
     parser = parser_for("detect", "Train Faster or Mask R-CNN on a backbone, evaluate it, or draw what it detects.")
     parser.add_argument(
-        "--threshold", type=_threshold, default=0.5, metavar="S", help="least score of what --predict draws"
+        "--threshold", type=_threshold, metavar="S", help="least score of what --predict draws; default: 0.5"
     )
     return run(DetectSession, parser, argv, ["threshold"])

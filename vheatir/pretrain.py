@@ -70,6 +70,23 @@ class PretrainSession(TaskSession):
             raise UserError(f"{file}: {report}; set model.num_classes to what the file was trained for")
         return str(report)
 
+    def compare_classes(self, file: str, samples: Any) -> None:
+        """Refuse an evaluation set whose classes have other numbers than those that the weights were trained on."""
+        from vheatir.backbone.models.checkpoint_files import stored_classes
+        from vheatir.backbone.training.dataset_task import check_same_classes
+
+        stored = stored_classes(file)
+        found = getattr(samples, "classes", None)
+        if not stored or not found or self.recipe.val.subset:
+            return
+        try:
+            check_same_classes(stored, found, file)
+        except ValueError as error:
+            raise UserError(
+                f"{error}; list the classes in the order of the weights in data.class_map, or map folders to classes "
+                "by val.subset"
+            ) from error
+
     def pretrained(self) -> str | None:
         file = self.recipe.path.finetune
         return self.load(file, False) if file else None
@@ -123,8 +140,11 @@ def evaluate_weights(session: PretrainSession, weights: str | None) -> dict[str,
     if weights is not None:
         session.load(weights, True)
     model = session.model.to(session.device)
+    task = session.scoring()
+    if weights is not None:
+        session.compare_classes(weights, task.samples)
     with as_user_error(str(session.path)):
-        scores = session.scoring().evaluate(model)
+        scores = task.evaluate(model)
     return {"weights": weights, "scores": scores, "cost": describe(model, session.size)}
 
 
@@ -188,6 +208,8 @@ def main(argv: list[str]) -> int:
     measuring = arguments.eval or arguments.throughput
     if (arguments.json and not measuring) or (arguments.weights and not arguments.eval):
         parser.error("--json belongs to --eval and --throughput, --weights to --eval; training starts from --finetune")
+    if arguments.finetune and measuring:
+        parser.error("--finetune starts a run; name the weights to evaluate by --weights, with --eval")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"vheatir pretrain needs {', '.join(missing)}; run: pip install 'vheatir[backbone]'")

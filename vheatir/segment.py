@@ -76,12 +76,12 @@ class SegmentSession(DenseSession):
         import torch
 
         from vheatir.backbone.dense.drawing import draw_classes
-        from vheatir.backbone.segmentation.task import predict
+        from vheatir.backbone.segmentation.task import predicted_classes
 
         image = self.read_image(file)
         with torch.no_grad():
-            classes = predict(self.model, image.to(self.device) / 255, self.recipe.val, tta)
-        classes = classes.argmax(0).cpu().to(torch.uint8)
+            classes = predicted_classes(self.model, image.to(self.device) / 255, self.recipe.val, tta)
+        classes = classes.cpu().to(torch.uint8)
         if label_map is not None:
             save_drawing(label_map, classes[None])
         counts = torch.bincount(classes.flatten().long(), minlength=len(self.classes)) / classes.numel()

@@ -36,6 +36,14 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None where the reader does not know them."""
+        numbers = getattr(self.reader, "class_to_idx", None) or {}
+        names = sorted(numbers, key=numbers.__getitem__)
+        known = all(isinstance(name, str) for name in names)
+        return names if names and known and [numbers[name] for name in names] == list(range(len(names))) else None
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | DataError:
         index = key
         if isinstance(key, tuple):
@@ -70,23 +78,32 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean:
         size: height and width in pixels.
         mean: of the three channels, for values in [0, 1].
         std: of the three channels, for values in [0, 1].
+
+    Raises:
+        ValueError: an unknown policy of augmentation.
     """
-    transform = create_transform(
-        (3, *size),
-        is_training=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.auto_augment,
-        interpolation=augment.interpolation,
-        mean=tuple(mean),
-        std=tuple(std),
-        re_prob=augment.erase,
-        re_mode=augment.erase_mode,
-        re_count=augment.erase_count,
-    )
+    try:
+        transform = create_transform(
+            (3, *size),
+            is_training=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            vflip=augment.vflip,
+            color_jitter=augment.color_jitter,
+            auto_augment=augment.auto_augment,
+            interpolation=augment.interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+            re_prob=augment.erase,
+            re_mode=augment.erase_mode,
+            re_count=augment.erase_count,
+        )
+    except (AssertionError, ValueError, LookupError) as error:  # timm asserts what it knows of policies
+        raise ValueError(
+            f"augment.auto_augment {augment.auto_augment}: {error}; expected a policy of timm, such as "
+            "rand-m9-mstd0.5-inc1, augmix-m3-w3 or original, or ~ for none"
+        ) from error
     if augment.crop == "padded":
         transform.transforms[0] = RandomCrop(size, padding=4, pad_if_needed=True)
     return transform

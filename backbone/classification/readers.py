@@ -62,6 +62,15 @@ def read_labels(path: Path) -> list[tuple[str, int]]:
     return [(name.strip(), int(label)) for name, label in lines]
 
 
+def _missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Names that no file below a folder has; each folder is listed once, which is faster than asking for each file."""
+    held: dict[str, set[str]] = {}
+    for place in {name.rpartition("/")[0] for name in names}:
+        held[place] = set(os.listdir(folder / place)) if (folder / place).is_dir() else set()
+    unlisted = [name for name in names if name.rpartition("/")[2] not in held[name.rpartition("/")[0]]]
+    return [name for name in unlisted if not (folder / name).is_file()]
+
+
 class ListReader(Reader):
     """Images below `folder`, named and labeled by a list."""
 
@@ -71,6 +80,9 @@ class ListReader(Reader):
         self.samples = read_labels(labels)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; {labels} names images below it")
+        missing = _missing(folder, [name for name, _ in self.samples])
+        if missing:
+            raise ValueError(f"{folder} lacks {len(missing)} files that {labels} names, the first is {missing[0]!r}")
         self.targets = np.array([label for _, label in self.samples])
 
     def __getitem__(self, index: int):

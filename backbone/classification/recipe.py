@@ -4,9 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vheatir.backbone.training.schema import Amp, NotNegative, Positive, RunSection, Share, below, fill, one_of
+from vheatir.backbone.training.schema import (
+    Amp,
+    Ascending,
+    NotNegative,
+    Positive,
+    RunSection,
+    Share,
+    below,
+    fill,
+    one_of,
+)
 
 READERS = ("folder", "list", "zip", "tar")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")  # timm's names
 STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
 
 
@@ -49,16 +60,16 @@ class ClassificationAugment:
     crop: Annotated[str, one_of("random_resized", "padded")] = (
         "random_resized"  # or "padded": 4 pixels of zeros around the image, then a crop
     )
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
+    scale: Annotated[tuple[float, float], Ascending] = (0.08, 1.0)
+    ratio: Annotated[tuple[float, float], Ascending] = (0.75, 4 / 3)
     hflip: Annotated[float, Share] = 0.5
     vflip: Annotated[float, Share] = 0.0
-    color_jitter: float = 0.4
+    color_jitter: Annotated[float, NotNegative] = 0.4
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    interpolation: str = "bicubic"
+    interpolation: Annotated[str, one_of(*INTERPOLATIONS, "random")] = "bicubic"
     erase: Annotated[float, Share] = 0.25
-    erase_mode: str = "pixel"
-    erase_count: int = 1
+    erase_mode: Annotated[str, one_of("pixel", "rand", "const")] = "pixel"
+    erase_count: Annotated[int, Positive] = 1
     repeats: Annotated[int, Positive] = 1
     mixup: Annotated[float, NotNegative] = 0.8
     cutmix: Annotated[float, NotNegative] = 1.0
@@ -102,8 +113,8 @@ class ClassificationVal:
 
     every: Annotated[int, Positive] = 1
     crop_pct: Annotated[float, Positive] = 0.875
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
+    crop_mode: Annotated[str, one_of("center", "squash", "border")] = "center"
+    interpolation: Annotated[str, one_of(*INTERPOLATIONS)] = "bicubic"
     subset: str | None = None
     subset_only: bool = True
     throughput_warmup: Annotated[int, NotNegative] = 50
@@ -165,3 +176,8 @@ def _check_together(recipe: ClassificationRecipe) -> None:
         raise ValueError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
     if train.warmup_epochs > train.epochs:
         raise ValueError(f"train.warmup_epochs is {train.warmup_epochs}, more than train.epochs, {train.epochs}")
+    if train.min_lr > train.lr:
+        raise ValueError(f"train.min_lr is {train.min_lr:g}, above train.lr, {train.lr:g}: the rate would rise")
+    minmax = augment.cutmix_minmax
+    if minmax is not None and not 0 <= minmax[0] < minmax[1] <= 1:
+        raise ValueError(f"augment.cutmix_minmax must be two shares, the smaller one first, got {list(minmax)}")

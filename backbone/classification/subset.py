@@ -1,12 +1,13 @@
 """Evaluation sets of a subset of the classes, such as ImageNet-A, ImageNet-R and ObjectNet, by a mapping file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from timm.data.readers.reader import Reader
 from torch import Tensor
+
+from vheatir.backbone.data.text_files import read_json, read_text
 
 
 @dataclass
@@ -79,12 +80,15 @@ class PlacedSubset:
 def _entries(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         if path.suffix == ".json":
-            raw = json.loads(path.read_text(encoding="utf-8")).items()
-            return {name: tuple(map(int, value if isinstance(value, list) else [value])) for name, value in raw}
-        lines = [line.rsplit(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        table = {name: tuple(map(int, numbers.split(","))) for name, numbers in lines}
+            raw = read_json(path).items()
+            table = {name: tuple(map(int, value if isinstance(value, list) else [value])) for name, value in raw}
+        else:
+            lines = [line.rsplit(None, 1) for line in read_text(path).splitlines() if line.strip()]
+            table = {name: tuple(map(int, numbers.split(","))) for name, numbers in lines}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"val.subset {path}: expected lines `folder class[,class...]` ({error})") from error
+    if not table or not all(table.values()):
+        raise ValueError(f"val.subset {path}: expected lines `folder class[,class...]`, with a class for each folder")
     if any(number < 0 for numbers in table.values() for number in numbers):
         raise ValueError(f"val.subset {path}: classes are counted from 0")
     return table

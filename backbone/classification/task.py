@@ -1,5 +1,6 @@
 """Training and evaluation of classifiers: network, samples and loss of a recipe, and what a network scores."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.task import to_device
 from vheatir.backbone.training.until import Epochs
+
+_log = logging.getLogger(__name__)
 
 
 def build_classifier(recipe: ClassificationRecipe) -> nn.Module:
@@ -129,6 +132,9 @@ def make_samples(
         return Samples(reader, transform, len(Subset.read(recipe.val.subset, reader)))
     if training:
         check_classes(reader, split, num_classes)
+        held = len(getattr(reader, "class_to_idx", None) or range(num_classes))
+        if held < num_classes:
+            _log.warning("%s has %d classes, the model %d (model.num_classes)", split, held, num_classes)
         if num_classes > 1 and len(set(getattr(reader, "class_to_idx", "ab"))) == 1:
             (name,) = reader.class_to_idx
             raise ValueError(f"{split}: all images are of one class, {name!r}; expected {split}/CLASS/image")
@@ -235,6 +241,9 @@ class Classification(DatasetTask):
         scores = model(images)
         heavier = targets.argmax(1) if targets.ndim == 2 else targets
         return self.criterion(scores.float(), targets), {"top1": 100 * (scores.argmax(1) == heavier).float().mean()}
+
+    def class_names(self) -> list[str] | None:
+        return getattr(self.training_set, "classes", None)
 
     def loader(self) -> Iterable:
         """This process's part of the evaluation set."""

@@ -139,7 +139,15 @@ def make_lr_schedule(
         optimizer: its parameter groups are set.
         steps: of the whole run.
         steps_per_epoch: optimizer steps of an epoch.
+
+    Raises:
+        ValueError: the run ends before its warm-up.
     """
+    if train.warmup_steps > steps:
+        raise ValueError(
+            f"train.warmup_steps is {train.warmup_steps}, but the run has {steps} steps, never reaching train.lr; "
+            "a tenth of the steps is usual"
+        )
 
     def factor(step: int) -> float:
         warm = warmup_factor(step, train.warmup_steps, train.warmup_factor)

@@ -46,6 +46,9 @@ class Detection(DatasetTask):
         losses = model(*batch)
         return sum(losses.values()), losses
 
+    def class_names(self) -> list[str]:
+        return list(self.annotations.classes)
+
     def loader(self) -> Iterable[Any]:
         """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)

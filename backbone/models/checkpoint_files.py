@@ -98,14 +98,29 @@ def stored_model(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`.
     """
+    stored = _stored(path, "model")
+    return stored if isinstance(stored, dict) else {}
+
+
+def stored_classes(path: str | Path) -> list[str]:
+    """Names of the classes in the metadata of weights, in the order of their numbers; [] where they are not stated.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    stored = _stored(path, "classes")
+    return stored if isinstance(stored, list) else []
+
+
+def _stored(path: str | Path, key: str) -> Any:
+    """What metadata hold as JSON; None where there is none."""
     path = _checked(path)
     if not is_safetensors(path):
-        return {}
+        return None
     try:
         with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get("model", "{}"))
+            return json.loads((file.metadata() or {}).get(key, "null"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path}: not a whole .safetensors file, cut off or damaged ({error}); download or copy it again"
         ) from error
-    return stored if isinstance(stored, dict) else {}

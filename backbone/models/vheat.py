@@ -161,7 +161,7 @@ class VHeat(HeatPyramid):
             self.freq_embed = self.freq_embed[:count]
 
     def _drop_head(self) -> None:
-        self.classifier = nn.Sequential()
+        self.classifier = nn.Sequential(*(nn.Identity() for _ in range(4)))
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: by stage, or by block; embeddings go with their stage."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from vheatir.backbone.data.pixels import SUFFIXES, sizes
 from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_label_map
 from vheatir.backbone.errors import DataError
-from vheatir.backbone.segmentation.recipe import SegmentationData
+from vheatir.backbone.segmentation.recipe import CITYSCAPES, SegmentationData
 
 _log = logging.getLogger(__name__)
 IGNORED = 255
@@ -23,8 +23,6 @@ _FOLDERS = {
     "cityscapes": ("leftImg8bit", "gtFine"),
     "folders": ("images", "labels"),
 }
-# Numbers of Cityscapes' label maps that are classes 0 to 18; all others mean none.
-_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def class_table(data: SegmentationData) -> Tensor:
         table[1 : data.num_classes + 1] = classes
     elif data.layout == "cityscapes":
         table[:34] = IGNORED
-        table[list(_CITYSCAPES)] = torch.arange(len(_CITYSCAPES), dtype=torch.uint8)
+        table[list(CITYSCAPES)] = torch.arange(len(CITYSCAPES), dtype=torch.uint8)
     else:
         table[: data.num_classes] = classes
     if data.label_ids is not None:

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from vheatir.backbone.dense.recipe import DenseRun, check_together
-from vheatir.backbone.training.schema import NotNegative, Positive, Share, fill, one_of
+from vheatir.backbone.training.schema import Ascending, NotNegative, Positive, Rule, Share, fill, one_of
 
+AllPositive = Rule("must be numbers above 0", lambda numbers: min(numbers) > 0)
 LAYOUTS = ("ade20k", "cityscapes", "folders")
+# Numbers of Cityscapes' label maps that are classes 0 to 18; all others mean none.
+CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 @dataclass
@@ -74,8 +77,8 @@ class SegmentationAugment:
         color: brightness, contrast, saturation and hue, each for half of the images.
     """
 
-    scale: tuple[int, int] = (2048, 512)
-    ratio: tuple[float, float] = (0.5, 2.0)
+    scale: Annotated[tuple[int, int], AllPositive] = (2048, 512)
+    ratio: Annotated[tuple[float, float], Ascending] = (0.5, 2.0)
     crop: Annotated[int, Positive] = 512
     cat_max: Annotated[float, Share] = 0.75
     hflip: Annotated[float, Share] = 0.5
@@ -95,11 +98,11 @@ class SegmentationVal:
     """
 
     every: Annotated[int, Positive] = 1
-    scale: tuple[int, int] = (2048, 512)
+    scale: Annotated[tuple[int, int], AllPositive] = (2048, 512)
     mode: Annotated[str, one_of("slide", "whole")] = "slide"
     crop: Annotated[int, Positive] = 512
     stride: Annotated[int, Positive] = 341
-    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    ratios: Annotated[tuple[float, ...], AllPositive] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
 
 
@@ -137,7 +140,15 @@ def read_recipe(options: Mapping) -> SegmentationRecipe:
 
 def _check_label_ids(data: SegmentationData) -> None:
     ids = data.label_ids
+    beyond = [one for one in data.ignore or () if not 0 <= one <= 255]
+    if beyond:
+        raise ValueError(f"data.ignore must be numbers from 0 to 255, as label maps hold them, got {beyond[0]}")
     if ids is None:
+        if data.layout == "cityscapes" and data.num_classes != len(CITYSCAPES):
+            raise ValueError(
+                f"data.num_classes is {data.num_classes}, but data.layout cityscapes has {len(CITYSCAPES)} classes; "
+                "set it to that, or list the numbers of the classes in data.label_ids"
+            )
         return
     if len(ids) != data.num_classes or len(set(ids)) != len(ids) or not all(0 <= one <= 255 for one in ids):
         raise ValueError(

@@ -1,6 +1,7 @@
 """The task of segmentation for the loop: losses of a batch, prediction by windows, scores on the evaluation set."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from vheatir.backbone.training.batches import checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.task import to_device
+
+_MOST_AT_ONCE = 2**25  # scores at the size of an image
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -53,8 +56,46 @@ def window_scores(model: nn.Module, image: Tensor, crop: int, stride: int) -> Te
     return total / count
 
 
+def _view_scores(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool) -> Iterator[Tensor]:
+    """Scores (K, h, w) of each view of an image, at the size of `val.scale` times its ratio, mirrored back.
+
+    Args:
+        model: the network.
+        image: (3, H, W), in [0, 1].
+        val: the recipe's section.
+        tta: views of several sizes, and mirrored ones.
+    """
+    flips = (False, True) if tta and val.flip else (False,)
+    for ratio in val.ratios if tta else (1.0,):
+        small = list(scaled_size(*image.shape[1:], [side * ratio for side in val.scale]))
+        resized = F.interpolate(image[None], size=small, mode="bilinear", antialias=True)
+        for flip in flips:
+            view = resized.flip(3) if flip else resized
+            scores = window_scores(model, view, val.crop, val.stride) if val.mode == "slide" else model(view)
+            yield (scores.flip(3) if flip else scores)[0]
+
+
+def _enlarged(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """Scores (K, h, w) brought to a size: the number of the first class, and (k, H, W) of some classes.
+
+    All classes of a photograph at once would fill the memory: 7 GB for 150 classes and 12 million pixels.
+
+    Args:
+        scores: of all classes.
+        size: H and W.
+    """
+    for first, part in _parts(scores, size):
+        yield first, F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _parts(scores: Tensor, size: tuple[int, int]) -> list[tuple[int, Tensor]]:
+    count = max(1, _MOST_AT_ONCE // (size[0] * size[1]))
+    return [(first, scores[first : first + count]) for first in range(0, len(scores), count)]
+
+
 def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = False) -> Tensor:
-    """Class probabilities (K, H, W) of an image (3, H, W) in [0, 1].
+    """Class probabilities (K, H, W) of an image (3, H, W) in [0, 1]; where the classes alone are asked for, see
+    `predicted_classes`.
 
     The image is resized to `val.scale`, scored by windows or as a whole, and the scores brought back to its size. With
     `tta` the mean over `val.ratios`, each mirrored too with `val.flip`.
@@ -65,20 +106,41 @@ def predict(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = F
         val: the recipe's section.
         tta: average sizes and mirrored views.
     """
-    height, width = image.shape[1:]
-    total: Tensor | float = 0.0
-    ratios = val.ratios if tta else (1.0,)
-    flips = (False, True) if tta and val.flip else (False,)
-    for ratio in ratios:
-        small = list(scaled_size(height, width, [side * ratio for side in val.scale]))
-        resized = F.interpolate(image[None], size=small, mode="bilinear", antialias=True)
-        for flip in flips:
-            view = resized.flip(3) if flip else resized
-            scores = window_scores(model, view, val.crop, val.stride) if val.mode == "slide" else model(view)
-            scores = scores.flip(3) if flip else scores
-            whole = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
-            total = total + whole[0].softmax(0)
-    return torch.as_tensor(total / (len(ratios) * len(flips)))
+    size = (image.shape[1], image.shape[2])
+    total = None
+    views = 0
+    for scores in _view_scores(model, image, val, tta):
+        views += 1
+        total = scores.new_zeros(len(scores), *size) if total is None else total
+        norm = functools.reduce(torch.logaddexp, (part.logsumexp(0) for _, part in _enlarged(scores, size)))
+        for first, part in _enlarged(scores, size):
+            total[first : first + len(part)] += (part - norm).exp_()
+    assert total is not None  # there is at least one view
+    return total.div_(views)
+
+
+def predicted_classes(model: nn.Module, image: Tensor, val: SegmentationVal, tta: bool = False) -> Tensor:
+    """The most probable class (H, W) of each pixel of an image; see `predict`.
+
+    Args:
+        model: the network.
+        image: (3, H, W), in [0, 1].
+        val: the recipe's section.
+        tta: average sizes and mirrored views.
+    """
+    if tta:
+        return predict(model, image, val, tta).argmax(0)
+    (scores,) = _view_scores(model, image, val, tta)
+    best = found = None
+    for first, part in _enlarged(scores, (image.shape[1], image.shape[2])):
+        value, index = part.max(0)
+        if best is not None and found is not None:
+            index = torch.where(value > best, index + first, found)
+            value = torch.maximum(best, value)
+        best = value
+        found = index
+    assert found is not None  # there is at least one class
+    return found
 
 
 def confusion(classes: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -176,7 +238,7 @@ class Segmentation(DatasetTask):
         with frozen(model), torch.no_grad():
             for batch in tqdm(checked(self.loader()), "evaluation", leave=False, disable=hidden):
                 images, labels = to_device(batch, device)
-                found = predict(model, images[0], self.recipe.val, self.tta).argmax(0)
+                found = predicted_classes(model, images[0], self.recipe.val, self.tta)
                 counts += confusion(found, labels[0], classes)
         return self.processes.sum_(counts)
 

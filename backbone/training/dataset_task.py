@@ -1,6 +1,7 @@
 """A task that learns from a data set in epochs: classification, detection and segmentation."""
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,31 @@ import torch
 from vheatir.backbone.training.batches import EpochPlan, checked, train_loader
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+def check_same_classes(before: Sequence[str], now: Sequence[str], where: str) -> None:
+    """Refuse classes that had other numbers before, with which a network would be taught or scored wrongly.
+
+    Numbers that have another name are logged: it may be the same class.
+
+    Args:
+        before: names in the order of their numbers, when the weights were trained.
+        now: the same, in this set.
+        where: what knows those before, for messages.
+
+    Raises:
+        ValueError: a name has another number.
+    """
+    numbers = {name: number for number, name in enumerate(before)}
+    for number, name in enumerate(now):
+        if numbers.get(name, number) != number:
+            raise ValueError(f"class {name!r} is number {numbers[name]} in {where}, and number {number} in this set")
+    renamed = [pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]]
+    if renamed:
+        first, second = renamed[0]
+        _log.warning("%d classes have other names than in %s: %r is now %r", len(renamed), where, first, second)
 
 
 class DatasetTask(Task):
@@ -44,6 +70,23 @@ class DatasetTask(Task):
     def batches(self, step: int) -> Iterable:
         pin = self.device.type == "cuda"
         return checked(train_loader(self.training_set, self.plan, step, self.stop, self.workers, pin))
+
+    def class_names(self) -> list[str] | None:
+        """Names of the classes of the training set in the order of their numbers; None where nothing states them."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"images": self.plan.size, "classes": self.class_names()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if not state:  # runs begun before it was kept
+            return
+        super().load_state({key: value for key, value in state.items() if key not in ("images", "classes")})
+        now = self.class_names()
+        if state["classes"] and now:
+            check_same_classes(state["classes"], now, "the run")
+        if state["images"] != self.plan.size:
+            _log.warning("the training set had %d images, and has %d now", state["images"], self.plan.size)
 
     def set_lr(self, step: int) -> None:
         self._set_lr(step)

@@ -41,6 +41,7 @@ def one_of(*choices: str) -> Rule:
 
 Positive = Rule("must be above 0", lambda value: value > 0)
 NotNegative = at_least(0)
+Ascending = Rule("must be two numbers above 0, the smaller one first", lambda pair: 0 < pair[0] <= pair[1])
 Share = Rule("must lie between 0 and 1", lambda value: 0 <= value <= 1)
 Amp = one_of(*AMP_TYPES)
 

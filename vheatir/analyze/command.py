@@ -9,6 +9,12 @@ from vheatir.utils.recipes import key_values
 from vheatir.utils.run_metadata import prepare_folder
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     from vheatir.backbone.analysis.invariance import KINDS, PROTOCOLS
 
@@ -26,8 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         for name, (_, _, about) in ANALYSES.items()
     }
     one = parsers["cost"]
-    one.add_argument("--img-size", type=int, default=224)
-    one.add_argument("--batch", type=int, default=8, help="images of a measured pass")
+    one.add_argument("--img-size", type=_positive, default=224, help="of networks that state none; default: 224")
+    one.add_argument("--batch", type=_positive, default=8, help="images of a measured pass")
     one.add_argument("--rounds", type=int, default=5, help="measured passes; 0 to count only")
     one = parsers["invariance"]
     one.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -35,13 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", required=True, help="folder of the data set")
     one.add_argument("--reader", default="folder", help="folder, list, zip, tar, or a reader of timm")
     one.add_argument("--split", default="val")
-    one.add_argument("--limit", type=int, help="images, spread over the set; default: all")
+    one.add_argument("--limit", type=_positive, help="images, spread over the set; default: all")
     one = parsers["receptive-field"]
     one.add_argument("--images", type=Path, help="folder of images; default: normal noise")
-    one.add_argument("--limit", type=int, default=50, help="images")
+    one.add_argument("--limit", type=_positive, default=50, help="images")
     one.add_argument("--stage", type=int, default=-1, help="stage whose center is looked at; default: the last")
     for name in ("invariance", "receptive-field"):
-        parsers[name].add_argument("--batch", type=int, default=8, help="images of a pass")
+        parsers[name].add_argument("--batch", type=_positive, default=8, help="images of a pass")
         parsers[name].add_argument("--workers", type=int, default=0, help="processes that read images")
     return parser
 

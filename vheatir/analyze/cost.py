@@ -22,7 +22,7 @@ def cost(
     Args:
         chosen: the networks.
         say: called with a line for each network.
-        img_size: side of the images in pixels.
+        img_size: side of the images in pixels, of networks whose arguments and weights state none.
         batch: images of a measured pass.
         rounds: measured passes; 0 to count only.
     """
@@ -52,14 +52,16 @@ def measured(network: Network, chosen: Chosen, size: int, batch: int, rounds: in
     Args:
         network: one of the chosen.
         chosen: says where it runs.
-        size: side of the images in pixels, unless the network has its own.
+        size: side of the images in pixels, unless the network's arguments or weights state its own.
         batch: images of a measured pass.
         rounds: measured passes; 0 to count only.
     """
     network = replace(network, arguments={"img_size": size, **network.arguments})
     model = chosen.build(network)
-    row = {"network": network.label, "parameters": count_parameters(model), "macs": count_macs(model, size)}
-    images = torch.randn(batch, model.in_chans, size, size, device=chosen.device)
+    own_size = model.img_size
+    row = {"network": network.label, "img_size": list(own_size)}
+    row |= {"parameters": count_parameters(model), "macs": count_macs(model, own_size)}
+    images = torch.randn(batch, model.in_chans, *own_size, device=chosen.device)
 
     def train() -> None:
         model.zero_grad(set_to_none=True)
@@ -75,7 +77,7 @@ def measured(network: Network, chosen: Chosen, size: int, batch: int, rounds: in
     model.eval()
     if isinstance(model, HeatPyramid) and model.heat_layers() and not model.folded:
         model.fold()
-        row["merged"] = {"parameters": count_parameters(model), "macs": count_macs(model, size)}
+        row["merged"] = {"parameters": count_parameters(model), "macs": count_macs(model, own_size)}
     if rounds:
         row["inference"] = _speed(infer, freeze(model), chosen.device, batch, rounds)
     return row

@@ -88,13 +88,17 @@ def decay_figure(rows: Sequence[tuple[str, np.ndarray]], columns: int) -> Figure
     return figure
 
 
+def _family(network: str) -> str:
+    return network.rpartition("_")[0] or network
+
+
 def cost_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Parameters against multiply-accumulates; speed where it was measured."""
     timed = [one for one in results if "inference" in one]
     figure, panels = _panels(1, 2 if timed else 1, 7, 0.22 * len(results) + 3)
-    families = sorted({one["network"].rpartition("_")[0] for one in results})
+    families = sorted({_family(one["network"]) for one in results})
     for number, family in enumerate(families):
-        group = [one for one in results if one["network"].rpartition("_")[0] == family]
+        group = [one for one in results if _family(one["network"]) == family]
         points = [(one["macs"]["total"] / 1e9, one["parameters"]["total"] / 1e6) for one in group]
         panels[0, 0].plot(*zip(*points, strict=True), marker="o", label=family, color=f"C{number}")
     panels[0, 0].set(xlabel="GMACs of an image", ylabel="million parameters, form for training")

@@ -6,6 +6,7 @@ from vheatir.analyze.figures import decay_figure, point_figure
 from vheatir.analyze.networks import Analysis, Chosen
 from vheatir.backbone.analysis import heat as measures
 from vheatir.backbone.errors import as_user_error
+from vheatir.errors import UserError
 
 _SHOWN = (0, 0.25, 0.5, 0.75, 1)  # quantiles of the diffusivity whose channels are drawn
 
@@ -38,6 +39,8 @@ def heat(chosen: Chosen, *, say: Callable[[str], None]) -> Analysis:
             maps = [(f"blur {blur[one]:.2f} px", response[..., one]) for one in channels]
             points[f"stage {stage}"] = [*maps, ("mean of channels", response.mean(2))]  # that of the last block stays
             decays.append((f"stage {stage}, block {block}", decay[:, 0, order].numpy()))
+        if not points:
+            raise UserError(f"{network.label}: all of its maps are of one pixel; --set img_size=N gives it larger ones")
         end = "" if len(chosen.networks) == 1 else f"_{network.label}"
         drawn[f"heat_points{end}"] = point_figure(list(points.items()))
         drawn[f"heat_decay{end}"] = decay_figure(decays, columns=min(4, len(decays)))

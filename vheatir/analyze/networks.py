@@ -41,7 +41,8 @@ class Network:
         """
         torch.manual_seed(seed)
         name = self.arguments["name"]
-        given = {key: value for key, value in self.arguments.items() if key not in ("name", "grad_checkpointing")}
+        left_out = ("name", "grad_checkpointing", *(["pretrained"] if fresh else []))
+        given = {key: value for key, value in self.arguments.items() if key not in left_out}
         try:
             model = create_model(name, **given)
         except (RuntimeError, TypeError, ValueError) as error:

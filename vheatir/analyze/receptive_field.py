@@ -8,6 +8,7 @@ from vheatir.analyze.images import image_batches
 from vheatir.analyze.networks import Analysis, Chosen
 from vheatir.backbone.analysis import receptive_field as measures
 from vheatir.backbone.errors import as_user_error
+from vheatir.errors import UserError
 
 
 def receptive_field(
@@ -39,7 +40,10 @@ def receptive_field(
             states["trained"] = chosen.build(network)
         fields[network.label] = {}
         for state, model in states.items():
-            number = stage % len(model.depths)
+            count = len(model.depths)
+            if not -count <= stage < count:
+                raise UserError(f"stage {stage}: {network.label} has the stages 0 to {count - 1}, or -1 for the last")
+            number = stage % count
             with as_user_error():
                 batches = image_batches(model, None if images is None else Path(images), limit, batch, chosen.seed)
                 field = measures.receptive_field(model, batches, number)

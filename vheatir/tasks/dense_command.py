@@ -73,6 +73,13 @@ def _parse(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list
         parser.error("--json belongs to --eval and --cost")
     if given["weights"] and mode not in ("eval", "predict"):
         parser.error("--weights belongs to --eval and --predict; training starts from --pretrained")
+    if given["pretrained"] and mode != "train":
+        parser.error("--pretrained starts a run; name the weights for --eval and --predict by --weights")
+    if given.get("tta") and mode not in ("eval", "predict"):
+        parser.error("--tta belongs to --eval and --predict")
+    for name in ("label_maps", "threshold"):
+        if given.get(name) is not None and mode != "predict":
+            parser.error(f"--{name.replace('_', '-')} belongs to --predict")
     if bool(given["predict"]) != bool(given["output"]):
         parser.error("--predict needs -o FOLDER, and nothing else takes it")
     missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
@@ -123,7 +130,7 @@ def run(
             return train(session, argv, given["resume"])
         if mode == "predict":
             output = given["output"]
-            options = {name: given[name] for name in drawing}
+            options = {name: given[name] for name in drawing if given[name] is not None}
             drawn, failed = predict(session, given["predict"], output, say=_say, **options)
             ended = f", {failed} failed" if failed else ""
             sys.stdout.write(f"{drawn} images drawn into {output}{ended}, figures in {output / 'found.json'}\n")

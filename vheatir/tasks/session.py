@@ -134,6 +134,9 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
     if run is not None:
         license_text = "depends on the training data"
         metadata = {"task": session.task_name, "model": json.dumps(session.network), "license": license_text}
+        names = task.class_names()
+        if names:
+            metadata["classes"] = json.dumps(names)
         run_logger = RunLogger(run, recipe.logger.keep_checkpoints, partial(_write_weights, metadata))
     settings = LoopSettings(recipe.manual_seed, recipe.logger.print_freq)
     count = sum(parameter.numel() for parameter in session.model.parameters())

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.readers import make_reader
-from vheatir.backbone.classification.recipe import ClassificationData
-from vheatir.backbone.classification.task import make_samples
+from vheatir.backbone.classification.recipe import ClassificationData, read_recipe
+from vheatir.backbone.classification.task import build_classifier, make_samples
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
 from vheatir.pretrain import main
@@ -147,6 +148,12 @@ def test_one_class_alone_is_no_training(root, tmp_path):
     shutil.copytree(root / "train", root / "val")
     with pytest.raises(UserError, match=r"train: all images are of one class, 'images'; expected train/CLASS/"):
         main(["-opt", str(small.make_recipe(tmp_path, root))])
+
+
+def test_more_classes_in_the_model_than_in_the_set_are_told(root, tmp_path, caplog):
+    recipe = read_recipe(yaml.safe_load(small.make_recipe(tmp_path, root, model={"num_classes": 5}).read_text()))
+    make_samples(recipe, build_classifier(recipe), True)
+    assert "train has 3 classes, the model 5 (model.num_classes)" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF", "TIFF", "PPM"])

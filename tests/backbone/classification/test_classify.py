@@ -1,6 +1,7 @@
 """Classification learns, goes on as if it had not stopped, and does in two processes what it does in one."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,45 @@ def test_a_run_does_not_go_on_with_another_optimizer(change, said, images, tmp_p
         assert main(["-opt", str(recipe)]) == 130
     with pytest.raises(UserError, match=said):
         main(["-opt", str(recipe), "--resume", "--set", change])
+
+
+def test_a_run_does_not_go_on_with_other_classes(tmp_path, caplog):
+    root = small.make_images(tmp_path / "set")
+    recipe = str(small.make_recipe(tmp_path, root))
+    with terminated_after(2):
+        assert main(["-opt", recipe]) == 130
+    for split in ("train", "val"):
+        (root / split / "blue").rename(root / split / "violet")  # now green is class 0
+    with pytest.raises(UserError, match="class 'green' is number 1 in the run, and number 0 in this set"):
+        main(["-opt", recipe, "--resume"])
+    for split in ("train", "val"):
+        (root / split / "violet").rename(root / split / "azure")
+    (root / "train" / "red" / "00.png").unlink()
+    caplog.clear()
+    assert main(["-opt", recipe, "--resume"]) == 0
+    assert "1 classes have other names than in the run: 'blue' is now 'azure'" in caplog.text
+    assert "the training set had 48 images, and has 47 now" in caplog.text
+
+
+def test_a_set_that_numbers_the_classes_otherwise_is_not_scored(unbroken, tmp_path):
+    """As many classes as the weights', in an order of its own."""
+    root = small.make_images(tmp_path / "set", train=0)
+    shutil.rmtree(root / "train")
+    recipe = str(small.make_recipe(tmp_path, root))
+    weights = ["--weights", str(unbroken / "models" / "best.safetensors")]
+    assert main(["-opt", recipe, "--eval", *weights]) == 0
+    (root / "val" / "blue").rename(root / "val" / "violet")
+    with pytest.raises(UserError, match=r"class .green. is number 1 in .*best\.safetensors, and number 0 in this"):
+        main(["-opt", recipe, "--eval", *weights])
+    mapping = tmp_path / "map.txt"
+    mapping.write_text("green 1\nred 2\nviolet 0\n")
+    assert main(["-opt", recipe, "--eval", *weights, "--set", f"val.subset={mapping}"]) == 0
+
+
+def test_weights_to_start_from_are_not_those_to_evaluate(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["-opt", "x.yml", "--eval", "--finetune", "w.safetensors"])
+    assert ended.value.code == 2 and "--finetune starts a run" in capsys.readouterr().err
 
 
 def test_evaluation_writes_scores_and_costs(unbroken, images, tmp_path, capsys):

@@ -147,6 +147,16 @@ def test_a_subset_accepts_the_classes_of_its_mapping(images, tmp_path, only):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_a_mapping_may_have_a_byte_order_mark_and_json_has_the_same_rules(images, tmp_path):
+    reader = make_reader(ClassificationData(str(images)), "val")
+    (tmp_path / "map.txt").write_text("blue 0\ngreen 2,5\nred 7\n", "utf-8-sig")
+    assert Subset.read(str(tmp_path / "map.txt"), reader).accepted == [(0,), (2, 5), (7,)]
+    for red, message in (("-1", "classes are counted from 0"), ("[]", "with a class for each folder")):
+        (tmp_path / "map.json").write_text(f'{{"red": {red}, "green": 2, "blue": 1}}')
+        with pytest.raises(ValueError, match=message):
+            Subset.read(str(tmp_path / "map.json"), reader)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -188,6 +198,15 @@ def _weights(folder: Path) -> Path:
         ("augment.erase=2", r"augment\.erase must lie between 0 and 1"),
         ("augment.crop=square", r"augment\.crop must be one of random_resized, padded"),
         ("augment.scale=[0.5]", r"augment\.scale must be 2 numbers"),
+        ("augment.scale=[1.0, 0.5]", r"augment\.scale must be two numbers above 0, the smaller one first"),
+        ("augment.auto_augment=rand-x5", r"augment\.auto_augment rand-x5: .*; expected a policy"),
+        ("augment.auto_augment=none", r"augment\.auto_augment none: .*; expected a policy of timm, .* or ~ for none"),
+        ("augment.erase_mode=noise", r"augment\.erase_mode must be one of pixel, rand, const"),
+        ("augment.interpolation=cubic", r"augment\.interpolation must be one of bicubic, bilinear"),
+        ("augment.cutmix_minmax=[2, 3]", r"augment\.cutmix_minmax must be two shares"),
+        ("val.interpolation=random", r"val\.interpolation must be one of bicubic, bilinear"),
+        ("val.crop_mode=middle", r"val\.crop_mode must be one of center, squash, border"),
+        ("train.lr=1e-7", r"train\.min_lr is 5e-06, above train\.lr, 1e-07"),
         ("train.amp=fp16", r"train\.amp fp16 needs a CUDA device"),
         ("train.ema_decay=1.0", r"train\.ema_decay must be below 1"),
         ("train.optimizer=adamm", r"train\.optimizer adamm"),
@@ -213,7 +232,8 @@ def test_wrong_options_are_named_before_a_folder_is_made(images, tmp_path, overr
     [
         ("list", "meta/train.txt", "red/00.png\n", r"train\.txt: entry 1: expected `relative/path class`"),
         ("list", "meta/train.txt", "", r"train\.txt: the list is empty"),
-        ("list", "meta/train.txt", "red/99.png 2\n" * 8, r"red/99\.png: cannot be read as an image: .*No such file"),
+        ("list", "meta/train.txt", "red/00.png 2\nred/99.png 2\n", r"train lacks 1 files .*train\.txt names, .*99"),
+        ("list", "meta/val.txt", "pink/00.png 2\n", r"val lacks 1 files that .*val\.txt names, .* 'pink/00\.png'"),
         ("list", "meta/train.txt", "red/00.png 3\n", r"4 classes, but the model has 3.*red/00\.png"),
         ("zip", "train_map.txt", "red/99.png\t2\n", r"train\.zip lacks 1 files .* the first is 'red/99\.png'"),
         ("zip", "train.zip", "no archive", r"train\.zip: not a whole ZIP archive"),

@@ -54,6 +54,7 @@ def shrink(task: str, table: dict, roots: dict[str, Path]) -> dict:
     if table["backbone"]["name"] != "resnet18":
         table["backbone"] |= dense_data.shrunk(table["backbone"]["name"])
     data = table["data"] | {"batch_size": 2, "workers": 0}
+    table["train"]["warmup_steps"] = 1
     if task == "segmentation":
         table["head"] |= {"channels": 8, "aux_channels": 8}
         table["augment"] |= {"scale": [72, 56], "crop": 48}

@@ -199,6 +199,44 @@ def test_what_is_found_is_written_whatever_ends_the_work(tmp_path):
     assert json.loads((tmp_path / "out" / "found.json").read_text()) == {"a.png": {"seen": "a.png"}}
 
 
+def test_masks_are_made_of_what_is_drawn_alone(unbroken, recipes, tmp_path, monkeypatch):
+    """torchvision makes them at the size of the image, in float32: 100 of a photograph fill 5 GB."""
+    from vheatir.detect import DetectSession
+
+    Image.new("RGB", (70, 50), (200, 40, 40)).save(tmp_path / "a.jpg")
+    recipe = Path(recipes("detect", tmp_path, detector={"score": 0.0}))
+    options = dense_data.yaml.safe_load(recipe.read_text())
+    session = DetectSession(recipe, options, "predict", str(unbroken["detect"] / "models" / "latest.safetensors"))
+    session.model.eval()
+    made = []
+    finish = session.model.transform.postprocess
+    monkeypatch.setattr(
+        session.model.transform, "postprocess", lambda *given: made.append(len(given[0][0]["scores"])) or finish(*given)
+    )
+    _, everything = session.draw(tmp_path / "a.jpg", threshold=0.0)
+    scores = sorted(one["score"] for one in everything["detections"])
+    middle = scores[len(scores) // 2]
+    _, found = session.draw(tmp_path / "a.jpg", threshold=middle)
+    assert found["detections"] == [one for one in everything["detections"] if one["score"] >= middle]
+    assert made[1] == len(found["detections"]) < made[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("detect", ["--eval", "--pretrained", "w.pth"], "--pretrained starts a run"),
+        ("segment", ["--predict", "in", "-o", "out", "--pretrained", "w.pth"], "--pretrained starts a run"),
+        ("segment", ["--tta"], "--tta belongs to --eval and --predict"),
+        ("segment", ["--eval", "--label-maps", "maps"], "--label-maps belongs to --predict"),
+        ("detect", ["--eval", "--threshold", "0.3"], "--threshold belongs to --predict"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_refused(command, arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        MAINS[command](["-opt", "x.yml", *arguments])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("threshold", ["nan", "7", "-0.1", "half"])
 def test_a_threshold_is_a_number_from_0_to_1(threshold, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -311,6 +349,26 @@ def test_images_without_objects_give_losses():
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_annotated_boxes_keep_their_pixels_in_half_precision(masks, monkeypatch):
+    model = build_detector(build_features(dense_data.SMALL), Detector(masks=masks, channels=8, proposals=(8, 8)), 2)
+    learned = {}
+    encode = model.roi_heads.box_coder.encode
+
+    def spy(boxes, proposals):
+        learned.update(boxes=boxes[0], proposals=proposals[0])
+        return encode(boxes, proposals)
+
+    monkeypatch.setattr(model.roi_heads.box_coder, "encode", spy)
+    box = torch.tensor([[1205.0, 41.0, 1217.0, 51.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 1300, dtype=torch.uint8)}
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()([torch.rand(3, 64, 1300)], [target])
+    sum(losses.values()).backward()
+    assert (learned["boxes"] == box).all()
+    assert learned["proposals"].dtype == torch.float32 and (learned["proposals"] == box).all(1).any()
+
+
 def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
     model = build_detector(build_features(dense_data.SMALL), Detector(channels=8, short_side=96, long_side=120), 2)
     images = [torch.rand(3, 50, 70)]
@@ -332,6 +390,11 @@ def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
         ("segment", {"val": {"stride": 50}}, "leaves gaps between windows"),
         ("segment", {"data": {"num_classes": 2, "classes": ["a", "b"]}}, "the data break 6 rules|unknown ids"),
         ("segment", {"train": {"amp": "fp16"}}, "fp16 needs a CUDA device"),
+        ("segment", {"train": {"warmup_steps": 7}}, r"train\.warmup_steps is 7, but the run has 6 steps"),
+        ("segment", {"augment": {"ratio": [2.0, 0.5]}}, r"augment\.ratio must be two numbers above 0, the smaller one"),
+        ("segment", {"val": {"ratios": [0.5, 0]}}, r"val\.ratios must be numbers above 0"),
+        ("segment", {"data": {"ignore": [300]}}, r"data\.ignore must be numbers from 0 to 255.*, got 300"),
+        ("segment", {"data": {"layout": "cityscapes"}}, r"num_classes is 3, but data\.layout cityscapes has 19"),
         ("segment", {"path": {"pretrained": "no.pth"}}, r"no checkpoint no\.pth"),
     ],
 )

@@ -83,3 +83,10 @@ def test_the_counter_sees_the_heat_of_a_network(name):
     found = {str(key): value for key, value in counter.get_flop_counts()["Global"].items()}
     heat = sum(value for key, value in found.items() if "vheatir.conduct" in key)
     assert heat // 2 == count_macs(model, 64)["heat_conduction"] > 0
+
+
+@pytest.mark.parametrize("name", ["vheat_tiny", "unified_heat_micro"])
+def test_a_pruned_network_still_runs(name):
+    network = create_model(name, img_size=32, num_classes=3, dims=8, depths=(1, 1, 1, 1))
+    network.prune_intermediate_layers([1])
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)

@@ -20,6 +20,7 @@ from vheatir.backbone.segmentation.task import (
     confusion,
     pixel_loss,
     predict,
+    predicted_classes,
     segmentation_scores,
     window_scores,
 )
@@ -66,6 +67,26 @@ def test_several_sizes_and_mirrored_views_are_averaged_as_probabilities():
     assert_close(averaged.sum(0), torch.ones(40, 60))
     single = predict(model, image, val)
     assert_close(single, torch.cat([image, image.square()]).softmax(0))
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_few_classes_are_enlarged_at_once(tta, monkeypatch):
+    """All of them at the size of a photograph would fill the memory."""
+    model, image = Pointwise(), torch.rand(3, 80, 120, dtype=torch.float64)
+    val = SegmentationVal(scale=(60, 40), mode="whole", ratios=(0.5, 1.0))
+    whole = predict(model, image, val, tta)
+    made = []
+    enlarge = torch.nn.functional.interpolate
+
+    def spy(*given, **how):
+        made.append(enlarge(*given, **how))
+        return made[-1]
+
+    monkeypatch.setattr("vheatir.backbone.segmentation.task._MOST_AT_ONCE", 2 * 80 * 120)
+    monkeypatch.setattr("vheatir.backbone.segmentation.task.F.interpolate", spy)
+    assert_close(predict(model, image, val, tta), whole)
+    assert (predicted_classes(model, image, val, tta) == whole.argmax(0)).all()
+    assert max(one.shape[1] for one in made if one.shape[2:] == (80, 120)) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.backbone.classification import small
 from vheatir.analyze.command import main
+from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
 
@@ -52,6 +53,26 @@ def test_cost(tmp_path, capsys):
     for row in (heat, swin):
         assert row["training"]["images_per_s"] > 0 and row["training"]["peak_mib"] > row["inference"]["peak_mib"] > 0
     assert "GMACs" in capsys.readouterr().out and found["metadata"]["command"].startswith("vheatir analyze cost")
+
+
+def test_costs_of_trained_weights_are_those_at_their_own_size(weights, tmp_path):
+    """The weights state images of 32 pixels, the command's default is 224."""
+    (row,) = analyze(tmp_path, "cost", "--weights", weights, "--batch", "2", "--rounds", "2")["results"]
+    assert row["img_size"] == [32, 32] and row["inference"]["images_per_s"] > 0
+    assert row["macs"]["total"] == count_macs(create_model(**small.SMALL), 32)["total"]
+
+
+def test_the_start_of_a_released_network_is_without_its_weights(tmp_path, monkeypatch):
+    """`--set pretrained=true` names weights too: the field at the start is another one than theirs."""
+    built = []
+
+    def create(name, pretrained=False, **arguments):
+        built.append(pretrained)
+        return create_model(name, **arguments)
+
+    monkeypatch.setattr("vheatir.analyze.networks.create_model", create)
+    rows = analyze(tmp_path, "receptive-field", "--model", "vheat_tiny", *SIZES, "--set", "pretrained=true")["results"]
+    assert [row["state"] for row in rows] == ["at the start", "trained"] and built == [False, True]
 
 
 def test_cost_of_all_models_is_counted_without_being_run(tmp_path, monkeypatch):
@@ -112,6 +133,8 @@ def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
         (["heat", "--model", "vheat_tiny", "--set", "dimz=8"], r"vheat_tiny cannot be built .*dimz"),
         (["invariance", "--model", "vheat_tiny", "--data", "nowhere"], r"data\.root nowhere: no such folder"),
         (["receptive-field", "--model", "vheat_tiny", "--images", "."], r"holds no images"),
+        (["receptive-field", "--model", "vheat_tiny", *SIZES, "--stage", "4"], r"has the stages 0 to 3, or -1"),
+        (["heat", "--model", "vheat_tiny", *SIZES, "--set", "img_size=4"], r"all of its maps are of one pixel"),
         (["receptive-field", "--model", "vheat_tiny", "--set", "img_size=[32, 64]"], r"views are square"),
     ],
 )
@@ -120,6 +143,13 @@ def test_what_is_wrong_is_said(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         main(arguments)
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "all"])
+def test_a_limit_is_a_number_of_images(limit, capsys):
+    with pytest.raises(SystemExit):
+        main(["receptive-field", "--model", "vheat_tiny", f"--limit={limit}"])
+    assert f"--limit: expected a whole number above 0, got {limit}" in capsys.readouterr().err
 
 
 def test_files_without_arguments_need_a_name(weights, tmp_path):
