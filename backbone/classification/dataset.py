@@ -8,7 +8,7 @@ from timm.data import create_transform
 from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import RandomCrop
+from torchvision.transforms import Compose, RandomCrop
 
 from vheatir.backbone.classification.recipe import ClassificationAugment, ClassificationVal
 from vheatir.backbone.data.pixels import ImageError, as_pixels, read_pixels
@@ -104,6 +104,7 @@ def train_transform(augment: ClassificationAugment, size: tuple[int, int], mean:
             f"augment.auto_augment {augment.auto_augment}: {error}; expected a policy of timm, such as "
             "rand-m9-mstd0.5-inc1, augmix-m3-w3 or original, or ~ for none"
         ) from error
+    assert isinstance(transform, Compose)  # what timm makes unless it is asked for the parts
     if augment.crop == "padded":
         transform.transforms[0] = RandomCrop(size, padding=4, pad_if_needed=True)
     return transform

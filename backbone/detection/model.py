@@ -66,6 +66,6 @@ def build_detector(body: nn.Module, detector: Detector, num_classes: int) -> Fas
         box_nms_thresh=detector.nms,
         box_detections_per_img=detector.detections,
     )
-    model.rpn.head.register_forward_hook(_widened)
+    model.get_submodule("rpn.head").register_forward_hook(_widened)
     model.transform = ResizeInEvaluation(detector.short_side, detector.long_side, list(MEAN), list(STD))
     return model
