@@ -41,7 +41,7 @@ def backbones(tmp_path):
             dense_data.make_coco(data)
             return str(dense_data.detection_recipe(folder, data, train=short, val={"every": 1}))
         dense_data.make_label_maps(data)
-        train = {"steps": 1, "ema_decay": None}
+        train = {"steps": 1, "ema_decay": None, "warmup_steps": 0}
         return str(dense_data.segmentation_recipe(folder, data, train=train, val={"every": 1}))
 
     return make

@@ -223,7 +223,7 @@ def test_resume_refuses_options_that_the_checkpoint_would_override(train, change
         ("val.metrics.psnr={type: foo}", r"val\.metrics\.psnr: unknown type 'foo'; ours: vheatir_psnr"),
         (
             "val.metrics.psnr={type: vheatir_psnr, bord: 3}",
-            r"val\.metrics\.psnr: unknown key bord; known: border, luma",
+            r"val\.metrics\.psnr: unknown key bord; known: better, border, luma",
         ),
     ],
 )
