@@ -12,13 +12,25 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-PHASES = {  # where red stands in each square of two by two pixels: (row, column), and OpenCV's two methods
+PHASES = {  # where red stands in each square of two by two pixels: (row, column), and OpenCV's codes of two methods
     "RGGB": ((0, 0), cv2.COLOR_BayerRGGB2RGB, cv2.COLOR_BayerRGGB2RGB_EA),
     "GRBG": ((0, 1), cv2.COLOR_BayerGRBG2RGB, cv2.COLOR_BayerGRBG2RGB_EA),
     "GBRG": ((1, 0), cv2.COLOR_BayerGBRG2RGB, cv2.COLOR_BayerGBRG2RGB_EA),
     "BGGR": ((1, 1), cv2.COLOR_BayerBGGR2RGB, cv2.COLOR_BayerBGGR2RGB_EA),
 }
-DEMOSAICING = ("bilinear", "edge_aware")
+_OPENCV = ("bilinear", "edge_aware")
+DEMOSAICING = (*_OPENCV, "malvar")
+# eighths, about a pixel whose color differs from the one that is wanted, by where pixels of the wanted color stand: above,
+# below, left and right of it; left and right; at its corners (Malvar, He, Cutler, ICASSP 2004)
+_AROUND = np.array(
+    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float32
+)
+_BESIDE = np.array(
+    [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]], np.float32
+)
+_CORNERS = np.array(
+    [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]], np.float32
+)
 _STEPS = 4096  # of the tone curve's table, evenly spaced in the square root of light
 # standard deviations from black or white at which nothing is clipped; steps to each
 _FAR = 4
@@ -134,14 +146,33 @@ def mosaic(raw: np.ndarray, phase: str) -> np.ndarray:
 
 
 def demosaic(seen_u16: np.ndarray, phase: str, method: str) -> np.ndarray:
-    """uint16 (H, W, 3) from the uint16 mosaic (H, W), by OpenCV; `method` is one of `DEMOSAICING`.
+    """uint16 (H, W, 3) from the uint16 mosaic (H, W).
 
     Args:
         seen_u16: (H, W) uint16.
         phase: one of `PHASES`.
-        method: one of `DEMOSAICING`.
+        method: one of `DEMOSAICING`: OpenCV's bilinear (kornia's, too) or edge-aware one, or "malvar", bilinear
+            with a correction by the gradient of the color that was measured (Malvar, He, Cutler, ICASSP 2004).
     """
-    return cv2.cvtColor(seen_u16, PHASES[phase][1 + DEMOSAICING.index(method)])
+    if method == "malvar":
+        return _malvar(seen_u16, phase)
+    return cv2.cvtColor(seen_u16, PHASES[phase][1 + _OPENCV.index(method)])
+
+
+def _malvar(seen_u16: np.ndarray, phase: str) -> np.ndarray:
+    seen = seen_u16.astype(np.float32)
+    around, beside, above, corners = (
+        cv2.filter2D(seen, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
+        for kernel in (_AROUND, _BESIDE, _BESIDE.T, _CORNERS)
+    )
+    color = np.repeat(seen[..., None], 3, 2)
+    (row, column), *_ = PHASES[phase]
+    for channel, top, left in ((0, row, column), (2, 1 - row, 1 - column)):  # of red and of blue pixels
+        color[top::2, left::2, 1] = around[top::2, left::2]
+        color[top::2, left::2, 2 - channel] = corners[top::2, left::2]
+        color[top::2, 1 - left :: 2, channel] = beside[top::2, 1 - left :: 2]
+        color[1 - top :: 2, left::2, channel] = above[1 - top :: 2, left::2]
+    return np.clip(np.rint(color), 0, 65535).astype(np.uint16)
 
 
 def _row_noise(shape: tuple[int, ...], shot: Shot, rng: np.random.Generator) -> np.ndarray:
@@ -262,6 +293,8 @@ class Smoothing:
         chroma_tail: the same share of chroma.
         ratio: standard deviation of chroma over that of luma; noise without luma keeps its chroma.
         sharpen: unsharp mask on luma: factor of its difference to a Gaussian of one pixel; 0 for none.
+        stretch: how far luma is smoothed along rows over how far along columns; 1 for alike, below 1 further along
+            columns. Their geometric mean is `luma`.
     """
 
     luma: float
@@ -270,6 +303,7 @@ class Smoothing:
     chroma_tail: float
     ratio: float
     sharpen: float = 0.0
+    stretch: float = 1.0
 
 
 def uneven_noise(noise: np.ndarray, places: float, channels: float, rng: np.random.Generator) -> np.ndarray:
@@ -290,22 +324,25 @@ def uneven_noise(noise: np.ndarray, places: float, channels: float, rng: np.rand
     return noise * factor[..., None] * np.exp(rng.normal(0, channels, 3)).astype(np.float32)
 
 
-def _blur(plane: np.ndarray, deviation: float) -> np.ndarray:
-    return cv2.GaussianBlur(plane, (0, 0), deviation, borderType=cv2.BORDER_REFLECT_101) if deviation > 0 else plane
+def _blur(plane: np.ndarray, deviation: float, stretch: float = 1.0) -> np.ndarray:
+    if deviation <= 0:
+        return plane
+    along, across = deviation * math.sqrt(stretch), deviation / math.sqrt(stretch)
+    return cv2.GaussianBlur(plane, (0, 0), along, sigmaY=across, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _smoothed(planes: np.ndarray, deviation: float, tail: float) -> np.ndarray:
+def _smoothed(planes: np.ndarray, deviation: float, tail: float, stretch: float = 1.0) -> np.ndarray:
     """A Gaussian, a share of it three times as wide and three times as high, since that much less of noise is left."""
-    near = _blur(planes, deviation)
+    near = _blur(planes, deviation, stretch)
     if not tail or not deviation:
         return near
-    return cv2.addWeighted(near, 1 - tail, _blur(near, math.sqrt(8) * deviation), 3 * tail, 0)
+    return cv2.addWeighted(near, 1 - tail, _blur(near, math.sqrt(8) * deviation, stretch), 3 * tail, 0)
 
 
 def smooth_noise(noise: np.ndarray, smoothing: Smoothing) -> np.ndarray:
     """Noise (H, W, 3), float32 RGB, as it is left by smoothing of luma and chroma and by sharpening."""
     planes = cv2.transform(noise, RGB_TO_YCC)
-    luma = _smoothed(cv2.extractChannel(planes, 0), smoothing.luma, smoothing.luma_tail)
+    luma = _smoothed(cv2.extractChannel(planes, 0), smoothing.luma, smoothing.luma_tail, smoothing.stretch)
     if smoothing.sharpen:
         luma = cv2.addWeighted(luma, 1 + smoothing.sharpen, _blur(luma, 1.0), -smoothing.sharpen, 0)
     chroma = _smoothed(planes[..., 1:], smoothing.chroma, smoothing.chroma_tail)

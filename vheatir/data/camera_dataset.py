@@ -41,6 +41,7 @@ _NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, defaul
     "shot_noise": (1e-7, 1, {"min": 1e-4, "max": 0.012}),
     "resize_scale": (0.5, 4, {"min": 0.7, "max": 1.6}),
     "smooth_luma": (0, 8, {"min": 0.3, "max": 0.85}),
+    "smooth_stretch": (1, 4, {"min": 1.0, "max": 1.5}),
     "smooth_chroma": (0, 8, {"min": 1.2, "max": 2.1}),
     "luma_tail": (0, 1, {"min": 0.0, "max": 0.25}),
     "chroma_tail": (0, 1, {"min": 0.2, "max": 0.9}),
@@ -244,7 +245,9 @@ class CameraNoiseDataset(SyntheticDataset):
 
     def _smoothing(self, rng: np.random.Generator) -> Smoothing:
         draw = {name: self.drawn[key].draw(rng) for name, key in _OF_SMOOTHING.items()}
-        return Smoothing(**draw, sharpen=self.drawn["sharpen"].draw(rng) if self._happens(rng, "sharpen") else 0.0)
+        sharpen = self.drawn["sharpen"].draw(rng) if self._happens(rng, "sharpen") else 0.0
+        stretch = self.drawn["smooth_stretch"].draw(rng)
+        return Smoothing(**draw, sharpen=sharpen, stretch=stretch if rng.random() < 0.5 else 1 / stretch)
 
 
 def _choices(opt: dict, key: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class NoiseStatistics:
         rows: stripes along rows: standard deviation of the mean luma of 64 neighbors in a row over that of luma, where
             changes over more than about 12 pixels are taken out; 0.125 for white noise, more for smoothed noise.
         columns: the same along columns.
+        direction: autocorrelation of luma at one pixel along rows, minus that along columns, without its sign.
     """
 
     std: float
@@ -43,6 +44,7 @@ class NoiseStatistics:
     bright_std: float
     rows: float
     columns: float
+    direction: float
 
     def flat(self) -> dict[str, float]:
         """One number for each name, with `luma_1` … `chroma_4`."""
@@ -51,12 +53,11 @@ class NoiseStatistics:
         return table | lags
 
 
-def _autocorrelation(plane: np.ndarray) -> list[float]:
+def _autocorrelation(plane: np.ndarray) -> np.ndarray:
+    """(2, LAGS): along rows and along columns, at 1 to `LAGS` pixels."""
     variance = max(float((plane * plane).mean()), 1e-12)
-    return [
-        float((plane[:, lag:] * plane[:, :-lag]).mean() + (plane[lag:] * plane[:-lag]).mean()) / (2 * variance)
-        for lag in range(1, LAGS + 1)
-    ]
+    found = [[(one[:, lag:] * one[:, :-lag]).mean() for lag in range(1, LAGS + 1)] for one in (plane, plane.T)]
+    return np.array(found) / variance
 
 
 def _stripes(luma: np.ndarray) -> tuple[float, float]:
@@ -88,19 +89,20 @@ def noise_statistics(noisy: np.ndarray, clean: np.ndarray) -> NoiseStatistics:
     brightness = cv2.transform(clean.astype(np.float32), RGB_TO_YCC[:1])
     low, high = np.quantile(brightness, [0.25, 0.75])
     rows, columns = _stripes(planes[..., 0])
-    chroma = np.mean([_autocorrelation(planes[..., index]) for index in (1, 2)], axis=0)
+    luma, *chroma = (_autocorrelation(planes[..., index]) for index in range(3))
     return NoiseStatistics(
         std=float(noise.std()),
         luma_std=float(luma_std),
         chroma_std=float(np.mean(chroma_std)),
         ratio=float(np.mean(chroma_std) / max(luma_std, 1e-6)),
-        luma=tuple(_autocorrelation(planes[..., 0])),
-        chroma=tuple(chroma.tolist()),
+        luma=tuple(luma.mean(0).tolist()),
+        chroma=tuple(np.mean(chroma, axis=(0, 1)).tolist()),
         bias=float(np.abs(means).max()),
         dark_std=float(planes[..., 0][brightness <= low].std()),
         bright_std=float(planes[..., 0][brightness >= high].std()),
         rows=rows,
         columns=columns,
+        direction=float(abs(luma[0, 0] - luma[1, 0])),
     )
 
 

@@ -87,12 +87,26 @@ def test_bilinear_demosaicing_agrees_with_kornia(phase):
     np.testing.assert_allclose(found[2:-2, 2:-2], other.permute(1, 2, 0).numpy()[2:-2, 2:-2], atol=2e-5)
 
 
+@pytest.mark.parametrize(("method", "name"), [("bilinear", "bilinear"), ("malvar", "Malvar2004")])
 @pytest.mark.parametrize("phase", PHASES)
-def test_bilinear_demosaicing_agrees_with_colour_demosaicing(phase):
-    color = pytest.importorskip("colour_demosaicing", reason="pip install colour-demosaicing")
-    seen = np.random.default_rng(0).integers(0, 65536, (16, 16), dtype=np.uint16)
-    other = color.demosaicing_CFA_Bayer_bilinear(seen / 65535, phase)
-    np.testing.assert_allclose(demosaic(seen, phase, "bilinear")[2:-2, 2:-2] / 65535, other[2:-2, 2:-2], atol=2e-5)
+def test_demosaicing_agrees_with_colour_demosaicing(phase, method, name):
+    color = pytest.importorskip("colour_demosaicing")
+    seen = np.random.default_rng(0).integers(0, 65536, (16, 18), dtype=np.uint16)
+    other = getattr(color, f"demosaicing_CFA_Bayer_{name}")(seen / 65535, phase)
+    found = demosaic(seen, phase, method)[2:-2, 2:-2] / 65535
+    np.testing.assert_allclose(found, np.clip(other, 0, 1)[2:-2, 2:-2], atol=2e-5)
+
+
+def test_binning_leaves_as_much_noise_as_that_of_kornia():
+    torch = pytest.importorskip("torch")
+    from kornia.color import CFA, raw_to_rgb_2x2_downscaled
+
+    setting = shot(demosaicing=None)
+    deviation = math.sqrt(setting.shot * 100 / 255 + setting.read)
+    seen = 100 / 255 + deviation * torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    kornia = raw_to_rgb_2x2_downscaled(seen, CFA.BG)[0].std((1, 2)).numpy()
+    ours = camera_noise(flat(100), setting, np.random.default_rng(0)).std((0, 1))
+    np.testing.assert_allclose(ours, kornia, rtol=0.03)
 
 
 @pytest.mark.parametrize("level", [25, 128, 190])

@@ -1,5 +1,7 @@
 """CameraNoiseDataset: pure samples, targets that are the clean image, noise like that of real cameras."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -132,6 +134,7 @@ def test_synthesized_noise_looks_like_that_of_cameras(camera):
         assert quantiles[name][0] <= low + 0.03 and high <= quantiles[name][2] + 0.03, (name, quantiles[name])
     stripes = [max(one.rows, one.columns) for one in found]
     assert np.quantile(stripes, 0.1) < 0.18 and np.quantile(stripes, 0.9) > 0.34
+    assert quantiles["direction"][0] < 0.02 and quantiles["direction"][2] > 0.15
 
 
 def test_uneven_noise_has_other_strengths_in_places_and_channels(camera):
@@ -169,6 +172,21 @@ def test_row_noise_in_a_share_of_samples(camera):
     upright = found[:, 1] > found[:, 0]
     assert 8 < upright.sum() < 32
     assert np.median(found.max(1)) > 2 * np.median([stripes(even, number) for number in range(40)])
+
+
+def test_smoothing_goes_further_along_rows_or_columns(camera):
+    plain = {"gray_probability": 0, "jpeg_probability": 0, "size": 200, "gt_size": 96, "smooth_probability": 1, **PLAIN}
+    plain |= {"uneven_probability": 0, "row_probability": 0, "resize_probability": 0}
+    even, stretched = camera(smooth_stretch=1, **plain), camera(smooth_stretch=2, **plain)
+
+    def along_rows(dataset, number):
+        noise = (dataset[number]["lq"] - dataset[number]["gt"]).mean(0).double()
+        rows, columns = noise[:, 1:] - noise[:, :-1], noise[1:] - noise[:-1]
+        return float(rows.square().mean() / columns.square().mean())
+
+    assert all(0.8 < along_rows(even, number) < 1.25 for number in range(40))
+    found = np.array([along_rows(stretched, number) for number in range(40)])
+    assert 8 < (found < 1).sum() < 32 and np.median(np.abs(np.log(found))) > math.log(1.5)
 
 
 def test_no_color_shifts(camera):
@@ -212,6 +230,6 @@ def test_every_option_of_the_recipe_is_known_and_has_its_default():
     defaults = {
         key: default for key, (_, _, default) in {**camera_dataset._NUMBERS, **camera_dataset._INTEGERS}.items()
     }
-    defaults |= camera_dataset._SHARES | {"demosaicing": ["bilinear", "edge_aware"]}
+    defaults |= camera_dataset._SHARES | {"demosaicing": ["bilinear", "edge_aware", "malvar"]}
     assert {key: table[key] for key in defaults} == defaults
     assert sorted(table["subsampling"]) == sorted(camera_dataset._NAMES["subsampling"])
