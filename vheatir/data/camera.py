@@ -20,8 +20,8 @@ PHASES = {  # where red stands in each square of two by two pixels: (row, column
 }
 _OPENCV = ("bilinear", "edge_aware")
 DEMOSAICING = (*_OPENCV, "malvar")
-# eighths, about a pixel whose color differs from the one that is wanted, by where pixels of the wanted color stand: above,
-# below, left and right of it; left and right; at its corners (Malvar, He, Cutler, ICASSP 2004)
+# Malvar, He, Cutler, ICASSP 2004: eighths around a pixel of another color than the wanted one, for pixels of that color
+# above, below, left and right of it; left and right; at its corners
 _AROUND = np.array(
     [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float32
 )
