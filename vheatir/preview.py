@@ -37,7 +37,8 @@ _EPILOG = """\
 Each sample: input, target, and their difference stretched 8 times about gray. Below it the standard deviation of the
 noise in luma and chroma (0-255 scale) and their autocorrelation at 1 to 4 pixels. The table has the 10 %, 50 % and 90 %
 quantiles over all measured samples, and over the pairs; `rows` and `columns` tell stripes: the standard deviation of
-the mean luma of 64 neighbors over that of luma.
+the mean luma of 64 neighbors over that of luma. `direction` is the autocorrelation of luma at one pixel along rows
+minus that along columns, without its sign.
 
 examples:
   vheatir preview -opt photo_light -o sheet.png

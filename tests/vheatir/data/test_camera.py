@@ -198,6 +198,7 @@ def test_statistics_tell_stripes_along_rows_from_those_along_columns():
     assert plain.rows == pytest.approx(1 / 8, rel=0.1) and plain.columns == pytest.approx(1 / 8, rel=0.1)
     expected = math.hypot(3, plain.luma_std / 8) / math.hypot(3, plain.luma_std)
     assert striped.rows == pytest.approx(expected, rel=0.1) and striped.columns < plain.columns
+    assert plain.direction < 0.02 and striped.direction == pytest.approx(expected**2, rel=0.15)
     turned = [np.ascontiguousarray(image.transpose(1, 0, 2)) for image in (clean + white + offsets, clean)]
     assert noise_statistics(*turned).columns == pytest.approx(striped.rows, rel=0.1)
     scene = 4 * np.cos(np.arange(200) * np.pi / 100)[:, None, None]
