@@ -121,6 +121,7 @@ class CameraNoiseDataset(SyntheticDataset):
             key: Distribution.parse(opt.get(key, default), key, low, high)
             for key, (low, high, default) in _NUMBERS.items()
         }
+        self.drawn["shot_noise"] = replace(self.drawn["shot_noise"], log=True)
         self.drawn |= {
             key: Distribution.parse(opt.get(key, default), key, low, high, integer=True)
             for key, (low, high, default) in _INTEGERS.items()
@@ -228,7 +229,7 @@ class CameraNoiseDataset(SyntheticDataset):
     def _shot(self, rng: np.random.Generator) -> Shot:
         draw = {key: self.drawn[key].draw(rng) for key in _OF_SHOT}
         weights = rng.dirichlet(np.ones(len(SRGB_TO_CAMERA)))  # between the cameras, as in the paper
-        slope = self.drawn["shot_noise"].draw_evenly_in_logarithm(rng)
+        slope = self.drawn["shot_noise"].draw(rng)
         binned = self._happens(rng, "binning")
         shot = Shot(
             curve=ToneCurve(draw["gamma"], draw["contrast"]),

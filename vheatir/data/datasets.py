@@ -108,7 +108,8 @@ class GaussianNoiseDataset(SyntheticDataset):
     """White Gaussian noise, neither clipped nor rounded; `level` is sigma / 255.
 
     Options besides the common ones: `sigma` on the 0-255 scale, fixed (`25`), one of a list (`[15, 25, 50]`) or uniform
-    from a range (`{min: 0, max: 55}`); validation and test take a fixed one and draw from RandomState(0) per image.
+    from a range (`{min: 0, max: 55}`; with `log: true` in it, uniform in the logarithm, so that small numbers are drawn
+    more often). Validation and test take a fixed one and draw from RandomState(0) per image.
     `on_device` may name `noise`: the loader draws the sigma, the device the noise.
     """
 
