@@ -25,7 +25,7 @@ from vheatir.train.trainer import Trainer
 RECIPES = Path(__file__).resolve().parent.parent.parent.parent / "options"
 TRAINING = ["denoise", "denoise_light", "denoise_gray_light", "jpeg", "jpeg_light", "jpeg_gray_light", "smoke"]
 TRAINING += ["dncnn_light", "swinir_light", "photo_light", "video_light"]
-TESTING = ["test_denoise", "test_jpeg"]
+TESTING = ["test_denoise", "test_jpeg", "test_photo"]
 SMALL = {
     "VHeatIR": ["dim=8", "depths=[1]", "reach=[0.5, 4.0]"],
     "VHeatUNet": ["dim=8", "encoder=[1]", "middle=1", "decoder=[1]", "attention=[heat, heat]", "reach=[0.5, 4.0]"],
@@ -55,6 +55,8 @@ def shrunk(name, stand_ins, *more):
         if not root.startswith("package:"):
             stand_in = stand_ins / ("train.lmdb" if root.endswith(".lmdb") else "folder")
             overrides.append(f"datasets.{phase}.dataroot_gt={stand_in}")
+        if "include" in table:
+            overrides.append(f'datasets.{phase}.include=["38*.jpg"]')
     if name in TRAINING:
         network = read_options(path)["network_g"]["type"]
         overrides += ["datasets.train.gt_size=16", "datasets.train.batch_size_per_gpu=2"]
