@@ -176,10 +176,8 @@ class CameraNoiseDataset(SyntheticDataset):
         return self._pack(key, noisy[inside, inside], clean[inside, inside], 0.0, left)
 
     def _whole(self, key: str) -> dict:
-        image = self.source.read_native(key)
+        image = self.source.read(key, gray=True) if self.in_chans == 1 else self.source.read_native(key)
         rng = philox(WHOLE, self.seed, self.keys.index(key))
-        if self.in_chans == 1 and image.ndim == 3:
-            image = self._gray(image, None)
         plan = self._plan(rng)
         shape = image.shape[:2]
         if plan.enlarge > 1:

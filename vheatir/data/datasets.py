@@ -56,14 +56,16 @@ class SyntheticDataset(RestorationDataset):
             raise UserError(f"subsampling: validation and test compress in 4:2:0, got {given!r}; leave it out")
         return given
 
-    def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """The gray image of a color one; without `rng` as the test protocol has it."""
+    def _gray(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The gray crop of a color one."""
         return gray_opencv(rgb)
 
+    def _read_gray(self, key: str) -> np.ndarray:
+        """A whole image, uint8 HW, as `vheatir evaluate --gray` reads it."""
+        return self.source.read_opencv_gray(key)
+
     def _whole(self, key: str) -> dict:
-        image = self.source.read_native(key)
-        if self.in_chans == 1 and image.ndim == 3:
-            image = self._gray(image, None)
+        image = self._read_gray(key) if self.in_chans == 1 else self.source.read_native(key)
         return self._pack(key, *self._degrade(image, None))
 
     def _crop(self, key: str, rng: np.random.Generator, size: int) -> dict:
@@ -167,8 +169,12 @@ class JPEGDataset(SyntheticDataset):
         if not self.train:
             self.quality.only("quality")
 
-    def _gray(self, rgb: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        return luma_bt601(rgb) if rng is None or rng.random() < 0.5 else gray_opencv(rgb)
+    def _gray(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return luma_bt601(rgb) if rng.random() < 0.5 else gray_opencv(rgb)
+
+    def _read_gray(self, key: str) -> np.ndarray:
+        image = self.source.read_native(key)
+        return image if image.ndim == 2 else luma_bt601(image)
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator | None, size: int = 0) -> _Degraded:
         if rng is None:

@@ -11,7 +11,7 @@ from vheatir.data.datasets import SyntheticDataset
 from vheatir.data.degradations import add_gaussian_noise
 from vheatir.data.distributions import Distribution
 from vheatir.errors import UserError
-from vheatir.image_io.arrays import to_float
+from vheatir.image_io.arrays import gray_opencv, to_float
 
 _NUMBERS: dict[str, tuple[float, float, object]] = {  # key: least, most, default
     "speed": (0, 64, {"min": 0.0, "max": 4.0}),
@@ -100,7 +100,7 @@ class MovingClipsDataset(SyntheticDataset):
     def _whole(self, key: str) -> dict:
         clean = self.clip(key, self.frames)
         if self.in_chans == 1 and clean.ndim == 4:
-            clean = np.stack([self._gray(frame, None) for frame in clean])
+            clean = np.stack([gray_opencv(frame) for frame in clean])
         return self._sample(key, clean, self.sigma.only("sigma"), np.random.RandomState(0))
 
     def _crop(self, key: str, rng: np.random.Generator, size: int) -> dict:

@@ -48,7 +48,7 @@ def test_validation_noise_is_the_protocols(in_chans, photo_folder, build):
     dataset = build("noise", root, phase="val", sigma=25, in_chans=in_chans)
     source = ImageSource(root)
     for index, key in enumerate(source.keys):
-        clean = source.read(key, gray=in_chans == 1)
+        clean = source.read_opencv_gray(key) if in_chans == 1 else source.read(key)
         noise = np.random.RandomState(0).normal(0, 25 / 255, clean.shape)
         want = np.atleast_3d((clean / 255 + noise).astype(np.float32)).transpose(2, 0, 1)
         sample = dataset[index]
