@@ -327,7 +327,8 @@ def uneven_noise(noise: np.ndarray, places: float, channels: float, rng: np.rand
 def _blur(plane: np.ndarray, deviation: float, stretch: float = 1.0) -> np.ndarray:
     if deviation <= 0:
         return plane
-    along, across = deviation * math.sqrt(stretch), deviation / math.sqrt(stretch)
+    along = deviation * math.sqrt(stretch)
+    across = deviation / math.sqrt(stretch)
     return cv2.GaussianBlur(plane, (0, 0), along, sigmaY=across, borderType=cv2.BORDER_REFLECT_101)
 
 
