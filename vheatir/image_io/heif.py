@@ -18,6 +18,9 @@ from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
 _EXTRA = "phone"
+# What a display needs to know of HDR, and further blocks such as IPTC, as pillow-heif names them on both ways.
+_CARRIED = ("metadata", "content_light_level", "mastering_display_colour_volume")
+_CARRIED += ("ambient_viewing_environment", "nominal_diffuse_white_luminance")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 _ANIMATED = (b"avis", b"hevc", b"hevx", b"msf1")  # brands of image sequences
 _BT2020 = 9  # H.273: primaries
@@ -56,6 +59,7 @@ def read_heif(encoded: Encoded) -> Stored:
     bits = info["bit_depth"]
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     extras["heif_bits"] = bits
+    extras["heif"] = {name: info[name] for name in _CARRIED if info.get(name) not in (None, [])}
     nclx = info.get("nclx_profile")
     if nclx:
         extras["nclx"] = tuple(
@@ -101,7 +105,7 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         file: opened for writing.
         array: (height, width, channels), uint8 or uint16.
         extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
-            `heif_bits`: 12 for those, else 10.
+            `heif_bits`: 12 for those, else 10; `heif`: what else pillow-heif takes.
         quality: of the encoder, from 0 to 100.
         name: of the file, for messages.
     """
@@ -115,6 +119,7 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
         array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
     kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
+    kept |= extras.get("heif") or {}
     nclx = extras.get("nclx")
     if not nclx and extras.get("cicp"):  # of RGB files, whose numbers name no matrix
         nclx = (*extras["cicp"], _MATRIX_BT2020 if extras["cicp"][0] == _BT2020 else _MATRIX_BT601)

@@ -130,7 +130,7 @@ def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     markers = {marker for marker, _ in jpeg.segments} if jpeg is not None else set()
     if extras.get("comment") or COMMENT in markers:
         found.append("comments")
-    if APP13 in markers:
+    if APP13 in markers or "metadata" in extras.get("heif", {}):
         found.append("IPTC data")
     chunks = extras.get("png_chunks") or ()
     if any(kind in (b"tEXt", b"zTXt") or (kind == b"iTXt" and not is_xmp(data)) for kind, data in chunks):

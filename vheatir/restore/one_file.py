@@ -79,7 +79,8 @@ def restore_file(
     try:
         shape = (stored.height, stored.width, stored.colors)
         _check_target(target, stored)
-        stored = stored if format_of(target) == "TIFF" else stored.straight()
+        if not format_of(source) == format_of(target) == "TIFF":  # a header that is made says nothing of it
+            stored = stored.straight()
         level = find_level(restorer, stored, options.level)
         is_copied = level.is_good and format_of(source) == format_of(target)
         if is_copied:
