@@ -98,6 +98,11 @@ def read_avif(encoded: Encoded) -> Stored:
     return Stored.of_array(_sixteen_bits(array, bits), depth, suffix=encoded.suffix, extras=extras, orientation=turned)
 
 
+def check_writer(name: str) -> None:
+    """UserError, naming the file to write, where the library is missing that writes HEIC."""
+    library("pillow_heif", _EXTRA, name)
+
+
 def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], quality: int, name: str) -> None:
     """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colors of full resolution.
 

@@ -1,5 +1,6 @@
 """Many files: workers that read, restore and write at the same time, and a clean stop."""
 
+import errno
 import os
 import queue
 import threading
@@ -63,7 +64,8 @@ def reason(job: Job, error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in text.lower():
+    no_memory = error.errno == errno.ENOMEM if isinstance(error, OSError) else "memory" in text.lower()
+    if isinstance(error, MemoryError) or no_memory:
         return f"{job.source}: not enough memory; restore it in smaller tiles, such as --tile 64"
     if isinstance(error, ValueError | OSError):
         return f"{job.source}: {text}"

@@ -383,5 +383,5 @@ def test_clips_are_taken_by_name_not_out_of_folders(weights, tiny):
 def test_without_pyav_it_says_what_to_install(weights, monkeypatch):
     make("in.mp4", 2)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match=r"in\.mp4: reading this kind of file needs av.*vheatir\[video\]"):
+    with pytest.raises(UserError, match=r"in\.mp4: this kind of file needs av.*vheatir\[video\]"):
         vheatir.restore("in.mp4", "out.mp4", task="denoise", weights=weights)
