@@ -59,6 +59,8 @@ def read_heif(encoded: Encoded) -> Stored:
     bits = info["bit_depth"]
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     extras["heif_bits"] = bits
+    blocks = info.get("metadata") or []
+    info["metadata"] = [block for block in blocks if len(block["type"]) == 4 and block["type"].isascii()]
     extras["heif"] = {name: info[name] for name in _CARRIED if info.get(name) not in (None, [])}
     nclx = info.get("nclx_profile")
     if nclx:
@@ -71,7 +73,7 @@ def read_heif(encoded: Encoded) -> Stored:
         8 if array.dtype == np.uint8 else 16,
         suffix=encoded.suffix,
         extras=extras,
-        notes=_left_out(found, info) + _further_data(data),
+        notes=_left_out(found, info, len(blocks) - len(info["metadata"])) + _further_data(data),
         premultiplied=bool(primary.premultiplied_alpha),
     )
 
@@ -141,12 +143,19 @@ def _refuse_sequence(encoded: Encoded) -> None:
         raise UserError(f"{encoded.name}: holds an animation; save its images as single files first")
 
 
-def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
-    """Notes on what else the file holds, which a result does not."""
+def _left_out(found: Any, info: dict[str, Any], damaged: int) -> tuple[str, ...]:
+    """Notes on what else the file holds, which a result does not.
+
+    Args:
+        found: all images.
+        info: of the primary one.
+        damaged: blocks of metadata that no writer takes.
+    """
+    notes = ("holds metadata of a damaged kind; left out",) if damaged else ()
     others = len(found) - 1 + len(info.get("depth_images") or ()) + sum(map(len, (info.get("aux") or {}).values()))
-    if not others:
-        return ()
-    return (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
+    if others:
+        notes += (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
+    return notes
 
 
 def _further_data(data: bytes) -> tuple[str, ...]:

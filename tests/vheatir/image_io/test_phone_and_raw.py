@@ -151,6 +151,14 @@ def test_light_levels_and_further_metadata_of_a_heic_come_back(tmp_path):
     assert lost(extras, "PNG") == ("IPTC data are for its own format only; left out",)
 
 
+def test_metadata_of_a_damaged_kind_is_left_out_with_a_note(tmp_path):
+    block = {"type": "iptc", "content_type": "", "data": b"x"}
+    (tmp_path / "a.heic").write_bytes(heic(8, metadata=[block]).replace(b"iptc", b"ip\xeac"))
+    image = read_image(tmp_path / "a.heic")
+    assert image.notes == ("holds metadata of a damaged kind; left out",)
+    write_image(tmp_path / "b.heic", image)
+
+
 @pytest.mark.parametrize("name", ("b.tif", "b.png", "b.heic"))
 def test_colors_multiplied_with_alpha_are_divided_in_every_format(name, tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
