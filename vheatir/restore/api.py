@@ -189,7 +189,7 @@ def _only_file(inputs: str | Path | Sequence[str | Path], output: str | Path) ->
         raise UserError(f"no input was given for {output}; give a file")
     where = locations.location(texts[0])
     if len(texts) == 1 and not isinstance(where, Path):
-        if not _is_folder(where):
+        if not where.is_dir():
             return texts[0]
     elif len(texts) == 1 and isinstance(where, Path) and not where.is_dir():
         if where.exists() or not glob.has_magic(str(where)):
@@ -206,7 +206,7 @@ def _names_a_file(output: str | Path) -> bool:
     suffix = where.suffix.lower()
     if suffix not in _NOT_WRITTEN and suffix not in RESTORED:
         return False
-    if _is_folder(where):
+    if where.is_dir():
         return False
     if suffix in _NOT_WRITTEN:
         written = ", ".join(name for name in RESTORED if FORMATS.get(name) in DEPTHS or name in WRITTEN)
@@ -215,13 +215,6 @@ def _names_a_file(output: str | Path) -> bool:
             "(one of this name must exist)"
         )
     return True
-
-
-def _is_folder(where: Location) -> bool:
-    if isinstance(where, Path):
-        return where.is_dir()
-    file_system, path = where.open()
-    return file_system.isdir(path)
 
 
 def _file_options(
