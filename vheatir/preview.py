@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from vheatir.archs.base import middle_planes
 from vheatir.data.base import RestorationDataset
 from vheatir.data.batch_degradations import finish_batch
-from vheatir.data.noise_statistics import NoiseStatistics, noise_statistics, spread
+from vheatir.data.noise_statistics import LAGS, NoiseStatistics, noise_statistics, spread
 from vheatir.data.sources import list_images
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
@@ -68,11 +68,16 @@ def samples(dataset: RestorationDataset, count: int) -> Iterator[NoisyPair]:
         yield NoisyPair(noisy, clean, noise_statistics(noisy, clean))
 
 
-def real_pairs(folder: Path) -> Iterator[NoisyPair]:
-    """The pairs NAME_real.*, NAME_mean.* below a folder.
+def real_pairs(folder: Path, side: int) -> Iterator[NoisyPair]:
+    """The pairs NAME_real.*, NAME_mean.* below a folder, measured as a whole; of their pixels the middle is kept.
+
+    Args:
+        folder: with the pairs.
+        side: of the middle, at most.
 
     Raises:
-        UserError: no such folder, no pair in it, a name without its partner, or images of different sizes.
+        UserError: no such folder, no pair in it, a name without its partner, or images that are too small or of
+            different sizes.
     """
     if not folder.is_dir():
         raise UserError(f"--pairs {folder}: no such folder")
@@ -86,7 +91,15 @@ def real_pairs(folder: Path) -> Iterator[NoisyPair]:
         noisy, clean = (_read(files[name + end]) for end in ("_real", "_mean"))
         if noisy.shape != clean.shape:
             raise UserError(f"--pairs {folder}: {name}: _real is {noisy.shape[:2]}, _mean {clean.shape[:2]}")
-        yield NoisyPair(noisy, clean, noise_statistics(noisy, clean))
+        if min(noisy.shape[:2]) <= LAGS:
+            raise UserError(f"--pairs {folder}: {name} is {noisy.shape[:2]}, expected more than {LAGS} pixels a side")
+        middle, clean_middle = (_middle(image, side).copy() for image in (noisy, clean))  # not a view of all of it
+        yield NoisyPair(middle, clean_middle, noise_statistics(noisy, clean))
+
+
+def _middle(image: np.ndarray, side: int) -> np.ndarray:
+    top, left = (max(length - side, 0) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def _read(path: Path) -> np.ndarray:
@@ -108,8 +121,7 @@ def _cell(pair: NoisyPair, side: int) -> np.ndarray:
     zoom = -(-_PANEL // side)
     cell = np.full((side * zoom + 2 * _LINE + 2 * _GAP, 3 * (side * zoom + _GAP) + _GAP, 3), 255, np.uint8)
     for number, panel in enumerate(panels):
-        top, left = ((length - side) // 2 for length in panel.shape[:2])
-        part = panel[top : top + side, left : left + side].repeat(zoom, 0).repeat(zoom, 1)
+        part = _middle(panel, side).repeat(zoom, 0).repeat(zoom, 1)
         x = _GAP + number * (side * zoom + _GAP)
         cell[_GAP : _GAP + side * zoom, x : x + side * zoom] = part
     for number, (name, strength) in enumerate((("luma", "luma_std"), ("chroma", "chroma_std"))):
@@ -168,8 +180,8 @@ def main(argv: list[str]) -> int:
     options = complete_options(path, read_options(path, arguments.set), is_train=True)
     options["datasets"] = {"train": options["datasets"]["train"]}
     dataset = build_datasets(path, options)["train"]
-    found = {"samples": list(samples(dataset, max(arguments.measure, arguments.count)))}
-    found |= {str(folder): list(real_pairs(folder)) for folder in arguments.pairs}
+    pairs = {str(folder): list(real_pairs(folder, dataset.gt_size)) for folder in arguments.pairs}
+    found = {"samples": list(samples(dataset, max(arguments.measure, arguments.count))), **pairs}
     shown = [pair for pairs in found.values() for pair in _spread_out(pairs, arguments.count)]
     columns = {name: spread([pair.measured for pair in pairs]) for name, pairs in found.items()}
     side = min(dataset.gt_size, *(length for pair in shown for length in pair.noisy.shape[:2]))

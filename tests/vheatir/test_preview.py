@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
+import vheatir.preview
 from vheatir.cli import main
 
 
@@ -51,14 +52,16 @@ def test_panels_are_input_target_and_stretched_difference(recipe, tmp_path):
     assert all((noisy[::12, ::12] == noisy[shift::12, shift::12]).all() for shift in (5, 11))
 
 
-def test_what_it_refuses(recipe, pairs, tmp_path, capsys):
+def test_what_it_refuses(recipe, pairs, tmp_path, capsys, monkeypatch):
     def refused(*more, out="sheet.png"):
         assert preview(recipe, tmp_path / out, *more) == 2
         return capsys.readouterr().err
 
     assert "ends in .png" in refused(out="sheet.jpg")
     assert "at least 1" in refused("--count", 0)
-    assert "no such folder" in refused("--pairs", tmp_path / "none")
+    with monkeypatch.context() as patch:  # refused before hundreds of samples are made
+        patch.setattr(vheatir.preview, "samples", None)
+        assert "no such folder" in refused("--pairs", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "NAME_real" in refused("--pairs", tmp_path / "empty")
     (pairs / "one_mean.png").rename(pairs / "three_mean.png")
@@ -66,4 +69,15 @@ def test_what_it_refuses(recipe, pairs, tmp_path, capsys):
     (pairs / "three_mean.png").rename(pairs / "one_mean.png")
     cv2.imwrite(str(pairs / "two_mean.png"), np.zeros((20, 20, 3), np.uint8))
     assert "two: _real is (40, 48), _mean (20, 20)" in refused("--pairs", pairs)
+    for end in ("real", "mean"):
+        cv2.imwrite(str(pairs / f"two_{end}.png"), np.zeros((4, 20, 3), np.uint8))
+    assert "two is (4, 20), expected more than 4 pixels" in refused("--pairs", pairs)
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_of_large_pairs_only_what_is_shown_is_held(pairs):
+    first, _ = vheatir.preview.real_pairs(pairs, 16)
+    assert first.noisy.shape == first.clean.shape == (16, 16, 3) and first.noisy.base is None
+    whole = cv2.cvtColor(cv2.imread(str(pairs / "one_real.png")), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(first.noisy, whole[12:28, 16:32])
+    assert first.measured == next(vheatir.preview.real_pairs(pairs, 99)).measured

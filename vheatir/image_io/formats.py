@@ -29,6 +29,7 @@ _RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf 
 FORMATS |= {f".{name}": "RAW" for name in _RAW.split()}
 # What is written; HEIF holds 10 bits of the 16.
 DEPTHS = {"PNG": (8, 16), "JPEG": (8,), "TIFF": (8, 16, 32), "BMP": (8,), "WEBP": (8,), "HEIF": (8, 16)}
+MOST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels, of their encoders
 _WRITTEN_AS = {"AVIF": ".png", "RAW": ".tif"}  # what is only read
 MAX_PIXELS = 180_000_000  # as float32 RGB about 2 GiB; a small file may claim any size
 # ExtraSamples of TIFF: colors multiplied with alpha beforehand, or not

@@ -18,6 +18,9 @@ from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
 
 _EXTRA = "phone"
+# What a display needs to know of HDR, and further blocks such as IPTC, as pillow-heif names them on both ways.
+_CARRIED = ("metadata", "content_light_level", "mastering_display_colour_volume")
+_CARRIED += ("ambient_viewing_environment", "nominal_diffuse_white_luminance")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 _ANIMATED = (b"avis", b"hevc", b"hevx", b"msf1")  # brands of image sequences
 _BT2020 = 9  # H.273: primaries
@@ -56,6 +59,9 @@ def read_heif(encoded: Encoded) -> Stored:
     bits = info["bit_depth"]
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     extras["heif_bits"] = bits
+    blocks = info.get("metadata") or []
+    info["metadata"] = [block for block in blocks if len(block["type"]) == 4 and block["type"].isascii()]
+    extras["heif"] = {name: info[name] for name in _CARRIED if info.get(name) not in (None, [])}
     nclx = info.get("nclx_profile")
     if nclx:
         extras["nclx"] = tuple(
@@ -67,7 +73,7 @@ def read_heif(encoded: Encoded) -> Stored:
         8 if array.dtype == np.uint8 else 16,
         suffix=encoded.suffix,
         extras=extras,
-        notes=_left_out(found, info) + _further_data(data),
+        notes=_left_out(found, info, len(blocks) - len(info["metadata"])) + _further_data(data),
         premultiplied=bool(primary.premultiplied_alpha),
     )
 
@@ -94,6 +100,11 @@ def read_avif(encoded: Encoded) -> Stored:
     return Stored.of_array(_sixteen_bits(array, bits), depth, suffix=encoded.suffix, extras=extras, orientation=turned)
 
 
+def check_writer(name: str) -> None:
+    """UserError, naming the file to write, where the library is missing that writes HEIC."""
+    library("pillow_heif", _EXTRA, name)
+
+
 def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], quality: int, name: str) -> None:
     """Write (height, width, channels) of 8 bits, or of 16 as 10 or 12 bits, with colors of full resolution.
 
@@ -101,7 +112,7 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         file: opened for writing.
         array: (height, width, channels), uint8 or uint16.
         extras: `icc_profile`, `exif` and `xmp` as bytes; `nclx`: primaries, transfer and matrix as H.273 numbers them;
-            `heif_bits`: 12 for those, else 10.
+            `heif_bits`: 12 for those, else 10; `heif`: what else pillow-heif takes.
         quality: of the encoder, from 0 to 100.
         name: of the file, for messages.
     """
@@ -115,6 +126,7 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
         array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
     kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
+    kept |= extras.get("heif") or {}
     nclx = extras.get("nclx")
     if not nclx and extras.get("cicp"):  # of RGB files, whose numbers name no matrix
         nclx = (*extras["cicp"], _MATRIX_BT2020 if extras["cicp"][0] == _BT2020 else _MATRIX_BT601)
@@ -131,12 +143,19 @@ def _refuse_sequence(encoded: Encoded) -> None:
         raise UserError(f"{encoded.name}: holds an animation; save its images as single files first")
 
 
-def _left_out(found: Any, info: dict[str, Any]) -> tuple[str, ...]:
-    """Notes on what else the file holds, which a result does not."""
+def _left_out(found: Any, info: dict[str, Any], damaged: int) -> tuple[str, ...]:
+    """Notes on what else the file holds, which a result does not.
+
+    Args:
+        found: all images.
+        info: of the primary one.
+        damaged: blocks of metadata that no writer takes.
+    """
+    notes = ("holds metadata of a damaged kind; left out",) if damaged else ()
     others = len(found) - 1 + len(info.get("depth_images") or ()) + sum(map(len, (info.get("aux") or {}).values()))
-    if not others:
-        return ()
-    return (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
+    if others:
+        notes += (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
+    return notes
 
 
 def _further_data(data: bytes) -> tuple[str, ...]:

@@ -20,6 +20,5 @@ def library(module: str, extra: str, name: str) -> ModuleType:
         if error.name != module:  # it is there, and lacks something itself
             raise
         raise UserError(
-            f"{name}: reading this kind of file needs {module}, which is not installed; "
-            f"run `pip install 'vheatir[{extra}]'`"
+            f"{name}: this kind of file needs {module}, which is not installed; run `pip install 'vheatir[{extra}]'`"
         ) from None

@@ -21,7 +21,7 @@ import vheatir.image_io.pnm as pnm
 import vheatir.image_io.raw as raw
 import vheatir.image_io.tiff as tiff
 from vheatir.errors import UserError
-from vheatir.image_io.formats import MAX_PIXELS, Encoded, Image, Stored, format_of, upright
+from vheatir.image_io.formats import FORMATS, MAX_PIXELS, Encoded, Image, Stored, format_of, upright
 
 READERS: dict[str, Callable[[Encoded], Stored]] = {
     "PNG": png.read,
@@ -142,9 +142,8 @@ def _enter(encoded: Encoded, wanted: str | None) -> Stored:
         what = "an image" if wanted is None else f"a {wanted} file"
         raise UserError(f"{encoded.name}: expected {what}, but its content is no known image format")
     if wanted is not None and found != wanted:
-        raise UserError(
-            f"{encoded.name}: the suffix says {wanted}, the content is {found}; rename the file to match its content"
-        )
+        advice = "rename the file to match its content" if found in FORMATS.values() else "convert the file"
+        raise UserError(f"{encoded.name}: the suffix says {wanted}, the content is {found}; {advice}")
     if found not in READERS:
         raise UserError(f"{encoded.name}: a {found} file, expected one of {', '.join(READERS)}; convert it")
     encoded.file.seek(0)

@@ -1,6 +1,7 @@
 """Write images: blocks of rows as PNG, TIFF, JPEG, WebP, HEIC or BMP, atomically, with their metadata."""
 
 import io
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import DEPTHS, Image, blocks_of, usable_dpi, written_format
+from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
@@ -38,6 +39,8 @@ def write_image(path: str | Path, image: Image) -> None:
         raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
     if image.alpha is not None and kind == "JPEG":
         raise ValueError(f"{path}: JPEG cannot hold alpha; set alpha to None or write another format")
+    if max(image.pixels.shape[:2]) > MOST_SIDE.get(kind, math.inf):
+        raise ValueError(f"{path}: {kind} cannot hold sides above {MOST_SIDE[kind]} pixels; write another format")
     channels = (1 if image.pixels.ndim == 2 else 3) + (image.alpha is not None)
     write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image, kind), image.extras)
 
@@ -130,7 +133,7 @@ def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     markers = {marker for marker, _ in jpeg.segments} if jpeg is not None else set()
     if extras.get("comment") or COMMENT in markers:
         found.append("comments")
-    if APP13 in markers:
+    if APP13 in markers or "metadata" in extras.get("heif", {}):
         found.append("IPTC data")
     chunks = extras.get("png_chunks") or ()
     if any(kind in (b"tEXt", b"zTXt") or (kind == b"iTXt" and not is_xmp(data)) for kind, data in chunks):

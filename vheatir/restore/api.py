@@ -116,6 +116,8 @@ def restore(  # long function: most of it says what its arguments mean
     )
     machines = _Machines(engine, workers, overwrite)
     machines.check()
+    if manifest is not None and not isinstance(locations.location(manifest), Path):
+        raise UserError(f"--manifest {manifest}: must be a local file; copy it there afterwards")
     plan = _plan(inputs, output, overwrite)
     if plan.passed_over:
         progress.note(f"note: {skipped_note(plan.passed_over)}")
@@ -161,7 +163,7 @@ class _Plan:
 
 
 def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwrite: bool) -> _Plan:
-    only = _only_file(inputs) if _names_a_file(output) else None
+    only = _only_file(inputs, output) if _names_a_file(output) else None
     as_file = only is not None
     passed_over = Counter()
     if only is not None:
@@ -180,12 +182,14 @@ def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwri
     return _Plan(jobs, todo, kept, out, as_file, passed_over)
 
 
-def _only_file(inputs: str | Path | Sequence[str | Path]) -> str | Path:
+def _only_file(inputs: str | Path | Sequence[str | Path], output: str | Path) -> str | Path:
     """The input where it is one file, named or by a pattern that nothing else matches; UserError where it is not."""
     texts = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    if not texts:
+        raise UserError(f"no input was given for {output}; give a file")
     where = locations.location(texts[0])
     if len(texts) == 1 and not isinstance(where, Path):
-        if not _is_folder(where):
+        if not where.is_dir():
             return texts[0]
     elif len(texts) == 1 and isinstance(where, Path) and not where.is_dir():
         if where.exists() or not glob.has_magic(str(where)):
@@ -202,7 +206,7 @@ def _names_a_file(output: str | Path) -> bool:
     suffix = where.suffix.lower()
     if suffix not in _NOT_WRITTEN and suffix not in RESTORED:
         return False
-    if _is_folder(where):
+    if where.is_dir():
         return False
     if suffix in _NOT_WRITTEN:
         written = ", ".join(name for name in RESTORED if FORMATS.get(name) in DEPTHS or name in WRITTEN)
@@ -211,13 +215,6 @@ def _names_a_file(output: str | Path) -> bool:
             "(one of this name must exist)"
         )
     return True
-
-
-def _is_folder(where: Location) -> bool:
-    if isinstance(where, Path):
-        return where.is_dir()
-    file_system, path = where.open()
-    return file_system.isdir(path)
 
 
 def _file_options(

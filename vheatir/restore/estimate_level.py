@@ -133,7 +133,7 @@ def _rest(blocks: np.ndarray, quality: int) -> float:
 def _luma_coefficients(patch: np.ndarray) -> np.ndarray:
     """Cosine coefficients (N, 8, 8) of the whole blocks without black or white pixels, which clipping falsifies."""
     height, width = (side // 8 * 8 for side in patch.shape[:2])
-    pixels = patch[:height, :width].reshape(height, width, -1)
+    pixels = patch[:height, :width].reshape(height, width, 1 if patch.ndim == 2 else 3)
     luma = pixels @ _BT601 if pixels.shape[2] == 3 else pixels[..., 0].astype(float)
     inside = np.all((pixels > 0) & (pixels < 255), axis=2)
     blocks, inside = (rearrange(plane, "(h p) (w q) -> (h w) p q", p=8, q=8) for plane in (luma, inside))

@@ -169,6 +169,11 @@ def _check_targets(jobs: Iterable[Job]) -> None:
     for job in jobs:
         if _real(job.target) in sources:
             raise UserError(f"{job.target} is an input and would be overwritten; nothing was done, choose another -o")
+        if isinstance(job.target, Path) and job.target.is_dir():
+            raise UserError(
+                f"{job.target} is a folder, the result of {job.source} would be a file of this name; nothing was done, "
+                "choose another -o"
+            )
         blocked = next((parent for parent in job.target.parents if parent in targets), None)
         if blocked is not None:
             raise UserError(f"{blocked} would have to be an image and, for {job.source}, a folder; nothing was done")

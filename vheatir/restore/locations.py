@@ -71,8 +71,16 @@ class Url:
         return Url(file_system.unstrip_protocol(path) + self._parts()[1])
 
     def exists(self) -> bool:
+        """Whether something is there; UserError where its file system does not answer."""
         file_system, path = self.open()
-        return file_system.exists(path)
+        with _named(self):
+            return file_system.exists(path)
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder; UserError where its file system does not answer."""
+        file_system, path = self.open()
+        with _named(self):
+            return file_system.isdir(path)
 
 
 Location = Path | Url

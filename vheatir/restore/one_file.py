@@ -1,5 +1,6 @@
 """One file restored into another: the level found, colors restored row by row, everything else carried over."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import MAX_PIXELS, open_image
-from vheatir.image_io.formats import DEPTHS, Stored, format_of, written_format
+from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Stored, format_of, written_format
+from vheatir.image_io.heif import check_writer
 from vheatir.image_io.write import lost, write_blocks
 from vheatir.restore.defaults import DEFAULT_CRF, GOOD_QUALITY
 from vheatir.restore.estimate_level import quality_of_tables
@@ -79,7 +81,8 @@ def restore_file(
     try:
         shape = (stored.height, stored.width, stored.colors)
         _check_target(target, stored)
-        stored = stored if format_of(target) == "TIFF" else stored.straight()
+        if not format_of(source) == format_of(target) == "TIFF":  # a header that is made says nothing of it
+            stored = stored.straight()
         level = find_level(restorer, stored, options.level)
         is_copied = level.is_good and format_of(source) == format_of(target)
         if is_copied:
@@ -102,18 +105,27 @@ def restore_file(
 
 
 def _check_target(target: Path, stored: Stored) -> None:
-    """Refuse a format that cannot hold the image; that of the source always can."""
+    """Refuse, before the work is done, a format that cannot hold the image or cannot be written here."""
     kind = written_format(target)
     if stored.bit_depth not in DEPTHS[kind]:
         able = ", ".join(name for name, depths in DEPTHS.items() if stored.bit_depth in depths)
         raise UserError(f"{target}: {kind} cannot hold {stored.bit_depth} bits; write {able}")
     if stored.has_alpha and kind == "JPEG":
         raise UserError(f"{target}: JPEG cannot hold transparency; write another format, such as PNG")
+    if max(stored.height, stored.width) > MOST_SIDE.get(kind, math.inf):
+        size = f"{stored.width}x{stored.height} pixels"
+        raise UserError(f"{target}: {kind} cannot hold {size}, only sides up to {MOST_SIDE[kind]}; write PNG or TIFF")
+    if kind == "HEIF":
+        check_writer(str(target))
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as content, atomic_open(target) as file:
-        shutil.copyfileobj(content, file)
+    with source.open("rb") as content:
+        try:
+            with atomic_open(target) as file:
+                shutil.copyfileobj(content, file)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def _rows_as_they_are(stored: Stored) -> Iterator[np.ndarray]:

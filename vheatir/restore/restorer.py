@@ -319,7 +319,8 @@ class Restorer:
             patches.append(patch if shape[2] == 3 else patch[..., 0])
         task = task or self.task
         if task == "photo":  # cameras smooth their noise, and JPEG takes its finest part: half the size shows it
-            halves = [cv2.resize(patch, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for patch in patches]
+            wide = [patch for patch in patches if min(patch.shape[:2]) > 1]
+            halves = [cv2.resize(patch, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for patch in wide]
             return max(estimate_level.estimate_noise(patches), estimate_level.estimate_noise(halves))
         if task == "denoise":
             return estimate_level.estimate_noise(patches)

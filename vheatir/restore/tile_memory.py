@@ -16,6 +16,7 @@ _MAPS_PER_UNET_PASS = 14  # the same for a VHeatUNet, in feature maps of full re
 _COPIES_OF_CLIP = 8  # of each of its planes, for a VHeatVideoNet
 _MAPS_OF_CLIP = 4  # of each frame, in maps of full resolution
 _NO_LIMIT = 1 << 60  # what control groups without a limit state
+_GROUPS = "/sys/fs/cgroup"
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -36,7 +37,10 @@ def _available() -> int | None:
 
 
 def _group_limits() -> list[int]:
-    """What the limits of this process's control groups (containers, batch systems) leave, version 2 and 1."""
+    """What the limits of this process's control groups (containers, batch systems) leave, version 2 and 1.
+
+    Cached files count as used there, until a container that has read much seems full; they make way, and count as free.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -45,13 +49,15 @@ def _group_limits() -> list[int]:
     for line in lines:
         _, controllers, below = line.split(":", 2)
         if controllers == "":
-            root = "/sys/fs/cgroup"
+            root = _GROUPS
             limit = "memory.max"
             used = "memory.current"
+            cached = ("inactive_file", "active_file")
         elif "memory" in controllers.split(","):
-            root = "/sys/fs/cgroup/memory"
+            root = f"{_GROUPS}/memory"
             limit = "memory.limit_in_bytes"
             used = "memory.usage_in_bytes"
+            cached = ("total_inactive_file", "total_active_file")
         else:
             continue
         for folder in {Path(root), Path(root + below)}:
@@ -60,8 +66,18 @@ def _group_limits() -> list[int]:
             except OSError:
                 continue
             if all(number.isdigit() for number in numbers) and int(numbers[0]) < _NO_LIMIT:
-                left.append(int(numbers[0]) - int(numbers[1]))
+                left.append(int(numbers[0]) - int(numbers[1]) + _of_statistics(folder, cached))
     return left
+
+
+def _of_statistics(group: Path, names: tuple[str, ...]) -> int:
+    """The sum of some figures of a control group's statistics, in bytes; 0 where there are none."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    pairs = (line.partition(" ") for line in lines)
+    return sum(int(value) for name, _, value in pairs if name in names)
 
 
 def _address_space() -> int | None:

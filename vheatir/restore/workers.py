@@ -1,9 +1,10 @@
 """Many files: workers that read, restore and write at the same time, and a clean stop."""
 
+import errno
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -46,24 +47,34 @@ def restore_job(
         options: see `FileOptions`.
         on_tile: called with the share done, from 0 to 1.
     """
-    local = None
+    shown = {}
     try:
         with locations.fetched(job.source) as local, locations.stored(job.target) as target:
+            shown = {str(local): str(job.source), str(target): str(job.target)}  # copies of what lies behind URLs
             run = restore_clip if is_clip(local) else restore_file
             return run(restorer, local, target, options, on_tile)
     except Stopped:
         raise
     except Exception as error:  # whatever is wrong with one file, the others are still done
-        text = reason(job, error)
-        return Outcome("failed", text if local is None else text.replace(str(local), str(job.source)))
+        return Outcome("failed", reason(job, error, shown))
 
 
-def reason(job: Job, error: Exception) -> str:
-    """One line that names the file, whatever happened."""
+def reason(job: Job, error: Exception, shown: Mapping[str, str] | None = None) -> str:
+    """One line that names the file, whatever happened.
+
+    Args:
+        job: what was done.
+        error: what was raised.
+        shown: what stands in messages for the paths that it may name.
+    """
+    text = str(error)
+    for path, name in (shown or {}).items():
+        text = text.replace(path, name)
     if isinstance(error, UserError):
-        return str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in text.lower():
+        return text if str(job.source) in text else f"{job.source}: {text}"
+    text = text.splitlines()[0] if text else type(error).__name__
+    no_memory = error.errno == errno.ENOMEM if isinstance(error, OSError) else "memory" in text.lower()
+    if isinstance(error, MemoryError) or no_memory:
         return f"{job.source}: not enough memory; restore it in smaller tiles, such as --tile 64"
     if isinstance(error, ValueError | OSError):
         return f"{job.source}: {text}"

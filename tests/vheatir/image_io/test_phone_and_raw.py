@@ -13,6 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
 from vheatir.image_io.tiff_exif import orientation_of
 from vheatir.image_io.view import as_shown
+from vheatir.image_io.write import lost
 from vheatir.restore.jobs import plan_jobs
 from vheatir.restore.one_file import FileOptions, restore_file
 from vheatir.restore.restorer import Restorer
@@ -134,6 +135,41 @@ def test_wide_gamut_without_a_profile_is_kept(tmp_path):
     write_image(tmp_path / "b.png", image)
     assert read_image(tmp_path / "b.heic").extras["nclx"] == (12, 13, 6)
     assert (b"cICP", bytes([12, 13, 0, 1])) in read_image(tmp_path / "b.png").extras["png_chunks"]
+
+
+def test_light_levels_and_further_metadata_of_a_heic_come_back(tmp_path):
+    levels = {"max_content_light_level": 1000, "max_pic_average_light_level": 400}
+    block = {"type": "iptc", "content_type": "", "data": b"\x1c\x02\x05\0\x05Title"}
+    (tmp_path / "a.heic").write_bytes(heic(10, content_light_level=levels, metadata=[block]))
+    write_image(tmp_path / "b.heic", read_image(tmp_path / "a.heic"))
+    import pillow_heif
+
+    info = pillow_heif.open_heif(tmp_path / "b.heic").info
+    assert info["content_light_level"] == levels
+    assert [(one["type"], one["data"]) for one in info["metadata"]] == [(block["type"], block["data"])]
+    extras = read_image(tmp_path / "b.heic").extras
+    assert lost(extras, "PNG") == ("IPTC data are for its own format only; left out",)
+
+
+def test_metadata_of_a_damaged_kind_is_left_out_with_a_note(tmp_path):
+    block = {"type": "iptc", "content_type": "", "data": b"x"}
+    (tmp_path / "a.heic").write_bytes(heic(8, metadata=[block]).replace(b"iptc", b"ip\xeac"))
+    image = read_image(tmp_path / "a.heic")
+    assert image.notes == ("holds metadata of a damaged kind; left out",)
+    write_image(tmp_path / "b.heic", image)
+
+
+@pytest.mark.parametrize("name", ("b.tif", "b.png", "b.heic"))
+def test_colors_multiplied_with_alpha_are_divided_in_every_format(name, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    pixels = np.full((32, 32, 4), (100, 100, 100, 128), np.uint8)
+    with open(tmp_path / "a.heic", "wb") as file:
+        pillow_heif.encode("RGBa", (32, 32), pixels.tobytes(), file, quality=-1, chroma=444)
+    assert open_image(tmp_path / "a.heic").premultiplied
+    restore_file(Restorer("photo", strength=0), tmp_path / "a.heic", tmp_path / name, FileOptions())
+    found = read_image(tmp_path / name)
+    np.testing.assert_allclose(found.pixels * 255, 199, atol=1)
+    np.testing.assert_allclose(found.alpha * 255, 128, atol=1)
 
 
 def test_further_images_of_a_heic_are_named(tmp_path):

@@ -24,7 +24,9 @@ from vheatir.data.camera import (
     smooth_noise,
 )
 from vheatir.errors import UserError
+from vheatir.image_io import Stored
 from vheatir.image_io.arrays import to_float
+from vheatir.restore.one_file import find_level
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -111,6 +113,15 @@ def test_noise_that_a_camera_has_smoothed_is_noticed():
     white = restorer.measure(lambda start, stop: (noisy[start:stop], None), noisy.shape, "denoise")
     assert 0.3 * grain.std() < found < 1.5 * grain.std()
     assert white < 0.5 * found
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 20, 3), (20, 1, 1), (3, 5, 1), (513, 1, 3)], ids=str)
+def test_images_of_a_few_pixels_have_a_level_too(shape, photo_weights):
+    restorer = Restorer("photo", photo_weights)
+    flat = np.full(shape, 0.5, np.float32)
+    stored = Stored.of_array(np.full(shape, 128, np.uint8), 8)
+    assert restorer.measure(lambda start, stop: (flat[start:stop], None), shape) == pytest.approx(0, abs=1e-4)
+    assert find_level(restorer, stored, None).text == "noise level 0.0 (estimated); no trace of JPEG found"
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])

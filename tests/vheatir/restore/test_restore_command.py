@@ -1,5 +1,6 @@
 """`vheatir restore`: where results go, what is refused before anything is done, and what a failure leaves behind."""
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 from vheatir.image_io import Image, read_image, write_image
-from vheatir.restore import restore
+from vheatir.restore import restore, workers
+from vheatir.restore.jobs import Job
+from vheatir.restore.restorer import Restorer
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
 CONFIG = {"dim": 8, "depths": [1], "embed_size": 8, "downscale": 2}
@@ -111,6 +114,8 @@ def test_names_that_are_no_text_are_restored_and_shown(command, tmp_path, capfd)
         (["one", "none.png"], "no such file"),
         (["one", "none/*.png"], "no image"),
         (["one", "void"], "holds no images"),
+        (["one", "--manifest", "memory://b/list.jsonl"], "must be a local file"),
+        (["one", "--manifest", ""], "is empty"),
     ],
     ids=str,
 )
@@ -121,6 +126,13 @@ def test_doubtful_requests_are_refused_before_anything_is_done(command, tmp_path
     assert command(*inputs, "-o", "out") == 2
     assert reason in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_the_place_of_a_result_is_no_result(command, tmp_path, capfd):
+    image(tmp_path / "one" / "a.png")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    assert command("one", "-o", "out") == 2
+    assert "out/a.png is a folder" in capfd.readouterr().err.replace("\\", "/")
 
 
 def test_the_same_file_named_twice_is_one_input(command, tmp_path):
@@ -200,8 +212,6 @@ def test_weights_that_are_none_are_refused_before_anything_is_done(tmp_path, mon
 
 
 def test_an_unexpected_failure_in_one_file_is_reported_and_the_rest_done(command, tmp_path, capfd, monkeypatch):
-    from vheatir.restore.restorer import Restorer
-
     restore = Restorer.restore_rows
 
     def fail_on_gray(self, read, shape, **options):
@@ -215,6 +225,13 @@ def test_an_unexpected_failure_in_one_file_is_reported_and_the_rest_done(command
     assert command("photos", "-o", "out") == 1
     assert below(tmp_path / "out") == ["b.png"]
     assert "a.png" in (messages := capfd.readouterr().err) and "--tile" in messages
+
+
+def test_memory_in_the_name_of_a_folder_is_not_taken_for_a_lack_of_it(tmp_path):
+    where = tmp_path / "memory card" / "a.jpg"
+    job = Job(where, tmp_path / "out.jpg")
+    assert workers.reason(job, PermissionError(errno.EACCES, "Permission denied", str(where))).endswith(f"'{where}'")
+    assert "--tile 64" in workers.reason(job, OSError(errno.ENOMEM, "Cannot allocate memory"))
 
 
 def test_help_tells_what_the_weights_are_for(capsys):
@@ -350,12 +367,20 @@ def test_named_pipes_in_a_folder_are_passed_over_and_dead_links_named(command, t
         ({"bit_depth": 16}, "out.jpg", "JPEG cannot hold 16 bits"),
         ({"bit_depth": 32, "suffix": ".tif"}, "out.png", "PNG cannot hold 32 bits"),
         ({"alpha": np.ones((12, 10), np.float32)}, "out.jpg", "JPEG cannot hold transparency"),
+        ({"pixels": np.zeros((2, 16384, 3), np.float32)}, "out.webp", "WEBP cannot hold 16384x2 pixels"),
+        ({"pixels": np.zeros((65501, 1), np.float32)}, "out.jpg", "JPEG cannot hold 1x65501 pixels"),
+        ({}, "out.heic", "out.heic: this kind of file needs pillow_heif"),
     ],
-    ids=["deep", "floats", "alpha"],
+    ids=["deep", "floats", "alpha", "wide", "high", "no library"],
 )
-def test_what_another_format_cannot_hold_is_refused_before_work(command, tmp_path, capfd, source, target, reason):
+def test_what_another_format_cannot_hold_is_refused_before_work(
+    command, tmp_path, capfd, monkeypatch, source, target, reason
+):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Restorer, "restore_rows", None)
+    source = {"pixels": np.full((12, 10, 3), 0.5, np.float32)} | source
     suffix = source.pop("suffix", ".png")
-    write_image(tmp_path / f"in{suffix}", Image(np.full((12, 10, 3), 0.5, np.float32), **source))
+    write_image(tmp_path / f"in{suffix}", Image(**source))
     assert command(f"in{suffix}", "-o", target) == 1
     assert reason in capfd.readouterr().err and not (tmp_path / target).exists()
 

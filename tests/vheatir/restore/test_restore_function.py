@@ -44,6 +44,12 @@ def test_the_format_is_that_of_the_name_where_it_can_hold_the_image(weights, tin
     assert not Path("deep.jpg").exists() and not Path("clear.jpg").exists()
 
 
+def test_no_input_is_refused_for_a_file_and_nothing_for_a_folder(weights):
+    with pytest.raises(UserError, match=r"no input was given for out\.png"):
+        vheatir.restore([], "out.png", task="denoise", weights=weights)
+    assert vheatir.restore([], "out", task="denoise", weights=weights) == []
+
+
 def test_one_file_that_cannot_be_restored_raises_and_several_say_so(weights, tiny):
     tiny.image("good.png", (40, 30, 3))
     Path("bad.png").write_bytes(b"no image")

@@ -39,6 +39,13 @@ def server(tmp_path):
         running.shutdown()
 
 
+@pytest.mark.parametrize("output", ["out", "out.png", "http://127.0.0.1:9/out.png"])
+def test_a_server_that_does_not_answer_is_no_traceback(command, capfd, output):
+    pytest.importorskip("aiohttp", reason="http:// needs aiohttp and requests")
+    assert command("http://127.0.0.1:9/a.png" if "://" not in output else "in/a.png", "-o", output) == 2
+    assert "error: http://127.0.0.1:9/" in (said := capfd.readouterr().err) and "connect" in said.lower()
+
+
 def packed():
     with zipfile.ZipFile("in.zip", "w") as archive:
         for name in ("in/a.png", "in/sub/b.tif"):

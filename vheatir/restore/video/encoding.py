@@ -146,14 +146,14 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
             video.codec_context.framerate = clip.rate
             if clip.look.display is not None:
                 video.set_display_matrix(clip.look.display)
-            sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in source.streams.audio}
+            sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in _known_sound(source)}
             packets = [_frames(av, segments, video)]
             if sound:
                 packets.append(_sound(source, sound))
             for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
                 output.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"{target}: the clip cannot be written ({error})") from error
+        raise UserError(f"{clip.path}: the result cannot be written ({error})") from error
 
 
 def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fraction, Any]]:
@@ -169,11 +169,16 @@ def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fr
 
 def _sound(source: Any, streams: dict[int, Any]) -> Iterator[tuple[Fraction, Any]]:
     """Packets of all audio streams, likewise."""
-    for packet in source.demux(audio=tuple(range(len(streams)))):
+    for packet in source.demux([source.streams[index] for index in streams]):
         if packet.dts is not None:
             time = packet.dts * packet.time_base
             packet.stream = streams[packet.stream.index]
             yield time, packet
+
+
+def _known_sound(source: Any) -> list[Any]:
+    """The audio streams whose codec FFmpeg knows; others, such as Apple's spatial sound, cannot be copied."""
+    return [stream for stream in source.streams.audio if stream.codec_context is not None]
 
 
 def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
@@ -189,15 +194,18 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
     """
     av = clip.av
     with av.open(str(clip.path)) as source:
-        with av.open(io.BytesIO(), "w", format=container.format) as output:
-            for stream in source.streams.audio:
-                name = stream.codec_context.name
-                try:
+        sound = _known_sound(source)
+        for stream in sound:
+            name = stream.codec_context.name
+            try:
+                with av.open(io.BytesIO(), "w", format=container.format) as output:
                     output.add_stream_from_template(stream, opaque=True)
-                except (av.error.FFmpegError, ValueError) as error:
-                    raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
-        kept = {one.index for one in source.streams.audio}
-        other = [one for one in source.streams if one.index not in kept and one.type != "video"]
+                    output.start_encoding()
+            except (av.error.FFmpegError, ValueError) as error:
+                raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
+        unknown = len(source.streams.audio) - len(sound)
+        other = [one for one in source.streams if one.type not in ("audio", "video")]
         more = len(source.streams.video) - 1
-        left = [f"{len(other)} streams that are neither video nor audio"] if other else []
+        left = [f"{unknown} streams of sound in a codec that is not known"] if unknown else []
+        left += [f"{len(other)} streams that are neither video nor audio"] if other else []
         return left + ([f"{more} further video streams"] if more else [])

@@ -34,8 +34,9 @@ def picture(number, size=SIZE):
 
 
 def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
-    """A small clip; `tags` are set on the encoder, `display` on the stream; `flags` are the container's."""
-    display = tags.pop("display", None)
+    """A small clip; `tags` are set on the encoder, `display` on the stream; `flags` are the container's, `tone` is the
+    codec of the sound."""
+    display, tone_codec = tags.pop("display", None), tags.pop("tone", "aac")
     container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
     times = [20 * number for number in range(count)] if times is None else times
     with av.open(str(path), "w", options=container) as output:
@@ -46,7 +47,7 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             setattr(stream.codec_context, name, value)
         if display is not None:
             stream.set_display_rotation(display)
-        tone = output.add_stream("aac", rate=8000) if sound else None
+        tones = [output.add_stream(tone_codec, rate=8000) for _ in range(sound)]
         for number, time in enumerate(times):
             rgb = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
             rgb.colorspace = tags.get("colorspace", 2)
@@ -54,8 +55,13 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             frame.pts, frame.time_base = time, TICKS
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-        if tone is not None:
-            samples = av.AudioFrame.from_ndarray(np.sin(np.arange(2048) / 5)[None].astype(np.float32), "fltp", "mono")
+        for tone in tones:
+            wave = np.sin(np.arange(2048) / 5)[None]
+            if tone_codec == "flac":
+                samples = av.AudioFrame.from_ndarray((wave * 9999).astype(np.int16), "s16", "mono")
+                samples.pts = 0
+            else:
+                samples = av.AudioFrame.from_ndarray(wave.astype(np.float32), "fltp", "mono")
             samples.rate = 8000
             output.mux(tone.encode(samples))
             output.mux(tone.encode(None))
@@ -122,6 +128,19 @@ def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
     assert got[2]["tags"] == given[2]["tags"] == (1, 9, 16, 9)
     assert got[2]["aspect"] == Fraction(4, 3)
     assert got[2]["rotation"] == given[2]["rotation"] != 0
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_in_a_codec_that_is_not_known_is_left_out(suffix, restorer):
+    """As spatial sound, which the newest phones record beside the usual one."""
+    data = make("in.mp4", 2, sound=2).read_bytes()
+    head, _, tail = data.rpartition(b"mp4a")
+    Path("in.mp4").write_bytes(head + b"apac" + tail.replace(b"esds", b"dapa"))
+    outcome = restore_clip(restorer, Path("in.mp4"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == ["1 streams of sound in a codec that is not known left out"]
+    assert read(f"out{suffix}")[3] == read("in.mp4")[3] != []
+    with av.open(f"out{suffix}") as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
 
 
 @pytest.mark.parametrize("color_range", [0, 1, 2])
@@ -359,6 +378,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, r
         vheatir.restore("in.mp4", "in.mp4", task="denoise", weights=weights)
     with pytest.raises(UserError, match=r"out\.webm: cannot hold sound in aac; write a \.mkv file"):
         restore_clip(restorer, Path("in.mp4"), Path("out.webm"), FileOptions())
+    make("flac.mkv", 2, sound=True, tone="flac")
+    with pytest.raises(UserError, match=r"out\.mov: cannot hold sound in flac"):  # which shows in the header only
+        restore_clip(restorer, Path("flac.mkv"), Path("out.mov"), FileOptions())
     with pytest.raises(UserError, match=r"clips are written as \.mp4"):
         restore_clip(restorer, Path("in.mp4"), Path("out.avi"), FileOptions())
     with pytest.raises(UserError, match="the task jpeg is for JPEG images"):
@@ -383,5 +405,5 @@ def test_clips_are_taken_by_name_not_out_of_folders(weights, tiny):
 def test_without_pyav_it_says_what_to_install(weights, monkeypatch):
     make("in.mp4", 2)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match=r"in\.mp4: reading this kind of file needs av.*vheatir\[video\]"):
+    with pytest.raises(UserError, match=r"in\.mp4: this kind of file needs av.*vheatir\[video\]"):
         vheatir.restore("in.mp4", "out.mp4", task="denoise", weights=weights)
