@@ -287,3 +287,13 @@ def test_a_prepared_decay_tells_what_it_is(maps, assert_near):
     assert prepared != prepare_decay(decay) and prepared == prepared
     wide = prepared.to_dtype(torch.float64)
     assert_near(heat_conduction(x.double(), wide), hco_reference(x.double(), decay.detach().double()))
+
+
+def test_autocast_keeps_tangents_wide(maps, assert_near, device):
+    """Where the formula itself runs."""
+    x, decay = maps((2, 7, 14, 3), torch.float32)
+    tangent = torch.randn_like(x)
+    with torch.autocast(device.type, torch.bfloat16):
+        y, of_tangent = torch.func.jvp(lambda x: heat_conduction(x, decay), (x,), (tangent,))
+    assert_near(y, hco_reference(x.double(), decay.double()))
+    assert_near(of_tangent, hco_reference(tangent.double(), decay.double()))

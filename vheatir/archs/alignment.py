@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vheatir.backbone.layers.common import full_precision
 from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.plain import full_precision
 
 _LEAST_SIDE = 8  # pixels at the coarsest scale
 _MOST_SCALES = 5

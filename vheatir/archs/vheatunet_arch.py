@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
-from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.plain import are_plain, full_precision
 
 
 class GatedBlock(KeptForms):

@@ -13,10 +13,11 @@ from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import HeatAttention
 from vheatir.archs.vheatir_arch import check_counts
 from vheatir.archs.vheatunet_arch import GatedBlock, VHeatUNet
-from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import diffusivities_of_reach
 from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.plain import full_precision
 
 FRAMES = (3, 5, 7)  # that a network may take
 IMAGE = "image."  # prefix of the image network's weights
