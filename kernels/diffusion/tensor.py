@@ -33,11 +33,13 @@ def _check(x: Tensor, tensor: Tensor, steps: int) -> None:
         raise TypeError(f"tensor must be {wanted} beside maps of {x.dtype}, got {tensor.dtype}")
     if tensor.device != x.device:
         raise ValueError(f"x is on {x.device}, tensor on {tensor.device}; move one of them")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
 
 
 def _check_values(straight: Tensor, tensor: Tensor, boundary: str) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError("tensor must be finite: it holds NaN or infinity")
     if not torch.equal(tensor, tensor.mT):
         raise ValueError("tensor must be symmetric: its values on both sides of the diagonal differ")
     if boundary != PERIODIC and (straight < 0).any():

@@ -212,7 +212,7 @@ REFUSED = {
     "rank": (ValueError, r"x must be \(B, H, W, C\)", lambda: diffuse_tensor(X[0], EYE)),
     "shape": (ValueError, r"tensor must be \(2, 2\), \(3, 2, 2\) or \(2, 3, 2, 2\)", lambda: diffuse_tensor(X, X[0])),
     "type": (TypeError, "tensor must be torch.float32 beside", lambda: diffuse_tensor(X, EYE.double())),
-    "steps": (ValueError, "steps must be 1 or more, got 0", lambda: diffuse_tensor(X, EYE, steps=0)),
+    "steps": (ValueError, "steps must be a whole number of 1 or more, got 0", lambda: diffuse_tensor(X, EYE, steps=0)),
     "not symmetric": (
         ValueError,
         "must be symmetric",
@@ -234,6 +234,8 @@ REFUSED = {
         lambda: diffuse_tensor(torch.zeros(1, 2, 4, 6, 3), torch.eye(3) + 0.6 * (1 - torch.eye(3))),
     ),
     "boundary": (ValueError, "unknown boundary", lambda: diffuse_tensor(X, EYE, boundary="open")),
+    "half a step": (ValueError, "a whole number of 1 or more, got 1.5", lambda: diffuse_tensor(X, EYE, steps=1.5)),
+    "NaN": (ValueError, "tensor must be finite", lambda: diffuse_tensor(X, EYE * float("nan"))),
 }
 
 
