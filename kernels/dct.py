@@ -27,10 +27,14 @@ _cached_table64 = lru_cache(maxsize=16)(_build_table64)
 def may_cache() -> bool:
     """Whether tables made now are tensors with data that outlive the call.
 
-    What a compiler or exporter traces is a stand-in without data; what a transform of torch.func sees is wrapped, and
-    the wrapper ends with the transform.
+    What a compiler, an exporter or a mode such as `FakeTensorMode` makes is a stand-in without data; what a transform
+    of torch.func sees is wrapped, and the wrapper ends with the transform.
     """
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _table64(n: int) -> Tensor:

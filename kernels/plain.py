@@ -1,5 +1,6 @@
 """Whether tensors hold values that kernels may read past PyTorch's dispatcher."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from operator import or_
 
@@ -40,6 +41,11 @@ def are_plain(*tensors: Tensor | None) -> bool:
         if torch._C._dispatch_keys(tensor).raw_repr() & ~_PLAIN_KEYS:
             return False
     return True
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """Autocast off for the device of a tensor; on "meta", which has none, nothing to do."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def has_hooks(module: Module) -> bool:

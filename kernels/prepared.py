@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vheatir.kernels.cpu.kernel import unprepare
-from vheatir.kernels.dispatch import CPU_KERNEL, choose
+from vheatir.kernels.dispatch import CPU_KERNEL, choose, compute_dtype
 from vheatir.kernels.torch_path import Transform, without_subnormals
 
 
@@ -39,7 +39,8 @@ class PreparedDecay:
         return self.folded.numel() * self.folded.element_size()
 
     def to_dtype(self, dtype: torch.dtype) -> "PreparedDecay":
-        """The same decay for float64 or float32 maps."""
+        """The same decay for maps of that type: float64 for float64, float32 for all others."""
+        dtype = compute_dtype(dtype)
         if dtype == self.dtype:
             return self
         if self.path != CPU_KERNEL:

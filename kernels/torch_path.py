@@ -245,7 +245,7 @@ class Transform:
         for image in y.split(1):
             for start, stop in self._column_pieces(image):
                 piece = image[:, :, start:stop]
-                result = torch.empty(piece.shape, dtype=x.dtype)
+                result = torch.empty(piece.shape, dtype=x.dtype, device=x.device)
                 _forward(self.rows, _lines(piece), _lines(result))
                 result.mul_(decay[:, start:stop])
                 _inverse(self.rows, _lines(result), _lines(piece))

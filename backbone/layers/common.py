@@ -1,15 +1,8 @@
 """Small layers on channels-last maps (B, H, W, C), shared by the restoration network and the backbones."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-
-
-def full_precision(like: Tensor) -> AbstractContextManager:
-    """Autocast off for the device of a tensor; on "meta", which has none, nothing to do."""
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def to_channels_last(image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import full_precision
+from vheatir.kernels.plain import full_precision
 
 RESIZE_MODES = ("exact", "published")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.checkpoint import checkpoint
 
-from vheatir.backbone.layers.common import DropPath, full_precision
+from vheatir.backbone.layers.common import DropPath
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.mlp import Mlp
@@ -15,6 +15,7 @@ from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
+from vheatir.kernels.plain import full_precision
 
 _NARROW = (torch.bfloat16, torch.float16)
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time

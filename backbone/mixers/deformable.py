@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import full_precision
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table
+from vheatir.kernels.plain import full_precision
 
 
 def sample_weighted(value: Tensor, location: Tensor, weight: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import full_precision
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, padding_to_multiple
+from vheatir.kernels.plain import full_precision
 
 
 def resize_positions(table: Tensor, shape: tuple[int, ...]) -> Tensor:

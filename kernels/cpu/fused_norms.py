@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.cpu.formulas import formula_gradients
+from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
 from vheatir.kernels.plain import are_plain, has_hooks
 
@@ -194,7 +194,7 @@ def _(x, addend, weight, bias, epsilon):
 def _differentiable(
     grad: Tensor, epsilon: float, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias and gate that can be differentiated again, None for those that need none."""
+    """Gradients of x, weight, bias and gate by their formula, None for those that need none."""
 
     def formula(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None) -> Tensor:
         y = F.layer_norm(x, list(weight.shape), weight, bias, epsilon)
@@ -210,7 +210,7 @@ def _save_norm(ctx, inputs, output):
 
 def _backward_norm(ctx, grad):
     x, weight, bias, gate = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if by_formula(grad):
         grads = _differentiable(grad, ctx.epsilon, x, weight, bias, gate)
     else:
         grads = _gradients(grad, None, x, gate, weight, bias, ctx.epsilon)
@@ -227,7 +227,7 @@ def _backward_add_norm(ctx, grad_sum, grad):
     total, weight, bias = ctx.saved_tensors
     if grad is None:
         return grad_sum, grad_sum, None, None, None
-    if torch.is_grad_enabled():
+    if by_formula(grad, grad_sum):
         grad_x, grad_weight, grad_bias, _ = _differentiable(grad, ctx.epsilon, total, weight, bias, None)
         if grad_x is None:
             grad_x = grad_sum

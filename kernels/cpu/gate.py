@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from vheatir.kernels.cpu import library as native
-from vheatir.kernels.cpu.formulas import formula_gradients
+from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
 from vheatir.kernels.plain import are_plain, has_hooks
 
@@ -176,7 +176,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if by_formula(grad):
             return formula_gradients(_gate_formula, (x, weight, bias), grad)
         batch, height, width, channels = grad.shape
         grad_x = x.new_empty(x.shape)
@@ -269,9 +269,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return (
-            formula_gradients(_product_formula, (x,), grad)[0] if torch.is_grad_enabled() else _native_product(x, grad)
-        )
+        return formula_gradients(_product_formula, (x,), grad)[0] if by_formula(grad) else _native_product(x, grad)
 
 
 def halves_product(x: Tensor) -> Tensor:
@@ -347,7 +345,7 @@ class _ForkNorm(torch.autograd.Function):
 
         if grad is None:
             return *with_branch(grad_sum), None, None, None, None
-        if torch.is_grad_enabled():
+        if by_formula(grad, grad_sum):
             epsilon = ctx.epsilon
             grads = formula_gradients(
                 lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, epsilon),

@@ -69,7 +69,7 @@ def conduct(
         held: the ends are held at zero, and x and the result have alternating signs along each axis.
         dtype: of the result; None takes that of x.
     """
-    y = torch.empty(x.shape, dtype=dtype or x.dtype)
+    y = x.new_empty(x.shape, dtype=dtype or x.dtype)
     if x.numel():
         job, kept = _bound(x, y, k_height, k_width)
         job.held = held
@@ -91,10 +91,10 @@ def gradients(
         k_width: likewise.
         held: likewise.
     """
-    grad_x = torch.empty(grad.shape, dtype=grad.dtype)
+    grad_x = grad.new_empty(grad.shape)
     shape = (grad.shape[0], grad.shape[3])
-    grad_h = torch.empty(shape, dtype=torch.float32)
-    grad_w = None if k_width is None else torch.empty(shape, dtype=torch.float32)
+    grad_h = grad.new_empty(shape, dtype=torch.float32)
+    grad_w = None if k_width is None else grad.new_empty(shape, dtype=torch.float32)
     if not grad.numel():
         return grad_x, grad_h, grad_w
     job, kept = _bound(grad, grad_x, k_height, k_width)

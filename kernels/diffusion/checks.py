@@ -27,6 +27,8 @@ def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
     channels = x.shape[-1]
     rank = x.ndim
     # torch.compile of 2.9 can read neither `int | float` here nor `in` of an open size below.
+    if not isinstance(k, (int, float, Tensor)):
+        raise TypeError(f"k must be a number or a torch.Tensor, or one of these for each axis, got {type(k).__name__}")
     if isinstance(k, (int, float)):
         return torch.full((1, channels), float(k), dtype=compute_dtype(x.dtype), device=x.device)
     check_floating("k", k)

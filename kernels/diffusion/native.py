@@ -20,7 +20,7 @@ def refusal(x: Tensor, boundary: str) -> str | None:
 
 def _signs(x: Tensor) -> Tensor:
     """What maps of ends at zero are multiplied with before and after: 1 and -1 by turns along every axis."""
-    signs = torch.ones((), dtype=x.dtype)
+    signs = torch.ones((), dtype=x.dtype, device=x.device)
     for side in x.shape[1:-1]:
         signs = signs[..., None] * alternating(side, x.dtype, x.device)
     return signs[..., None]

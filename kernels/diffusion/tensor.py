@@ -5,7 +5,6 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vheatir.kernels.checks import check_floating
@@ -34,11 +33,13 @@ def _check(x: Tensor, tensor: Tensor, steps: int) -> None:
         raise TypeError(f"tensor must be {wanted} beside maps of {x.dtype}, got {tensor.dtype}")
     if tensor.device != x.device:
         raise ValueError(f"x is on {x.device}, tensor on {tensor.device}; move one of them")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
 
 
 def _check_values(straight: Tensor, tensor: Tensor, boundary: str) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError("tensor must be finite: it holds NaN or infinity")
     if not torch.equal(tensor, tensor.mT):
         raise ValueError("tensor must be symmetric: its values on both sides of the diagonal differ")
     if boundary != PERIODIC and (straight < 0).any():
@@ -132,8 +133,9 @@ def _along_pair(x: Tensor, k: Tensor, pair: tuple[int, int], boundary: str, both
         own = k.repeat_interleave(count, 0) if len(k) > 1 else k
         y = _along_pair(planes.flatten(0, 1), own, (0, 1), boundary, both)
         return y.view(planes.shape).movedim(1, other + 1)
-    falling = F.relu(k)
-    rising = F.relu(-k)
+    # Not ReLU: at 0 both must have half a gradient, or a tensor without off-diagonal values never gets any.
+    falling = (k.abs() + k) / 2
+    rising = (k.abs() - k) / 2
     if both or falling.any():
         x = _along_diagonals(x, falling, boundary)
     if both or rising.any():
@@ -179,6 +181,8 @@ def diffuse_tensor(x: Tensor, tensor: Tensor, *, boundary: str = INSULATED, step
     if plain:
         _check_values(straight, tensor, boundary)
     wide = x.to(compute_dtype(x.dtype))
+    if not x.numel():
+        return (wide * flat.sum()).to(x.dtype)  # MKL refuses transforms of nothing; gradients are zeros
     if boundary == PERIODIC:
         return _periodic(wide, flat).to(x.dtype)
     along = tuple(k / steps for k in straight.unbind(-1))

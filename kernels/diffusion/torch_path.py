@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vheatir.kernels.diffusion.boundaries import PERIODIC, basis_of
+from vheatir.kernels.plain import full_precision
 
 
 def _in_lines(x: Tensor, axis: int) -> Tensor:
@@ -47,9 +48,10 @@ def conduct(x: Tensor, k: Tensor, boundary: str) -> Tensor:
         k: (D, 1 or B, C), in the type of x.
         boundary: one of `BOUNDARIES`.
     """
-    for axis in range(x.ndim - 2):
-        weights = torch.exp(-_squares(x, axis, boundary)[:, None] * k[axis][:, None])
-        x = _weighted(x, axis, weights, boundary)
+    with full_precision(x):
+        for axis in range(x.ndim - 2):
+            weights = torch.exp(-_squares(x, axis, boundary)[:, None] * k[axis][:, None])
+            x = _weighted(x, axis, weights, boundary)
     return x
 
 
@@ -62,4 +64,5 @@ def second_derivative(x: Tensor, axis: int, boundary: str) -> Tensor:
         boundary: one of `BOUNDARIES`.
     """
     weights = -_squares(x, axis, boundary)[None, :, None].expand(1, -1, x.shape[-1])
-    return _weighted(x, axis, weights, boundary)
+    with full_precision(x):
+        return _weighted(x, axis, weights, boundary)

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vheatir.kernels.dct import dct_matrix, decay_map, squared_frequencies
+from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.diffusion.reference import diffuse_reference
+from vheatir.kernels.ops import heat_conduction, prepare_decay
+from vheatir.kernels.reference import hco_reference
 
 SIZES = [1, 2, 3, 5, 7, 8, 14, 56, 97, 127, 128, 129, 321, 512, 1000]
 
@@ -34,6 +39,19 @@ def test_even_rows_are_symmetric_and_odd_rows_antisymmetric(n):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_table_is_rounded_once_from_float64(dtype):
     assert torch.equal(dct_matrix(56, dtype=dtype), dct_matrix(56).to(dtype))
+
+
+def test_no_stand_in_of_a_fake_mode_is_kept():
+    with FakeTensorMode():
+        assert isinstance(dct_matrix(83), FakeTensor)
+        prepare_decay(torch.ones(83, 149, 2), backend="torch")
+        diffuse_reference(torch.ones(1, 83, 149, 2), torch.ones(2, 1, 2))
+    assert type(dct_matrix(83)) is torch.Tensor
+    x = torch.randn(1, 83, 149, 2)
+    decay = torch.rand(83, 149, 2)
+    kept = prepare_decay(decay, backend="torch")
+    torch.testing.assert_close(heat_conduction(x, kept), hco_reference(x, decay), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(diffuse(x, 2.0, backend="torch"), diffuse(x, 2.0), atol=1e-5, rtol=1e-5)
 
 
 def test_table_may_be_changed_by_its_owner():

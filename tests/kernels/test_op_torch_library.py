@@ -285,5 +285,16 @@ def test_a_prepared_decay_tells_what_it_is(maps, assert_near):
     assert prepared.shape == (5, 6, 2) and prepared.dtype == torch.float32 and prepared.nbytes() == 5 * 6 * 2 * 4
     assert prepared.device.type == x.device.type and not prepared.folded.requires_grad
     assert prepared != prepare_decay(decay) and prepared == prepared
+    assert prepared.to_dtype(x.dtype) is prepared.to_dtype(torch.float16) is prepared
     wide = prepared.to_dtype(torch.float64)
     assert_near(heat_conduction(x.double(), wide), hco_reference(x.double(), decay.detach().double()))
+
+
+def test_autocast_keeps_tangents_wide(maps, assert_near, device):
+    """Where the formula itself runs."""
+    x, decay = maps((2, 7, 14, 3), torch.float32)
+    tangent = torch.randn_like(x)
+    with torch.autocast(device.type, torch.bfloat16):
+        y, of_tangent = torch.func.jvp(lambda x: heat_conduction(x, decay), (x,), (tangent,))
+    assert_near(y, hco_reference(x.double(), decay.double()))
+    assert_near(of_tangent, hco_reference(tangent.double(), decay.double()))

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vheatir.backbone.layers.common import full_precision
 from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.plain import full_precision
 
 _LEAST_SIDE = 8  # pixels at the coarsest scale
 _MOST_SCALES = 5
@@ -41,7 +41,8 @@ def motion(target: Tensor, source: Tensor) -> Tensor:
             f"{tuple(source.shape)}"
         )
     with torch.no_grad(), full_precision(target):
-        pyramid = [(_smooth(target.detach().float()), _smooth(source.detach().float()))]
+        wide = torch.promote_types(target.dtype, torch.float32)
+        pyramid = [(_smooth(target.detach().to(wide)), _smooth(source.detach().to(wide)))]
         while len(pyramid) < _MOST_SCALES and min(pyramid[-1][0].shape[2:]) >= 2 * _LEAST_SIDE:
             halved = [F.avg_pool2d(frame, 2, ceil_mode=True) for frame in pyramid[-1]]
             pyramid.append((halved[0], halved[1]))
@@ -96,7 +97,8 @@ def warped(frames: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     with full_precision(frames):
         # In units of half the size, from the center.
         grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1)
-        return F.grid_sample(frames.float(), grid, mode=mode, padding_mode="border", align_corners=True)
+        wide = torch.promote_types(frames.dtype, grid.dtype)
+        return F.grid_sample(frames.to(wide), grid.to(wide), mode=mode, padding_mode="border", align_corners=True)
 
 
 def _places(flow: Tensor) -> tuple[Tensor, Tensor]:

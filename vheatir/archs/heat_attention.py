@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import diffusivities_of_reach, init_diffusivity_reach, resize_embedding
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import Linear
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.diffusion.ops import diffuse
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.plain import are_plain, full_precision
 
 GRID = 8  # pixels: the side of a JPEG coder's blocks
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time

@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
-from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.plain import are_plain, full_precision, has_hooks
 
 
 class GatedBlock(KeptForms):
@@ -51,7 +51,8 @@ class GatedBlock(KeptForms):
         x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
         attention = self.attention
         heats_gate = isinstance(attention, GateHeat)
-        if self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate:
+        may_fuse = self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate
+        if may_fuse and not any(has_hooks(part) for part in self.modules() if part is not self):
             return self._fused(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         x, y = fork_norm(x, self.norm1, dtype)
@@ -60,11 +61,17 @@ class GatedBlock(KeptForms):
             y, gate = self.dwconv(y).chunk(2, dim=-1)
             y = attention(y) * gate
         else:
-            y = depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
+            y = self._gated(y)
             if attention is not None:
                 y = attention(y)
         x, y = fork_norm(x, self.norm2, dtype, _scaled(self.project, y, self.scale1))
         return residual_sum(x, _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2))
+
+    def _gated(self, y: Tensor) -> Tensor:
+        """The product of both halves of the convolution, at once where nobody asks to be called with that."""
+        if type(self.dwconv) is not ChannelsLastConv2d or has_hooks(self.dwconv):
+            return halves_product(self.dwconv(y))
+        return depthwise_gate(y, self.dwconv.weight, _bias(self.dwconv))
 
     def _fused(self, x: Tensor) -> Tensor:
         """`forward` of a frozen network on a CPU, with fewer passes over memory."""
@@ -102,13 +109,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 def _scaled(layer: Linear, x: Tensor, scale: Tensor) -> Tensor:
     """layer(x) * scale; the scale goes to the weights, which are fewer than the results."""
-    if (
-        layer.bias is None
-        or type(layer) is not Linear
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-    ):
+    if layer.bias is None or type(layer) is not Linear or has_hooks(layer):
         return layer(x) * scale
     return F.linear(x, layer.weight * scale[:, None], layer.bias * scale)
 

@@ -13,10 +13,11 @@ from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.heat_attention import HeatAttention
 from vheatir.archs.vheatir_arch import check_counts
 from vheatir.archs.vheatunet_arch import GatedBlock, VHeatUNet
-from vheatir.backbone.layers.common import full_precision, to_channels_first, to_channels_last
+from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import diffusivities_of_reach
 from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.diffusion.ops import diffuse
+from vheatir.kernels.plain import full_precision
 
 FRAMES = (3, 5, 7)  # that a network may take
 IMAGE = "image."  # prefix of the image network's weights
@@ -126,7 +127,9 @@ class ClipMixer(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        raw = F.pixel_shuffle(to_channels_first(self.head(x).float()), 2).unflatten(0, (-1, self.frames))
+        shares = self.head(x)
+        wide = torch.promote_types(shares.dtype, torch.float32)
+        raw = F.pixel_shuffle(to_channels_first(shares.to(wide)), 2).unflatten(0, (-1, self.frames))
         weights = raw / (1 + raw.abs().sum(1, keepdim=True))
         others = [index for index in range(self.frames) if index != middle]
         weights = weights[:, others]
@@ -134,16 +137,17 @@ class ClipMixer(nn.Module):
             weights = weights * trusted.repeat_interleave(2, 3).repeat_interleave(2, 4)
         mixed = clip[:, middle] + (weights * change[:, others]).sum(1)
         left = (1 - weights.sum(1)).square() + weights.square().sum(1)
-        return mixed, left, x.unflatten(0, (-1, self.frames))[:, middle]
+        return mixed.to(clip.dtype), left.to(clip.dtype), x.unflatten(0, (-1, self.frames))[:, middle]
 
     @staticmethod
     def _mismatch(change: Tensor) -> Tensor:
         """How much frames differ from the middle one, in windows of several sizes: (B * T, H / 2, W / 2, windows)."""
         with torch.no_grad(), full_precision(change):
-            squares = F.avg_pool2d(change.float().square().mean(2).flatten(0, 1)[:, None], 2)
-            windows = change.new_tensor(_MISMATCH, dtype=torch.float32)
+            wide = torch.promote_types(change.dtype, torch.float32)
+            squares = F.avg_pool2d(change.to(wide).square().mean(2).flatten(0, 1)[:, None], 2)
+            windows = change.new_tensor(_MISMATCH, dtype=wide)
             maps = diffuse(to_channels_last(squares).expand(-1, -1, -1, len(_MISMATCH)), windows)
-            return (maps.clamp(min=0) + _FAINT).log() / 4 + 1
+            return ((maps.clamp(min=0) + _FAINT).log() / 4 + 1).to(change.dtype)
 
 
 class VHeatVideoNet(RestorationNetwork):

@@ -1,5 +1,7 @@
 """Fused layer norms: values and gradients against their formulas in float64, and where they give way to PyTorch."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,6 +90,41 @@ def test_second_derivatives(name):
         found.append([*first, *second])
     for got, want in zip(*found):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-3)
+
+
+@needs_kernel
+@every
+def test_what_depends_on_another_input_counts_once_in_gradients_that_are_differentiated_again(name):
+    """The norm comes twice, and the second input is made of the first."""
+
+    def loss(function, x, norm):
+        for _ in range(2):
+            y = function(x * 1, x * 2, norm)
+            x = sum(y) if isinstance(y, tuple) else y
+        return x.pow(3).sum()
+
+    norm = norm_of(20)
+    exact = copy.deepcopy(norm).double()
+    x = torch.randn(2, 3, 20, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    found = torch.autograd.grad(loss(FUSED[name][0], x, norm), (x, *norm.parameters()), create_graph=True)
+    wanted = torch.autograd.grad(loss(FUSED[name][1], wide, exact), (wide, *exact.parameters()))
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+
+@needs_kernel
+@every
+def test_batches_of_gradients(name):
+    """As `jacobian(vectorize=True)` makes them: by vmap over the backward."""
+    x, other = torch.randn(2, 2, 3, 20).requires_grad_().unbind()
+    y = FUSED[name][0](x, other, norm_of(20))
+    y = sum(y) if isinstance(y, tuple) else y
+    grads = torch.randn(3, *y.shape)
+    found = torch.autograd.grad(y, (x, other), grads, retain_graph=True, is_grads_batched=True)
+    each = zip(*(torch.autograd.grad(y, (x, other), one, retain_graph=True) for one in grads), strict=True)
+    for one, wanted in zip(found, each, strict=True):
+        torch.testing.assert_close(one, torch.stack(wanted), atol=1e-5, rtol=1e-5)
 
 
 @every

@@ -1,5 +1,7 @@
 """Layers of gated blocks: the native kernel against float64, its gradients by PyTorch, refusals."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +142,52 @@ def test_gradients_of_some_inputs_and_second_order(needed):
     exact = second_order(in_float64, [one.double() for one in inputs])
     for found, wanted in zip(second_order(depthwise_gate, inputs), exact, strict=True):
         assert relative(found, wanted) < 1e-5
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["gate", "product", "fork_norm", "fork_norm of a sum"])
+def test_batches_of_gradients(name):
+    """As `jacobian(vectorize=True)` makes them: by vmap over the backward."""
+    x, weight, bias = (one.requires_grad_() for one in tensors((1, 3, 4, 6)))
+    norm = torch.nn.LayerNorm(6)
+    branch = (x * 2).detach().requires_grad_()
+    y, inputs = {
+        "gate": lambda: (depthwise_gate(x, weight, bias), (x, weight, bias)),
+        "product": lambda: (halves_product(x), (x,)),
+        "fork_norm": lambda: (sum(fork_norm(x, norm, torch.float32)), (x, norm.weight)),
+        "fork_norm of a sum": lambda: (sum(fork_norm(x, norm, torch.float32, branch)), (x, branch, norm.bias)),
+    }[name]()
+    grads = torch.randn(3, *y.shape)
+    found = torch.autograd.grad(y, inputs, grads, retain_graph=True, is_grads_batched=True)
+    each = zip(*(torch.autograd.grad(y, inputs, one, retain_graph=True) for one in grads), strict=True)
+    for one, wanted in zip(found, each, strict=True):
+        assert relative(one, torch.stack(wanted).double()) < 1e-5
+
+
+def gated_twice(x, weight, bias, norm):
+    y = depthwise_gate(x, weight, bias)
+    return depthwise_gate(torch.cat([y, y], -1), weight, bias)
+
+
+def normed_twice(x, weight, bias, norm):
+    total, y = fork_norm(x, norm, x.dtype)
+    total, y = fork_norm(total, norm, x.dtype, y.tanh())
+    return y * total.sin()
+
+
+@needs_kernel
+@pytest.mark.parametrize("function", [gated_twice, normed_twice])
+def test_shared_weights_count_once_in_gradients_that_are_differentiated_again(function):
+    norm = torch.nn.LayerNorm(8)
+    exact = copy.deepcopy(norm).double()
+    inputs = [one.requires_grad_() for one in tensors((1, 4, 5, 8))]
+    wide = [one.detach().double().requires_grad_() for one in inputs]
+    found = torch.autograd.grad(
+        function(*inputs, norm).square().sum(), [*inputs, *norm.parameters()], create_graph=True, allow_unused=True
+    )
+    wanted = torch.autograd.grad(function(*wide, exact).square().sum(), [*wide, *exact.parameters()], allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert one is other is None or relative(one, other) < 1e-5
 
 
 def test_gradients_are_those_of_the_formula():

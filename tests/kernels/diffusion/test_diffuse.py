@@ -1,6 +1,8 @@
 """diffuse: value and gradients against the definition in float64, boundaries, shapes of k, refusals, physics."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,11 +192,42 @@ def test_exported_with_open_sizes():
     torch.testing.assert_close(program.module()(other, k[0][0]), diffuse(other, k[0][0]))
 
 
-def test_under_autocast_nothing_is_narrowed():
-    x, k, _ = inputs((2, 8, 10, 3), F32)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_under_autocast_nothing_is_narrowed(backend):
+    x, k, tangent = inputs((2, 8, 10, 3), F32)
+    k = k[0][0].requires_grad_()
+
+    def results():
+        y = diffuse(x, k, backend=backend)
+        (first,) = torch.autograd.grad((y * tangent).sum(), k, create_graph=True)
+        return y, first, jvp(lambda x: diffuse(x, k.detach()), (x,), (tangent,))[1]
+
+    want = results()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(diffuse(x, k), diffuse(x.clone(), k))
-        assert diffuse(x, k).dtype == F32
+        got = results()
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == F32
+        torch.testing.assert_close(one, other)
+
+
+DEFAULT_DEVICE = """
+import torch
+from vheatir.kernels.diffusion.ops import diffuse
+
+x, k = torch.randn(2, 6, 5, 8), torch.rand(8)
+want = {boundary: diffuse(x, k, boundary=boundary) for boundary in ("insulated", "zero", "periodic")}
+k.requires_grad_()
+torch.set_default_device("meta")
+for boundary, one in want.items():
+    y = diffuse(x, k, boundary=boundary)
+    (y * x).sum().backward()
+    assert torch.equal(y, one) and k.grad.device == x.device
+"""
+
+
+def test_the_default_device_is_not_where_results_go():
+    done = subprocess.run([sys.executable, "-c", DEFAULT_DEVICE], capture_output=True, text=True)  # it crashed
+    assert done.returncode == 0, done.stderr
 
 
 def test_tangents_and_derivatives_of_functions():
@@ -226,6 +259,7 @@ REFUSED = {
         r"k must be a number, \(3,\), \(2, 3\) or.*got \(2,\)",
         lambda: diffuse(X, K[:2]),
     ),
+    "k a set": (TypeError, "k must be a number or a torch.Tensor.*got set", lambda: diffuse(X, {1.0})),
     "k a decay": (ValueError, r"got \(4, 6, 3\)", lambda: diffuse(X, X[0])),
     "k of another batch": (ValueError, r"got \(4, 3\)", lambda: diffuse(X, torch.ones(4, 3))),
     "k for one axis of two": (ValueError, "each of the 2 axes of x, got 1", lambda: diffuse(X, (K,))),

@@ -95,6 +95,36 @@ def test_derivatives(boundary):
     assert gradgradcheck(conducted, (x, parts))
 
 
+@pytest.mark.parametrize("boundary", ["insulated", "zero", "periodic"])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_tensor_without_off_diagonal_values_gets_gradients_to_them(boundary, axes):
+    """Of a point far from the rim, where heat does not see the boundary: the difference quotient, on both sides."""
+    x = torch.zeros(1, *[17] * axes, 1, dtype=F64)
+    x[(0, *[8] * axes, 0)] = 1
+    weights = torch.randn(5, *[5] * axes, dtype=F64)
+    weights = torch.nn.functional.pad(weights[:1].unsqueeze(-1), (0, 0, *[6] * (2 * axes)))
+
+    def loss(tensor):
+        return (diffuse_tensor(x, tensor, boundary=boundary) * weights).sum()
+
+    tensor = torch.eye(axes, dtype=F64, requires_grad=True)
+    (got,) = torch.autograd.grad(loss(tensor), tensor)
+    for row, column in [(0, 1), (0, 2), (1, 2)][: 1 if axes == 2 else 3]:
+        step = torch.zeros(axes, axes, dtype=F64)
+        step[row, column] = step[column, row] = 1e-5
+        want = (loss(tensor.detach() + step) - loss(tensor.detach() - step)) / 2e-5
+        assert want.abs() > 1e-3
+        torch.testing.assert_close(got[row, column] + got[column, row], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["insulated", "periodic"])
+def test_no_images(boundary):
+    tensor = rotated(3.0, 1.0, 30).requires_grad_()
+    y = diffuse_tensor(torch.zeros(0, 7, 9, 2, dtype=F64), tensor, boundary=boundary)
+    assert y.shape == (0, 7, 9, 2)
+    assert torch.equal(torch.autograd.grad(y.sum(), tensor)[0], torch.zeros(2, 2, dtype=F64))
+
+
 def rotated_in_space(diffusivities, seed=0):
     """Along three axes turned at random, (3, 3); diagonally dominant where the diffusivities are alike enough."""
     turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(seed)))
@@ -182,7 +212,7 @@ REFUSED = {
     "rank": (ValueError, r"x must be \(B, H, W, C\)", lambda: diffuse_tensor(X[0], EYE)),
     "shape": (ValueError, r"tensor must be \(2, 2\), \(3, 2, 2\) or \(2, 3, 2, 2\)", lambda: diffuse_tensor(X, X[0])),
     "type": (TypeError, "tensor must be torch.float32 beside", lambda: diffuse_tensor(X, EYE.double())),
-    "steps": (ValueError, "steps must be 1 or more, got 0", lambda: diffuse_tensor(X, EYE, steps=0)),
+    "steps": (ValueError, "steps must be a whole number of 1 or more, got 0", lambda: diffuse_tensor(X, EYE, steps=0)),
     "not symmetric": (
         ValueError,
         "must be symmetric",
@@ -204,6 +234,8 @@ REFUSED = {
         lambda: diffuse_tensor(torch.zeros(1, 2, 4, 6, 3), torch.eye(3) + 0.6 * (1 - torch.eye(3))),
     ),
     "boundary": (ValueError, "unknown boundary", lambda: diffuse_tensor(X, EYE, boundary="open")),
+    "half a step": (ValueError, "a whole number of 1 or more, got 1.5", lambda: diffuse_tensor(X, EYE, steps=1.5)),
+    "NaN": (ValueError, "tensor must be finite", lambda: diffuse_tensor(X, EYE * float("nan"))),
 }
 
 

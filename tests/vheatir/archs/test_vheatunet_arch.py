@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from vheatir.archs import networks
@@ -188,3 +189,33 @@ def test_exported_program_takes_any_size():
     for size in [(1, 9, 33), (2, 40, 24)]:
         image = torch.rand(size[0], 3, *size[1:])
         assert_close(program(image), net(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_hooks_of_the_layers_of_a_block_are_called(frozen):
+    """As feature extractors, pruning and the older norms of weights set them."""
+    net = network()
+    called = []
+    for name, module in net.middle[0].named_modules():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        (freeze(net) if frozen else net)(image)
+    assert set(called) == {name for name, _ in net.middle[0].named_modules()}
+
+
+def test_a_pruned_network_trains():
+    """Pruning computes the weight in a hook, anew for each pass."""
+    net = network().train()
+    layer = net.middle[0].dwconv
+    prune.l1_unstructured(layer, "weight", 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    image = torch.rand(1, 3, 8, 8)
+    for _ in range(2):
+        before = layer.weight_orig.detach().clone()
+        optimizer.zero_grad()
+        net(image).square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(before, layer.weight_orig)
+    net(image)
+    assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)

@@ -176,6 +176,29 @@ def test_a_frozen_pass_and_bf16_are_near():
             assert_close(net(clip), want, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
+def test_a_network_of_another_type_restores_clips_of_that_type(dtype, tolerance):
+    net = VHeatVideoNet(**TINY).eval()
+    for name, parameter in net.named_parameters():
+        if "scale" in name or name.startswith(("image.conv_last", "mixer.head", "mixer.place", "from_")):
+            torch.nn.init.normal_(parameter, std=0.05)
+    clip = texture(24).expand(1, 15, -1, -1).clone()
+    with torch.no_grad():
+        want = net.double()(clip.double())
+        got = net.to(dtype)(clip.to(dtype))
+    assert want.dtype == torch.float64 and got.dtype == dtype
+    assert (want - clip[:, 6:9]).abs().mean() > 3 * tolerance  # it changes the clip by more than the rounding
+    assert (got.double() - want).abs().mean() < tolerance
+
+
+def test_in_float64_the_weights_of_frames_are_not_rounded():
+    net = network().double()
+    clip = torch.rand(1, 5, 3, 16, 16, dtype=torch.float64)
+    mixed, left, _ = net.mixer(clip)
+    assert (mixed - mixed.float().double()).abs().max() > 0
+    assert (left - left.float().double()).abs().max() > 0
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -2,6 +2,7 @@
 
 import heapq
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,6 +17,8 @@ from vheatir.restore.video.formats import Container
 from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation
 
 _BETWEEN = "nut"  # container of the segments: it keeps any unit of time
+_DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a stream that stay true
+_LEAST_STEP = Fraction(1, 1000)  # seconds between packets of sound: the unit of Matroska
 _OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
 
 
@@ -146,14 +149,29 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
             video.codec_context.framerate = clip.rate
             if clip.look.display is not None:
                 video.set_display_matrix(clip.look.display)
-            sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in _known_sound(source)}
+            output.set_chapters(source.chapters())
+            _describe(video, clip.video_of(source))
+            known = _known_sound(source)
+            sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in known}
+            for one in known:
+                _describe(sound[one.index], one)
             packets = [_frames(av, segments, video)]
             if sound:
-                packets.append(_sound(source, sound))
+                packets.append(_sound(source, sound, clip))
             for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
                 output.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"{clip.path}: the result cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{clip.path}: the restored clip cannot be written ({reason})") from error
+
+
+def _describe(stream: Any, source: Any) -> None:
+    """Give a stream the language, title and purpose of its source."""
+    found = dict(source.metadata)
+    if "name" in found:  # as MP4 calls the title
+        found.setdefault("title", found["name"])
+    stream.metadata.update({key: value for key, value in found.items() if key.lower() in _DESCRIBED})
+    stream.disposition = source.disposition
 
 
 def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fraction, Any]]:
@@ -167,18 +185,43 @@ def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fr
                     yield time, packet
 
 
-def _sound(source: Any, streams: dict[int, Any]) -> Iterator[tuple[Fraction, Any]]:
+def _sound(source: Any, streams: dict[int, Any], clip: Clip) -> Iterator[tuple[Fraction, Any]]:
     """Packets of all audio streams, likewise."""
+    continued = {index: _Continued(clip) for index in streams}
     for packet in source.demux([source.streams[index] for index in streams]):
         if packet.dts is not None:
+            index = packet.stream.index
+            if clip.jumps:
+                continued[index].set_time(packet)
             time = packet.dts * packet.time_base
-            packet.stream = streams[packet.stream.index]
+            packet.stream = streams[index]
             yield time, packet
 
 
 def _known_sound(source: Any) -> list[Any]:
     """The audio streams whose codec FFmpeg knows; others, such as Apple's spatial sound, cannot be copied."""
     return [stream for stream in source.streams.audio if stream.codec_context is not None]
+
+
+class _Continued:
+    """Times of an audio stream that go on where they begin anew, by as much as those of the frames do."""
+
+    def __init__(self, clip: Clip):
+        self.clip = clip
+        self.jumps = 0
+        self.stored: int | None = None
+        self.written: int | None = None
+
+    def set_time(self, packet: Any) -> None:
+        """Give a packet the time at which it is written."""
+        if self.stored is not None and 2 * (self.stored - packet.dts) > (packet.duration or 0):
+            self.jumps = min(self.jumps + 1, len(self.clip.jumps))
+        self.stored = packet.dts
+        added = self.clip.jumps[self.jumps - 1] * self.clip.time_base if self.jumps else 0
+        time = packet.dts + round(added / packet.time_base)
+        if self.written is not None:  # sound may be longer than its frames; containers take rising times only
+            time = max(time, self.written + math.ceil(_LEAST_STEP / packet.time_base))
+        packet.pts = packet.dts = self.written = time
 
 
 def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
@@ -204,8 +247,14 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
             except (av.error.FFmpegError, ValueError) as error:
                 raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
         unknown = len(source.streams.audio) - len(sound)
-        other = [one for one in source.streams if one.type not in ("audio", "video")]
+        other = [one.type for one in source.streams if one.type not in ("audio", "video")]
+        if "data" in other and "mp4" in source.format.name and source.chapters():
+            other.remove("data")  # the chapters, which are kept
         more = len(source.streams.video) - 1
-        left = [f"{unknown} streams of sound in a codec that is not known"] if unknown else []
-        left += [f"{len(other)} streams that are neither video nor audio"] if other else []
-        return left + ([f"{more} further video streams"] if more else [])
+        left = [f"{_streams(unknown)} of sound in a codec that is not known"] if unknown else []
+        left += [f"{_streams(len(other))} of neither video nor audio"] if other else []
+        return left + ([f"{_streams(more)} of further video"] if more else [])
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"

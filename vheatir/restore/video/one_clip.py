@@ -16,7 +16,7 @@ from vheatir.restore.video.formats import container_of
 from vheatir.restore.video.reading import Clip, Frame
 from vheatir.restore.video.segments import FRAMES, Segments, replace_synced
 
-_FORMAT = 1  # of segments and their state: raised where older ones can no longer be gone on from
+_FORMAT = 2  # of segments and their state: raised where older ones can no longer be gone on from
 
 
 def restore_clip(
@@ -64,6 +64,8 @@ def restore_clip(
         segments.release(remove=finished)
     if clip.damaged:
         notes.append(f"{len(clip.damaged)} frames were damaged and concealed by the decoder")
+    if clip.jumps:
+        notes.append(f"its times begin anew in {len(clip.jumps)} places and were made to go on")
     if lost := clip.lost():
         notes.append(lost)
     return Outcome("done", level=text, notes=notes, seconds=round(time.monotonic() - begun, 3))

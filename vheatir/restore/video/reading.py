@@ -22,6 +22,7 @@ _MOST_BITS = 10  # of H.264 and VP9 as they are written here
 _USUAL_RATE = 25  # frames per second, where a file says nothing
 _LOST_SECONDS = Fraction(1, 4)  # and frames, that may lie between the last frame and the stated length
 _LOST_FRAMES = 3
+_BACK = 2  # frames by which times must go back to count as beginning anew
 _CLOCK = re.compile(r"(\d+):(\d{2}):(\d{2}(?:\.\d+)?)")
 _DISPLAY = "DISPLAYMATRIX"
 _HDR = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
@@ -83,6 +84,8 @@ class Clip:
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
         stated: length of the video in seconds, as the file says; None where it does not.
         length: of what was read so far, likewise.
+        jumps: what is added to times, in units of the time base, since the first, second ... place where they begin
+            anew, as they do in several .mts files put together.
 
     Raises:
         UserError: PyAV is missing, or this is no clip that can be read.
@@ -94,6 +97,7 @@ class Clip:
         self.notes: list[str] = []
         self.damaged: set[int] = set()
         self.length = Fraction(0)
+        self.jumps: list[int] = []
         with self._opened() as (container, stream):
             with self._errors("its first frame cannot be decoded"):
                 first = next(container.decode(stream), None)
@@ -108,7 +112,10 @@ class Clip:
             self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(_USUAL_RATE)
             self.time_base: Fraction = stream.time_base or 1 / self.rate
             self.count = self._count(container, stream)
-            self.stated = _stated(stream)
+            self._may_jump = bool(self.av.format.Flags.ts_discont & self.av.format.Flags(container.format.flags))
+            # Matroska counts from 0, not from the first frame, and has one length for all streams beside the tags.
+            self._from_zero = "matroska" in container.format.name
+            self.stated = _stated(stream, by_tag_only=self._from_zero and len(container.streams) > 1)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -119,12 +126,16 @@ class Clip:
         with self._errors("is no clip that can be read"):
             container = self.av.open(str(self.path))
         with container:
-            disposition = self.av.stream.Disposition
-            found = [one for one in container.streams.video if not one.disposition & disposition.attached_pic]
-            if not found:
+            stream = self.video_of(container)
+            if stream is None:
                 raise UserError(f"{self.path}: holds no video stream; give a file with one")
-            found[0].thread_type = "AUTO"
-            yield container, found[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+
+    def video_of(self, container: Any) -> Any:
+        """The first stream of moving images in a container of PyAV, None where there is none; covers are none."""
+        cover = self.av.stream.Disposition.attached_pic
+        return next((one for one in container.streams.video if not one.disposition & cover), None)
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -189,10 +200,10 @@ class Clip:
         Raises:
             UserError: a frame cannot be decoded, or has another size than the first.
         """
-        expected = 0
-        earliest = -math.inf
+        self.jumps = []
         step = max(round(1 / (self.rate * self.time_base)), 1)
-        begin = math.inf
+        times = _Times(step, self.jumps if self._may_jump else None)
+        begin = 0 if self._from_zero else math.inf
         with self._opened() as (container, stream):
             decoded = container.decode(stream)
             for number in itertools.count():
@@ -201,9 +212,7 @@ class Clip:
                 if frame is None:
                     return
                 self._check_size(frame, number)
-                pts = expected if frame.pts is None else max(frame.pts, earliest)
-                expected = pts + step
-                earliest = pts + 1  # containers take rising times only
+                pts = times.next(frame.pts)
                 begin = min(begin, pts)
                 self.length = (pts + (frame.duration or step) - int(begin)) * self.time_base
                 if frame.is_corrupt:
@@ -231,15 +240,44 @@ class Clip:
         return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
 
 
-def _stated(stream: Any) -> Fraction | None:
-    """Length of a video stream in seconds by its header, or in Matroska by the tag that writers leave."""
-    if stream.duration:
+class _Times:
+    """Times of frames, made rising where a file's are not.
+
+    Args:
+        step: from one frame to the next, on average.
+        jumps: receives what is added where times begin anew; None where they cannot.
+    """
+
+    def __init__(self, step: int, jumps: list[int] | None):
+        self.step = step
+        self.jumps = jumps
+        self.last: int | None = None
+        self.interval = step
+
+    def next(self, stored: int | None) -> int:
+        """The time of the next frame; `stored` is what the file says."""
+        expected = 0 if self.last is None else self.last + self.interval
+        time = stored
+        if time is not None and self.jumps:
+            time += self.jumps[-1]
+        if time is not None and self.last is not None:
+            if self.jumps is not None and time <= self.last - _BACK * self.step:
+                self.jumps.append(expected - (time - (self.jumps[-1] if self.jumps else 0)))
+                time = expected
+            time = max(time, self.last + 1)  # containers take rising times only
+            self.interval = time - self.last
+        self.last = expected if time is None else time
+        return self.last
+
+
+def _stated(stream: Any, *, by_tag_only: bool) -> Fraction | None:
+    """Length of a video stream in seconds by the tag that writers of Matroska leave, or by its header."""
+    if found := _CLOCK.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = found.groups()
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    if stream.duration and not by_tag_only:
         return stream.duration * stream.time_base
-    found = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
-    if found is None:
-        return None
-    hours, minutes, seconds = found.groups()
-    return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    return None
 
 
 def interpolation(av: Any) -> Any:

@@ -34,9 +34,13 @@ def picture(number, size=SIZE):
 
 
 def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
-    """A small clip; `tags` are set on the encoder, `display` on the stream; `flags` are the container's, `tone` is the
-    codec of the sound."""
+    """A small clip with so many tracks of sound.
+
+    `tags` are set on the encoder, `display` on the stream; `flags` are the container's; `tone` is the codec of the
+    sound; `dress` is called with the container.
+    """
     display, tone_codec = tags.pop("display", None), tags.pop("tone", "aac")
+    dress = tags.pop("dress", None)
     container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
     times = [20 * number for number in range(count)] if times is None else times
     with av.open(str(path), "w", options=container) as output:
@@ -48,6 +52,8 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
         if display is not None:
             stream.set_display_rotation(display)
         tones = [output.add_stream(tone_codec, rate=8000) for _ in range(sound)]
+        if dress is not None:
+            dress(output)
         for number, time in enumerate(times):
             rgb = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
             rgb.colorspace = tags.get("colorspace", 2)
@@ -137,7 +143,7 @@ def test_sound_in_a_codec_that_is_not_known_is_left_out(suffix, restorer):
     head, _, tail = data.rpartition(b"mp4a")
     Path("in.mp4").write_bytes(head + b"apac" + tail.replace(b"esds", b"dapa"))
     outcome = restore_clip(restorer, Path("in.mp4"), Path(f"out{suffix}"), FileOptions())
-    assert outcome.notes == ["1 streams of sound in a codec that is not known left out"]
+    assert outcome.notes == ["1 stream of sound in a codec that is not known left out"]
     assert read(f"out{suffix}")[3] == read("in.mp4")[3] != []
     with av.open(f"out{suffix}") as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
@@ -365,6 +371,71 @@ def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
     outcome = restore_clip(restorer, Path(name), Path("out" + name[2:]), FileOptions())
     assert re.search(r"frames end after \d\.\d of \d\.\d s", " ".join(outcome.notes))
     assert 0 < len(read("out" + name[2:])[0]) < 40
+
+
+def described(path):
+    """Kind, language, title and purpose of each stream of sound or images, and the chapters, of a clip."""
+    with av.open(str(path)) as container:
+        streams = [one for one in container.streams if one.type != "data"]
+        tags = [(one.type, one.metadata.get("language"), one.metadata.get("title")) for one in streams]
+        titles = [one["metadata"]["title"] for one in container.chapters()]
+        return tags, [one.disposition for one in streams], titles
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+def test_languages_titles_purposes_and_chapters_are_kept(name, restorer):
+    chapter = {"id": 1, "start": 0, "end": 60, "time_base": Fraction(1, 1000), "metadata": {"title": "first"}}
+
+    def dress(clip):
+        names = [("jpn", "left eye"), ("eng", "film"), ("deu", "comments")]
+        for stream, (language, title) in zip(clip.streams, names, strict=True):
+            stream.metadata.update(language=language, title=title)
+        clip.streams[2].disposition = av.stream.Disposition.default | av.stream.Disposition.forced
+        clip.set_chapters([chapter])
+
+    make("in.mkv", 3, sound=2, dress=dress)
+    outcome = restore_clip(restorer, Path("in.mkv"), Path(name), FileOptions())
+    assert outcome.notes == []
+    tags, purposes, chapters = described("in.mkv")
+    assert tags == [("video", "jpn", "left eye"), ("audio", "eng", "film"), ("audio", "deu", "comments")]
+    assert chapters == ["first"]
+    if name == "out.mkv":
+        assert described(name) == (tags, purposes, chapters)
+        return
+    with av.open(name) as container:  # which calls the title by another name, and marks one stream of each kind
+        found = [(one.metadata["language"], one.metadata["name"]) for one in container.streams.audio]
+        assert found == [("eng", "film"), ("deu", "comments")]
+        assert container.streams.audio[1].disposition == purposes[2]
+    assert described(name)[2] == chapters
+    outcome = restore_clip(restorer, Path(name), Path("again.mkv"), FileOptions())
+    assert outcome.notes == [] and described("again.mkv")[::2] == (tags, chapters)
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.mp4"])
+def test_a_clip_that_begins_late_is_whole(name, restorer):
+    make(name, times=[3000 + 20 * number for number in range(5)])
+    outcome = restore_clip(restorer, Path(name), Path("out.mkv"), FileOptions())
+    assert outcome.notes == []
+    assert read("out.mkv")[0][0] == 5
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_times_that_begin_anew_go_on(suffix, restorer):
+    one = make("one.ts", 14, sound=True).read_bytes()
+    Path("in.ts").write_bytes(3 * one)
+    outcome = restore_clip(restorer, Path("in.ts"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == ["its times begin anew in 2 places and were made to go on"]
+    times, _, _, sound = read(f"out{suffix}")
+    steps = np.diff([float(time) for time in times])
+    assert len(times) == 42 and np.abs(steps - 1 / 30).max() < 1.1e-3
+    with av.open(f"out{suffix}") as container:
+        heard = [float(packet.dts * packet.time_base) for packet in container.demux(audio=0) if packet.dts is not None]
+    with av.open("one.ts") as container:
+        first = [float(packet.dts * packet.time_base) for packet in container.demux(audio=0) if packet.dts is not None]
+    assert len(sound) == len(heard) == 3 * len(first) and (np.diff(heard) > 0).all()
+    # The last sound of each part comes as long after its frames as in the part itself.
+    ends = [heard[(part + 1) * len(first) - 1] - float(times[14 * part]) for part in range(3)]
+    assert np.ptp(ends) < 5e-3
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, restorer, tiny):
