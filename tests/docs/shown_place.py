@@ -21,6 +21,7 @@ PHOTOS = [
     *("scans/a.png", "more/b.jpg", "photographs/f.png", "RESTORED_DIR/g.png", "REFERENCE_DIR/g.png"),
     *(f"{folder}/i_{kind}.png" for folder in PAIRS for kind in ("real", "mean")),
     *("datasets/BSD432/2018.jpg", "datasets/BSD432/2092.jpg", "datasets/BSD432/38082.jpg", "datasets/PD12M_sub/h.png"),
+    *("datasets/FreePhotos_sub/i.png", "datasets/FreePhotos_sub/val_j.png"),
     *("datasets/test/CBSD68/101085.jpg", "datasets/test/CBSD68/101087.jpg", "datasets/test/CBSD68/3096.jpg"),
 ]
 GRAY = ["datasets/test/Set12/09.png", "datasets/test/BSD68/test001.png", "datasets/test/Classic5/1.bmp"]

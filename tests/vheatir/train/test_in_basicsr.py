@@ -113,6 +113,8 @@ def on_stand_ins(recipe: Path, stand_ins: Path) -> list[str]:
         if not (place := table["dataroot_gt"]).startswith("package:"):
             stand_in = stand_ins / ("train.lmdb" if place.endswith(".lmdb") else "folder")
             changes.append(f"datasets:{phase}:dataroot_gt={stand_in}")
+            if "include" in table:
+                changes.append(f"datasets:{phase}:include=['38*.jpg']")
     return changes
 
 

@@ -55,8 +55,8 @@ def shrunk(name, stand_ins, *more):
         if not root.startswith("package:"):
             stand_in = stand_ins / ("train.lmdb" if root.endswith(".lmdb") else "folder")
             overrides.append(f"datasets.{phase}.dataroot_gt={stand_in}")
-        if "include" in table:
-            overrides.append(f'datasets.{phase}.include=["38*.jpg"]')
+            if "include" in table:
+                overrides.append(f'datasets.{phase}.include=["38*.jpg"]')
     if name in TRAINING:
         network = read_options(path)["network_g"]["type"]
         overrides += ["datasets.train.gt_size=16", "datasets.train.batch_size_per_gpu=2"]
