@@ -37,12 +37,14 @@ class LoopSettings:
         print_every: steps between lines of the log; None for no log.
         unit: what the log calls a step: "step" or "iteration".
         label: what stands beside the progress bar.
+        bar: whether a terminal shows one.
     """
 
     seed: int = 0
     print_every: int | None = 50
     unit: str = "step"
     label: str = ""
+    bar: bool = True
 
 
 class Loop:
@@ -137,7 +139,7 @@ class Loop:
 
     def _bar(self) -> tqdm:
         until = self.until
-        silent = None if self.logger is not None else True  # None: where stderr is no terminal
+        silent = None if self.logger is not None and self.settings.bar else True  # None: where stderr is no terminal
         first = until.position(self.step)
         return tqdm(
             total=until.total,

@@ -214,7 +214,7 @@ SMALLER = {
         ("skimage.data.chelsea", lambda photo=skimage.data.chelsea: photo()[:96, :96]),
         ("skimage.data.coffee", lambda photo=skimage.data.coffee: photo()[:96, :96]),
     ],
-    **{key: [("vheatir.train.equal_time._IMAGE", (33, 49))] for key in ("docs/architecture.md", "docs/training.md")},
+    **{key: [("vheatir.train.contestant._IMAGE", (33, 49))] for key in ("docs/architecture.md", "docs/training.md")},
 }
 
 

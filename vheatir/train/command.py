@@ -29,12 +29,13 @@ def _parser() -> argparse.ArgumentParser:
 def _comparison_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir train --compare",
-        description="Train several recipes one after the other for the same time and compare PSNR over time. Writes "
+        description="Train several recipes for the same time and compare PSNR over time. Writes "
         f"{RESULT}, psnr_over_time.png and .svg, and the weights. On a CPU the time is processor time.",
     )
     parser.add_argument("--compare", nargs="*", required=True, metavar="FILE", help="options files, or recipes' names")
     parser.add_argument("--minutes", type=float, default=20.0, help="training time of each recipe (default 20)")
     parser.add_argument("--validate-every", type=float, metavar="MINUTES", help="default: a tenth of --minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="recipes trained at the same time, on a CPU (default 1)")
     parser.add_argument("--out", type=Path, default=Path("experiments/comparison"), help="folder (default %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option in all files")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own classes")
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
             arguments.compare,
             minutes=arguments.minutes,
             validate_every=arguments.validate_every,
+            jobs=arguments.jobs,
             out=arguments.out,
             overrides=arguments.set,
             plugins=arguments.plugin,

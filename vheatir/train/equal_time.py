@@ -1,4 +1,4 @@
-"""Several recipes trained one after the other on the same data, for the same time: `vheatir train --compare`.
+"""Several recipes trained on the same data, for the same time: `vheatir train --compare`.
 
 Every recipe gets the same minutes of training on the same machine, sees the same samples in the same order, and is
 validated on the same images at the same moments; validation is not counted. Each keeps its own network, optimizer,
@@ -8,205 +8,24 @@ makes another number of them, so the rate follows the used share of the budget i
 
 import json
 import math
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from vheatir.backbone.layers.freezing import frozen
-from vheatir.backbone.training.loop import Loop, LoopSettings
-from vheatir.backbone.training.until import Seconds, TrainingClock
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.runs.checkpoints import load_latest, save_checkpoint
 from vheatir.train.build import build_datasets, build_model, complete_options, completed, try_samples, try_validation
+from vheatir.train.contestant import LAST_RATE, WARMUP, Entry, train_entry
 from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
-from vheatir.train.task import RestorationTask
-from vheatir.utils.files import atomic_open
+from vheatir.train.side_by_side import train_side_by_side
 from vheatir.utils.lock import Lock
 from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
-from vheatir.utils.timing import interleave, peak_mib
 
-_WARMUP = 0.03
-_LAST_RATE = 1e-3  # share of the budget; share of the recipe's learning rate
-_IMAGE = (321, 481)  # height and width of the BSD images, at which inference is timed
-_ENDLESS = 2**62
 RESULT = "comparison.json"
-
-
-def rate_at(share: float) -> float:
-    """The learning rate, as a share of the recipe's, when `share` (0 to 1) of the budget is used.
-
-    Linear from a tenth to one over the first 3 %, then a cosine down to a thousandth.
-    """
-    if share < _WARMUP:
-        return 0.1 + 0.9 * share / _WARMUP
-    progress = min(1.0, (share - _WARMUP) / (1 - _WARMUP))
-    return _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class TimedTask(RestorationTask):
-    """Restoration against the clock: the rate follows the used share of the time, validation adds to `points`.
-
-    Args:
-        *arguments: those of `RestorationTask`.
-        clock: of the training time.
-        seconds: training time in all.
-    """
-
-    def __init__(self, *arguments: Any, clock: TrainingClock, seconds: float):
-        super().__init__(*arguments)
-        self.clock = clock
-        self.seconds = seconds
-        self.points: list[dict[str, Any]] = []
-
-    def set_lr(self, step: int) -> None:
-        self.iteration = step + 1
-        rate = self.options["train"]["optim_g"]["lr"] * rate_at(self.clock.used / self.seconds)
-        for optimizer in self.model.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Score every validation set and add the point to the curve; no weights are best, the last ones count."""
-        minutes = {"minutes": self.clock.used / 60, "wall_minutes": self.clock.wall / 60}
-        point: dict[str, Any] = {**minutes, "iteration": self.iteration}
-        for phase, dataset in self.validation_sets.items():
-            result = self.model.validate(dataset)
-            point[phase] = {"images": result["images"], **{side: result[side] for side in ("input", "restored")}}
-        self.points.append(point)
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return {"points": self.points}
-
-    def load_state(self, state: Any) -> None:
-        self.points = state["points"]
-
-
-class Contestant:
-    """One recipe under the budget, and the loop's logger of it: checkpoints lie in `folder`.
-
-    Args:
-        path: the recipe's file.
-        options: its options, checked and complete.
-        datasets: by phase, the same for all recipes.
-        folder: for checkpoints and weights.
-        seconds: of training.
-        every: seconds between validations.
-        on_save: called with the points of the curve after each checkpoint.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        options: dict[str, Any],
-        datasets: dict[str, Any],
-        folder: Path,
-        seconds: float,
-        every: float,
-        on_save: Callable[[list[dict[str, Any]]], None],
-    ):
-        torch.manual_seed(options["manual_seed"])
-        if options.get("threads"):
-            torch.set_num_threads(options["threads"])
-        self.options = options
-        self.folder = folder
-        self.on_save = on_save
-        validation_sets = dict(datasets)
-        self.train_set = validation_sets.pop("train")
-        self.model = build_model(path, options)
-        clock = TrainingClock(self.model.device)
-        self.task = TimedTask(
-            self.model, self.train_set, validation_sets, options, _ENDLESS, clock=clock, seconds=seconds
-        )
-        settings = LoopSettings(options["manual_seed"], None, "iteration", options["name"])
-        self.loop = Loop(self.task, self.model.update, Seconds(seconds, every, clock), settings, self)
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint, where there is one."""
-        state = load_latest(self.folder)
-        if state is not None:
-            self.loop.restore(state)
-
-    def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Nothing: the curve is in the result."""
-
-    def save(self, iteration: int, state: dict[str, Any], best: int | None) -> None:
-        """Write a checkpoint.
-
-        Args:
-            iteration: of the state.
-            state: what the run goes on from.
-            best: iteration of the best weights; not kept here.
-        """
-        save_checkpoint(self.folder, iteration, state, keep=2)
-        self.on_save(self.task.points)
-
-    def save_weights(self, name: str, network: nn.Module, step: int) -> None:
-        """Nothing: the checkpoint has them, and `finish` writes the last ones.
-
-        Args:
-            name: of the file.
-            network: whose weights they are.
-            step: of them.
-        """
-
-    def save_failure(self, name: str, state: dict[str, Any]) -> None:
-        """Write what a step that failed was given."""
-        with atomic_open(self.folder / name) as file:
-            torch.save(state, file)
-
-    def info(self, text: str) -> None:
-        """A line on stderr."""
-        sys.stderr.write(f"{self.options['name']}: {text}\n")
-
-    def train(self) -> bool:
-        """Train until the budget is used up; False when a signal stopped it.
-
-        Raises:
-            UserError: the training failed; names the recipe.
-        """
-        try:
-            return self.loop.run()
-        except UserError as error:
-            raise UserError(f"{self.options['name']}: {error}") from error
-
-    def cost(self) -> dict[str, Any]:
-        """Parameters, pace, peak memory in MiB and seconds for an image of 481x321, measured after the training."""
-        batch = next(iter(self.task.batches(self.loop.step)))
-        network = self.model.network_for_test()
-        device = self.model.device
-        image = torch.rand(1, self.train_set.in_chans, *_IMAGE, device=device)
-        inputs = (image,) if "level" not in batch else (image, torch.full((1,), 0.1, device=device))
-        with frozen(network), torch.no_grad():
-            clock = "wall" if device.type == "cuda" else "cpu"
-            timing = interleave({"": lambda: network(*inputs)}, device, rounds=3, warmup=1, clock=clock)[""]
-            inference_mib = peak_mib(lambda: network(*inputs), device)
-        last = self.task.points[-1]
-        return {
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "iterations_per_s": last["iteration"] / (60 * last["minutes"]),
-            "training_peak_mib": peak_mib(lambda: self._step(batch), device),
-            "inference_peak_mib": inference_mib,
-            "inference_s": statistics.median(timing.microseconds) / 1e6,
-        }
-
-    def _step(self, batch: dict[str, Any]) -> None:
-        self.model.feed_data(batch)
-        self.model.optimize_parameters(self.loop.step + 1)
-
-    def save_result(self) -> None:
-        """The trained network as BasicSR's .pth beside the checkpoints."""
-        with atomic_open(self.folder / f"{self.options['name']}.pth") as file:
-            torch.save({"params": self.model.network_for_test().state_dict()}, file)
 
 
 def read_recipes(files: Sequence[str | Path], overrides: Sequence[str]) -> dict[Path, dict[str, Any]]:
@@ -259,7 +78,7 @@ def _start(
         "budget_minutes": minutes,
         "validate_every_minutes": min(every, minutes),
         "clock": "wall time on a GPU" if gpu else "processor time",
-        "schedule": f"linear to {_WARMUP:.0%} of the budget, then cosine to {_LAST_RATE} of the recipe's rate",
+        "schedule": f"linear to {WARMUP:.0%} of the budget, then cosine to {LAST_RATE} of the recipe's rate",
     }
     runs = {
         options["name"]: {"file": path.name, "options": options, "points": [], "cost": None}
@@ -288,18 +107,20 @@ def compare(
     *,
     minutes: float = 20.0,
     validate_every: float | None = None,
+    jobs: int = 1,
     out: str | Path = "experiments/comparison",
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     resume: bool = False,
     argv: Sequence[str] = (),
 ) -> bool:
-    """Train several recipes one after the other for the same time and compare PSNR over time.
+    """Train several recipes for the same time and compare PSNR over time.
 
     Args:
         files: options files, or names of recipes; two or more with different names.
         minutes: training time of each recipe; processor time on a CPU.
         validate_every: minutes of training between validations; by default a tenth of `minutes`.
+        jobs: recipes trained at the same time, each in a process of its own; on a GPU only 1.
         out: folder for the result, the figure and the weights.
         overrides: `a.b=value` each, in YAML, for all recipes.
         plugins: Python files with own networks, losses, datasets.
@@ -319,13 +140,17 @@ def compare(
     for name, value in (("--minutes", minutes), ("--validate-every", validate_every)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} must be a positive number, got {value}")
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    if jobs > 1 and any(options["num_gpu"] for options in recipes.values()):
+        raise UserError("--jobs: trainings beside each other would share the GPU; leave it out, or --set num_gpu=0")
     out.mkdir(parents=True, exist_ok=True)
     what = f"the comparison in {out}"
     advice = "wait for it, stop that process, or choose another --out"
     lock = Lock(out / ".comparison.lock", what, advice)
     try:
         result = _start(recipes, minutes, validate_every or minutes / 10, out / RESULT, resume, argv)
-        return _train_each(result, recipes, out, resume)
+        return _train_all(result, recipes, out, resume, min(jobs, len(recipes)), plugins)
     finally:
         lock.release()
 
@@ -344,29 +169,35 @@ def _try_all(recipes: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     return datasets
 
 
-def _train_each(result: dict[str, Any], recipes: dict[Path, dict[str, Any]], out: Path, resume: bool) -> bool:
+def _train_all(
+    result: dict[str, Any],
+    recipes: dict[Path, dict[str, Any]],
+    out: Path,
+    resume: bool,
+    jobs: int,
+    plugins: Sequence[str | Path],
+) -> bool:
     seconds = result["budget_minutes"] * 60
     every = result["validate_every_minutes"] * 60
     waiting = {path: options for path, options in recipes.items() if result["recipes"][options["name"]]["cost"] is None}
+    entries = [
+        Entry(path, options, out / options["name"], seconds, every, resume, alone=jobs == 1)
+        for path, options in waiting.items()
+    ]
     datasets = _try_all(waiting) if waiting else {}
-    for path, options in waiting.items():
-        run = result["recipes"][options["name"]]
 
-        def write(points: list[dict[str, Any]], run: dict[str, Any] = run) -> None:
-            run["points"] = points
-            write_json(out / RESULT, result)
+    def note(name: str, points: list[dict[str, Any]], cost: dict[str, Any] | None) -> None:
+        result["recipes"][name] |= {"points": points, "cost": cost}
+        write_json(out / RESULT, result)
+        if cost:
+            plot(result, out)
 
-        contestant = Contestant(path, options, datasets, out / options["name"], seconds, every, write)
-        contestant.folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            contestant.resume()
-        else:
-            write_json(out / RESULT, result)
-        if not contestant.train():
-            return False
-        contestant.save_result()
-        run["cost"] = contestant.cost()
-        write(contestant.task.points)
-        plot(result, out)
-    sys.stdout.write(f"{table(result)}\nwritten: {out}\n")
-    return True
+    result["jobs"] = jobs
+    write_json(out / RESULT, result)
+    if jobs > 1:
+        finished = train_side_by_side(entries, jobs, plugins, note)
+    else:
+        finished = all(train_entry(entry, datasets, note) for entry in entries)
+    if finished:
+        sys.stdout.write(f"{table(result)}\nwritten: {out}\n")
+    return finished

@@ -20,7 +20,7 @@ pytest.importorskip("basicsr", reason="training needs BasicSR")
 pytest.importorskip("matplotlib", reason="the comparison draws a figure")
 from vheatir.backbone.training.until import TrainingClock
 from vheatir.train.command import main
-from vheatir.train.equal_time import rate_at
+from vheatir.train.contestant import rate_at
 from vheatir.train.registry import register_all
 
 MINUTES = ("--minutes", "0.02", "--validate-every", "0.01")
@@ -79,6 +79,76 @@ def test_killed_comparison_goes_on_where_it_stood(recipes, tmp_path):
     after = result["recipes"]["tiny"]["points"]
     assert after[: len(before)] == before and len(after) == len(result["recipes"]["plain"]["points"]) == 4
     assert len(result["resumed"]) == 1
+
+
+def test_side_by_side_each_trains_as_long_and_finds_the_same_inputs(recipes, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert main(["--compare", *recipes, *MINUTES, "--jobs", "2", "--out", str(out)]) == 0
+    result = json.loads((out / "comparison.json").read_text())
+    assert result["jobs"] == 2 and list(result["recipes"]) == ["tiny", "plain"]
+    for name, run in result["recipes"].items():
+        assert [0.01 <= point["minutes"] < 0.03 for point in run["points"]] == [True, True], name
+        assert run["cost"]["inference_s"] > 0 and (out / name / f"{name}.pth").exists()
+    inputs = [run["points"][0]["val"]["input"] for run in result["recipes"].values()]
+    assert inputs[0] == inputs[1] and (out / "psnr_over_time.png").exists()
+    shown = capfd.readouterr()
+    assert "| tiny |" in shown.out and "plain: trained at" in shown.err
+
+
+@pytest.mark.parametrize("way", ["terminate", "kill"])
+def test_side_by_side_ends_with_its_parent_and_goes_on(recipes, tmp_path, way):
+    out, file = tmp_path / "out", tmp_path / "out" / "comparison.json"
+    command = [sys.executable, "-m", "vheatir.train", "--compare", *recipes, "--out", str(out), "--jobs", "2"]
+    command += ["--minutes", "0.05", "--validate-every", "0.01"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    until = time.monotonic() + 600  # a busy machine; it takes seconds on a free one
+    try:
+        while not (file.exists() and any(run["points"] for run in json.loads(file.read_text())["recipes"].values())):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        getattr(process, way)()
+    _, stderr = process.communicate(timeout=600)  # the pipe is closed when the last child is gone
+    assert process.returncode == (130 if way == "terminate" else -9), stderr
+    assert stderr.count("started, process") == 2 and "Traceback" not in stderr, stderr
+    before = json.loads(file.read_text())["recipes"]
+    assert main([*command[3:], "--resume"]) == 0
+    after = json.loads(file.read_text())["recipes"]
+    for name, run in before.items():
+        assert after[name]["points"][: len(run["points"])] == run["points"]
+        assert len(after[name]["points"]) == 5 and after[name]["cost"]
+
+
+def test_side_by_side_a_failure_names_its_recipe_and_ends_the_others(recipes, tmp_path):
+    other = Path(recipes[1])
+    options = yaml.safe_load(other.read_text())
+    options["train"]["pixel_opt"]["loss_weight"] = float("nan")
+    other.write_text(yaml.safe_dump(options))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="plain: the loss is nan at iteration 1"):
+        main(["--compare", *recipes, "--minutes", "60", "--jobs", "2", "--out", str(tmp_path / "out")])
+    assert time.monotonic() - started < 600
+
+
+def test_side_by_side_a_lost_process_is_said(recipes, tmp_path):
+    plugin = tmp_path / "dies.py"
+    plugin.write_text(
+        "import multiprocessing, os, signal\n"
+        "if multiprocessing.current_process().name == 'plain':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with pytest.raises(UserError, match=r"plain: the training process failed: signal 9 ended it.*--resume"):
+        argv = ["--compare", *recipes, "--minutes", "60", "--jobs", "2", "--out", str(tmp_path / "out")]
+        main([*argv, "--plugin", str(plugin)])
+
+
+def test_side_by_side_is_refused_on_a_gpu_and_for_no_job(recipes, tmp_path, monkeypatch):
+    argv = ["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "out"), "--jobs"]
+    with pytest.raises(UserError, match="--jobs must be at least 1, got 0"):
+        main([*argv, "0"])
+    monkeypatch.setattr("vheatir.train.equal_time.read_recipes", lambda *_: {Path("a.yml"): {"num_gpu": 1}})
+    with pytest.raises(UserError, match="would share the GPU"):
+        main([*argv, "2"])
 
 
 def test_a_comparison_is_not_overwritten_nor_resumed_with_other_settings(recipes, tmp_path):
