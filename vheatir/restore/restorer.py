@@ -20,16 +20,12 @@ from vheatir.archs.base import middle_planes
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.errors import UserError
 from vheatir.restore.batches import Batches
-from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL, TASKS
+from vheatir.restore.checks import check_array, check_choices, check_values
+from vheatir.restore.defaults import DEFAULT_TASK, MAX_LEVEL
+from vheatir.restore.pixels import SMALL, filled, in_part, with_margin
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.utils.devices import device_named
 
-_FLOATS = (np.float16, np.float32, np.float64)
-_MAX_VALUE = 16.0  # noise leaves [0, 1] by a few standard deviations; values beyond are on another scale
-_LUMA = (0.299, 0.587, 0.114)  # BT.601, as in JPEG files
-# pixels; images with a shorter side are padded by so many, mirrored
-_SMALL = 8
-_MARGIN = 16
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
@@ -117,7 +113,7 @@ class Restorer:
         ensemble: bool = False,
         precision: str = "float32",
     ):
-        _check_choices(task, {"strength": strength, "luma": luma, "chroma": chroma})
+        check_choices(task, {"strength": strength, "luma": luma, "chroma": chroma})
         self.tile = tile
         self.strength = float(strength)
         self.luma = float(luma)
@@ -213,7 +209,7 @@ class Restorer:
             TypeError: another kind of array.
             ValueError: another shape, NaN, values on another scale, or a level for blind weights.
         """
-        _check_array(image)
+        check_array(image)
         height, width = image.shape[:2]
         if alpha is not None and alpha.shape != (height, width):
             raise ValueError(f"expected alpha of shape {(height, width)} like the image, got {alpha.shape}")
@@ -355,10 +351,10 @@ class Restorer:
         """One tile (1, colors and perhaps alpha, H, W), restored: (1, colors, H, W)."""
         image = patch[:, :colors]
         hidden = patch[:, colors:] <= 0 if patch.shape[1] > colors else None
-        seen = image if hidden is None else _fill(image, hidden)
+        seen = image if hidden is None else filled(image, hidden)
         output = self._batches.call(seen.contiguous(), level, whole=whole)
         seen = middle_planes(seen, output.shape[1])
-        output = _in_part(seen, output, self.strength * self.luma, self.strength * self.chroma)
+        output = in_part(seen, output, self.strength * self.luma, self.strength * self.chroma)
         return output if hidden is None else output.where(~hidden, image)
 
     def _in_memory(self, images: torch.Tensor, levels: Sequence[float | None]) -> torch.Tensor:
@@ -402,60 +398,8 @@ class Restorer:
 
         # Threads begin in the state of no mode, whatever the thread that began them is in.
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            output = _with_margin(run, x) if min(x.shape[-2:]) < _SMALL else run(x)
+            output = with_margin(run, x) if min(x.shape[-2:]) < SMALL else run(x)
         return (output.mean(dim=1, keepdim=True) if gray_as_color else output).float().cpu()
-
-
-def _check_choices(task: str, shares: dict[str, float]) -> None:
-    if task not in TASKS:
-        raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"{name} must lie between 0 (the input) and 1 (fully restored), got {share}")
-
-
-def _in_part(image: torch.Tensor, restored: torch.Tensor, luma: float, chroma: float) -> torch.Tensor:
-    """The image with shares of the change of luma (BT.601) and of color, both (1, 1 or 3, H, W)."""
-    if luma == chroma == 1:
-        return restored
-    change = restored - image
-    if luma == chroma or image.shape[1] == 1:
-        return image + luma * change
-    of_luma = torch.einsum("c,bchw->bhw", change.new_tensor(_LUMA), change)[:, None]
-    return image + luma * of_luma + chroma * (change - of_luma)
-
-
-def _with_margin(run: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
-    """A network's result for an image of a few pixels, which border effects would fill: padded, flat colors exact.
-
-    The image is mirrored on all sides, and what the network does to its mean color alone is taken out.
-    """
-    rows, columns = (torch.from_numpy(_mirrored(side)).to(image.device) for side in image.shape[-2:])
-    padded = image.index_select(2, rows).index_select(3, columns)
-    mean = image.mean((2, 3), keepdim=True)
-    change = run(padded.contiguous()) - run(mean.expand_as(padded).contiguous())
-    return change[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN] + middle_planes(mean, change.shape[1])
-
-
-def _mirrored(side: int) -> np.ndarray:
-    """Where each pixel of a padded side comes from: 0 1 2 2 1 0 0 1 2 ..., centered on the image."""
-    position = np.arange(-_MARGIN, side + _MARGIN) % (2 * side)
-    return np.minimum(position, 2 * side - 1 - position)
-
-
-def _fill(image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Colors of the nearest pixel that can be seen, where nothing can: what lies under alpha must not leave halos."""
-    mask = hidden[0, 0].numpy()
-    if mask.all() or not mask.any():
-        return image
-    found = cv2.distanceTransformWithLabels(
-        mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    labels = found[1].astype(np.int64)
-    visible = np.flatnonzero(~mask)
-    source = np.zeros(int(labels.max()) + 1, dtype=np.int64)
-    source[labels.ravel()[visible]] = visible
-    return image.flatten(2)[:, :, torch.from_numpy(source[labels.ravel()])].view_as(image)
 
 
 def _release(device: torch.device) -> None:
@@ -466,33 +410,3 @@ def _release(device: torch.device) -> None:
 def default_overlap(tile: int | None) -> int:
     """The overlap for a tile, None or 0 for one that is chosen later."""
     return min(tiling.DEFAULT_OVERLAP, tile // 4) if tile else tiling.DEFAULT_OVERLAP
-
-
-def _check_array(image: Any) -> None:
-    """TypeError or ValueError with advice for what `Restorer.restore` cannot take."""
-    if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
-        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(
-            f"expected a NumPy array of float32, float64 or float16 in [0, 1], got {got}; "
-            "bring integers to [0, 1] first, 8 bits with image.astype('float32') / 255"
-        )
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or 0 in image.shape:
-        raise ValueError(
-            f"expected the shape (height, width, 3) for RGB or (height, width) for gray, got {image.shape}; "
-            "give alpha with alpha=, restore the images of a batch one by one"
-        )
-    check_values(image)
-
-
-def check_values(image: np.ndarray) -> None:
-    """ValueError for NaN, infinity and values on another scale."""
-    finite = np.isfinite(image)
-    if not finite.all():
-        raise ValueError(
-            f"the image holds {image.size - np.count_nonzero(finite)} NaN or infinite values; replace them"
-        )
-    if max(image.max(), -image.min()) > _MAX_VALUE:
-        raise ValueError(
-            f"the image's values run from {image.min():.4g} to {image.max():.4g}, expected [0, 1] apart from noise; "
-            "divide by the value of white"
-        )

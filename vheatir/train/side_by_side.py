@@ -94,7 +94,8 @@ def _started(entry: Entry, plugins: Sequence[str | Path]) -> dict[Connection, _R
 
 
 def _ready(running: dict[Connection, _Running]) -> list[Connection]:
-    return [one for one in wait(list(running), timeout=_POLL_SECONDS) if isinstance(one, Connection)]
+    ready = wait(list(running), timeout=_POLL_SECONDS)
+    return [connection for connection in running if connection in ready]
 
 
 def _heard(connection: Connection, one: _Running, note: Note) -> bool:

@@ -14,7 +14,7 @@ from vheatir import Restorer
 from vheatir.archs.networks import NETWORKS
 from vheatir.image_io import read_image
 from vheatir.restore.defaults import TASKS
-from vheatir.restore.restorer import _mirrored, _with_margin
+from vheatir.restore.pixels import mirrored, with_margin
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
 SHAPES = [(1, 1), (2, 2), (3, 7), (64, 1), (7, 40)]
@@ -71,13 +71,13 @@ def test_any_networks_answer_to_flat_colors_is_taken_out(name, channels):
     with torch.inference_mode():
         for height, width in ((1, 1), (3, 30)):
             flat = torch.rand(1, channels, 1, 1).expand(1, channels, height, width)
-            assert _with_margin(network, flat).sub(flat).abs().max() < 1e-4
+            assert with_margin(network, flat).sub(flat).abs().max() < 1e-4
 
 
 def test_padding_mirrors_the_image_as_often_as_needed():
     for side in (1, 2, 3, 7):
         expected = np.pad(np.arange(side), 16, mode="symmetric")
-        np.testing.assert_array_equal(_mirrored(side), expected)
+        np.testing.assert_array_equal(mirrored(side), expected)
 
 
 FORK = """
