@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
-from vheatir.kernels.plain import are_plain, has_hooks
+from vheatir.kernels.plain import are_plain, has_hooks, normalizes_channels
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
 
@@ -68,6 +68,7 @@ def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
         are_plain(x, other, norm.weight, norm.bias)
         and not has_hooks(norm)
+        and normalizes_channels(norm, x)
         and x.shape == other.shape
         and x.numel() > 0
         and all(t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
