@@ -130,7 +130,7 @@ def _wants_gradients(*tensors: Tensor) -> bool:
 
 def _taps(weight: Tensor) -> Tensor:
     """(2 C, 1, 3, 3) as (9, 2 C), contiguous."""
-    return weight.detach().view(len(weight), 9).t().contiguous()
+    return weight.detach().reshape(len(weight), 9).t().contiguous()
 
 
 def _gate_formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
