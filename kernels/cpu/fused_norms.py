@@ -76,6 +76,13 @@ def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     )
 
 
+def _scales(scale: Tensor | None, x: Tensor) -> bool:
+    """Whether the kernel's weight and bias can be multiplied with it."""
+    return scale is None or (
+        are_plain(scale) and scale.dtype == torch.float32 and scale.is_cpu and scale.shape == x.shape[-1:]
+    )
+
+
 def _rows(x: Tensor) -> Tensor:
     """(..., C) as (rows, C) with adjacent channels: a view where the rows lie evenly apart."""
     rows = x.reshape(-1, x.shape[-1])
@@ -285,7 +292,7 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
         norm: over the C channels, with weight and bias.
         scale: (C,); None for 1.
     """
-    if not _kernel_takes(x, residual, norm):
+    if not _kernel_takes(x, residual, norm) or not _scales(scale, x):
         return residual + (norm(x) if scale is None else norm(x) * scale)
     weight = norm.weight
     bias = norm.bias
