@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +286,19 @@ def test_processes_that_start_together_build_once(tmp_path):
     assert re.fullmatch(r"vheatir: the CPU kernel is compiled, in \d+ s", after)
     assert (tmp_path / "builds").read_text() == "build\n"
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
+
+
+def test_without_a_home_folder_the_kernels_say_what_to_name(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("VHEATIR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cpu_build.Path, "home", homeless)
+    with pytest.raises(cpu_build.BuildError, match=r"no home folder .* VHEATIR_CACHE"):
+        cpu_build.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cpu_build.cache_folder() == Path("/cache/vheatir")
 
 
 def test_every_file_that_is_compiled_changes_the_librarys_name():
