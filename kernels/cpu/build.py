@@ -106,9 +106,16 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "build.lock", "w") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(open(folder / "build.lock", "w"))
+        except OSError:
+            if not os.access(folder, os.W_OK):
+                raise
+            # The lock is another user's, in a folder that both may write.
+        else:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

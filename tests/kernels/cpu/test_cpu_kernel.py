@@ -288,6 +288,15 @@ def test_processes_that_start_together_build_once(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
 
 
+def test_a_lock_of_another_user_keeps_nobody_from_building(tmp_path, monkeypatch):
+    (tmp_path / "build.lock").mkdir()  # as little to be opened, also by root
+    with cpu_build.one_process_at_a_time(tmp_path):
+        pass
+    monkeypatch.setattr(cpu_build.os, "access", lambda folder, mode: False)
+    with pytest.raises(OSError, match=r"build\.lock"), cpu_build.one_process_at_a_time(tmp_path):
+        pass
+
+
 def test_without_a_home_folder_the_kernels_say_what_to_name(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
