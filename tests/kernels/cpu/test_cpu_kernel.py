@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -337,6 +338,15 @@ def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n, longest_le
         read += plan.rows[rows : rows + cells].tolist() if flags & 1 else []
         written += plan.rows[rows + cells : rows + 2 * cells].tolist() if flags & 2 else []
     assert sorted(read) == sorted(written) == list(range(n))
+
+
+def test_plans_of_many_long_sides_are_not_all_kept():
+    """A table grows with the square of its side: those of all images that a process ever saw would fill the memory."""
+    sides = range(257, 400)
+    plans = [
+        weakref.ref(cpu_kernel.unbound_job((1, n, 1, 1), (n, 1, 1, 1), (0, 0), 0, "portable")[1][0]) for n in sides
+    ]
+    assert sum(plan() is not None for plan in plans) <= transform_plan.cache_parameters()["maxsize"]
 
 
 def test_threads_that_meet_new_sizes_together_get_the_right_values():
