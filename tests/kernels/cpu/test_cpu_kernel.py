@@ -289,6 +289,19 @@ def test_processes_that_start_together_build_once(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
 
 
+def test_instructions_are_asked_for_by_names_that_older_compilers_know():
+    asked = re.findall(r'__builtin_cpu_supports\("(\w+)"\)', (cpu_build.SOURCES / "dispatch.cpp").read_text())
+    assert set(asked) == {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not list the processor's instructions")
+def test_the_most_instructions_are_used_that_the_processor_has():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    has = ["portable"] + ["avx2"] * ({"avx2", "fma", "f16c"} <= flags)
+    has += ["avx512"] * (len(has) == 2 and {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags)
+    assert native.instructions() == has[-1]
+
+
 def test_a_lock_of_another_user_keeps_nobody_from_building(tmp_path, monkeypatch):
     (tmp_path / "build.lock").mkdir()  # as little to be opened, also by root
     with cpu_build.one_process_at_a_time(tmp_path):
