@@ -37,6 +37,15 @@ def builds_kernel() -> bool:
     return os.environ.get("VHEATIR_CPU_KERNEL") != "0" and cpu_build.compiler() is not None
 
 
+def compiled_before() -> Path | None:
+    """The library that the checkout compiled at its first use, if it did."""
+    try:
+        kept = cpu_build.cached_file(cpu_build.compiler())
+    except cpu_build.BuildError:  # no home folder
+        return None
+    return kept if kept.exists() else None
+
+
 def builds_cuda() -> bool:
     if FOREIGN:
         return False
@@ -74,10 +83,9 @@ class BuildWithKernels(build_py):
             return
         target = Path(self.build_lib, "vheatir", "kernels", "cpu", cpu_build.library_name(MACHINE))
         try:
-            kept = cpu_build.cached_file(cpu_build.compiler())
             if FOREIGN:
                 cpu_build.build(target, MACHINE)
-            elif kept.exists():
+            elif kept := compiled_before():
                 shutil.copy(kept, target)
             else:
                 cpu_build.build(target)

@@ -7,7 +7,7 @@ from operator import or_
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Module, Parameter
+from torch.nn import LayerNorm, Module, Parameter
 
 _KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
 _PLAIN_KEYS = reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in _KEYS))
@@ -52,4 +52,12 @@ def has_hooks(module: Module) -> bool:
     """Whether something asks to be called with the module, which a fused pass would leave out."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def normalizes_channels(norm: LayerNorm, x: Tensor) -> bool:
+    """Whether a norm is one of the last axis of x, with weight and bias: a kernel reads as many of them as channels."""
+    channels = x.shape[-1:]
+    return norm.normalized_shape == channels and all(
+        one is not None and one.shape == channels for one in (norm.weight, norm.bias)
     )

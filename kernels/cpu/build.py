@@ -75,10 +75,17 @@ def library_name(machine: str | None = None) -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder."""
+    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder.
+
+    Raises:
+        BuildError: the user has no home folder, and no other one is named.
+    """
     if stated := os.environ.get("VHEATIR_CACHE"):
         return Path(stated)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vheatir"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vheatir"
+    except RuntimeError as error:
+        raise BuildError("there is no home folder to keep compiled kernels in; name one by VHEATIR_CACHE") from error
 
 
 def cached_file(command: list[str]) -> Path:
@@ -99,9 +106,16 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "build.lock", "w") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(open(folder / "build.lock", "w"))
+        except OSError:
+            if not os.access(folder, os.W_OK):
+                raise
+            # The lock is another user's, in a folder that both may write.
+        else:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
-from vheatir.kernels.plain import are_plain, has_hooks
+from vheatir.kernels.plain import are_plain, has_hooks, normalizes_channels
 
 _CHUNK = 256  # rows that are summed to one row of a weight's gradient, as in csrc/api.h
 
@@ -68,10 +68,18 @@ def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
         are_plain(x, other, norm.weight, norm.bias)
         and not has_hooks(norm)
+        and normalizes_channels(norm, x)
         and x.shape == other.shape
         and x.numel() > 0
         and all(t.dtype == torch.float32 and t.is_cpu for t in (x, other, norm.weight, norm.bias))
         and native.refusal() is None
+    )
+
+
+def _scales(scale: Tensor | None, x: Tensor) -> bool:
+    """Whether the kernel's weight and bias can be multiplied with it."""
+    return scale is None or (
+        are_plain(scale) and scale.dtype == torch.float32 and scale.is_cpu and scale.shape == x.shape[-1:]
     )
 
 
@@ -284,7 +292,7 @@ def norm_add(x: Tensor, residual: Tensor, norm: nn.LayerNorm, scale: Tensor | No
         norm: over the C channels, with weight and bias.
         scale: (C,); None for 1.
     """
-    if not _kernel_takes(x, residual, norm):
+    if not _kernel_takes(x, residual, norm) or not _scales(scale, x):
         return residual + (norm(x) if scale is None else norm(x) * scale)
     weight = norm.weight
     bias = norm.bias

@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
-from vheatir.kernels.plain import are_plain, has_hooks
+from vheatir.kernels.plain import are_plain, has_hooks, normalizes_channels
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STRIP = 8  # rows of an image that are summed to one row of a weight's gradient, as in csrc/api.h
@@ -130,7 +130,7 @@ def _wants_gradients(*tensors: Tensor) -> bool:
 
 def _taps(weight: Tensor) -> Tensor:
     """(2 C, 1, 3, 3) as (9, 2 C), contiguous."""
-    return weight.detach().view(len(weight), 9).t().contiguous()
+    return weight.detach().reshape(len(weight), 9).t().contiguous()
 
 
 def _gate_formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -440,4 +440,5 @@ def _norm_fits(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
         and dtype in _TYPES
         and _kernel_takes(x, norm.weight, norm.bias)
         and not has_hooks(norm)
+        and normalizes_channels(norm, x)
     )

@@ -15,6 +15,7 @@ _MAPS = 1  # orders of a decay, as in csrc/api.h
 _SHARED = 2
 _TILES = 3
 _TILE = 16
+_LONGEST_KEPT = 256  # side: a kept job holds its plans, whose tables take up to 4 bytes times the square of the side
 _LEAST_ELEMENTS_PER_THREAD = 1 << 15  # less work than this is not worth waking a thread, as in torch
 
 
@@ -100,7 +101,6 @@ def unprepare(prepared: Tensor) -> Tensor:
     return torch.cat((tiles, flat[height * whole :].view(height, -1)), 1).view(prepared.shape)
 
 
-@lru_cache(maxsize=512)
 def unbound_job(
     sizes: tuple[int, ...],
     strides: tuple[int, ...],
@@ -109,7 +109,7 @@ def unbound_job(
     instructions: str,
     rows: bool = True,
 ) -> tuple[ConductionJob, tuple[TransformPlan, TransformPlan]]:
-    """A job without addresses and threads, and the plans that it points into. Cached: on small inputs it costs most.
+    """A job without addresses and threads, and the plans that it points into. Cached on small inputs: it costs most.
 
     Args:
         sizes: (B, H, W, C).
@@ -119,6 +119,18 @@ def unbound_job(
         instructions: those that the kernel uses.
         rows: the rows are transformed too, not only the columns.
     """
+    build = _kept_job if max(sizes[1 : 3 if rows else 2]) <= _LONGEST_KEPT else _new_job
+    return build(sizes, strides, types, decay_order, instructions, rows)
+
+
+def _new_job(
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    types: tuple[int, int],
+    decay_order: int,
+    instructions: str,
+    rows: bool,
+) -> tuple[ConductionJob, tuple[TransformPlan, TransformPlan]]:
     batch, height, width, channels = sizes
     along_height, plan_h = plan_of(height, instructions)
     along_width, plan_w = plan_of(width if rows else 1, instructions)
@@ -137,6 +149,9 @@ def unbound_job(
         decay_order=decay_order,
     )
     return job, (plan_h, plan_w)
+
+
+_kept_job = lru_cache(maxsize=512)(_new_job)
 
 
 def threads_for(elements: int) -> int:

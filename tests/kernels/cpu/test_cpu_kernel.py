@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,6 +289,41 @@ def test_processes_that_start_together_build_once(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
 
 
+def test_instructions_are_asked_for_by_names_that_older_compilers_know():
+    asked = re.findall(r'__builtin_cpu_supports\("(\w+)"\)', (cpu_build.SOURCES / "dispatch.cpp").read_text())
+    assert set(asked) == {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not list the processor's instructions")
+def test_the_most_instructions_are_used_that_the_processor_has():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    has = ["portable"] + ["avx2"] * ({"avx2", "fma", "f16c"} <= flags)
+    has += ["avx512"] * (len(has) == 2 and {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags)
+    assert native.instructions() == has[-1]
+
+
+def test_a_lock_of_another_user_keeps_nobody_from_building(tmp_path, monkeypatch):
+    (tmp_path / "build.lock").mkdir()  # as little to be opened, also by root
+    with cpu_build.one_process_at_a_time(tmp_path):
+        pass
+    monkeypatch.setattr(cpu_build.os, "access", lambda folder, mode: False)
+    with pytest.raises(OSError, match=r"build\.lock"), cpu_build.one_process_at_a_time(tmp_path):
+        pass
+
+
+def test_without_a_home_folder_the_kernels_say_what_to_name(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("VHEATIR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cpu_build.Path, "home", homeless)
+    with pytest.raises(cpu_build.BuildError, match=r"no home folder .* VHEATIR_CACHE"):
+        cpu_build.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cpu_build.cache_folder() == Path("/cache/vheatir")
+
+
 def test_every_file_that_is_compiled_changes_the_librarys_name():
     waiting, seen = [name for name in cpu_build._FILES if name.endswith(".cpp")], set()
     while waiting:
@@ -314,6 +351,15 @@ def test_a_plan_reads_every_sample_and_writes_every_frequency_once(n, longest_le
         read += plan.rows[rows : rows + cells].tolist() if flags & 1 else []
         written += plan.rows[rows + cells : rows + 2 * cells].tolist() if flags & 2 else []
     assert sorted(read) == sorted(written) == list(range(n))
+
+
+def test_plans_of_many_long_sides_are_not_all_kept():
+    """A table grows with the square of its side: those of all images that a process ever saw would fill the memory."""
+    sides = range(257, 400)
+    plans = [
+        weakref.ref(cpu_kernel.unbound_job((1, n, 1, 1), (n, 1, 1, 1), (0, 0), 0, "portable")[1][0]) for n in sides
+    ]
+    assert sum(plan() is not None for plan in plans) <= transform_plan.cache_parameters()["maxsize"]
 
 
 def test_threads_that_meet_new_sizes_together_get_the_right_values():

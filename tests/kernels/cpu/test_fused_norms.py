@@ -237,3 +237,29 @@ def test_second_gradients_where_only_what_is_added_needs_one():
     other = torch.randn(2, 16, requires_grad=True)
     (grad,) = torch.autograd.grad(norm_add(torch.randn(2, 16), other, norm).sum(), other, create_graph=True)
     torch.testing.assert_close(grad, torch.ones(2, 16))
+
+
+@every
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_norm_of_other_channels_is_not_read_beyond_its_end(name, gradients):
+    fused, formula = FUSED[name]
+    x, other = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    planes = norm_of((3, 16))
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            fused(x, other, norm_of(8))
+        torch.testing.assert_close(fused(x.clone(), other.clone(), planes), formula(x, other, planes))
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.rand(16).double(), torch.rand(1, 1, 16), torch.rand(1)], ids=lambda s: str(s.shape)
+)
+def test_a_scale_of_another_type_or_shape(scale):
+    x, residual, norm = torch.randn(2, 3, 16), torch.randn(2, 3, 16), norm_of(16)
+    scale.requires_grad_()
+    found, wanted = norm_add(x, residual, norm, scale), residual + norm(x) * scale
+    torch.testing.assert_close(found, wanted)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (scale, norm.weight)) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(norm_add(x, residual, norm, scale), wanted)

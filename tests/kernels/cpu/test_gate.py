@@ -336,3 +336,24 @@ def test_norm_with_gradients_is_that_of_torch():
     total, y = fork_norm(x, norm, torch.float32)
     assert y.requires_grad and torch.equal(total, x)
     assert_close(y, norm(x))
+
+
+@needs_kernel
+def test_a_norm_of_other_channels_is_not_read_beyond_its_end():
+    x = torch.randn(2, 3, 16)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        fork_norm(x, torch.nn.LayerNorm(8), torch.float32)
+    planes = torch.nn.LayerNorm((3, 16))
+    torch.nn.init.normal_(planes.weight)
+    assert_close(fork_norm(x, planes, torch.float32)[1], planes(x))
+
+
+@needs_kernel
+def test_a_weight_that_is_not_contiguous():
+    x, weight, bias = tensors((1, 5, 6, 4))
+    weight = weight.transpose(2, 3).requires_grad_()
+    y = depthwise_gate(x, weight, bias)
+    assert_close(y.double(), in_float64(x, weight, bias), rtol=1e-5, atol=1e-5)
+    (found,) = torch.autograd.grad(y.sum(), weight)
+    (wanted,) = torch.autograd.grad(in_float64(x, weight, bias).sum(), weight)
+    assert_close(found, wanted, rtol=1e-4, atol=1e-4)
