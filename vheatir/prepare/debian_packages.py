@@ -15,6 +15,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
+from vheatir.prepare.download import UNPACKING_FAILED
 
 _MAGIC = b"!<arch>\n"
 _HEADER = 60  # bytes before each member of an ar archive: name 16, date 12, user 6, group 6, mode 8, size 10, end 2
@@ -105,7 +106,7 @@ def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                     path = entry.name.removeprefix("./")
                     if entry.isfile() and wanted(path):
                         yield path, inner.extractfile(entry).read()
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except UNPACKING_FAILED as error:
             todo = f"fetch it again, or install the package ({name} needs a Python that reads its compression)"
             raise UserError(f"{archive}: cannot be unpacked ({error}); {todo}") from error
 

@@ -5,6 +5,7 @@ Not by pooch, which starts a broken download anew.
 
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -25,6 +27,9 @@ from vheatir.errors import UserError
 _TRIES = 5
 _TIMEOUT = 60.0  # seconds without a byte
 _BLOCK = 1 << 20
+# What readers of archives raise on damaged bytes; RuntimeError where a password or another method is needed
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+UNPACKING_FAILED = (*_DAMAGED, EOFError, OSError, RuntimeError)
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass; other errors stay
 
 
@@ -115,7 +120,7 @@ def unpack(
         How many files.
 
     Raises:
-        UserError: none matches, or two have one name.
+        UserError: the archive is damaged or encrypted, no file matches, or two have one name.
     """
     partial = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,8 +136,8 @@ def unpack(
                 continue
             if (partial / name).exists():
                 raise UserError(f"{archive}: holds two files {name}; unpack it by hand into {target}")
-            with source() as content, open(partial / name, "xb") as file:
-                shutil.copyfileobj(content, file, _BLOCK)
+            with open(partial / name, "xb") as file:
+                file.writelines(_blocks(archive, source))
             count += 1
         if not count:
             raise UserError(f"{archive}: holds nothing that matches {', '.join(members)}; is it the right archive?")
@@ -158,9 +163,16 @@ def _members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
                         yield entry.name, lambda entry=entry: file.extractfile(entry)
 
 
+def _blocks(archive: Path, source: Callable[[], IO[bytes]]) -> Iterator[bytes]:
+    """The content of a file in an archive."""
+    with _named(archive), source() as content:
+        while block := content.read(_BLOCK):
+            yield block
+
+
 @contextmanager
 def _named(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except UNPACKING_FAILED as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
