@@ -23,6 +23,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from vheatir.errors import UserError
+from vheatir.utils.files import writing
 
 _TRIES = 5
 _TIMEOUT = 60.0  # seconds without a byte
@@ -47,10 +48,12 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
 
     Raises:
         UserError: the address is not of http(s), cannot be reached after five tries, or gives other bytes.
+        DiskError: a UserError; the file cannot be written.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: expected an http or https address")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     for attempt in range(_TRIES):
         try:
@@ -79,17 +82,26 @@ def _fetch_rest(url: str, part: Path, progress: Callable[[int, int | None], None
         if error.code == 416 and have:  # nothing is left to fetch; the checksum tells whether that is right
             return
         raise
-    with response, open(part, "ab" if response.status == 206 else "wb") as file:
+    go_on = "make room; the same command goes on"
+    with response, writing(part, go_on), open(part, "ab" if response.status == 206 else "wb") as file:
         have = have if response.status == 206 else 0
         length = response.headers.get("Content-Length")
         whole = have + int(length) if length else None
-        while block := response.read(_BLOCK):
+        while block := _read(response):
             file.write(block)
             have += len(block)
             if progress is not None:
                 progress(have, whole)
     if whole is not None and have < whole:
         raise ConnectionError(f"the connection ended after {have} of {whole} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes; what ends the connection is an HTTPException: an OSError would be taken for one of the disk."""
+    try:
+        return response.read(_BLOCK)
+    except OSError as error:
+        raise http.client.HTTPException(str(error)) from error
 
 
 def file_hash(path: Path, algorithm: str) -> str:
@@ -120,13 +132,10 @@ def unpack(
         How many files.
 
     Raises:
-        UserError: the archive is damaged or encrypted, no file matches, or two have one name.
+        UserError: the archive is damaged or encrypted, no file matches, two have one name, or the disk is full.
     """
-    partial = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     count = 0
-    try:
+    with folder_made_whole(target) as partial:
         for path, source in _members(archive):
             name = PurePosixPath(path).name
             stem = PurePosixPath(path).stem
@@ -141,11 +150,26 @@ def unpack(
             count += 1
         if not count:
             raise UserError(f"{archive}: holds nothing that matches {', '.join(members)}; is it the right archive?")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return count
+
+
+@contextmanager
+def folder_made_whole(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, which takes its name when the block ends, and vanishes after an exception.
+
+    Raises:
+        DiskError: it, or what is written within the block, cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.unpacking")
+    with writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:

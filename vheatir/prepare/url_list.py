@@ -13,6 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import decode_image
 from vheatir.prepare.defaults import FREE
 from vheatir.prepare.download import download
+from vheatir.utils.files import DiskError
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}
 _NEEDED = ("url", "hash", "license")  # the last is the address of the license's text, the second an MD5
@@ -108,6 +109,7 @@ def collect(
 
     Raises:
         UserError: the rows give fewer images.
+        DiskError: a UserError; an image cannot be written.
     """
     have: dict[str, Mapping[str, Any]] = {}
 
@@ -118,6 +120,8 @@ def collect(
             if not target.exists():
                 download(str(row["url"]), target, f"md5:{digest}")
                 decode_image(target.read_bytes(), str(row["url"]))  # the list may hold what nobody can read
+        except DiskError:  # another image would not find room either
+            raise
         except UserError as error:
             target.unlink(missing_ok=True)
             return target.name, row, str(error)

@@ -42,6 +42,26 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+class DiskError(UserError):
+    """What the file system refused, as for want of space or of the right to write."""
+
+
+@contextmanager
+def writing(target: Path, advice: str = "make room, or choose another place") -> Iterator[None]:
+    """Turn an OSError within the block into a DiskError that names the file, or `target` where the system names none.
+
+    Args:
+        target: what is being written.
+        advice: ends the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error}); {advice}"
+        ) from error
+
+
 def files_below(
     root: Path, *, skip: Callable[[Path], bool] | None = None, onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[Path]:

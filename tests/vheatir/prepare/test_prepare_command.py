@@ -5,17 +5,21 @@ import functools
 import hashlib
 import http.server
 import json
+import re
 import shutil
 import threading
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import vheatir
 from vheatir.cli import main as vheatir_main
 from vheatir.data.sources import ImageSource, close_environments
+from vheatir.errors import UserError
 from vheatir.prepare import known_sets, url_list
 
 FREE = "https://creativecommons.org/publicdomain/zero/1.0/"
@@ -255,3 +259,59 @@ def test_the_choice_depends_on_nothing_but_the_list_and_the_rules():
     by = row | {"hash": "a" * 32, "license": "https://creativecommons.org/licenses/by/4.0/"}
     assert url_list.choose(iter([by]), 1, None) == []
     assert url_list.choose(iter([by]), 1, "Commons", ["creativecommons.org/licenses/by/"]) == [by]
+
+
+@contextmanager
+def full_disk():
+    """Files of at most 100 kB: more is refused as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+NOISE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("work", ["--sub", "--lmdb"])
+def test_a_full_disk_is_named_and_with_room_the_work_goes_on(command, capsys, work):
+    if work == "--lmdb":
+        pytest.importorskip("lmdb")
+    Path("large").mkdir()
+    Path("large/a.png").write_bytes(NOISE)
+    with full_disk():
+        assert command("large", work) == 2
+    assert re.search("error: datasets/.*large.* cannot be written .*goes on", capsys.readouterr().err)
+    assert command("large", work) == 0
+
+
+def test_a_full_disk_ends_unpacking_and_leaves_nothing(command, capsys):
+    downloads = Path("datasets/downloads")
+    downloads.mkdir(parents=True)
+    with zipfile.ZipFile(downloads / "BSDS500-master.zip", "w") as archive:
+        archive.writestr("BSDS500-master/data/images/train/1.jpg", NOISE)
+    with full_disk():
+        assert command("BSD432") == 2
+    assert "datasets/BSD432: cannot be written" in capsys.readouterr().err
+    assert [path.name for path in Path("datasets").iterdir()] == ["downloads"]
+
+
+def test_a_full_disk_ends_a_list_and_is_not_taken_for_images_that_are_gone(command, tmp_path, server, capsys):
+    (tmp_path / "served" / "a.png").write_bytes(NOISE)
+    row = {"url": f"{server}/a.png", "license": FREE, "hash": hashlib.md5(NOISE).hexdigest()}
+    written([row, row | {"hash": "f" * 32}], "list.jsonl")
+    with full_disk():
+        assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err and "goes on" in said.err and "left out" not in said.out
+
+
+def test_a_place_that_cannot_be_written_is_named(command, photo_folder, capsys):
+    Path("file").write_text("x")
+    assert command(photo_folder("mine", count=1), "--root", "file") == 2
+    assert "file: cannot be written" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be written"):
+        vheatir.prepare("FreePhotos", root="file/deep")
