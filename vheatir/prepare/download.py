@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from vheatir.errors import UserError
 from vheatir.utils.files import writing
@@ -31,6 +31,7 @@ _BLOCK = 1 << 20
 # What readers of archives raise on damaged bytes; RuntimeError where a password or another method is needed
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 UNPACKING_FAILED = (*_DAMAGED, EOFError, OSError, RuntimeError)
+_KEPT = "%/:=&?~+!$,;'@()*[]|"  # in an address, beside letters and digits
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass; other errors stay
 
 
@@ -41,7 +42,7 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
     allows it.
 
     Args:
-        url: http or https address.
+        url: http or https address; letters beyond ASCII and spaces are sent as such addresses need them.
         target: file to write.
         checksum: "sha256:…" or "md5:…" in hexadecimal.
         progress: called with bytes here and in all.
@@ -50,18 +51,17 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
         UserError: the address is not of http(s), cannot be reached after five tries, or gives other bytes.
         DiskError: a UserError; the file cannot be written.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: expected an http or https address")
+    address = _in_ascii(url)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     for attempt in range(_TRIES):
         try:
-            _fetch_rest(url, part, progress)
+            _fetch_rest(address, part, progress)
             break
         except (OSError, http.client.HTTPException) as error:
-            final = isinstance(error, urllib.error.HTTPError) and error.code not in _AGAIN
-            if final or attempt + 1 == _TRIES:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code not in _AGAIN
+            if refused or isinstance(error, http.client.InvalidURL) or attempt + 1 == _TRIES:
                 raise UserError(f"{url}: cannot be fetched ({error}); the same command goes on later") from error
             time.sleep(min(2.0**attempt, 10))
     found = file_hash(part, checksum.partition(":")[0])
@@ -71,6 +71,25 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
             f"{url}: has the checksum {found}, expected {checksum}; it was changed or damaged, nothing is kept"
         )
     os.replace(part, target)
+
+
+def _in_ascii(url: str) -> str:
+    """The address as it is sent; what is escaped already stays.
+
+    Raises:
+        UserError: not an address of http(s).
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("another kind of address")
+        if url.isascii() and " " not in url:
+            return url
+        place = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+        path, query = (quote(part, safe=_KEPT) for part in (parts.path, parts.query))
+        return urlunsplit((parts.scheme, place, path, query, ""))
+    except ValueError as error:
+        raise UserError(f"{url}: expected an http or https address ({error})") from error
 
 
 def _fetch_rest(url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:

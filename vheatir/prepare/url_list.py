@@ -33,10 +33,14 @@ def read_list(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         for number, row in enumerate(readers[path.suffix](path), 1):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is no table with {', '.join(_NEEDED)}")
             missing = [name for name in _NEEDED if not row.get(name)]
             if missing or not re.fullmatch("[0-9a-fA-F]{32}", str(row["hash"])):
                 raise ValueError(f"row {number} lacks {', '.join(missing) or 'an MD5 in hexadecimal as its hash'}")
             yield row
+    except UserError:
+        raise
     except (ValueError, OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a list of images after {number} rows ({error})") from error
 
@@ -73,12 +77,20 @@ def choose(
     """
     found = {}
     for row in rows:
-        sides = [int(row.get(name) or 1) for name in ("height", "width")]
+        sides = [_side(row.get(name)) for name in ("height", "width")]
         free = any(part in str(row["license"]) for part in licenses)
         fits = min(sides) >= min_side and (source is None or source in str(row.get("source")))
         if free and fits and _suffix(row) is not None:
             found[str(row["hash"]).lower()] = row
     return [found[key] for key in sorted(found)]
+
+
+def _side(value: Any) -> int:
+    """A side in pixels; 1 where the row does not tell it."""
+    try:
+        return int(float(value))  # tables with empty fields hold 1500.0
+    except (TypeError, ValueError, OverflowError):
+        return 1
 
 
 def _suffix(row: Mapping[str, Any]) -> str | None:

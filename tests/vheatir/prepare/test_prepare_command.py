@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import json
+import math
 import re
 import shutil
 import threading
@@ -237,6 +238,7 @@ def test_a_image_with_other_bytes_is_left_out(command, listed, tmp_path, capsys)
         (["mine", "--list", "none.jsonl", "--count", "1"], "no such list"),
         (["mine", "--list", "list.jsonl", "--count", "1"], "row 2 lacks hash"),
         (["mine", "--list", "torn.jsonl", "--count", "1"], "after 0 rows"),
+        (["mine", "--list", "rows.jsonl", "--count", "1"], "row 1 is no table"),
         (["mine", "--list", "bad.parquet", "--count", "1"], "bad.parquet"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -246,9 +248,35 @@ def test_unsuitable_requests_say_what_to_do(command, capsys, arguments, reason):
     Path("list.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(good | {'hash': ''})}\n")
     Path("list.txt").write_text("x")
     Path("torn.jsonl").write_text('{"url": ')
+    Path("rows.jsonl").write_text("[1, 2]\n")
     Path("bad.parquet").write_bytes(b"PAR1 no")
     assert command(*arguments) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("side", "taken"), [("900.0", True), (900.0, True), ("100.0", False), ("", False), ("?", False), (math.nan, False)]
+)
+def test_sides_may_be_written_as_tables_with_empty_fields_hold_them(side, taken):
+    row = {"url": "https://a/b.jpg", "license": FREE, "width": side, "height": "900", "hash": "0" * 32}
+    assert url_list.choose(iter([row]), 512, None) == ([row] if taken else [])
+
+
+def test_addresses_with_any_letters_are_fetched(command, server, tmp_path):
+    data, digest = encoded_image(0, 40)
+    (tmp_path / "served" / "größe 1.png").write_bytes(data)
+    written([{"url": f"{server}/größe 1.png", "hash": digest, "license": FREE}], "list.jsonl")
+    assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 0
+    assert len(list(Path("datasets/mine").iterdir())) == 1
+
+
+def test_an_address_that_is_none_is_left_out(command, server, tmp_path, capsys):
+    data, digest = encoded_image(0, 40)
+    (tmp_path / "served" / "a.png").write_bytes(data)
+    good = {"url": f"{server}/a.png", "hash": digest, "license": FREE}
+    written([good, good | {"url": "http://[x/a.png", "hash": "0" * 32}], "list.jsonl")
+    assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 0
+    assert "left out: http://[x/a.png: expected an http or https address" in capsys.readouterr().out
 
 
 def test_the_choice_depends_on_nothing_but_the_list_and_the_rules():
