@@ -149,7 +149,7 @@ def extract_patches(
         How many sub-images.
 
     Raises:
-        UserError: arguments out of range, the target exists, or images that cannot be read.
+        UserError: arguments out of range, the target exists, images that cannot be read, or none with enough detail.
     """
     _check_cut(size, overlap, shrink, min_detail)
     _check_compress_level(compress_level)
@@ -177,7 +177,14 @@ def extract_patches(
 
         for records in _in_batches(cut, images.keys, partial.done, progress):
             partial.note(records)
-        return sum(record["count"] for record in partial.done.values())
+        return _total(partial, f"{source}: no sub-image has a detail of {min_detail:g}; choose a smaller min_detail")
+
+
+def _total(partial: _Partial, if_none: str) -> int:
+    count = sum(record["count"] for record in partial.done.values())
+    if not count:  # a folder without images would be taken for finished
+        raise UserError(if_none)
+    return count
 
 
 def _detail(image: np.ndarray) -> float:
@@ -222,7 +229,7 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
         How many images.
 
     Raises:
-        UserError: arguments out of range, the target exists, or images that cannot be read.
+        UserError: arguments out of range, the target exists, images that cannot be read, or none with enough detail.
     """
     target = Path(target)
     if target.suffix != ".lmdb":

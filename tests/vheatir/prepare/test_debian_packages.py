@@ -139,3 +139,12 @@ def test_flat_sub_images_are_left_out(tmp_path):
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["a_00000_00064.png"]
     with pytest.raises(UserError, match="min_detail"):
         extract_patches(tmp_path / "one", tmp_path / "none", min_detail=-1)
+
+
+def test_where_all_are_flat_nothing_is_made(tmp_path):
+    (tmp_path / "one").mkdir()
+    cv2.imwrite(str(tmp_path / "one" / "flat.png"), np.full((40, 40, 3), 90, np.uint8))
+    with pytest.raises(UserError, match="choose a smaller min_detail"):
+        extract_patches(tmp_path / "one", tmp_path / "out", 20, 0, min_detail=3)
+    assert not (tmp_path / "out").exists()
+    assert extract_patches(tmp_path / "one", tmp_path / "out", 20, 0) == 4
