@@ -67,7 +67,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
         metrics: beside PSNR, SSIM and PSNR-B: names of `vheatir.metrics.perceptual.NAMES`, or a function of
             (uint8 image, clean uint8 image) that returns metrics by name.
-        save_images: restored images go to this folder as data/levelname+level/name.png.
+        save_images: restored images go to this folder as data/levelname+level/name.png; not into a folder of `data`.
         limit: use only the first images of each folder.
         progress: show a progress line on a terminal.
 
@@ -99,6 +99,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         extra_keys = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
         source.check(min_size=WINDOW, keys=[*images[name], *extra_keys])
     if save_images is not None:
+        _check_place(Path(save_images), sources)
         prepare_folder(Path(save_images))
     total = sum(map(len, images.values())) * len(levels)
     results = []
@@ -180,6 +181,18 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
         if check_stems:
             sources[name].by_stem()  # refuses two files that would be saved under one name
     return sources
+
+
+def _check_place(folder: Path, sources: dict[str, ImageSource]) -> None:
+    """UserError where restored images would lie among the clean ones, and be taken for such the next time."""
+    for name in sources:
+        place = (folder / name).resolve()
+        for source in sources.values():
+            if place.is_relative_to(source.root.resolve()):
+                raise UserError(
+                    f"{folder / name}: lies in {source.root}, where the next evaluation would take the restored images "
+                    "for clean ones; choose another place for --save-images"
+                )
 
 
 def _pairs(source: ImageSource) -> list[str]:

@@ -151,6 +151,14 @@ def test_saved_images_score_as_reported(images, tmp_path):
     assert {name: measured[name] for name in FIGURES} == pytest.approx(mean_scores(reported), abs=1e-12)
 
 
+@pytest.mark.parametrize("place", ["set/out", "set", "."])
+def test_restored_images_do_not_go_among_the_clean_ones(images, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="for clean ones; choose another place"):
+        evaluate([images], "denoise", [15], gray=False, method=smooth, save_images=place)
+    assert evaluate([images], "denoise", [15], gray=False, method=None)[0]["images"] == 3
+
+
 @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3)], ids=str)
 def test_nl_means_removes_noise(shape):
     clean = random_image(*shape[:2])
