@@ -10,27 +10,25 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vheatir.data.sources import SUFFIXES, ImageSource
+from vheatir.data.sources import ImageSource
 from vheatir.errors import UnwrittenError, UserError
 from vheatir.evaluate.methods import ASSUMED_SIGMA, CLASSIC, open_method
 from vheatir.evaluate.protocol import (
     LEVEL_NAMES,
     LEVELS,
+    READ,
     ExtraMetrics,
     Method,
     evaluate_image,
     mean_scores,
     read_clean,
 )
-from vheatir.image_io.formats import FORMATS
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import Perceptual
 from vheatir.utils.files import printable, skipped_note
 from vheatir.utils.run_metadata import prepare_folder
 
-# RAW is left out: a raw file is no image to be measured, but what a development of it gives
-_READ = SUFFIXES | {suffix for suffix, kind in FORMATS.items() if kind != "RAW"}
 _logger = logging.getLogger("vheatir.evaluate")
 
 
@@ -175,7 +173,7 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
         name = path.resolve().name
         if name in sources:
             raise UserError(f"two data folders are called {name}; evaluate them in two runs")
-        sources[name] = ImageSource(path, backend="disk", suffixes=_READ)
+        sources[name] = ImageSource(path, backend="disk", suffixes=READ)
         if sources[name].others:
             _logger.warning("note: %s: %s", printable(name), skipped_note(sources[name].others))
         if check_stems:

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
+from vheatir.data.sources import SUFFIXES
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image, decode_opencv_gray
 from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
+from vheatir.image_io.formats import FORMATS
 from vheatir.metrics.fidelity import WINDOW, scores, scores_of_degraded
 from vheatir.utils.run_metadata import prepare_output
 
@@ -24,6 +26,8 @@ Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, lev
 ExtraMetrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 image, clean one) -> metrics by name
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of the figures that commands draw
+# of images that are measured; RAW is left out, which is no image, but what a development of it gives
+READ = SUFFIXES | {suffix for suffix, kind in FORMATS.items() if kind != "RAW"}
 NOISE_SEED = 0  # of every image, so that an image's noise depends on its size alone
 LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40), "photo": (0,)}  # 0: as photographed
 LEVEL_NAMES = {"denoise": "sigma", "jpeg": "quality", "photo": "sigma"}

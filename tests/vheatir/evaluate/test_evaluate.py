@@ -440,6 +440,20 @@ def test_alpha_is_not_compared_and_a_note_says_so(tmp_path):
     assert done.returncode == 0 and "its alpha is not compared" in done.stderr
 
 
+def test_folders_are_compared_in_every_format_and_others_are_counted(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("one.png", "two.jfif"):
+            data = cv2.imencode(f".{'jpg' if name.endswith('jfif') else 'png'}", random_image(20, 30))[1]
+            (tmp_path / folder / name).write_bytes(data.tobytes())
+    (tmp_path / "a" / "three.jxl").write_bytes(b"x")
+    (tmp_path / "b" / "three.jxl").write_bytes(b"x")
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    assert found["images"] == 2
+    expected = "files of other kinds skipped: 1 .jxl"
+    assert found["notes"] == [f"{tmp_path / 'a'}: {expected}", f"{tmp_path / 'b'}: {expected}"]
+
+
 def test_luma_refuses_gray_that_cannot_be_luma(tmp_path):
     rng = np.random.default_rng(0)
     color = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
