@@ -173,9 +173,25 @@ def mean_scores(items: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: math.fsum(item[name] for item in items) / len(items) for name in items[0]}
 
 
-def check_figure_files(out: Sequence[Path]) -> None:
-    """Refuse files that are no figures; make their folders."""
-    for path in out:
+def check_figure_files(out: Sequence[Path], images: Sequence[Path]) -> None:
+    """Refuse files that are no figures, and such as images were named by mistake; make their folders.
+
+    Args:
+        out: where one figure goes, once in each format.
+        images: that are read, none of which it may replace.
+
+    Raises:
+        UserError: another suffix, one suffix twice, or one of the images.
+    """
+    for number, path in enumerate(out):
         if path.suffix not in FIGURE_SUFFIXES:
             raise UserError(f"{path}: a figure's name ends in {', '.join(FIGURE_SUFFIXES)}")
+        if any(other.suffix == path.suffix for other in out[:number]):
+            raise UserError(
+                f"-o {' '.join(map(str, out))}: two {path.suffix} files for one figure; name images to read before "
+                "the options, and one file to write for each format"
+            )
+        if path.exists() and any(image.exists() and path.samefile(image) for image in images):
+            raise UserError(f"{path}: is an image to read, which the figure would replace; choose another name")
+    for path in out:
         prepare_output(path)
