@@ -79,7 +79,7 @@ def _inputs(network: Any, batch: int, height: int, width: int) -> list[Tensor]:
 
 
 def trace(network: nn.Module) -> torch.export.ExportedProgram:
-    """The network as operations of PyTorch alone, for any batch and sides of at least 3 pixels.
+    """The network as operations of PyTorch alone, for any batch and sides whose coarsest maps exceed one pixel.
 
     Inputs: `image` (B, in_chans, H, W) in float32, and `level` (B,) where the network takes one; of a backbone `x`
     (B, in_chans, H, W), normalized, of the network's `img_size`. The network is moved to the CPU and to eval mode.

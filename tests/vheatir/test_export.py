@@ -11,6 +11,7 @@ import torch
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 
@@ -83,6 +84,25 @@ def test_a_program_agrees_with_pytorch_and_runs_without_vheatir(tmp_path, monkey
     torch.save(cases, "cases.pt")
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
+    """Three stages halve the sides, as in the shipped weights: from 9x9 on, which docs/export.md says."""
+    from vheatir import export
+
+    torch.manual_seed(0)
+    shape = {"encoder": [0, 0, 0], "middle": 1, "decoder": [0, 0, 0], "attention": ["none", "none", "none", "heat"]}
+    network = VHeatUNet(dim=8, **shape).eval()
+    for value in network.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.3)
+    _, run = export.export_network(network, tmp_path / "net.pt2", {})
+    for size in [(1, 9, 9), (3, 9, 100), (2, 17, 31)]:
+        given = inputs(network, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(run(given), network(*given), atol=1e-5, rtol=0)
+    with pytest.raises(AssertionError, match=">= 9"):
+        run(inputs(network, 1, 8, 9))
 
 
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
