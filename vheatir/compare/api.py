@@ -20,7 +20,7 @@ from vheatir.evaluate.methods import open_method
 from vheatir.evaluate.protocol import LEVEL_NAMES, Method, check_figure_files, degrade, read_clean_file
 from vheatir.image_io.arrays import to_float, to_uint8
 from vheatir.metrics.fidelity import Scores, scores, scores_of_degraded
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, printable
 
 if TYPE_CHECKING:  # matplotlib is an extra, whose absence is said first
     from vheatir.compare.figure import Crop, Row
@@ -148,7 +148,9 @@ class Comparison:
         if crop is None:
             restored = [one.pixels for one in shown if not one.degraded] or [shown[0].pixels]
             crop = find_crop(clean, restored, self.crop_size)
-        title = f"{path.stem}, {LEVEL_NAMES[self.task]} {self.level:g}" if degraded_path is None else path.stem
+        title = printable(path.stem)
+        if degraded_path is None:
+            title += f", {LEVEL_NAMES[self.task]} {self.level:g}"
         x, y, width, height = crop
         return Row(title, clean, shown, (x, y, width, height))
 

@@ -1,6 +1,7 @@
 """`vheatir compare`: right scores under right panels, the crop where methods differ, a figure that can be printed."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -192,6 +193,14 @@ def test_no_image_is_replaced_by_a_figure(photo, figures, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"would replace|two \.png files for one figure"):
         main(["./photo.png", *argv])
     assert all(path.read_bytes() == photo.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"a $^$ b.png", b"\xff.png", "größe.png".encode()], ids=str)
+def test_names_of_images_may_hold_anything(photo, name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(photo.read_bytes())
+    vheatir.compare([path], [tmp_path / "figure.png"], task="jpeg", quality=10, methods=["input"])
+    assert cv2.imread(str(tmp_path / "figure.png")) is not None
 
 
 def test_photographs_are_compared_with_cleaner_ones(photo, tmp_path):
