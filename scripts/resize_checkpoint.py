@@ -34,15 +34,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def convert(args: argparse.Namespace) -> None:
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from vheatir.backbone.models.checkpoint import fit_state, read_state, without_prefix
     from vheatir.backbone.models.create import create_model
+    from vheatir.utils.files import atomic_open
 
     if len(args.img_size) > 2:
         raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")
     if args.target.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{args.target}: the file to write must end in .safetensors or .pth")
+    if args.target.exists() and args.target.samefile(args.source):
+        raise ValueError(f"{args.target}: is the checkpoint to read, which would be lost; write another file")
     state, report = read_state(args.source, args.weights)
     size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     with torch.device("meta"):
@@ -56,10 +59,11 @@ def convert(args: argparse.Namespace) -> None:
     if not report.loaded:
         raise ValueError(f"{args.source} holds no weights of {args.model}")
     tensors = {key: value.contiguous() for key, value in state.items()}
-    if args.target.suffix == ".safetensors":
-        save_file(tensors, args.target)
-    else:
-        torch.save({"model": tensors}, args.target)
+    with atomic_open(args.target) as file:
+        if args.target.suffix == ".safetensors":
+            file.write(save(tensors))
+        else:
+            torch.save({"model": tensors}, file)
     print(report)
 
 

@@ -5,13 +5,15 @@ matrices, which are made from the map's size while they run, so height, width an
 """
 
 import argparse
+import io
 import json
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from vheatir.backbone.layers.freezing import freeze
 from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.errors import UserError
 from vheatir.train import publish
-from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
+from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open, writing
 from vheatir.utils.lazy import callable_package
 from vheatir.utils.recipes import key_values
+from vheatir.utils.run_metadata import prepare_folder, prepare_output
 
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export program"}
 CHECKED = ((1, 37, 53), (2, 64, 48), (1, 120, 96))  # batch, height, width
@@ -76,7 +79,7 @@ def _inputs(network: Any, batch: int, height: int, width: int) -> list[Tensor]:
 
 
 def trace(network: nn.Module) -> torch.export.ExportedProgram:
-    """The network as operations of PyTorch alone, for any batch and sides of at least 3 pixels.
+    """The network as operations of PyTorch alone, for any batch and sides whose coarsest maps exceed one pixel.
 
     Inputs: `image` (B, in_chans, H, W) in float32, and `level` (B,) where the network takes one; of a backbone `x`
     (B, in_chans, H, W), normalized, of the network's `img_size`. The network is moved to the CPU and to eval mode.
@@ -97,7 +100,9 @@ def trace(network: nn.Module) -> torch.export.ExportedProgram:
 
 def save_program(network: nn.Module, path: Path) -> Runner:
     """Write `torch.export.load`'s format; returns how to run the written file."""
-    torch.export.save(trace(network), path)
+    held = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+    torch.export.save(trace(network), held)
+    path.write_bytes(held.getbuffer())
     module = torch.export.load(path).module()
     return lambda inputs: module(*inputs)
 
@@ -154,15 +159,16 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
         The largest difference from PyTorch in images of [0, 1] for each size of `CHECKED`, and how to run the file.
 
     Raises:
-        UserError: unknown suffix, a missing library, or results that differ by more than `TOLERANCE`.
+        UserError: unknown suffix, a missing library, a place that cannot be written, or results that differ by more
+            than `TOLERANCE`.
     """
     if path.suffix not in FORMATS:
         raise UserError(
             f"{path}: expected a name in {', '.join([*FORMATS, *publish.CONVERTED])}, or --hub for a folder"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_output(path)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{path.suffix}")
-    try:
+    with writing(path), _removed(temporary):
         if path.suffix == ".onnx":
             run = save_onnx(network, temporary, metadata)
         else:
@@ -172,9 +178,15 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
         if not worst <= TOLERANCE:
             raise UserError(f"{path}: its results differ from PyTorch's by {worst:.1e}, nothing was written")
         os.replace(temporary, path)
+    return found, run
+
+
+@contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     finally:
         temporary.unlink(missing_ok=True)
-    return found, run
 
 
 def differences(run: Runner, network: Any) -> dict[str, float]:
@@ -221,9 +233,9 @@ def save_hub(name_or_path: str | Path, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: expected an empty or new folder")
     state, metadata = files.read(name_or_path)
+    prepare_folder(folder)
     kept = {key: value for key, value in metadata.items() if key not in ("config", "vheatir_format")}
     config = json.loads(metadata["config"])
-    folder.mkdir(parents=True, exist_ok=True)
     files.save(folder / "model.safetensors", state, metadata)
     with atomic_open(folder / "config.json") as file:
         file.write((json.dumps(config | {"vheatir": kept}, indent=2) + "\n").encode())
@@ -280,8 +292,7 @@ def export(
     found: dict[str, Any] = {"differences": None, "seconds": None, "timed": None, "converted": None}
     if output is not None and Path(output).suffix in publish.CONVERTED:
         return found | {"converted": publish.convert(weights, Path(output), task, opt)}
-    if task is not None or opt is not None:
-        raise UserError("a task and options are for converting a .pth file to .safetensors")
+    _check_unconverted(task, opt, time_side)
     chosen = _backbone(weights, model, arguments or {})
     if arguments and chosen is None:
         raise UserError(f"{', '.join(arguments)}: arguments belong to backbones; name one with --model NAME")
@@ -300,6 +311,14 @@ def export(
         exported, pytorch = seconds(run, network, time_side)
         found["seconds"] = {"exported": exported, "pytorch": pytorch}
     return found | {"differences": largest}
+
+
+def _check_unconverted(task: str | None, opt: str | Path | None, time_side: int | None) -> None:
+    """UserError for arguments that do not serve where a network is written."""
+    if task is not None or opt is not None:
+        raise UserError("a task and options are for converting a .pth file to .safetensors")
+    if time_side is not None and time_side < 1:
+        raise UserError(f"--time: expected a side of at least 1 pixel, got {time_side}")
 
 
 def _backbone(

@@ -76,12 +76,16 @@ def real_pairs(folder: Path, side: int) -> Iterator[NoisyPair]:
         side: of the middle, at most.
 
     Raises:
-        UserError: no such folder, no pair in it, a name without its partner, or images that are too small or of
-            different sizes.
+        UserError: no such folder, no pair in it, a name without its partner or with two, or images that cannot be read,
+            are too small or of different sizes.
     """
     if not folder.is_dir():
         raise UserError(f"--pairs {folder}: no such folder")
-    files = {str(Path(name).with_suffix("")): folder / name for name in list_images(folder)}
+    files: dict[str, Path] = {}
+    for name in list_images(folder):
+        former = files.setdefault(str(Path(name).with_suffix("")), folder / name)
+        if former != folder / name:
+            raise UserError(f"--pairs {folder}: {former.name} and {name} differ only in suffix; keep one")
     names = sorted({name.removesuffix(end) for name in files for end in ("_real", "_mean") if name.endswith(end)})
     if not names:
         raise UserError(f"--pairs {folder}: expected images NAME_real.* and NAME_mean.*, found none")
@@ -103,7 +107,11 @@ def _middle(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _read(path: Path) -> np.ndarray:
-    image = decode_image(path.read_bytes(), str(path))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+    image = decode_image(data, str(path))
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
 
 

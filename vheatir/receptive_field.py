@@ -221,7 +221,7 @@ def _show(result: dict[str, Any]) -> None:
 def main(argv: list[str]) -> int:
     """Entry of `vheatir receptive-field`."""
     arguments = _parser().parse_args(argv)
-    check_figure_files(arguments.out)
+    check_figure_files(arguments.out, arguments.images)
     if arguments.json is not None:
         prepare_output(arguments.json)
     at = _position(arguments.at)

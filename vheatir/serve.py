@@ -135,6 +135,36 @@ def _part(image: np.ndarray, zoom: float, across: float, down: float) -> np.ndar
     return cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
 
 
+class OwnPageOnly:
+    """ASGI middleware that refuses what pages of other sites send: a browser here would carry their uploads in.
+
+    Browsers say where a request comes from (the header Sec-Fetch-Site of Fetch Metadata, W3C); programs say nothing.
+
+    Args:
+        app: the application behind it.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sites = {value for name, value in scope.get("headers", ()) if name == b"sec-fetch-site"}
+        reads = scope.get("method") in (None, "GET", "HEAD", "OPTIONS")
+        if reads or sites <= {b"same-origin", b"none"}:
+            await self.app(scope, receive, send)
+            return
+        plain = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 403, "headers": plain})
+        await send({"type": "http.response.body", "body": b"Only this server's own page may send anything here.\n"})
+
+
+def guarded() -> dict[str, Any]:
+    """What `launch` hands to the server's application."""
+    from starlette.middleware import Middleware
+
+    return {"middleware": [Middleware(OwnPageOnly)]}
+
+
 def build(page: Page):  # long function: one layout, whose handlers share gradio and the page
     """The Gradio app."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; the page works without a network
@@ -291,5 +321,6 @@ def main(argv: list[str]) -> int:
                 inbrowser=arguments.open,
                 share=False,
                 footer_links=[],
+                app_kwargs=guarded(),
             )
     return 0

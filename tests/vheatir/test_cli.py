@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vheatir import cli
 from vheatir.utils.files import atomic_open
@@ -119,6 +120,26 @@ def test_a_full_disk_names_the_file_and_leaves_stdout_alone(tmp_path, capsys, mo
     assert cli.run(command, []) == 1
     expected = f"error: {tmp_path / 'out.json'} cannot be written: {os.strerror(errno.ENOSPC)}\n"
     assert capsys.readouterr() == ("", expected) and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_for_a_checkpoint_names_the_file(tmp_path, capsys):
+    """torch.save says "unexpected pos 768 vs 662" of it."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    path = tmp_path / "iter.pt"
+    path.write_bytes(b"old")
+
+    def command(argv):
+        with atomic_open(path) as file:
+            torch.save({"weights": torch.zeros(5000)}, file)
+
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, former[1]))
+    try:
+        assert cli.run(command, []) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert capsys.readouterr().err == f"error: {path} cannot be written: {os.strerror(errno.EFBIG)}\n"
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_of_no_stream_writes_nothing_to_stdout(capsys):

@@ -1,6 +1,7 @@
 """Exported networks give PyTorch's results at any size, without vheatir; folders for the Hub load by its mixin."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 
@@ -84,6 +86,25 @@ def test_a_program_agrees_with_pytorch_and_runs_without_vheatir(tmp_path, monkey
     assert done.returncode == 0, done.stderr
 
 
+def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
+    """Three stages halve the sides, as in the shipped weights: from 9x9 on, which docs/export.md says."""
+    from vheatir import export
+
+    torch.manual_seed(0)
+    shape = {"encoder": [0, 0, 0], "middle": 1, "decoder": [0, 0, 0], "attention": ["none", "none", "none", "heat"]}
+    network = VHeatUNet(dim=8, **shape).eval()
+    for value in network.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.3)
+    _, run = export.export_network(network, tmp_path / "net.pt2", {})
+    for size in [(1, 9, 9), (3, 9, 100), (2, 17, 31)]:
+        given = inputs(network, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(run(given), network(*given), atol=1e-5, rtol=0)
+    with pytest.raises(AssertionError, match=">= 9"):
+        run(inputs(network, 1, 8, 9))
+
+
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     from vheatir.integrations.huggingface import HubVHeatIR
@@ -127,6 +148,37 @@ def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
     card = (tmp_path / "hub" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: vheatir\nlicense: other\nlicense_link: LICENSE-WEIGHTS\n---\n")
     assert name in card
+
+
+@pytest.mark.parametrize("target", ["net.pt2", "net.onnx"])
+def test_a_full_disk_is_named_and_does_not_end_the_process(tmp_path, target):
+    """torch's own writer of programs ends it."""
+    if target.endswith("onnx"):
+        pytest.importorskip("onnxscript", reason="needs onnxscript")
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    saved(tmp_path / "net.safetensors", "color")
+    done = subprocess.run(
+        [sys.executable, "-m", "vheatir", "export", "net.safetensors", "-o", target],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and f"error: {target}: cannot be written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_places_that_are_none_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved("net.safetensors", "color")
+    Path("file").touch()
+    Path("net.pt2").mkdir()
+    for where in (["-o", "file/net.pt2"], ["-o", "net.pt2"], ["--hub", "file/hub"], ["-o", "x.pt2", "--time", "-1"]):
+        assert vheatir_main(["export", "net.safetensors", *where]) == 2
+    said = capsys.readouterr().err
+    assert said.count("nothing can be written there") == 2 and "is a folder" in said and "at least 1 pixel" in said
+    assert not Path("x.pt2").exists()
 
 
 def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):

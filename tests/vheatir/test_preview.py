@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 import vheatir.preview
 from vheatir.cli import main
+from vheatir.errors import UserError
 
 
 @pytest.fixture
@@ -81,3 +82,16 @@ def test_of_large_pairs_only_what_is_shown_is_held(pairs):
     whole = cv2.cvtColor(cv2.imread(str(pairs / "one_real.png")), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(first.noisy, whole[12:28, 16:32])
     assert first.measured == next(vheatir.preview.real_pairs(pairs, 99)).measured
+
+
+def test_pairs_that_cannot_be_read_or_told_apart_are_named(pairs):
+    noisy = next(pairs.glob("*_real.png"))
+    twin = noisy.with_suffix(".jpg")
+    twin.write_bytes(noisy.read_bytes())
+    with pytest.raises(UserError, match="differ only in suffix"):
+        list(vheatir.preview.real_pairs(pairs, 16))
+    twin.unlink()
+    noisy.unlink()
+    noisy.symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"{noisy.name}: cannot be read"):
+        list(vheatir.preview.real_pairs(pairs, 16))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -165,6 +166,48 @@ def _reachable(address, process, log):
         except OSError:
             time.sleep(0.5)
     raise AssertionError(f"no answer from {address}: {log.read_text()}")
+
+
+def _uploaded(address, **headers):
+    """The status that a server answers to an upload."""
+    body = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nhello\r\n--X--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=X", **headers}
+    request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
+    try:
+        return urllib.request.urlopen(request, timeout=20).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_pages_of_other_sites_send_nothing(monkeypatch):
+    """A browser on this machine would carry it in; it says whose page sends, other programs say nothing."""
+    pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+    monkeypatch.setattr(serve.Page, "restorer", lambda *_: None)
+    build = serve.build
+    answers = []
+
+    def built(page):
+        app = build(page)
+        launch = app.launch
+
+        def asked(**options):
+            _, address, _ = launch(**options, prevent_thread_lock=True, quiet=True)
+            assert urllib.request.urlopen(address, timeout=20).status == 200
+            for site in ("cross-site", "same-site", "same-origin"):
+                answers.append(_uploaded(address, **{"Sec-Fetch-Site": site}))
+                answers.append(len(list(page.root.rglob("a.png"))))
+            answers.append(_uploaded(address))
+            app.close(verbose=False)
+
+        monkeypatch.setattr(app, "launch", asked)
+        return app
+
+    monkeypatch.setattr(serve, "build", built)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert serve.main(["--device", "cpu", "--port", str(port)]) == 0
+    assert answers == [403, 0, 403, 0, 200, 1, 200]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

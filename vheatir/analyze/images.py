@@ -16,6 +16,7 @@ from vheatir.backbone.classification.recipe import ClassificationData
 from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, color_statistics, read_pixels
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.backbone.training.batches import checked, mixed
+from vheatir.utils.files import files_below, refuse_folder
 
 
 def _side(model: Pyramid) -> int:
@@ -92,7 +93,8 @@ def image_batches(model: Pyramid, folder: Path | None, limit: int, batch: int, s
             count = min(batch, limit - start)
             yield torch.randn(count, model.in_chans, size, size, generator=generator).to(device)
         return
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = files_below(folder, onerror=refuse_folder)  # follows links, and leaves hidden files out, as elsewhere
+    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     paths = [paths[index] for index in _spread(len(paths), limit)]

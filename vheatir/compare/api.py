@@ -20,7 +20,7 @@ from vheatir.evaluate.methods import open_method
 from vheatir.evaluate.protocol import LEVEL_NAMES, Method, check_figure_files, degrade, read_clean_file
 from vheatir.image_io.arrays import to_float, to_uint8
 from vheatir.metrics.fidelity import Scores, scores, scores_of_degraded
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, printable
 
 if TYPE_CHECKING:  # matplotlib is an extra, whose absence is said first
     from vheatir.compare.figure import Crop, Row
@@ -72,7 +72,7 @@ def open_columns(
     Args:
         methods: `input`, `nlm`, or weights (shipped name or file), each as [LABEL=]METHOD; None: input, nlm where the
             noise level is known, and the shipped weights.
-        task: "denoise" or "jpeg".
+        task: "denoise", "jpeg" or "photo".
         level: sigma or quality; None where the degraded images are given.
         gray: the gray protocol, which chooses the shipped weights.
         device: torch device of the networks.
@@ -148,7 +148,9 @@ class Comparison:
         if crop is None:
             restored = [one.pixels for one in shown if not one.degraded] or [shown[0].pixels]
             crop = find_crop(clean, restored, self.crop_size)
-        title = f"{path.stem}, {LEVEL_NAMES[self.task]} {self.level:g}" if degraded_path is None else path.stem
+        title = printable(path.stem)
+        if degraded_path is None:
+            title += f", {LEVEL_NAMES[self.task]} {self.level:g}"
         x, y, width, height = crop
         return Row(title, clean, shown, (x, y, width, height))
 
@@ -169,20 +171,24 @@ def _checked_level(
 ) -> float | None:
     if task not in LEVEL_NAMES:
         raise UserError(f"unknown task {task!r}; known: {', '.join(LEVEL_NAMES)}")
-    if task == "denoise":
-        level = sigma
-        other = quality
-    else:
+    if task == "jpeg":
         level = quality
         other = sigma
+    else:
+        level = sigma
+        other = quality
     wanted = f"--{LEVEL_NAMES[task]}"
     if other is not None:
         raise UserError(f"--task {task} takes {wanted}, not the level of the other task")
+    if task == "photo" and degraded is None:
+        raise UserError("nothing is made of photographs; add --degraded with them, one for each clean image")
     if level is None and degraded is None:
         raise UserError(f"how is the image to be degraded? Add {wanted}, or --degraded with degraded images")
-    least, most = (0, math.inf) if task == "denoise" else (1, 101)
-    if level is not None and not least <= level < most:
+    least, most = (1, 100) if task == "jpeg" else (0, math.inf)
+    if level is not None and not (least <= level <= most and level < math.inf):
         raise UserError(f"{wanted} {level}: expected a number from {least}" + (" to 100" if least else ""))
+    if task == "jpeg" and level is not None and level != int(level):
+        raise UserError(f"{wanted} {level}: expected a whole number")
     return level
 
 
@@ -216,8 +222,8 @@ def compare(  # long function: most of it says what its arguments mean
     Args:
         images: clean images, a row each.
         out: figure files to write: .png, .pdf, .svg.
-        task: "denoise" or "jpeg".
-        sigma: noise level to add for "denoise", on the 0-255 scale.
+        task: "denoise", "jpeg", or "photo" for photographs beside cleaner ones, which need `degraded`.
+        sigma: noise level to add for "denoise", on the 0-255 scale; for "photo" what nlm assumes.
         quality: JPEG quality to compress with for "jpeg".
         degraded: degraded images, one for each clean one, instead of degrading.
         methods: columns, see `open_columns`.
@@ -241,11 +247,13 @@ def compare(  # long function: most of it says what its arguments mean
     out = [Path(path) for path in out]
     degraded = None if degraded is None else [Path(path) for path in degraded]
     level = _checked_level(task, sigma, quality, degraded)
+    if task == "photo" and gray:
+        raise UserError("photographs are compared in color; leave --gray out")
     _check_counts(len(images), degraded, crops)
     for name, value in (("--crop-size", crop_size), ("--zoom", zoom)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    check_figure_files(out)
+    check_figure_files(out, [*images, *(degraded or [])])
     require_matplotlib()
     columns = open_columns(methods, task, level, gray, device, tile)
     for path in [*images, *(degraded or [])]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from vheatir.compare.figure import Row
 
 
+_TASKS = "Gaussian noise, JPEG artifacts, or photographs, which --degraded names"
+_SIGMA = "noise level, 0-255 scale, to add; for photo what nlm assumes"
+
+
 def _crop(text: str) -> tuple[int, int, int, int]:
     try:
         x, y, width, height = (int(part) for part in text.split(","))
@@ -30,8 +34,10 @@ def _parser() -> argparse.ArgumentParser:
         "PSNR and SSIM of the whole images; on demand error maps and spectra.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="CLEAN", help="clean images, a row each")
-    parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help="Gaussian noise or JPEG artifacts")
-    parser.add_argument("--sigma", type=float, metavar="S", help="noise level, 0-255 scale, to add")
+    parser.add_argument("--task", required=True, choices=tuple(LEVEL_NAMES), help=_TASKS)
+    parser.add_argument(
+        "--sigma", type=float, metavar="S", help="noise level, 0-255 scale, to add; for photo what nlm assumes"
+    )
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality to compress with")
     parser.add_argument("--degraded", nargs="+", type=Path, metavar="FILE", help="one for each clean image, instead")
     parser.add_argument(

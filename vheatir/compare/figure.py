@@ -200,7 +200,7 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
     y += _LINE
     for row, (wide, high), overview, found in zip(rows, sizes, overviews, maps, strict=True):
         sheet.panel((first - _GAP - overview) / 2, y, overview, high, _whole(row))
-        sheet.text((first - _GAP) / 2, y + high + 3, row.title)
+        sheet.text((first - _GAP) / 2, y + high + 3, row.title, parse_math=False)  # dollars of a file's name stay
         for number, version in enumerate(row.versions()):
             x = first + column * number
             sheet.panel(x, y, wide, high, _shown(cut(version.pixels, row.crop), interpolation="none"))

@@ -21,7 +21,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
-from vheatir.utils.files import files_below
+from vheatir.utils.files import files_below, refuse_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 CACHES = ("none", "memory")
@@ -37,10 +37,13 @@ def list_images(
         root: a folder.
         suffixes: of images.
         others: gets the number of files with another suffix, by suffix.
+
+    Raises:
+        UserError: a folder that cannot be read, whose images would be missed; not `lost+found` of a disk.
     """
     root = Path(root)
     found = []
-    for path in files_below(root):
+    for path in files_below(root, skip=lambda folder: folder.name == "lost+found", onerror=refuse_folder):
         if path.suffix.lower() in suffixes:
             found.append(path.relative_to(root).as_posix())
         elif others is not None:

@@ -10,27 +10,25 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vheatir.data.sources import SUFFIXES, ImageSource
+from vheatir.data.sources import ImageSource
 from vheatir.errors import UnwrittenError, UserError
 from vheatir.evaluate.methods import ASSUMED_SIGMA, CLASSIC, open_method
 from vheatir.evaluate.protocol import (
     LEVEL_NAMES,
     LEVELS,
+    READ,
     ExtraMetrics,
     Method,
     evaluate_image,
     mean_scores,
     read_clean,
 )
-from vheatir.image_io.formats import FORMATS
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import Perceptual
 from vheatir.utils.files import printable, skipped_note
 from vheatir.utils.run_metadata import prepare_folder
 
-# RAW is left out: a raw file is no image to be measured, but what a development of it gives
-_READ = SUFFIXES | {suffix for suffix, kind in FORMATS.items() if kind != "RAW"}
 _logger = logging.getLogger("vheatir.evaluate")
 
 
@@ -67,7 +65,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
         metrics: beside PSNR, SSIM and PSNR-B: names of `vheatir.metrics.perceptual.NAMES`, or a function of
             (uint8 image, clean uint8 image) that returns metrics by name.
-        save_images: restored images go to this folder as data/levelname+level/name.png.
+        save_images: restored images go to this folder as data/levelname+level/name.png; not into a folder of `data`.
         limit: use only the first images of each folder.
         progress: show a progress line on a terminal.
 
@@ -99,6 +97,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         extra_keys = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
         source.check(min_size=WINDOW, keys=[*images[name], *extra_keys])
     if save_images is not None:
+        _check_place(Path(save_images), sources)
         prepare_folder(Path(save_images))
     total = sum(map(len, images.values())) * len(levels)
     results = []
@@ -174,12 +173,24 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
         name = path.resolve().name
         if name in sources:
             raise UserError(f"two data folders are called {name}; evaluate them in two runs")
-        sources[name] = ImageSource(path, backend="disk", suffixes=_READ)
+        sources[name] = ImageSource(path, backend="disk", suffixes=READ)
         if sources[name].others:
             _logger.warning("note: %s: %s", printable(name), skipped_note(sources[name].others))
         if check_stems:
             sources[name].by_stem()  # refuses two files that would be saved under one name
     return sources
+
+
+def _check_place(folder: Path, sources: dict[str, ImageSource]) -> None:
+    """UserError where restored images would lie among the clean ones, and be taken for such the next time."""
+    for name in sources:
+        place = (folder / name).resolve()
+        for source in sources.values():
+            if place.is_relative_to(source.root.resolve()):
+                raise UserError(
+                    f"{folder / name}: lies in {source.root}, where the next evaluation would take the restored images "
+                    "for clean ones; choose another place for --save-images"
+                )
 
 
 def _pairs(source: ImageSource) -> list[str]:

@@ -8,8 +8,10 @@ import numpy as np
 
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
+from vheatir.evaluate.protocol import READ
 from vheatir.image_io.arrays import luma_bt601
 from vheatir.metrics.fidelity import scores
+from vheatir.utils.files import skipped_note
 
 _LISTED = 10  # names in an error message
 _LUMA = (16, 235)  # BT.601 luma of 8 bits
@@ -41,8 +43,9 @@ def compare_folders(
 ) -> dict[str, Any]:
     """Means of PSNR, SSIM and PSNR-B over the pairs, and those of each pair.
 
-    Beside a gray image, one of three equal channels is gray too. Alpha is not compared; a note names such images.
-    Everything is read before the first metric is computed, so that what is broken shows at once.
+    Beside a gray image, one of three equal channels is gray too. Alpha is not compared; notes name such images, and
+    count files of other kinds. Everything is read before the first metric is computed, so that what is
+    broken shows at once.
 
     Args:
         restored: folder of restored images.
@@ -57,12 +60,12 @@ def compare_folders(
     Raises:
         UserError: a file that cannot be read, has no partner, or another size or kind than its partner.
     """
-    sources = [ImageSource(folder, backend="disk") for folder in (restored, reference)]
+    sources = [ImageSource(folder, backend="disk", suffixes=READ) for folder in (restored, reference)]
     pairs = pair_by_stem(*sources)
     for source in sources:
         source.check()
     records = []
-    notes = []
+    notes = [f"{source.root}: {skipped_note(source.others)}" for source in sources if source.others]
     for name, *keys in pairs:
         paths = [source.describe(key) for source, key in zip(sources, keys)]
         stored = [source.open(key) for source, key in zip(sources, keys)]

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
+from vheatir.data.sources import SUFFIXES
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image, decode_opencv_gray
 from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
+from vheatir.image_io.formats import FORMATS
 from vheatir.metrics.fidelity import WINDOW, scores, scores_of_degraded
 from vheatir.utils.run_metadata import prepare_output
 
@@ -24,6 +26,8 @@ Method = Callable[[np.ndarray, float], np.ndarray]  # (degraded float image, lev
 ExtraMetrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (uint8 image, clean one) -> metrics by name
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of the figures that commands draw
+# of images that are measured; RAW is left out, which is no image, but what a development of it gives
+READ = SUFFIXES | {suffix for suffix, kind in FORMATS.items() if kind != "RAW"}
 NOISE_SEED = 0  # of every image, so that an image's noise depends on its size alone
 LEVELS = {"denoise": (15, 25, 50), "jpeg": (10, 20, 30, 40), "photo": (0,)}  # 0: as photographed
 LEVEL_NAMES = {"denoise": "sigma", "jpeg": "quality", "photo": "sigma"}
@@ -169,9 +173,25 @@ def mean_scores(items: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: math.fsum(item[name] for item in items) / len(items) for name in items[0]}
 
 
-def check_figure_files(out: Sequence[Path]) -> None:
-    """Refuse files that are no figures; make their folders."""
-    for path in out:
+def check_figure_files(out: Sequence[Path], images: Sequence[Path]) -> None:
+    """Refuse files that are no figures, and such as images were named by mistake; make their folders.
+
+    Args:
+        out: where one figure goes, once in each format.
+        images: that are read, none of which it may replace.
+
+    Raises:
+        UserError: another suffix, one suffix twice, or one of the images.
+    """
+    for number, path in enumerate(out):
         if path.suffix not in FIGURE_SUFFIXES:
             raise UserError(f"{path}: a figure's name ends in {', '.join(FIGURE_SUFFIXES)}")
+        if any(other.suffix == path.suffix for other in out[:number]):
+            raise UserError(
+                f"-o {' '.join(map(str, out))}: two {path.suffix} files for one figure; name images to read before "
+                "the options, and one file to write for each format"
+            )
+        if path.exists() and any(image.exists() and path.samefile(image) for image in images):
+            raise UserError(f"{path}: is an image to read, which the figure would replace; choose another name")
+    for path in out:
         prepare_output(path)

@@ -15,6 +15,7 @@ import torch
 from vheatir.compat import basicsr_niqe
 from vheatir.errors import UserError
 from vheatir.metrics import PERCEPTUAL
+from vheatir.utils.devices import device_named
 
 NAMES = PERCEPTUAL
 BLOCK = 96  # pixels; NIQE takes statistics over blocks of this side, at least two
@@ -31,12 +32,13 @@ class Perceptual:
         device: a torch device, for LPIPS and DISTS.
 
     Raises:
-        UserError: unknown names, a missing library, or features that cannot be fetched.
+        UserError: unknown names, an unusable device, a missing library, or features that cannot be fetched.
     """
 
     def __init__(self, names: Sequence[str], device: str = "cpu"):
         if unknown := [name for name in names if name not in NAMES]:
             raise UserError(f"unknown metrics {', '.join(unknown)}; known: {', '.join(NAMES)}")
+        device_named(device)  # one that cannot be used would be taken for features that cannot be loaded
         make = {"lpips": _lpips, "dists": _dists, "niqe": lambda _device: niqe_function()}
         self._metrics: dict[str, Metric] = {name: make[name](device) for name in dict.fromkeys(names)}
 

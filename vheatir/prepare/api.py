@@ -13,6 +13,7 @@ from vheatir.prepare.defaults import FREE, OWN_TERMS
 from vheatir.prepare.download import download as fetch
 from vheatir.prepare.download import unpack
 from vheatir.prepare.patches import extract_patches, make_lmdb
+from vheatir.utils.files import writing
 
 DOWNLOADS = "downloads"
 
@@ -201,7 +202,8 @@ class _Preparation:
             known_sets.check_unchanged(manifest, earlier, files)
             self.say(f"{name}: {len(files)} images as in {manifest}")
             return
-        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with writing(manifest):
+            manifest.parent.mkdir(parents=True, exist_ok=True)
         files = [file | (facts or {}).get(file["name"], {}) for file in files]
         known_sets.write_manifest(manifest, name, terms, item.url if item else None, files)
         self.say(f"{name}: {len(files)} images verified, listed in {manifest}")

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
+from vheatir.prepare.download import UNPACKING_FAILED, folder_made_whole
 
 _MAGIC = b"!<arch>\n"
 _HEADER = 60  # bytes before each member of an ar archive: name 16, date 12, user 6, group 6, mode 8, size 10, end 2
@@ -55,11 +55,8 @@ def collect_photos(
     Raises:
         UserError: photographs are missing (says how to get the packages), or cannot be read.
     """
-    partial = folder.with_name(f".{folder.name}.unpacking")
     texts = folder.with_name(f"{folder.name}.copyright")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with folder_made_whole(folder) as partial:
         missing = {row["path"]: row for row in rows}
         copyrights: dict[str, bytes] = {}
         for path, data in _files(rows, downloads, installed):
@@ -74,10 +71,6 @@ def collect_photos(
         texts.mkdir(exist_ok=True)
         for package, text in copyrights.items():
             (texts / f"{package}.txt").write_bytes(text)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     kept = ("author", "license", "stated_for", "package", "path", "shrink")
     return {f"{row['name']}.png": {"source_sha256": row["sha256"], **{key: row[key] for key in kept}} for row in rows}
 
@@ -105,7 +98,7 @@ def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                     path = entry.name.removeprefix("./")
                     if entry.isfile() and wanted(path):
                         yield path, inner.extractfile(entry).read()
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except UNPACKING_FAILED as error:
             todo = f"fetch it again, or install the package ({name} needs a Python that reads its compression)"
             raise UserError(f"{archive}: cannot be unpacked ({error}); {todo}") from error
 

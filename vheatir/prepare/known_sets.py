@@ -117,7 +117,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {**content, "files": {item["name"]: item for item in content["files"]}}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a manifest that can be read ({error}); remove it and run again") from error

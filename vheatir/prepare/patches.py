@@ -19,11 +19,13 @@ import numpy as np
 
 from vheatir.data.sources import ImageSource, close_environments, map_threads
 from vheatir.errors import UserError
+from vheatir.utils.files import writing
 from vheatir.utils.lock import Lock
 
 Progress = Callable[[int, int], None]
 _AT_ONCE = 64  # images held in memory between two writes
 _JOURNAL = "journal.jsonl"
+_GO_ON = "make room, or choose another place; the same command goes on"
 
 
 class _Partial:
@@ -70,15 +72,16 @@ def _built_aside(target: Path, images: ImageSource, settings: dict[str, Any]) ->
     """A folder that becomes `target` when the block succeeds, and stays to be gone on with when it fails."""
     if target.exists():
         raise UserError(f"{target} exists already; remove it or choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(target.with_name(f".{target.name}.lock"), str(target), "wait for it, or choose another name")
-    try:
-        partial = _Partial(target, images, settings)
-        yield partial
-        (partial.folder / _JOURNAL).unlink()
-        partial.folder.rename(target)
-    finally:
-        lock.release()
+    with writing(target, _GO_ON):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(target.with_name(f".{target.name}.lock"), str(target), "wait for it, or choose another name")
+        try:
+            partial = _Partial(target, images, settings)
+            yield partial
+            (partial.folder / _JOURNAL).unlink()
+            partial.folder.rename(target)
+        finally:
+            lock.release()
 
 
 def patch_starts(side: int, size: int, overlap: int) -> list[int]:
@@ -146,7 +149,7 @@ def extract_patches(
         How many sub-images.
 
     Raises:
-        UserError: arguments out of range, the target exists, or images that cannot be read.
+        UserError: arguments out of range, the target exists, images that cannot be read, or none with enough detail.
     """
     _check_cut(size, overlap, shrink, min_detail)
     _check_compress_level(compress_level)
@@ -174,7 +177,14 @@ def extract_patches(
 
         for records in _in_batches(cut, images.keys, partial.done, progress):
             partial.note(records)
-        return sum(record["count"] for record in partial.done.values())
+        return _total(partial, f"{source}: no sub-image has a detail of {min_detail:g}; choose a smaller min_detail")
+
+
+def _total(partial: _Partial, if_none: str) -> int:
+    count = sum(record["count"] for record in partial.done.values())
+    if not count:  # a folder without images would be taken for finished
+        raise UserError(if_none)
+    return count
 
 
 def _detail(image: np.ndarray) -> float:
@@ -219,7 +229,7 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
         How many images.
 
     Raises:
-        UserError: arguments out of range, the target exists, or images that cannot be read.
+        UserError: arguments out of range, the target exists, images that cannot be read, or none with enough detail.
     """
     target = Path(target)
     if target.suffix != ".lmdb":
@@ -240,7 +250,7 @@ def make_lmdb(source: str | Path, target: str | Path, compress_level: int = 1, p
         return data, {"key": key, "line": line, "sum": zlib.crc32(image.tobytes())}
 
     with _built_aside(target, images, {"work": "lmdb", "compress_level": compress_level}) as partial:
-        with contextlib.closing(_open_for_writing(partial.folder)) as environment:
+        with _open_for_writing(partial.folder) as environment:
             for batch in _in_batches(encode, images.keys, partial.done, progress):
                 _put(environment, [(keys[record["key"]].encode(), data) for data, record in batch])
                 partial.note([record for _, record in batch])
@@ -263,12 +273,17 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _open_for_writing(folder: Path):
+@contextmanager
+def _open_for_writing(folder: Path) -> Iterator[Any]:
     try:
         import lmdb
     except ImportError as error:
         raise UserError("making an LMDB needs the lmdb package; run `pip install lmdb`") from error
-    return lmdb.open(str(folder), map_size=1 << 20, meminit=False)
+    try:
+        with contextlib.closing(lmdb.open(str(folder), map_size=1 << 20, meminit=False)) as environment:
+            yield environment
+    except lmdb.Error as error:  # as on a full disk
+        raise UserError(f"{folder}: cannot be written ({error}); {_GO_ON}") from error
 
 
 def _put(environment, items: list[tuple[bytes, bytes]]) -> None:

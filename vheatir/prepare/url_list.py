@@ -13,6 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import decode_image
 from vheatir.prepare.defaults import FREE
 from vheatir.prepare.download import download
+from vheatir.utils.files import DiskError
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}
 _NEEDED = ("url", "hash", "license")  # the last is the address of the license's text, the second an MD5
@@ -32,10 +33,14 @@ def read_list(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         for number, row in enumerate(readers[path.suffix](path), 1):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is no table with {', '.join(_NEEDED)}")
             missing = [name for name in _NEEDED if not row.get(name)]
             if missing or not re.fullmatch("[0-9a-fA-F]{32}", str(row["hash"])):
                 raise ValueError(f"row {number} lacks {', '.join(missing) or 'an MD5 in hexadecimal as its hash'}")
             yield row
+    except UserError:
+        raise
     except (ValueError, OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a list of images after {number} rows ({error})") from error
 
@@ -72,12 +77,20 @@ def choose(
     """
     found = {}
     for row in rows:
-        sides = [int(row.get(name) or 1) for name in ("height", "width")]
+        sides = [_side(row.get(name)) for name in ("height", "width")]
         free = any(part in str(row["license"]) for part in licenses)
         fits = min(sides) >= min_side and (source is None or source in str(row.get("source")))
         if free and fits and _suffix(row) is not None:
             found[str(row["hash"]).lower()] = row
     return [found[key] for key in sorted(found)]
+
+
+def _side(value: Any) -> int:
+    """A side in pixels; 1 where the row does not tell it."""
+    try:
+        return int(float(value))  # tables with empty fields hold 1500.0
+    except (TypeError, ValueError, OverflowError):
+        return 1
 
 
 def _suffix(row: Mapping[str, Any]) -> str | None:
@@ -108,6 +121,7 @@ def collect(
 
     Raises:
         UserError: the rows give fewer images.
+        DiskError: a UserError; an image cannot be written.
     """
     have: dict[str, Mapping[str, Any]] = {}
 
@@ -118,6 +132,8 @@ def collect(
             if not target.exists():
                 download(str(row["url"]), target, f"md5:{digest}")
                 decode_image(target.read_bytes(), str(row["url"]))  # the list may hold what nobody can read
+        except DiskError:  # another image would not find room either
+            raise
         except UserError as error:
             target.unlink(missing_ok=True)
             return target.name, row, str(error)

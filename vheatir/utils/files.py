@@ -25,7 +25,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     The bytes go to a hidden temporary file in the same folder (a rename is atomic only within a file system), are
     flushed to the disk and renamed. After an exception, Ctrl-C included, the temporary file is removed; after a kill it
     stays behind as `.vheatir-….tmp`, and whatever stood at `path` before is untouched. The error of a full disk, which
-    Python raises without a name, names `path`.
+    Python raises without a name, and torch.save as a RuntimeError, names `path`.
     """
     # not derived from the final name, which may already be as long as the file system allows
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -39,7 +39,30 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in FULL_DISK and error.filename is None:
             error.filename = str(path)
+        behind = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(behind, OSError) and behind.errno in FULL_DISK:
+            raise OSError(behind.errno, behind.strerror, str(path)) from error  # torch.save hides it
         raise
+
+
+class DiskError(UserError):
+    """What the file system refused, as for want of space or of the right to write."""
+
+
+@contextmanager
+def writing(target: Path, advice: str = "make room, or choose another place") -> Iterator[None]:
+    """Turn an OSError within the block into a DiskError that names the file, or `target` where the system names none.
+
+    Args:
+        target: what is being written.
+        advice: ends the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error}); {advice}"
+        ) from error
 
 
 def files_below(

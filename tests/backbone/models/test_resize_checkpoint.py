@@ -55,3 +55,20 @@ def test_refusals_say_what_is_wrong(tmp_path, run):
     for file, reason in (("none.pth", "no checkpoint"), ("empty.pth", "is no checkpoint of tensors")):
         status, _, said = run("vheat_tiny", tmp_path / file, tmp_path / "b.pth", "--img-size", 512)
         assert status == 2 and reason in said
+
+
+@pytest.mark.parametrize("name", ["a.pth", "b.pth", "b.safetensors"])
+def test_no_weights_are_lost(tmp_path, run, name):
+    """The checkpoint under its own name, and a disk that is full: what was there stays."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    torch.save({"model": {"freq_embed.0": torch.ones(56, 56, 96)}}, tmp_path / "a.pth")
+    (tmp_path / name).touch()
+    before = (tmp_path / name).read_bytes()
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, former[1]))
+    try:
+        status, _, said = run("vheat_tiny", tmp_path / "a.pth", tmp_path / name, "--img-size", 256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert status == 2 and ("would be lost" if name == "a.pth" else "too large") in said
+    assert (tmp_path / name).read_bytes() == before and len(list(tmp_path.iterdir())) == len({"a.pth", name})

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.backbone.classification import small
 from vheatir.analyze.command import main
+from vheatir.analyze.images import image_batches
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
@@ -162,3 +163,15 @@ def test_files_without_arguments_need_a_name(weights, tmp_path):
         main(["heat", "--weights", str(weights), "--set", "num_classes=5", "-o", str(tmp_path)])
     with pytest.raises(UserError, match="two networks have one name"):
         main(["heat", "--weights", str(weights), str(weights), "-o", str(tmp_path)])
+
+
+def test_images_of_a_folder_are_found_behind_links_and_without_hidden_ones(tmp_path):
+    for name in ("set/a.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (40, 40), "gray").save(tmp_path / name)
+    (tmp_path / "set" / "._a.png").write_bytes(b"what macOS leaves in archives")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    model = create_model("vheat_tiny", **{key: value for key, value in small.SMALL.items() if key != "name"})
+    assert sum(len(batch) for batch in image_batches(model, tmp_path / "set", 9, 4, 0)) == 2
+    with pytest.raises(UserError, match="the folder cannot be read"):
+        list(image_batches(model, tmp_path / "none", 9, 4, 0))

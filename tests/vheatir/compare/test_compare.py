@@ -1,16 +1,20 @@
 """`vheatir compare`: right scores under right panels, the crop where methods differ, a figure that can be printed."""
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 
+import vheatir
 from vheatir.compare.api import find_crop
 from vheatir.compare.command import main
 from vheatir.errors import UserError
 from vheatir.evaluate.api import evaluate
 from vheatir.evaluate.methods import nlm
+from vheatir.image_io import decode_image
+from vheatir.metrics.fidelity import scores
 
 pytest.importorskip("matplotlib", reason="the figures need it")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -177,6 +181,45 @@ def test_wrong_images_and_outputs_are_refused(photo, tmp_path):
                 str(tmp_path / "x.png"),
             ]
         )
+
+
+@pytest.mark.parametrize("figures", [["photo.png"], ["figure.png", "other.png"]], ids=len)
+def test_no_image_is_replaced_by_a_figure(photo, figures, tmp_path, monkeypatch):
+    """`-o figure.png other.png`: the second was meant to be read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "other.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    argv = ["--task", "denoise", "--sigma", "25", "--methods", "input", "-o", *figures]
+    with pytest.raises(UserError, match=r"would replace|two \.png files for one figure"):
+        main(["./photo.png", *argv])
+    assert all(path.read_bytes() == photo.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"a $^$ b.png", b"\xff.png", "größe.png".encode()], ids=str)
+def test_names_of_images_may_hold_anything(photo, name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(photo.read_bytes())
+    vheatir.compare([path], [tmp_path / "figure.png"], task="jpeg", quality=10, methods=["input"])
+    assert cv2.imread(str(tmp_path / "figure.png")) is not None
+
+
+def test_photographs_are_compared_with_cleaner_ones(photo, tmp_path):
+    noisy = tmp_path / "noisy.png"
+    cv2.imwrite(str(noisy), np.minimum(cv2.imread(str(photo)), 245) + 10)
+    with_pair = {"task": "photo", "degraded": [noisy], "methods": ["input"]}
+    found = vheatir.compare([photo], **with_pair)
+    want = scores(decode_image(noisy.read_bytes(), ""), decode_image(photo.read_bytes(), ""))
+    assert found["images"][0]["scores"]["input"] == want
+    vheatir.compare([photo], **with_pair | {"methods": ["nlm"], "sigma": 5})
+    for wrong, message in (
+        ({"degraded": None, "sigma": 10}, "add --degraded"),
+        ({"quality": 10}, "takes --sigma"),
+        ({"gray": True}, "in color"),
+        ({"task": "jpeg", "quality": 99.5}, "whole number"),
+        ({"task": "jpeg", "quality": 100.5}, "from 1 to 100"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vheatir.compare([photo], **with_pair | wrong)
 
 
 def test_a_degraded_image_of_another_size_is_refused(photo, tmp_path):

@@ -1,7 +1,10 @@
 """Image sources: what is read, what is refused, and that nothing open crosses a process border."""
 
+import errno
 import multiprocessing
+import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,6 +36,24 @@ def test_folder_is_listed_recursively_sorted_without_hidden_files_and_loops(phot
     names = list_images(root)
     assert names == sorted(names) and len(names) == 9
     assert "below/photo1.png" in names and "photo0.jpg" in names
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(photo_folder, monkeypatch):
+    """Means over a part of a set, and trainings on a part, would not show it."""
+    root = photo_folder()
+    (root / "lost+found").mkdir()  # of a disk, for its owner alone
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name in ("below", "lost+found"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="below: the folder cannot be read"):
+        ImageSource(root)
+    (root / "below").rename(root / "readable")
+    assert len(ImageSource(root)) == 9
 
 
 def test_read_gives_rgb_and_gray(tmp_path):

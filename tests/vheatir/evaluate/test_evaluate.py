@@ -151,6 +151,14 @@ def test_saved_images_score_as_reported(images, tmp_path):
     assert {name: measured[name] for name in FIGURES} == pytest.approx(mean_scores(reported), abs=1e-12)
 
 
+@pytest.mark.parametrize("place", ["set/out", "set", "."])
+def test_restored_images_do_not_go_among_the_clean_ones(images, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="for clean ones; choose another place"):
+        evaluate([images], "denoise", [15], gray=False, method=smooth, save_images=place)
+    assert evaluate([images], "denoise", [15], gray=False, method=None)[0]["images"] == 3
+
+
 @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3)], ids=str)
 def test_nl_means_removes_noise(shape):
     clean = random_image(*shape[:2])
@@ -430,6 +438,20 @@ def test_alpha_is_not_compared_and_a_note_says_so(tmp_path):
     assert len(result["notes"]) == 1 and "a.png: its alpha is not compared" in result["notes"][0]
     done = script("compute_metrics.py", *folders)
     assert done.returncode == 0 and "its alpha is not compared" in done.stderr
+
+
+def test_folders_are_compared_in_every_format_and_others_are_counted(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("one.png", "two.jfif"):
+            data = cv2.imencode(f".{'jpg' if name.endswith('jfif') else 'png'}", random_image(20, 30))[1]
+            (tmp_path / folder / name).write_bytes(data.tobytes())
+    (tmp_path / "a" / "three.jxl").write_bytes(b"x")
+    (tmp_path / "b" / "three.jxl").write_bytes(b"x")
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    assert found["images"] == 2
+    expected = "files of other kinds skipped: 1 .jxl"
+    assert found["notes"] == [f"{tmp_path / 'a'}: {expected}", f"{tmp_path / 'b'}: {expected}"]
 
 
 def test_luma_refuses_gray_that_cannot_be_luma(tmp_path):

@@ -98,6 +98,11 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path):
         Perceptual(["dists"])
 
 
+def test_an_unusable_device_is_not_taken_for_missing_features(random_features):
+    with pytest.raises(UserError, match="the device 'cuda:99' cannot be used"):
+        Perceptual(["lpips"], "cuda:99")
+
+
 def test_the_command_prints_and_writes_them(random_features, tmp_path, capsys, monkeypatch):
     pytest.importorskip("basicsr", reason="NIQE is BasicSR's")
     monkeypatch.chdir(tmp_path)

@@ -93,6 +93,18 @@ def test_a_cut_package_is_named(two, tmp_path, end):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_package_that_is_damaged_inside_is_named(two, tmp_path):
+    rows, downloads, _ = two
+    broken = downloads / "alpha_2.0_all.deb"
+    noise = np.random.default_rng(0).integers(0, 16, 300_000, np.uint8).tobytes()  # is compressed
+    deb(broken, {"usr/share/large.png": noise, "usr/share/a.png": noise})
+    data = bytearray(broken.read_bytes())
+    data[75_000:75_040] = bytes(40)
+    broken.write_bytes(data)
+    with pytest.raises(UserError, match=r"alpha_2\.0_all\.deb: cannot be unpacked .*fetch it again"):
+        collect_photos(rows, downloads, tmp_path / "set", tmp_path)
+
+
 def test_the_manifest_names_author_and_license(two, tmp_path, monkeypatch):
     rows = two[0]
     item = known_sets.ImageSet("Free", "Free", 2, 3, "https://nowhere.example/", "each its own", photos="x.csv")
@@ -127,3 +139,12 @@ def test_flat_sub_images_are_left_out(tmp_path):
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["a_00000_00064.png"]
     with pytest.raises(UserError, match="min_detail"):
         extract_patches(tmp_path / "one", tmp_path / "none", min_detail=-1)
+
+
+def test_where_all_are_flat_nothing_is_made(tmp_path):
+    (tmp_path / "one").mkdir()
+    cv2.imwrite(str(tmp_path / "one" / "flat.png"), np.full((40, 40, 3), 90, np.uint8))
+    with pytest.raises(UserError, match="choose a smaller min_detail"):
+        extract_patches(tmp_path / "one", tmp_path / "out", 20, 0, min_detail=3)
+    assert not (tmp_path / "out").exists()
+    assert extract_patches(tmp_path / "one", tmp_path / "out", 20, 0) == 4

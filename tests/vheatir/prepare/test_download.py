@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import random
 import re
 import tarfile
 import threading
@@ -152,6 +153,47 @@ def test_no_archive_writes_elsewhere(tmp_path, name):
     assert unpack(archive, tmp_path / "in" / "side", ["*.png"]) == 2
     assert sorted(path.name for path in (tmp_path / "in" / "side").iterdir()) == ["evil.png", "other.png"]
     assert not (tmp_path.parent / "evil.png").exists() and not (tmp_path / "evil.png").exists()
+
+
+NOISE = random.Random(0).randbytes(300_000)
+
+
+def damaged_zip(path, kind):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("a/1.png", b"abc" * 5000 + NOISE)
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    if kind == "encrypted":
+        data[6] |= 1
+        data[central + 8] |= 1
+    elif kind == "method":
+        data[8] = data[central + 10] = 99
+    else:
+        data[60:90] = bytes(30)
+    path.write_bytes(data)
+
+
+def damaged_tar(path, kind):
+    with tarfile.open(path, "w:xz" if kind == "xz" else "w") as archive:
+        for name in ("a/1.png", "a/2.png"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(NOISE)
+            archive.addfile(entry, io.BytesIO(NOISE))
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        del data[len(data) // 4 :]
+    else:
+        data[150_000:150_100] = bytes(100)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["deflated", "stored", "encrypted", "method", "xz", "cut"])
+def test_an_archive_that_is_damaged_inside_is_named(tmp_path, kind):
+    path = tmp_path / "archive"
+    (damaged_tar if kind in ("xz", "cut") else damaged_zip)(path, kind)
+    with pytest.raises(UserError, match=r"archive: cannot be unpacked \(.*\); fetch it again"):
+        unpack(path, tmp_path / "out", ["*.png"])
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,22 @@ import functools
 import hashlib
 import http.server
 import json
+import math
+import re
 import shutil
 import threading
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import vheatir
 from vheatir.cli import main as vheatir_main
 from vheatir.data.sources import ImageSource, close_environments
+from vheatir.errors import UserError
 from vheatir.prepare import known_sets, url_list
 
 FREE = "https://creativecommons.org/publicdomain/zero/1.0/"
@@ -233,6 +238,7 @@ def test_a_image_with_other_bytes_is_left_out(command, listed, tmp_path, capsys)
         (["mine", "--list", "none.jsonl", "--count", "1"], "no such list"),
         (["mine", "--list", "list.jsonl", "--count", "1"], "row 2 lacks hash"),
         (["mine", "--list", "torn.jsonl", "--count", "1"], "after 0 rows"),
+        (["mine", "--list", "rows.jsonl", "--count", "1"], "row 1 is no table"),
         (["mine", "--list", "bad.parquet", "--count", "1"], "bad.parquet"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -242,9 +248,35 @@ def test_unsuitable_requests_say_what_to_do(command, capsys, arguments, reason):
     Path("list.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(good | {'hash': ''})}\n")
     Path("list.txt").write_text("x")
     Path("torn.jsonl").write_text('{"url": ')
+    Path("rows.jsonl").write_text("[1, 2]\n")
     Path("bad.parquet").write_bytes(b"PAR1 no")
     assert command(*arguments) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("side", "taken"), [("900.0", True), (900.0, True), ("100.0", False), ("", False), ("?", False), (math.nan, False)]
+)
+def test_sides_may_be_written_as_tables_with_empty_fields_hold_them(side, taken):
+    row = {"url": "https://a/b.jpg", "license": FREE, "width": side, "height": "900", "hash": "0" * 32}
+    assert url_list.choose(iter([row]), 512, None) == ([row] if taken else [])
+
+
+def test_addresses_with_any_letters_are_fetched(command, server, tmp_path):
+    data, digest = encoded_image(0, 40)
+    (tmp_path / "served" / "größe 1.png").write_bytes(data)
+    written([{"url": f"{server}/größe 1.png", "hash": digest, "license": FREE}], "list.jsonl")
+    assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 0
+    assert len(list(Path("datasets/mine").iterdir())) == 1
+
+
+def test_an_address_that_is_none_is_left_out(command, server, tmp_path, capsys):
+    data, digest = encoded_image(0, 40)
+    (tmp_path / "served" / "a.png").write_bytes(data)
+    good = {"url": f"{server}/a.png", "hash": digest, "license": FREE}
+    written([good, good | {"url": "http://[x/a.png", "hash": "0" * 32}], "list.jsonl")
+    assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 0
+    assert "left out: http://[x/a.png: expected an http or https address" in capsys.readouterr().out
 
 
 def test_the_choice_depends_on_nothing_but_the_list_and_the_rules():
@@ -255,3 +287,59 @@ def test_the_choice_depends_on_nothing_but_the_list_and_the_rules():
     by = row | {"hash": "a" * 32, "license": "https://creativecommons.org/licenses/by/4.0/"}
     assert url_list.choose(iter([by]), 1, None) == []
     assert url_list.choose(iter([by]), 1, "Commons", ["creativecommons.org/licenses/by/"]) == [by]
+
+
+@contextmanager
+def full_disk():
+    """Files of at most 100 kB: more is refused as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+NOISE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("work", ["--sub", "--lmdb"])
+def test_a_full_disk_is_named_and_with_room_the_work_goes_on(command, capsys, work):
+    if work == "--lmdb":
+        pytest.importorskip("lmdb")
+    Path("large").mkdir()
+    Path("large/a.png").write_bytes(NOISE)
+    with full_disk():
+        assert command("large", work) == 2
+    assert re.search("error: datasets/.*large.* cannot be written .*goes on", capsys.readouterr().err)
+    assert command("large", work) == 0
+
+
+def test_a_full_disk_ends_unpacking_and_leaves_nothing(command, capsys):
+    downloads = Path("datasets/downloads")
+    downloads.mkdir(parents=True)
+    with zipfile.ZipFile(downloads / "BSDS500-master.zip", "w") as archive:
+        archive.writestr("BSDS500-master/data/images/train/1.jpg", NOISE)
+    with full_disk():
+        assert command("BSD432") == 2
+    assert "datasets/BSD432: cannot be written" in capsys.readouterr().err
+    assert [path.name for path in Path("datasets").iterdir()] == ["downloads"]
+
+
+def test_a_full_disk_ends_a_list_and_is_not_taken_for_images_that_are_gone(command, tmp_path, server, capsys):
+    (tmp_path / "served" / "a.png").write_bytes(NOISE)
+    row = {"url": f"{server}/a.png", "license": FREE, "hash": hashlib.md5(NOISE).hexdigest()}
+    written([row, row | {"hash": "f" * 32}], "list.jsonl")
+    with full_disk():
+        assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err and "goes on" in said.err and "left out" not in said.out
+
+
+def test_a_place_that_cannot_be_written_is_named(command, photo_folder, capsys):
+    Path("file").write_text("x")
+    assert command(photo_folder("mine", count=1), "--root", "file") == 2
+    assert "file: cannot be written" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be written"):
+        vheatir.prepare("FreePhotos", root="file/deep")
