@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 _TASKS = "Gaussian noise, JPEG artifacts, or photographs, which --degraded names"
-_SIGMA = "noise level, 0-255 scale, to add; for photo what nlm assumes"
 
 
 def _crop(text: str) -> tuple[int, int, int, int]:
