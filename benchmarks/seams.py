@@ -26,7 +26,8 @@ from vheatir.data.sources import list_images
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image, to_float, to_uint8
 from vheatir.restore import tiling
-from vheatir.restore.restorer import TASKS, Restorer
+from vheatir.restore.defaults import TASKS
+from vheatir.restore.restorer import Restorer
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 _GRID = 16  # pixels; a JPEG's blocks of 8, where its colors have half the resolution

@@ -19,9 +19,9 @@ from vheatir.errors import UserError
 from vheatir.image_io import open_image
 from vheatir.image_io.formats import written_name
 from vheatir.image_io.view import as_shown
-from vheatir.restore.defaults import PRECISIONS
+from vheatir.restore.defaults import PRECISIONS, TASKS
 from vheatir.restore.one_file import FileOptions, find_level, restore_file
-from vheatir.restore.restorer import TASKS, Restorer
+from vheatir.restore.restorer import Restorer
 
 logger = logging.getLogger("vheatir.serve")
 
