@@ -14,7 +14,14 @@ _LUMA = (0.299, 0.587, 0.114)  # BT.601, as in JPEG files
 
 
 def in_part(image: torch.Tensor, restored: torch.Tensor, luma: float, chroma: float) -> torch.Tensor:
-    """The image with shares of the change of luma (BT.601) and of color, both (1, 1 or 3, H, W)."""
+    """The image with shares of the change.
+
+    Args:
+        image: (1, 1 or 3, H, W).
+        restored: likewise.
+        luma: share of the change of luma (BT.601) that is kept, from 0 to 1.
+        chroma: likewise for color; gray images have none.
+    """
     if luma == chroma == 1:
         return restored
     change = restored - image
