@@ -141,7 +141,10 @@ PROMISED = (
     ("train -opt (options/)?video_light", ["experiments/video_light/models/latest.safetensors"]),
     ("preview/samples.png", ["preview/samples.png"]),
     ("preview/beside.png", ["preview/beside.png", "preview/noise.json"]),
-    ("experiments/comparison$", ["experiments/comparison/comparison.json", "experiments/comparison/psnr_over_time.png"]),
+    (
+        "experiments/comparison$",
+        ["experiments/comparison/comparison.json", "experiments/comparison/psnr_over_time.png"],
+    ),
     ("experiments/comparison_60$", ["experiments/comparison_60/comparison.json"]),
     (
         "pretrain -opt classification/cifar10_subset( --.*root.*| --resume| --set.*every=4|)$",
