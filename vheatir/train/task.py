@@ -153,4 +153,5 @@ class RestorationTask(Task):
 
     def resume_at(self, step: int, position: Mapping[str, Any]) -> int:
         self.sampler = self._sampler(step, position["samples"])
+        self.iteration = step  # an evaluation may come before the next step
         return step

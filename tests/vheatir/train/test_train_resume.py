@@ -86,6 +86,26 @@ def test_resume_of_a_finished_run_changes_nothing(train):
     assert ((folder / "models" / "latest.safetensors").read_bytes(), train.curves(folder)) == before
 
 
+def test_an_evaluation_that_failed_has_its_iteration_when_it_is_made_up_for(train, monkeypatch):
+    from vheatir.train.model import VHeatIRModel
+
+    calls = []
+    validate = VHeatIRModel.validate
+
+    def failing(self, *arguments, **more):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise UserError("the disk of the images is gone")
+        return validate(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VHeatIRModel, "validate", failing)
+        with pytest.raises(UserError, match="is gone"):
+            train("val.save_img=true")
+    folder = train("val.save_img=true", resume=True)
+    assert sorted(path.name for path in (folder / "images").iterdir()) == ["00000006", "00000012"]
+
+
 def test_resume_goes_on_to_a_higher_total(train):
     train("train.total_iter=8")
     longer = train(resume=True)
