@@ -15,6 +15,7 @@ _MOVING = frozenset(
     {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "_initial_step"}
     | {"T_cur", "T_i", "_schedulers"}
 )
+_HOW = ("foreach", "fused")  # how an optimizer computes its steps: the device's matter, no option of the run
 Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -186,8 +187,12 @@ class Update:
         for group, own in zip(saved["param_groups"], built["param_groups"], strict=True):
             if group.keys() != own.keys():
                 raise ValueError("it was written with another type of the optimizer or schedule")
-            refuse_changes(self.section, group, own, moving)
-        self.optimizer.load_state_dict(saved)
+            refuse_changes(self.section, group, own, moving.union(_HOW))
+        groups = [
+            {**group, **{name: own[name] for name in _HOW if name in own}}
+            for group, own in zip(saved["param_groups"], built["param_groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             if saved.keys() != scheduler.state_dict().keys():
                 raise ValueError("it was written with another type of the optimizer or schedule")

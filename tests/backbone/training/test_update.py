@@ -1,0 +1,45 @@
+"""What a resumed run takes from its checkpoint where the device or the precision is another one."""
+
+import pytest
+import torch
+from torch import nn
+
+from vheatir.backbone.training.update import Update
+
+
+def updated(dtype: torch.dtype | None = None, **how) -> Update:
+    """A linear layer after one step of AdamW."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    update = Update(network, torch.optim.AdamW(network.parameters(), lr=0.1, **how), dtype=dtype)
+    step(update)
+    return update
+
+
+def step(update: Update) -> None:
+    with torch.no_grad():
+        for parameter in update.bare.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    update.optimizer.step()
+
+
+FUSED = {"fused": True}
+
+
+@pytest.mark.parametrize("before, now", [(FUSED, {}), ({}, FUSED), ({}, {"foreach": True})], ids=str)
+def test_how_a_device_computes_the_steps_may_differ_in_a_resumed_run(before, now):
+    straight = updated(**before)
+    resumed = updated(**now)
+    resumed.load_state(straight.state())
+    (group,) = resumed.optimizer.param_groups
+    assert {name: group[name] for name in ("fused", "foreach")} == {"fused": None, "foreach": None} | now
+    for one in (straight, resumed):
+        step(one)
+    torch.testing.assert_close(resumed.bare.weight, straight.bare.weight)
+
+
+def test_another_rate_is_still_refused():
+    other = updated(fused=True)
+    other.optimizer.param_groups[0]["weight_decay"] = 0.5
+    with pytest.raises(ValueError, match=r"weight_decay was 0\.5"):
+        updated().load_state(other.state())
