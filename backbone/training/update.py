@@ -198,7 +198,8 @@ class Update:
                 raise ValueError("it was written with another type of the optimizer or schedule")
             refuse_changes("train.scheduler", saved, scheduler.state_dict(), _MOVING)
             scheduler.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run had no fp16 until now, as on another device with amp: auto
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], moving: frozenset[str]) -> None:

@@ -43,3 +43,12 @@ def test_another_rate_is_still_refused():
     other.optimizer.param_groups[0]["weight_decay"] = 0.5
     with pytest.raises(ValueError, match=r"weight_decay was 0\.5"):
         updated().load_state(other.state())
+
+
+@pytest.mark.parametrize("before, now", [(None, torch.float16), (torch.bfloat16, torch.float16), (torch.float16, None)])
+def test_precision_may_differ_in_a_resumed_run(before, now):
+    straight = updated(before)
+    resumed = updated(now)
+    resumed.load_state(straight.state())
+    assert torch.equal(resumed.bare.weight, straight.bare.weight)
+    assert resumed.scaler.is_enabled() == (now is torch.float16)
