@@ -202,6 +202,11 @@ def _check_what_goes_together(path: Path, options: dict[str, Any]) -> None:
     dataset = options["datasets"]["train"]
     if train.get("consistency_opt") and dataset["type"] != "JPEGDataset":
         raise UserError(f"{path}: train.consistency_opt needs datasets.train.type JPEGDataset, got {dataset['type']!r}")
+    if train.get("consistency_opt") and (dataset.get("subsampling") or ["4:2:0"]) != ["4:2:0"]:
+        raise UserError(
+            f"{path}: train.consistency_opt and datasets.train.subsampling: the loss compresses in 4:2:0, got "
+            f"{dataset['subsampling']!r}; leave one of them out"
+        )
     if not train.get("mixup"):
         return
     if train.get("consistency_opt"):

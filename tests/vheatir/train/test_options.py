@@ -66,6 +66,14 @@ def test_anchors_and_merge_keys_work(recipe):
     assert datasets["val_50"] == {**datasets["val"], "sigma": 50}
 
 
+def test_the_consistency_loss_is_refused_with_other_subsampling_than_its_own(recipe):
+    data = "datasets.train={type: JPEGDataset, dataroot_gt: photos, gt_size: 32, quality: 10}"
+    loss = "train.consistency_opt={type: JPEGConsistencyLoss, loss_weight: 0.1}"
+    read_options(recipe, [data, loss, "datasets.train.subsampling=['4:2:0']"])
+    with pytest.raises(UserError, match=r"datasets\.train\.subsampling: the loss compresses in 4:2:0"):
+        read_options(recipe, [data, loss, "datasets.train.subsampling=['4:2:0', '4:4:4']"])
+
+
 def test_null_means_the_default(recipe):
     options = read_options(recipe, ["train.ema_decay=~", "val.tile=null"])
     assert "ema_decay" not in options["train"] and "tile" not in options["val"]
