@@ -57,7 +57,12 @@ def luma_bt601(rgb_u8: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"rgb_u8 must be HWC with 3 channels, got shape {rgb_u8.shape}; a gray image has no luma to take"
         )
-    return np.rint(rgb_u8 @ _LUMA_BT601 + 16.0).astype(np.uint8)
+    return np.rint(float_luma_bt601(rgb_u8)).astype(np.uint8)
+
+
+def float_luma_bt601(rgb: np.ndarray) -> np.ndarray:
+    """BT.601 luma in limited range, not rounded: float64 HW of HWC RGB on the 0-255 scale."""
+    return rgb @ _LUMA_BT601 + 16.0
 
 
 def gray_opencv(rgb_u8: np.ndarray) -> np.ndarray:

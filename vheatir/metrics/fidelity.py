@@ -18,7 +18,7 @@ from typing import TypedDict
 import cv2
 import numpy as np
 
-from vheatir.image_io.arrays import luma_bt601
+from vheatir.image_io.arrays import float_luma_bt601, luma_bt601
 
 PEAK = 255.0
 BLOCK = 8  # side of a JPEG block
@@ -97,7 +97,7 @@ def scores(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: b
     return _scores(*_prepare(restored, target, border, luma), border)
 
 
-def scores_of_degraded(degraded: np.ndarray, target: np.ndarray, *, border: int = 0) -> Scores:
+def scores_of_degraded(degraded: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bool = False) -> Scores:
     """The same three for a float image on the [0, 1] scale, taken as it is: neither clipped nor rounded.
 
     This reproduces the published "noisy" rows; clipping and rounding first would raise them, by 0.8 dB at sigma 50.
@@ -106,6 +106,7 @@ def scores_of_degraded(degraded: np.ndarray, target: np.ndarray, *, border: int 
         degraded: HWC RGB or HW, float; values may leave [0, 1].
         target: uint8, of the same shape.
         border: pixels cut off each side first.
+        luma: compare BT.601 luma instead of the three channels; that of `degraded` is not rounded.
     """
     if not isinstance(degraded, np.ndarray) or not np.issubdtype(degraded.dtype, np.floating):
         raise TypeError(
@@ -115,7 +116,11 @@ def scores_of_degraded(degraded: np.ndarray, target: np.ndarray, *, border: int 
         raise ValueError("degraded holds NaN or infinity, expected finite values; look at what produced it")
     _check(target, "target")
     _check_pair(degraded, target, border)
-    return _scores(_planes(degraded.astype(np.float64) * PEAK, border), _planes(target, border), border)
+    scaled = degraded.astype(np.float64) * PEAK
+    if luma and target.ndim == 3:
+        scaled = float_luma_bt601(scaled)
+        target = luma_bt601(target)
+    return _scores(_planes(scaled, border), _planes(target, border), border)
 
 
 def _kind(value: object) -> str:

@@ -31,7 +31,7 @@ from vheatir.metrics.batched import batch_psnr_ssim
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.restore.tiling import check_tile
 from vheatir.train.options import known_arguments
-from vheatir.train.validation import bgr_or_gray, restore_planes, validate
+from vheatir.train.validation import bgr_or_gray, of_inputs, restore_planes, validate
 from vheatir.utils.files import atomic_open
 
 _OUR_METRICS = ("psnr", "ssim", "psnrb")
@@ -323,6 +323,7 @@ class VHeatIRModel(SRModel):
                 save_as=save_as,
                 on_image=on_image or advance,
                 processes=self.processes,
+                inputs=of_inputs(options.get("metrics") or {}),
             )
 
     def test(self) -> None:

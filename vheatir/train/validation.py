@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,32 @@ from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
+_SCORES = ("psnr", "ssim", "psnrb")
+
+
+class OfInput(NamedTuple):
+    """How an input is measured beside the restored image: one of psnr, ssim, psnrb, with its border and luma."""
+
+    score: str
+    border: int = 0
+    luma: bool = False
+
+
+def of_inputs(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, OfInput]:
+    """How inputs are measured, by name: as the restored images are, and with what is left of the three scores.
+
+    Metrics that are not of their kind have no counterpart for an input that is neither clipped nor rounded.
+
+    Args:
+        metrics: options by name, checked: `type` and the arguments of that type.
+    """
+    kinds = {**{f"vheatir_{name}": name for name in _SCORES}, "calculate_psnr": "psnr", "calculate_ssim": "ssim"}
+    found = {name: OfInput(name) for name in _SCORES if name not in metrics}
+    for name, table in metrics.items():
+        if (score := kinds.get(table["type"])) is not None:
+            border = table.get("border", table.get("crop_border", 0))
+            found[name] = OfInput(score, border, bool(table.get("luma", table.get("test_y_channel", False))))
+    return found
 
 
 def _image_of(planes: Tensor) -> np.ndarray:
@@ -69,6 +95,7 @@ def validate(
     save_as: str = "{name}.png",
     on_image: Callable[[int, int], None] | None = None,
     processes: Processes | None = None,
+    inputs: Mapping[str, OfInput] | None = None,
 ) -> dict[str, Any]:
     """Restore and score the images of a dataset in its val or test phase.
 
@@ -84,12 +111,14 @@ def validate(
         save_as: path of a restored image below it, with {name} for the name of the input without its suffix.
         on_image: called with (images done, images in all).
         processes: share the images out among them; the first one writes the images, all return the same.
+        inputs: how inputs are measured, by name; by default psnr, ssim and psnrb of the whole image, see `of_inputs`.
 
     Returns:
         {"images", "input": {psnr, ssim, psnrb}, "restored": {metric: mean}, "per_image": [...]}; the input is measured
         as it is, neither clipped nor rounded.
     """
     processes = processes or Processes()
+    inputs = of_inputs({}) if inputs is None else inputs
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
     records: list[dict[str, Any]] = []
     saved: set[Path] = set()
@@ -100,7 +129,7 @@ def validate(
         sample = dataset[index]
         level = sample["level"][None].to(device) if "level" in sample else None
         output = restore_planes(network, sample["lq"][None].to(device), level, tile, ensemble)
-        record, restored = _scored(sample, output, metrics)
+        record, restored = _scored(sample, output, metrics, inputs)
         return record, None if save_dir is None else restored
 
     for first in range(0, count, processes.world):
@@ -121,7 +150,16 @@ def _means(records: list[dict[str, Any]], side: str) -> dict[str, float]:
     return {name: float(np.mean([record[side][name] for record in records])) for name in records[0][side]}
 
 
-def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric]) -> tuple[dict[str, Any], np.ndarray]:
+def _scores_of_input(lq: np.ndarray, target: np.ndarray, inputs: Mapping[str, OfInput]) -> dict[str, float]:
+    """By name; each border and luma is measured once."""
+    ways = {(one.border, one.luma) for one in inputs.values()}
+    found = {(border, luma): scores_of_degraded(lq, target, border=border, luma=luma) for border, luma in ways}
+    return {name: found[one.border, one.luma][one.score] for name, one in inputs.items()}
+
+
+def _scored(
+    sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric], inputs: Mapping[str, OfInput]
+) -> tuple[dict[str, Any], np.ndarray]:
     """Record and uint8 image of one output."""
     lq = middle_planes(sample["lq"], len(sample["gt"]))[None]
     if lq.shape[1] == 3 and bool((lq == lq[:, :1]).all()):  # gray in a color network: its mean, as in restoring
@@ -132,7 +170,7 @@ def _scored(sample: dict[str, Any], output: Tensor, metrics: Mapping[str, Metric
     restored = to_uint8(_image_of(output.clamp(0, 1)))
     record = {
         "image": Path(sample["lq_path"]).name,
-        "input": dict(scores_of_degraded(_image_of(lq), target)),
+        "input": _scores_of_input(_image_of(lq), target, inputs),
         "restored": {name: float(metric(restored, target)) for name, metric in metrics.items()},
     }
     return record, restored

@@ -152,6 +152,17 @@ def test_degraded_images_are_neither_clipped_nor_rounded(shape):
     assert found["psnr"] < scores(to_uint8(degraded), target)["psnr"] - 0.05
 
 
+def test_luma_of_a_degraded_image_is_not_rounded():
+    target = pair((41, 30, 3))[1]
+    degraded = add_gaussian_noise(to_float(target), 50, np.random.RandomState(0))
+    y = degraded.astype(np.float64) @ [65.481, 128.553, 24.966] + 16
+    mse = np.mean((y - luma_bt601(target))[4:-4, 4:-4] ** 2)
+    found = scores_of_degraded(degraded, target, border=4, luma=True)
+    assert found["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-9)
+    gray = to_float(luma_bt601(target))
+    assert scores_of_degraded(gray, target[..., 0], luma=True) == scores_of_degraded(gray, target[..., 0])
+
+
 def test_degraded_eight_bit_images_score_as_uint8():
     restored, target = pair((41, 30, 3))
     found = scores_of_degraded(to_float(restored), target)

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.data.datasets import GaussianNoiseDataset
 from vheatir.errors import UserError
+from vheatir.image_io import to_uint8
+from vheatir.metrics.fidelity import scores_of_degraded
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.train.validation import restore_planes, validation_table
 
@@ -70,6 +73,22 @@ def test_without_metrics_all_three_are_scored_and_stand_in_one_table(train, smal
 
 
 NAMES = ("psnr", "ssim", "psnrb")
+
+
+def test_the_input_is_measured_as_the_restored_image_is(train, small_photos):
+    cut = "{psnr: {type: vheatir_psnr, border: 3, luma: true}, ssim: {type: calculate_ssim, crop_border: 5}"
+    folder = train(f"val.metrics={cut}, psnrb: {{type: vheatir_ssim}}}}", "train.total_iter=1")
+    (point,) = [point for point in train.curves(folder) if "val/psnr" in point]
+    dataset = GaussianNoiseDataset({"phase": "val", "dataroot_gt": str(small_photos / "val"), "sigma": 25})
+    pairs = [[sample[name].numpy().transpose(1, 2, 0) for name in ("lq", "gt")] for sample in dataset]
+    inputs = [(lq, to_uint8(gt)) for lq, gt in pairs]
+    for name, wanted, how in (
+        ("psnr", "psnr", {"border": 3, "luma": True}),
+        ("ssim", "ssim", {"border": 5}),
+        ("psnrb", "ssim", {}),  # whatever it is called
+    ):
+        mean = np.mean([scores_of_degraded(*one, **how)[wanted] for one in inputs])
+        assert point[f"val/input_{name}"] == pytest.approx(mean), name
 
 
 def test_a_metric_of_another_name_has_no_input_to_compare_with():
