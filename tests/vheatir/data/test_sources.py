@@ -175,6 +175,17 @@ def test_lmdb_equals_folder_bit_for_bit(photo_folder, tmp_path):
             np.testing.assert_array_equal(folder.read(key, gray), lmdb.read(stem, gray), err_msg=stem)
 
 
+@pytest.mark.parametrize("patterns", [["photo[0-3].*"], ["*4.jpg", "*2.png"], ["below/*.PNG"], ["below/*"]], ids=str)
+def test_patterns_of_file_names_choose_the_same_images_of_an_lmdb(photo_folder, tmp_path, patterns):
+    root, packed = photo_folder(), tmp_path / "packed.lmdb"
+    make_lmdb(root, packed)
+    everything = list(ImageSource(root).by_stem())
+    upper = [pattern.replace(".PNG", ".png") for pattern in patterns]  # folders mind the case
+    assert ImageSource(packed, include=patterns).keys == list(ImageSource(root, include=upper).by_stem())
+    left = ImageSource(packed, exclude=patterns).keys
+    assert left == list(ImageSource(root, exclude=upper).by_stem()) and len(left) < len(everything)
+
+
 def test_two_sources_share_one_lmdb(photo_folder, tmp_path):
     make_lmdb(photo_folder(), tmp_path / "packed.lmdb")
     one, two = ImageSource(tmp_path / "packed.lmdb"), ImageSource(tmp_path / "packed.lmdb")
