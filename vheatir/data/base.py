@@ -113,7 +113,10 @@ class RestorationDataset(Dataset):
     def _open(opt: dict, key: str) -> ImageSource:
         if not opt.get(key):
             raise UserError(f"{key}: expected a folder or an LMDB with images, got {opt.get(key)!r}")
-        backend = (opt.get("io_backend") or {}).get("type")
+        stated = opt.get("io_backend") or {}
+        if not isinstance(stated, dict) or stated.keys() - {"type"}:
+            raise UserError(f"io_backend: expected {{type: disk}} or {{type: lmdb}}, got {stated!r}")
+        backend = stated.get("type")
         patterns = {name: opt[name] for name in ("include", "exclude") if opt.get(name) is not None}
         for name, value in patterns.items():
             if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):

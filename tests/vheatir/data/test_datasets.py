@@ -290,6 +290,8 @@ def test_an_own_degradation_on_another_scale_is_refused(degrade, message, photo_
         ("noise", {"gray_probability": 1.5}, "gray_probability"),
         ("noise", {"cache": "disk"}, "cache"),
         ("noise", {"io_backend": {"type": "petrel"}}, "io_backend"),
+        ("noise", {"io_backend": "lmdb"}, "io_backend: expected {type: disk} or {type: lmdb}, got 'lmdb'"),
+        ("noise", {"io_backend": {"typ": "lmdb"}}, "io_backend: expected {type: disk}"),
         ("noise", {"dataroot_gt": None}, "dataroot_gt"),
         ("jpeg", {"quality": 0}, "quality"),
         ("jpeg", {"quality": 101}, "quality"),
