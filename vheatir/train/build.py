@@ -173,7 +173,7 @@ def build_model(path: Path, options: dict[str, Any]):
         return build(options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise UserError(f"{path}: the model cannot be built from network_g and train: {error}") from error
 
 

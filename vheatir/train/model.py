@@ -35,6 +35,10 @@ from vheatir.train.validation import bgr_or_gray, of_inputs, restore_planes, val
 from vheatir.utils.files import atomic_open
 
 _OUR_METRICS = ("psnr", "ssim", "psnrb")
+_UNFIT = {
+    "LBFGS": "asks for the loss again within a step, which batches are not kept for",
+    "SparseAdam": "is for sparse gradients, which no network here has",
+}
 _logger = logging.getLogger("vheatir")
 
 
@@ -175,13 +179,15 @@ class VHeatIRModel(SRModel):
         kind = getattr(torch.optim, optim_type, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             raise UserError(f"train.optim_g.type: torch.optim has no optimizer {optim_type!r}; for example Adam, AdamW")
+        if optim_type in _UNFIT:
+            raise UserError(f"train.optim_g.type: {optim_type} {_UNFIT[optim_type]}; take another, for example AdamW")
         if isinstance(lr, bool) or not isinstance(lr, int | float):
             raise UserError(f"train.optim_g.lr must be a number such as 2e-4, got {lr!r}")
         if kind in (torch.optim.Adam, torch.optim.AdamW) and "foreach" not in kwargs and self.device.type == "cpu":
             kwargs.setdefault("fused", True)  # else every parameter is updated in ten passes, 4 % of a light step
         try:
             return kind(params, lr=lr, **kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"train.optim_g: {error}") from error
 
     def setup_schedulers(self) -> None:

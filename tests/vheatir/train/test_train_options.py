@@ -219,6 +219,13 @@ def test_resume_refuses_options_that_the_checkpoint_would_override(train, change
 @pytest.mark.parametrize(
     "change, message",
     [
+        (
+            "network_g={type: SwinIR, upscale: 1, embed_dim: 12, depths: [2, 2], num_heads: [2]}",
+            "the model cannot be built from network_g and train: list index out of range",
+        ),
+        ("train.optim_g.betas=[0.9]", r"train\.optim_g: (list|tuple) index out of range"),
+        ("train.optim_g.type=LBFGS", r"train\.optim_g\.type: LBFGS asks for the loss again"),
+        ("train.optim_g.type=SparseAdam", r"train\.optim_g\.type: SparseAdam is for sparse gradients"),
         ("train.optim_g.lr=abc", r"train\.optim_g\.lr must be a number such as 2e-4, got 'abc'"),
         ("val.metrics.psnr={type: foo}", r"val\.metrics\.psnr: unknown type 'foo'; ours: vheatir_psnr"),
         (
