@@ -21,6 +21,7 @@ from vheatir.train.equal_time_report import plot, table
 from vheatir.train.options import read_options
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.side_by_side import train_side_by_side
+from vheatir.utils.files import writing
 from vheatir.utils.lock import Lock
 from vheatir.utils.recipes import find_options
 from vheatir.utils.run_metadata import run_metadata, write_json
@@ -60,6 +61,11 @@ def _common(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{path}: datasets.train.progressive has stages by iteration, of which each network makes another "
             "number in the same time; leave it out of a comparison"
+        )
+    if "psnr" not in options["val"]["metrics"]:
+        raise UserError(
+            f"{path}: a comparison shows PSNR over time, but val.metrics has {', '.join(options['val']['metrics'])}; "
+            "add psnr: {type: vheatir_psnr}"
         )
     table = {key: options.get(key) for key in ("manual_seed", "threads", "num_gpu")}
     for phase, dataset in options["datasets"].items():
@@ -144,7 +150,8 @@ def compare(
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     if jobs > 1 and any(options["num_gpu"] for options in recipes.values()):
         raise UserError("--jobs: trainings beside each other would share the GPU; leave it out, or --set num_gpu=0")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, "choose another --out"):
+        out.mkdir(parents=True, exist_ok=True)
     what = f"the comparison in {out}"
     advice = "wait for it, stop that process, or choose another --out"
     lock = Lock(out / ".comparison.lock", what, advice)

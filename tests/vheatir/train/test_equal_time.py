@@ -235,6 +235,18 @@ def test_wrong_arguments_are_refused(recipes, change, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_psnr_there_is_nothing_to_compare(recipes, tmp_path):
+    with pytest.raises(UserError, match=r"tiny\.yml: .* PSNR over time, .* has y"):
+        metrics = "val.metrics={y: {type: vheatir_psnr, luma: true}}"
+        main(["--compare", *recipes, *MINUTES, "--set", metrics, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(recipes, tmp_path):
+    with pytest.raises(UserError, match=r"tiny\.yml: cannot be written .*--out"):
+        main(["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "tiny.yml")])
+
+
 def test_rate_rises_then_falls_to_the_end_of_the_budget():
     assert rate_at(0) == pytest.approx(0.1) and rate_at(0.03) == pytest.approx(1)
     assert rate_at(0.515) == pytest.approx(0.5, abs=1e-3)
