@@ -19,7 +19,7 @@ from vheatir.errors import UserError
 from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, degrade, read_clean_file
 from vheatir.restore.defaults import MAX_LEVEL
 from vheatir.utils.devices import device_named
-from vheatir.utils.files import atomic_open, sha256
+from vheatir.utils.files import atomic_open, in_figure, sha256
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 SHARES = (0.5, 0.9, 0.99)
@@ -109,9 +109,9 @@ def draw_fields(fields: dict[str, Tensor], at: tuple[int, int]):
     for axes, (name, field) in zip(panels, fields.items(), strict=True):
         shown = axes.imshow(np.maximum((field / field.max()).numpy(), 1e-5), norm=LogNorm(1e-5, 1), cmap="magma")
         axes.set(xticks=[], yticks=[])
-        axes.set_title(name, fontsize=9)
+        axes.set_title(in_figure(name), fontsize=9)
         held = held_within(field, at).numpy()
-        curve.plot(2 * np.arange(len(held)) + 1, held, label=name)
+        curve.plot(2 * np.arange(len(held)) + 1, held, label=in_figure(name))
     figure.colorbar(shown, ax=panels, shrink=0.9, label="gradient over its largest")
     curve.set(xlabel="side of the square in pixels", ylabel="share of the field", xlim=(0, min(field.shape)))
     curve.grid(alpha=0.3)

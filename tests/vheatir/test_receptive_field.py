@@ -1,5 +1,6 @@
 """`vheatir receptive-field`: gradients against networks whose receptive field is known."""
 
+import io
 import json
 
 import cv2
@@ -10,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vheatir.errors import UserError
-from vheatir.receptive_field import effective_receptive_field, held_within, main, side_of_share
+from vheatir.receptive_field import draw_fields, effective_receptive_field, held_within, main, side_of_share
 
 
 class _Blurred(nn.Module):
@@ -92,3 +93,10 @@ def test_command_writes_figure_and_figures(tiny, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             main([*argv, *change, *out])
+
+
+def test_names_with_dollars_are_drawn_as_they_are():
+    pytest.importorskip("matplotlib", reason="figures need matplotlib")
+    file = io.BytesIO()
+    draw_fields({"my$x^$": torch.rand(5, 5) + 0.1}, (2, 2)).savefig(file, format="svg")
+    assert file.getvalue().count(b"<!-- my$x^$ -->") == 2

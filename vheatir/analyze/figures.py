@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, in_figure
 
 _AXES = {"translation": "shift in pixels", "pre_rotation": "degrees, rotated before the crop"}
 _AXES |= {"post_rotation": "degrees, rotated after the crop", "scale": "side of the crop over that of the image"}
@@ -36,7 +36,8 @@ def invariance_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         for row, (name, label) in enumerate((("consistency", "same class, %"), ("acc1", "top-1, %"))):
             axes = panels[row, column]
             for one in results:
-                axes.plot(one["kinds"][kind]["levels"], one["kinds"][kind][name], label=one["network"], marker=".")
+                found = one["kinds"][kind]
+                axes.plot(found["levels"], found[name], label=in_figure(one["network"]), marker=".")
             axes.set(ylabel=label if column == 0 else None, xlabel=_AXES[kind] if row else None, ylim=(0, 101))
             axes.grid(alpha=0.3)
     panels[0, 0].legend(fontsize="small")
@@ -48,7 +49,7 @@ def receptive_field_figure(fields: Mapping[str, Mapping[str, np.ndarray]]) -> Fi
     rows = list(next(iter(fields.values())))
     figure, panels = _panels(len(rows), len(fields), 2.0, 2.2)
     for column, (network, states) in enumerate(fields.items()):
-        panels[0, column].set_title(network, fontsize="small")
+        panels[0, column].set_title(in_figure(network), fontsize="small")
         for row, (state, field) in enumerate(states.items()):
             axes = panels[row, column]
             shown = axes.imshow(np.maximum(field / field.max(), 1e-4), norm=LogNorm(1e-4, 1), cmap="magma")
@@ -100,13 +101,13 @@ def cost_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     for number, family in enumerate(families):
         group = [one for one in results if _family(one["network"]) == family]
         points = [(one["macs"]["total"] / 1e9, one["parameters"]["total"] / 1e6) for one in group]
-        panels[0, 0].plot(*zip(*points, strict=True), marker="o", label=family, color=f"C{number}")
+        panels[0, 0].plot(*zip(*points, strict=True), marker="o", label=in_figure(family), color=f"C{number}")
     panels[0, 0].set(xlabel="GMACs of an image", ylabel="million parameters, form for training")
     panels[0, 0].grid(alpha=0.3)
     panels[0, 0].legend(fontsize="small")
     if timed:
         axes = panels[0, 1]
-        axes.barh([one["network"] for one in timed], [one["inference"]["images_per_s"] for one in timed])
+        axes.barh([in_figure(one["network"]) for one in timed], [one["inference"]["images_per_s"] for one in timed])
         axes.invert_yaxis()
         axes.set(xlabel="images a second, inference", xscale="log")
         axes.grid(alpha=0.3, axis="x")

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from vheatir.image_io.arrays import gray_opencv
 from vheatir.metrics.fidelity import Scores
+from vheatir.utils.files import in_figure
 
 DPI = 150
 PANEL = 240  # pixels that the longer side of a crop fills at least; a caption needs as many
@@ -157,7 +158,7 @@ def _curves(spectra: dict[str, np.ndarray]):
     def fill(axes: Axes) -> None:
         for name, spectrum in spectra.items():
             color = "black" if name == "truth" else None  # None: the next one of the cycle
-            axes.plot(*radial_mean(spectrum), label=name, linewidth=1, color=color)
+            axes.plot(*radial_mean(spectrum), label=in_figure(name), linewidth=1, color=color)
         axes.set_xlabel("cycles / pixel", fontsize=_FONT)
         axes.set_ylabel("log10 power", fontsize=_FONT)
         axes.tick_params(labelsize=_FONT)
@@ -196,7 +197,7 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
     largest = max(float(np.quantile(pooled, 0.995)), 1.0)
     y = _GAP
     for number, version in enumerate(rows[0].versions()):
-        sheet.text(first + column * number + sizes[0][0] / 2, y, version.name, weight="bold")
+        sheet.text(first + column * number + sizes[0][0] / 2, y, version.name, weight="bold", parse_math=False)
     y += _LINE
     for row, (wide, high), overview, found in zip(rows, sizes, overviews, maps, strict=True):
         sheet.panel((first - _GAP - overview) / 2, y, overview, high, _whole(row))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.compat import require_matplotlib
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, in_figure
 
 
 def plot(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -17,7 +17,7 @@ def plot(result: dict[str, Any], folder: Path) -> list[Path]:
     for axes, phase in zip(figure.subplots(1, len(phases), squeeze=False)[0], phases, strict=True):
         for name, points in trained.items():
             minutes, scores = zip(*((p["minutes"], p[phase]["restored"]["psnr"]) for p in points), strict=True)
-            axes.plot(minutes, scores, marker=".", label=f"{name}, {points[-1]['iteration']} iterations")
+            axes.plot(minutes, scores, marker=".", label=f"{in_figure(name)}, {points[-1]['iteration']} iterations")
         axes.set(xlabel=f"minutes of training ({result['clock']})", ylabel=f"PSNR in dB, {phase}")
         axes.grid(alpha=0.3)
         axes.legend()

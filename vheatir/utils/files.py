@@ -121,6 +121,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def in_figure(text: str) -> str:
+    """A text as matplotlib draws it letter by letter: what stands between two dollars would be taken for a formula."""
+    return text.replace("$", r"\$")
+
+
 def printable(text: str) -> str:
     """A text as one line that any terminal can show, whatever bytes the file names in it hold."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

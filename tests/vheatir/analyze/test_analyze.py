@@ -13,6 +13,7 @@ pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 from safetensors.torch import save_file
 
 from tests.backbone.classification import small
+from vheatir.analyze import figures
 from vheatir.analyze.command import main
 from vheatir.analyze.images import image_batches
 from vheatir.backbone.analysis.cost import count_macs
@@ -43,6 +44,19 @@ def analyze(out: Path, name: str, *arguments: object) -> dict:
             assert np.ptp(np.asarray(image.convert("L"))) > 100, path  # something is drawn
         assert "<svg" in path.with_suffix(".svg").read_text()
     return json.loads((out / f"{name.replace('-', '_')}.json").read_text())
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
+    name, levels = "my$x^$", {"levels": [0, 1], "consistency": [1, 2], "acc1": [1, 2]}
+    row = {"network": name, "macs": {"total": 1e9}, "parameters": {"total": 1e6}, "inference": {"images_per_s": 2}}
+    drawn = {
+        "invariance": figures.invariance_figure([{"network": name, "kinds": {"translation": levels}}]),
+        "field": figures.receptive_field_figure({name: {"trained": np.ones((3, 3))}}),
+        "cost": figures.cost_figure([row]),
+    }
+    for stem, figure in drawn.items():
+        figures.save(figure, tmp_path / stem)
+        assert f"<!-- {name} -->" in (tmp_path / f"{stem}.svg").read_text()
 
 
 def test_cost(tmp_path, capsys):

@@ -21,6 +21,7 @@ pytest.importorskip("matplotlib", reason="the comparison draws a figure")
 from vheatir.backbone.training.until import TrainingClock
 from vheatir.train.command import main
 from vheatir.train.contestant import rate_at
+from vheatir.train.equal_time_report import plot
 from vheatir.train.registry import register_all
 
 MINUTES = ("--minutes", "0.02", "--validate-every", "0.01")
@@ -245,6 +246,12 @@ def test_without_psnr_there_is_nothing_to_compare(recipes, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(recipes, tmp_path):
     with pytest.raises(UserError, match=r"tiny\.yml: cannot be written .*--out"):
         main(["--compare", *recipes, *MINUTES, "--out", str(tmp_path / "tiny.yml")])
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
+    points = [{"minutes": 1.0, "iteration": 3, "val": {"restored": {"psnr": 30.0}}}]
+    plot({"clock": "processor time", "recipes": {"a$x^$": {"points": points}}}, tmp_path)
+    assert "<!-- a$x^$, 3 iterations -->" in (tmp_path / "psnr_over_time.svg").read_text()
 
 
 def test_rate_rises_then_falls_to_the_end_of_the_budget():
