@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import struct
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from vheatir.kernels.cpu import build as cpu_build
 SWITCH = "VHEATIR_CPU_KERNEL"  # 0 switches the kernel off
 INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their numbers in csrc/api.h
 _ABI = 7  # likewise
+_ELF_HEADER = 64  # bytes
 _log = logging.getLogger("vheatir")
 _lock = threading.Lock()
 _loaded: "Library | None" = None
@@ -72,12 +74,56 @@ def _file() -> Path:
     return cached
 
 
+def _is_cut(path: Path) -> bool:
+    """Whether an ELF file of 64 bits ends before its section headers, its last part; to load it ends the process."""
+    with open(path, "rb") as file:
+        header = file.read(_ELF_HEADER)
+        size = file.seek(0, os.SEEK_END)
+    if len(header) < _ELF_HEADER or not header.startswith(b"\x7fELF\2\1"):  # the system's loader says so itself
+        return False
+    (start,) = struct.unpack_from("<Q", header, 40)
+    length, count = struct.unpack_from("<HH", header, 58)
+    return size < start + length * count
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """The library of a file.
+
+    Raises:
+        BuildError, OSError, AttributeError: it is damaged, or another one.
+    """
+    if _is_cut(path):
+        raise cpu_build.BuildError(f"{path} is cut off")
+    functions = ctypes.CDLL(str(path))
+    if functions.vheatir_abi() != _ABI:
+        raise cpu_build.BuildError(f"{path} has another interface ({functions.vheatir_abi()}, expected {_ABI})")
+    return functions
+
+
+def _mended(path: Path) -> ctypes.CDLL:
+    """The library of a file in the cache that could not be loaded, compiled again by one of the processes that find so.
+
+    Raises:
+        BuildError, OSError, AttributeError: the new one cannot be had, or loaded.
+    """
+    with cpu_build.one_process_at_a_time(path.parent):
+        try:
+            return _opened(path)
+        except (cpu_build.BuildError, OSError, AttributeError) as error:
+            _say(f"the compiled CPU kernel cannot be loaded ({error})")
+            _compile(path)
+    return _opened(path)
+
+
 def _load() -> Library:
     try:
         path = _file()
-        functions = ctypes.CDLL(str(path))
-        if functions.vheatir_abi() != _ABI:
-            raise cpu_build.BuildError(f"{path} has another interface ({functions.vheatir_abi()}, expected {_ABI})")
+        try:
+            functions = _opened(path)
+        except (cpu_build.BuildError, OSError, AttributeError):
+            if path.parent == Path(__file__).resolve().parent:  # installed, and so not ours to replace
+                raise
+            functions = _mended(path)
     except (cpu_build.BuildError, OSError, RuntimeError, AttributeError) as error:
         reason = f"the CPU kernel could not be built or loaded: {error}"
         warnings.warn(f"{reason}. The slower PyTorch path runs; {SWITCH}=0 silences this.", stacklevel=2)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -249,6 +250,22 @@ def test_without_a_working_compiler_pytorch_runs_after_one_warning(
         heat_conduction(x, decay)
     assert [path for path in tmp_path.iterdir() if path.name != "build.lock"] == []
     assert capsys.readouterr().err.count("compiling the CPU kernel") == (compiler == "false")
+
+
+@pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut"])
+def test_a_library_in_the_cache_that_cannot_be_loaded_is_compiled_again(kept, tmp_path, monkeypatch, capsys):
+    whole = native.library().path
+    cached = tmp_path / "cache" / "libkernel.so"
+    cached.parent.mkdir()
+    cached.write_bytes(whole.read_bytes()[:kept])
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    monkeypatch.setattr(cpu_build, "compiler", lambda: ["c++"])
+    monkeypatch.setattr(cpu_build, "cached_file", lambda command: cached)
+    monkeypatch.setattr(cpu_build, "build", lambda target: shutil.copy(whole, target))
+    assert native.library().path == cached and native.library().reason is None
+    assert cached.read_bytes() == whole.read_bytes()
+    assert capsys.readouterr().err.count("cannot be loaded") == 1
 
 
 SMALL_LIBRARY = """
