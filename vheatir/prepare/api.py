@@ -1,6 +1,7 @@
 """`vheatir.prepare`: image sets fetched, verified, written down, cut into sub-images and packed into an LMDB."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vheatir.prepare.download import download as fetch
 from vheatir.prepare.download import unpack
 from vheatir.prepare.patches import extract_patches, make_lmdb
 from vheatir.utils.files import writing
+from vheatir.utils.lock import Lock
 
 DOWNLOADS = "downloads"
 
@@ -150,8 +152,9 @@ class _Preparation:
         facts = {}
         if not folder.is_dir() and item.photos:
             rows = read_photos(Path(__file__).parent / item.photos)
-            facts = collect_photos(rows, self.root / DOWNLOADS, folder)
-            _manifest(folder).unlink(missing_ok=True)  # of an earlier folder: decoders may round otherwise by now
+            with _alone(folder, "set"):
+                facts = collect_photos(rows, self.root / DOWNLOADS, folder)
+                _manifest(folder).unlink(missing_ok=True)  # of an earlier folder: decoders may round otherwise by now
         elif not folder.is_dir():
             self._fetch(item, folder)
         self._verify(folder, _manifest(folder), item.name, item.terms, item, facts)
@@ -163,10 +166,12 @@ class _Preparation:
             raise UserError(f"{item.name}: get a list from {item.url} and give it with --list and --count")
         if archive is not None and not archive.exists() and item.download and self.download:
             self.say(f"{item.name}: {item.terms}")
-            fetch(item.download["url"], archive, item.download["checksum"], self._bytes_shown(archive.name))
+            with _alone(archive, "archive"):
+                fetch(item.download["url"], archive, item.download["checksum"], self._bytes_shown(archive.name))
         if archive is None or not archive.exists():
             raise UserError(f"{item.name}: {folder} is missing. {_instructions(item, folder, archive)}")
-        count = unpack(archive, folder, item.members, item.exclude, item.only)
+        with _alone(folder, "set"):
+            count = unpack(archive, folder, item.members, item.exclude, item.only)
         self.say(f"{item.name}: {count} images unpacked into {folder}")
 
     def _bytes_shown(self, name: str) -> Callable[[int, int | None], None]:
@@ -221,7 +226,8 @@ class _Preparation:
             elif have % 100 == 0:
                 self.say(f"{name}: {have} of {count} images")
 
-        self._write_listed(name, folder, lists.collect(rows, folder, count, report), item)
+        with _alone(folder, "set"):
+            self._write_listed(name, folder, lists.collect(rows, folder, count, report), item)
         return folder
 
     def _write_listed(
@@ -269,6 +275,22 @@ class _Preparation:
                 self.say(f"{target.name}: {done} of {total} images")
 
         return show
+
+
+@contextmanager
+def _alone(target: Path, what: str) -> Iterator[None]:
+    """While something is made that a second command would make too, over the same unfinished files.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(target.with_name(f".{target.name}.lock"), f"the {what} {target}", "wait for it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _name(folder: Path) -> str:

@@ -21,6 +21,7 @@ import vheatir
 from vheatir.cli import main as vheatir_main
 from vheatir.data.sources import ImageSource, close_environments
 from vheatir.errors import UserError
+from vheatir.prepare import api as prepare_api
 from vheatir.prepare import known_sets, url_list
 
 FREE = "https://creativecommons.org/publicdomain/zero/1.0/"
@@ -152,6 +153,32 @@ def test_a_union_from_a_folder_a_download_and_an_archive(command, server, photo_
     assert "holds 1 images, expected 2" in capsys.readouterr().err
 
 
+def test_a_set_is_fetched_by_one_command_at_a_time(command, photo_folder, monkeypatch, capsys):
+    pytest.importorskip("fcntl", reason="locks are taken by fcntl")
+    more = {"archive": "second.zip", "members": ["*"], "part_of": None}
+    more |= {"download": {"url": "http://127.0.0.1:9/x.zip", "checksum": "md5:0"}}
+    pretend(monkeypatch, First=more, Second=more)
+    images = sorted(path for path in photo_folder("photos", count=2).rglob("*") if path.is_file())
+    asked = []
+
+    def fetch(url, target, checksum, progress):
+        if not asked:  # while the first command fetches: another of its set, and one of a set with the same archive
+            asked.append(url)
+            assert command("First", "--download") == 2
+            assert command("Second", "--download") == 2
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(target, "w") as archive:
+            for path in images:
+                archive.write(path, path.name)
+
+    monkeypatch.setattr(prepare_api, "fetch", fetch)
+    assert command("First", "--download") == 0
+    said = capsys.readouterr().err
+    assert "archive datasets/downloads/second.zip is in use by process" in said
+    assert len(ImageSource("datasets/UNION/First")) == 2 and not list(Path("datasets").rglob("*.lock"))
+    assert command("Second") == 0
+
+
 def encoded_image(seed, side):
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     data = cv2.imencode(".png", pixels)[1].tobytes()
@@ -277,6 +304,22 @@ def test_an_address_that_is_none_is_left_out(command, server, tmp_path, capsys):
     written([good, good | {"url": "http://[x/a.png", "hash": "0" * 32}], "list.jsonl")
     assert command("mine", "--list", "list.jsonl", "--count", "1", "--min-side", "1") == 0
     assert "left out: http://[x/a.png: expected an http or https address" in capsys.readouterr().out
+
+
+def test_a_list_is_fetched_by_one_command_at_a_time(command, listed, monkeypatch, capsys):
+    pytest.importorskip("fcntl", reason="locks are taken by fcntl")
+    rows, _ = listed
+    words = ["PD12M", "--list", written(rows, "list.jsonl"), "--min-side", "30", "--count", "5"]
+    collect, inner = url_list.collect, []
+
+    def collecting(*arguments):
+        if not inner:
+            inner.append(command(*words))
+        return collect(*arguments)
+
+    monkeypatch.setattr(url_list, "collect", collecting)
+    assert command(*words) == 0 and inner == [2]
+    assert "set datasets/PD12M is in use by process" in capsys.readouterr().err
 
 
 def test_the_choice_depends_on_nothing_but_the_list_and_the_rules():
