@@ -240,6 +240,8 @@ class PairedDataset(RestorationDataset):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"meta_info_file: {path}: cannot be read ({error}); give a list or leave it out") from error
         names = frozenset(line.split(" ")[0] for line in lines if line.strip())
+        if not names:
+            raise UserError(f"meta_info_file: {path}: lists no image; write a line for each, or leave it out")
         if missing := sorted(names.difference(self.source.keys)):
             raise UserError(f"meta_info_file: {path}: not in {self.source.root}: {', '.join(missing)}")
         return names

@@ -1,6 +1,7 @@
 """Files written for BasicSR and for projects built on it, under `vheatir train`: they run, or are refused by name."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -213,6 +214,7 @@ def test_list_and_template_choose_the_pairs(pairs):
         ({}, "8 images have no partner"),
         ({"filename_tmpl": "noisy"}, "filename_tmpl: expected a name with {}"),
         ({**template, "meta_info_file": "none.txt"}, "meta_info_file: none.txt: cannot be read"),
+        ({**template, "meta_info_file": os.devnull}, "meta_info_file: .*: lists no image"),
     ):
         with pytest.raises(UserError, match=message):
             PairedDataset({**common, **options})
