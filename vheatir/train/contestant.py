@@ -214,7 +214,8 @@ class Contestant:
         batch = next(iter(self.task.batches(self.loop.step)))
         network = self.model.network_for_test()
         device = self.model.device
-        image = torch.rand(1, self.train_set.in_chans, *_IMAGE, device=device)
+        self.model.feed_data(batch)
+        image = torch.rand(1, self.model.lq.shape[1], *_IMAGE, device=device)  # of clips all frames
         inputs = (image,) if "level" not in batch else (image, torch.full((1,), 0.1, device=device))
         with frozen(network), torch.no_grad():
             clock = "wall" if device.type == "cuda" else "cpu"

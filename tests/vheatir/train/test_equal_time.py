@@ -13,12 +13,14 @@ import yaml
 from torch.testing import assert_close
 
 from vheatir.archs.dncnn_arch import DnCNN
+from vheatir.archs.vheatvideo_arch import VHeatVideoNet
 from vheatir.errors import UserError
 from vheatir.utils.lock import Lock
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 pytest.importorskip("matplotlib", reason="the comparison draws a figure")
 from vheatir.backbone.training.until import TrainingClock
+from vheatir.train import contestant
 from vheatir.train.command import main
 from vheatir.train.contestant import rate_at
 from vheatir.train.equal_time_report import plot
@@ -252,6 +254,23 @@ def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
     points = [{"minutes": 1.0, "iteration": 3, "val": {"restored": {"psnr": 30.0}}}]
     plot({"clock": "processor time", "recipes": {"a$x^$": {"points": points}}}, tmp_path)
     assert "<!-- a$x^$, 3 iterations -->" in (tmp_path / "psnr_over_time.svg").read_text()
+
+
+def test_networks_of_clips_are_timed_on_clips(recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr(contestant, "_IMAGE", (23, 31))
+    monkeypatch.setattr(contestant, "peak_mib", lambda work, device: 1.0)
+    for file in map(Path, recipes):
+        options = yaml.safe_load(file.read_text())
+        for table in options["datasets"].values():
+            table |= {"type": "MovingClipsDataset", "frames": 3}
+        small = {"dim": 8, "encoder": [1], "middle": 1, "decoder": [1], "attention": ["none", "heat"], "mix_dim": 4}
+        options["network_g"] = {"type": "VHeatVideoNet", "frames": 3, **small}
+        file.write_text(yaml.safe_dump(options))
+    seen = []
+    forward = VHeatVideoNet.forward
+    monkeypatch.setattr(VHeatVideoNet, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
+    assert main(["--compare", *recipes, "--minutes", "0.005", "--out", str(tmp_path / "out")]) == 0
+    assert {shape for shape in seen if shape[2:] == (23, 31)} == {(1, 9, 23, 31)}
 
 
 def test_rate_rises_then_falls_to_the_end_of_the_budget():
