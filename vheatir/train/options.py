@@ -33,7 +33,7 @@ class TopSection:
     scale: int = 1
     num_gpu: int | str = "auto"
     find_unused_parameters: bool = False
-    manual_seed: int = 0
+    manual_seed: Annotated[int, NotNegative, below(2**63)] = 0
     threads: Annotated[int, NotNegative] = 0
     path: dict = field(default_factory=dict)
     train: dict = field(default_factory=dict)
@@ -157,6 +157,8 @@ def _given(table: Mapping[str, Any]) -> dict[str, Any]:
 def _check_options(path: Path, options: dict[str, Any]) -> None:
     with as_user_error(str(path)):
         fill(TopSection, _given(options))
+        for key in options.keys() - _given(options).keys():
+            del options[key]
         for section, kind in _SECTIONS.items():
             options[section] = _given(options.get(section) or {})
             if options[section] or section != "train":

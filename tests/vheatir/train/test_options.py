@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from vheatir.errors import UserError
+from vheatir.train.build import complete_options
 from vheatir.train.options import read_options
 from vheatir.utils.recipes import find_options, load_table
 
@@ -77,6 +78,10 @@ def test_the_consistency_loss_is_refused_with_other_subsampling_than_its_own(rec
 def test_null_means_the_default(recipe):
     options = read_options(recipe, ["train.ema_decay=~", "val.tile=null"])
     assert "ema_decay" not in options["train"] and "tile" not in options["val"]
+    top = ("manual_seed", "threads", "num_gpu", "scale", "find_unused_parameters", "logger", "dist_params")
+    options = read_options(recipe, [f"{key}=~" for key in top])
+    completed = complete_options(recipe, options, is_train=True)
+    assert completed["manual_seed"] == 0 and completed["scale"] == 1 and completed["logger"] == {}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,8 @@ def test_null_means_the_default(recipe):
         ("val.best=ssim", "val.best: no metric 'ssim' in val.metrics, which has psnr"),
         ("logger.print_freq=0", "logger.print_freq must be above 0"),
         ("name=~", "name is missing"),
+        ("manual_seed=-1", "manual_seed must be at least 0, got -1"),
+        ("manual_seed=18446744073709551616", "manual_seed must be below 9223372036854775808"),
         ("name=''", "name is that of the run's folder"),
         ("name=..", "name is that of the run's folder"),
         ("name=a/b", "name is that of the run's folder"),
