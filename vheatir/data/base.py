@@ -78,11 +78,10 @@ class RestorationDataset(Dataset):
                 raise UserError(f"{key}: is for training; validation and test take whole images, degraded as published")
         self.stages = parse_stages(opt) if self.train else ()
         self.on_device = self._steps(opt)
-        if opt.get("augment", "use_hflip" not in opt and "use_rot" not in opt):
+        flips, turns, all_modes = (self._switch(opt, key) for key in ("use_hflip", "use_rot", "augment"))
+        if all_modes or ("augment" not in opt and "use_hflip" not in opt and "use_rot" not in opt):
             self._modes = range(8)
         else:
-            flips = bool(opt.get("use_hflip"))
-            turns = bool(opt.get("use_rot"))
             self._modes = [mode for mode in range(8) if (flips or not mode & 1) and (turns or not mode & 6)]
         self.source = self._open(opt, "dataroot_gt")
         self.keys = self.source.keys
@@ -101,6 +100,13 @@ class RestorationDataset(Dataset):
             known = ", ".join(sorted(self.STEPS)) or "nothing, the loader does all steps of this data set"
             raise UserError(f"on_device: expected a list of {known}, got {steps!r}")
         return frozenset(steps)
+
+    @staticmethod
+    def _switch(opt: dict, key: str) -> bool:
+        value = opt.get(key)
+        if value not in (True, False, None):  # any text would be true
+            raise UserError(f"{key}: expected true or false, got {value!r}")
+        return bool(value)
 
     @staticmethod
     def _probability(opt: dict, key: str) -> float:

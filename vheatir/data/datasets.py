@@ -40,7 +40,7 @@ class SyntheticDataset(RestorationDataset):
         super().__init__(opt)
         self.gray_probability = self._probability(opt, "gray_probability")
         self.text_probability = self._probability(opt, "text_probability")
-        self.level_map = bool(opt.get("level_map", False))
+        self.level_map = self._switch(opt, "level_map")
 
     def _requirements(self) -> tuple[int, int | None]:
         color_only = self.train and self.in_chans == 3 and self.gray_probability == 0
@@ -48,7 +48,7 @@ class SyntheticDataset(RestorationDataset):
 
     def _subsampling(self, opt: dict) -> list[str]:
         given = opt.get("subsampling") or ["4:2:0"]
-        if not isinstance(given, list) or not set(given) <= SUBSAMPLING.keys():
+        if not isinstance(given, list) or not all(isinstance(one, str) and one in SUBSAMPLING for one in given):
             raise UserError(f"subsampling: expected a list of {', '.join(SUBSAMPLING)}, got {given!r}")
         if "jpeg_approximate" in self.on_device and given != ["4:2:0"]:
             raise UserError(f"subsampling: jpeg_approximate compresses in 4:2:0, got {given!r}; leave one of them out")
@@ -234,6 +234,8 @@ class PairedDataset(RestorationDataset):
         """The clean images of `meta_info_file`; empty without one. BasicSR's LMDBs have a list of their own."""
         if not opt.get("meta_info_file") or self.source.is_lmdb:
             return frozenset()
+        if not isinstance(opt["meta_info_file"], str | Path):
+            raise UserError(f"meta_info_file: expected the name of a file, got {opt['meta_info_file']!r}")
         path = Path(opt["meta_info_file"]).expanduser()
         try:
             lines = path.read_text(encoding="utf-8").splitlines()

@@ -214,6 +214,7 @@ def test_list_and_template_choose_the_pairs(pairs):
         ({}, "8 images have no partner"),
         ({"filename_tmpl": "noisy"}, "filename_tmpl: expected a name with {}"),
         ({**template, "meta_info_file": "none.txt"}, "meta_info_file: none.txt: cannot be read"),
+        ({**template, "meta_info_file": ["a.txt"]}, r"meta_info_file: expected the name of a file, got \['a.txt'\]"),
         ({**template, "meta_info_file": os.devnull}, "meta_info_file: .*: lists no image"),
     ):
         with pytest.raises(UserError, match=message):
