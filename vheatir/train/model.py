@@ -116,7 +116,7 @@ class VHeatIRModel(SRModel):
         """
         if Path(load_path).suffix in (".pth", ".pt"):
             is_resumed = self.opt["path"].get("resume_state")  # by BasicSR's loop: the network and its average differ
-            key = param_key if is_resumed else self.opt["path"].get("param_key_g")
+            key = param_key or "params" if is_resumed else self.opt["path"].get("param_key_g")
             state = self._stored(load_path, key)
         else:
             state, _ = weights.read(load_path)

@@ -295,3 +295,16 @@ def test_a_training_state_that_wants_to_run_code_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"9\.state: cannot be read"):
         train_there(recipe, tmp_path, more=("--auto_resume",))
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_resumed_network_is_never_the_average_whatever_param_key_says(tmp_path):
+    from vheatir.train.model import VHeatIRModel
+
+    states = {"params": {"weight": torch.zeros(2, 3)}, "params_ema": {"weight": torch.ones(2, 3)}}
+    torch.save(states, tmp_path / "net_g_8.pth")
+    model = object.__new__(VHeatIRModel)
+    model.opt = {"path": {"resume_state": "8.state", "param_key_g": None}}
+    network = torch.nn.Linear(3, 2, bias=False)
+    for key, value in ((None, 0), ("params", 0), ("params_ema", 1)):  # as SRModel asks for network and average
+        model.load_network(network, str(tmp_path / "net_g_8.pth"), True, key)
+        assert bool((network.weight == value).all()), key
