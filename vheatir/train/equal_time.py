@@ -93,6 +93,9 @@ def _start(
     if not resume:
         if file.exists():
             raise UserError(f"{file} exists; go on with --resume, or choose another --out")
+        for name in runs:  # of a former comparison, whose result was removed: --resume would take them for this one's
+            for checkpoint in (file.parent / name).glob("iter_*.pt"):
+                checkpoint.unlink()
         return {"metadata": run_metadata(["vheatir", "train", *argv]), **settings, "recipes": runs}
     try:
         result = json.loads(file.read_text(encoding="utf-8"))

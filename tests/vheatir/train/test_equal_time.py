@@ -20,7 +20,7 @@ from vheatir.utils.lock import Lock
 pytest.importorskip("basicsr", reason="training needs BasicSR")
 pytest.importorskip("matplotlib", reason="the comparison draws a figure")
 from vheatir.backbone.training.until import TrainingClock
-from vheatir.train import contestant
+from vheatir.train import contestant, equal_time
 from vheatir.train.command import main
 from vheatir.train.contestant import rate_at
 from vheatir.train.equal_time_report import plot
@@ -271,6 +271,22 @@ def test_networks_of_clips_are_timed_on_clips(recipes, tmp_path, monkeypatch):
     monkeypatch.setattr(VHeatVideoNet, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
     assert main(["--compare", *recipes, "--minutes", "0.005", "--out", str(tmp_path / "out")]) == 0
     assert {shape for shape in seen if shape[2:] == (23, 31)} == {(1, 9, 23, 31)}
+
+
+def test_a_new_comparison_is_not_resumed_from_the_checkpoints_of_a_former_one(recipes, tmp_path, monkeypatch):
+    """Its comparison.json was removed; this one is killed before the first checkpoint of a recipe."""
+    out = tmp_path / "out"
+    kept = out / "plain" / "plain.pth"
+    stale = out / "plain" / "iter_00000099.pt"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    kept.touch()
+    monkeypatch.setattr(equal_time, "train_entry", lambda *_: False)
+    assert main(["--compare", *recipes, *MINUTES, "--out", str(out)]) == 130
+    assert not stale.exists() and kept.exists()
+    stale.touch()
+    assert main(["--compare", *recipes, *MINUTES, "--out", str(out), "--resume"]) == 130
+    assert stale.exists()
 
 
 def test_rate_rises_then_falls_to_the_end_of_the_budget():
