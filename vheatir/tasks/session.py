@@ -147,6 +147,11 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
     return Loop(task, update, until, settings, run_logger), [line]
 
 
+def runs_of(recipe: Any) -> Path:
+    """The folder of all runs; ~ in it is the user's home."""
+    return Path(recipe.path.experiments_root).expanduser()
+
+
 def train(session: TaskSession, argv: list[str], resume: bool) -> int:
     """Train to the end, or until a signal; everything that can be wrong is found before a folder is made.
 
@@ -157,7 +162,7 @@ def train(session: TaskSession, argv: list[str], resume: bool) -> int:
     """
     recipe = session.recipe
     processes = session.processes
-    run, resumed = find_run(processes, Path(recipe.path.experiments_root), recipe.name, resume, session.command)
+    run, resumed = find_run(processes, runs_of(recipe), recipe.name, resume, session.command)
 
     def build() -> tuple[Any, list[str]]:
         report = None if resumed is not None else session.pretrained()
@@ -189,7 +194,7 @@ def best_weights(recipe: Any, otherwise: str = "") -> str:
     Raises:
         UserError: there are none; `otherwise` says what else could be done.
     """
-    best = Path(recipe.path.experiments_root) / recipe.name / "models" / "best.safetensors"
+    best = runs_of(recipe) / recipe.name / "models" / "best.safetensors"
     if not best.is_file():
         raise UserError(f"{best} does not exist; give --weights FILE{otherwise}")
     return str(best)

@@ -161,7 +161,7 @@ def train(
         return path, complete_options(path, options, is_train=True, processes=processes)
 
     path, options = processes.agree(read)
-    root = Path(options["path"].get("experiments_root") or "experiments")
+    root = Path(options["path"].get("experiments_root") or "experiments").expanduser()
     again = auto_resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     goes_on = resume or (again and has_checkpoint(root / options["name"] / "checkpoints"))
     run, resumed = find_run(processes, root, options["name"], goes_on)

@@ -130,6 +130,13 @@ def test_second_run_of_a_name_moves_the_first_aside(train, tmp_path):
     assert str(moved) in (folder / "train.log").read_text()
 
 
+def test_runs_may_be_kept_below_the_home_folder(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    train("path.experiments_root=~/runs", "train.total_iter=1")
+    assert (tmp_path / "home" / "runs" / "tiny" / "models").is_dir() and not (tmp_path / "~").exists()
+
+
 def test_two_runs_in_one_process_keep_their_logs_apart(train, capsys):
     first, second = train(name="first"), train(name="second")
     for folder in (first, second):
