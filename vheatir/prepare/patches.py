@@ -43,15 +43,17 @@ class _Partial:
             self._append([self._first])
 
     def _read(self) -> dict[str, dict[str, Any]] | None:
-        """None where there is nothing to go on with: other settings, or images that have changed since."""
+        """None where there is nothing to go on with: other settings, changed images, or lines that are damaged."""
         try:
             lines = (self.folder / _JOURNAL).read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
         except FileNotFoundError:
             return None
-        records = [json.loads(line) for line in lines]
-        if not records or records[0] != self._first:
+        try:
+            records = [json.loads(line) for line in lines]
+            changed = any(self._stamps.get(record["key"]) != record["stamp"] for record in records[1:])
+        except (ValueError, KeyError, TypeError):
             return None
-        if any(self._stamps.get(record["key"]) != record["stamp"] for record in records[1:]):
+        if not records or records[0] != self._first or changed:
             return None
         (self.folder / _JOURNAL).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return {record["key"]: record for record in records[1:]}
