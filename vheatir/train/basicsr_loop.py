@@ -113,12 +113,12 @@ def parse_options(parse: Callable, root_path: str, is_train: bool = True) -> tup
     initialized_logger.clear()
     try:
         options, arguments = parse(root_path, is_train)
+        options["options_file"] = str(arguments.opt)
+        complete(options)
     except KeyError as error:
         raise UserError(
             f"BasicSR needs {error} in the options, and does not find it; options/smoke.yml has all that it needs"
         ) from error
-    options["options_file"] = str(arguments.opt)
-    complete(options)
     return options, arguments
 
 
@@ -175,8 +175,9 @@ def load_resume_state(options: dict[str, Any]) -> dict[str, Any] | None:
     from basicsr.utils import check_resume
 
     if options["auto_resume"]:
-        states = list(Path(options["path"]["training_states"]).glob("*.state"))
-        newest = max(states, key=lambda path: float(path.stem), default=None)
+        folder = Path(options["path"]["training_states"])
+        states = [path for path in folder.glob("*.state") if path.stem.isdecimal()]
+        newest = max(states, key=lambda path: int(path.stem), default=None)
         if newest is not None:
             options["path"]["resume_state"] = str(newest)
         source = newest

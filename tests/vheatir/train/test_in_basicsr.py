@@ -263,6 +263,8 @@ def test_the_command_in_a_process_of_its_own_and_three_lines_of_python(recipe, t
     "change, message",
     [
         ("path:", "BasicSR needs 'path' in the options"),
+        ("model_type:", "BasicSR needs 'model_type' in the options"),
+        ("network_g:", "BasicSR needs 'network_g' in the options"),
         ("scale: 4 #", "scale: VHeatIRModel restores images at their own size, got 4"),
         ("dataroot", r"(?s)2 of 7 images cannot be used.*cut.png"),
     ],
@@ -277,7 +279,7 @@ def test_what_cannot_be_used_is_said(recipe, tmp_path, change, message, small_ph
             (tmp_path / "images" / name).write_bytes(path.read_bytes()[: 100 if name == "cut.png" else 0])
         text = text.replace(str(small_photos / "train"), str(tmp_path / "images"))
     else:
-        text = text.replace("path:", "# path:") if change == "path:" else f"{change}\n{text}"
+        text = text.replace(change, f"# {change}") if change.endswith(":") else f"{change}\n{text}"
     recipe.write_text(text)
     with pytest.raises(UserError, match=message):
         train_there(recipe, tmp_path)
@@ -285,6 +287,7 @@ def test_what_cannot_be_used_is_said(recipe, tmp_path, change, message, small_ph
 
 def test_a_training_state_that_wants_to_run_code_is_refused(recipe, tmp_path):
     folder = train_there(recipe, tmp_path, "train:total_iter=4")
+    (folder / "training_states" / "my copy.state").touch()
     import pickle
 
     class Hostile:
