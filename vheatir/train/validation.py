@@ -118,7 +118,6 @@ def validate(
         as it is, neither clipped nor rounded.
     """
     processes = processes or Processes()
-    inputs = of_inputs({}) if inputs is None else inputs
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
     records: list[dict[str, Any]] = []
     saved: set[Path] = set()
@@ -129,7 +128,7 @@ def validate(
         sample = dataset[index]
         level = sample["level"][None].to(device) if "level" in sample else None
         output = restore_planes(network, sample["lq"][None].to(device), level, tile, ensemble)
-        record, restored = _scored(sample, output, metrics, inputs)
+        record, restored = _scored(sample, output, metrics, inputs or of_inputs({}))
         return record, None if save_dir is None else restored
 
     for first in range(0, count, processes.world):
