@@ -4,6 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+# Options of data sets that validation and test, which degrade whole images as published, do not read.
+_OF_TRAINING = ("double_probability", "double_quality", "gray_probability", "text_probability")
+
 
 def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
     """Lines for the log.
@@ -21,7 +24,18 @@ def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
                 f"note: {seen} of {len(dataset)} images of datasets.{phase} are trained on too: their scores tell "
                 "nothing about other images, and best.* may be an overfitted network"
             )
+        unused = [key for key in _OF_TRAINING if phase != "train" and dataset.opt.get(key)]
+        if unused:
+            lines.append(
+                f"note: datasets.{phase}: {', '.join(unused)}: for training samples alone; whole images go without"
+            )
     total = options["train"]["total_iter"]
+    lines += [
+        f"note: datasets.train.progressive: the stage of iteration {stage.start} never begins, train.total_iter is "
+        f"{total}"
+        for stage in datasets["train"].stages
+        if stage.start >= total
+    ]
     key, end = _end_of_schedule(options["train"]["scheduler"])
     if end is not None and end > total:
         lines.append(f"note: {key} is {end}, train.total_iter {total}: the learning rate stops short of its fall")

@@ -10,9 +10,11 @@ import yaml
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.data.datasets import JPEGDataset
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest
 from vheatir.train.command import main
+from vheatir.train.notes import notes
 from vheatir.train.registry import register_all
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
@@ -101,6 +103,22 @@ def test_the_log_notes_what_is_seldom_meant(train, small_photos, tmp_path):
     for end, noted in ((1, True), (3, False), (4, False)):
         log = (train(cosine.format(end), "train.total_iter=4", name=f"cosine{end}") / "train.log").read_text()
         assert ("rises again" in log) is noted
+
+
+def test_the_log_notes_options_without_effect(photo_folder):
+    """Stages after the end of the run, and what a validation set does not do to whole images."""
+    common = {"dataroot_gt": str(photo_folder()), "quality": 10, "double_probability": 0.5, "text_probability": 0.1}
+    stages = {"gt_size": 16, "progressive": [{"start_iter": 9, "gt_size": 24}, {"start_iter": 10, "gt_size": 32}]}
+    datasets = {
+        "train": JPEGDataset({**common, **stages, "include": ["*.png"]}),
+        "val": JPEGDataset({**common, "phase": "val", "include": ["*.jpg"]}),
+    }
+    schedule = {"type": "StepLR", "step_size": 5}
+    lines = notes({"train": {"total_iter": 10, "scheduler": schedule}}, datasets)
+    assert lines == [
+        "note: datasets.val: double_probability, text_probability: for training samples alone; whole images go without",
+        "note: datasets.train.progressive: the stage of iteration 10 never begins, train.total_iter is 10",
+    ]
 
 
 def test_written_weights_are_the_average_and_restore_images(train):
