@@ -14,7 +14,7 @@ from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open
 from vheatir.utils.lock import Lock, refuse_if_held
-from vheatir.utils.run_metadata import run_metadata, write_json
+from vheatir.utils.run_metadata import finite, run_metadata, write_json
 
 logger = logging.getLogger("vheatir")
 
@@ -122,7 +122,8 @@ class RunFolder:
         """A killed run has points in its curves that will come again, and may have left half-written files."""
         curves = self.folder / "curves.jsonl"
         if curves.is_file():
-            points = [point for point in map(_parsed, curves.read_text("utf-8").splitlines()) if point is not None]
+            lines = curves.read_text("utf-8").splitlines()
+            points = [finite(point) for point in map(_parsed, lines) if point is not None]
             kept = [point for point in points if point["iteration"] <= iteration]
             with atomic_open(curves) as file:
                 for point in kept:
@@ -141,8 +142,8 @@ class RunFolder:
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
 
     def log_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Add a line to curves.jsonl and points to TensorBoard."""
-        point = {"iteration": iteration, **scalars}
+        """Add a line to curves.jsonl, with null for infinite numbers and NaN, and points to TensorBoard."""
+        point = finite({"iteration": iteration, **scalars})
         if point in self._logged:  # an evaluation after the checkpoint, which the run was killed before it could note
             return
         with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:

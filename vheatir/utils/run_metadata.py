@@ -113,7 +113,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written, as on a full disk.
     """
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         with atomic_open(path) as file:
             file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes what JSON escapes it to
@@ -121,11 +121,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value with None in place of the numbers that JSON does not know, at any depth of tables and lists."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
