@@ -90,7 +90,8 @@ def completed(table: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str,
     """A data set's options with what others say too: the run's seed, and the network's channels."""
     network = options["network_g"]
     channels = network.get("in_chans", network.get("num_in_ch", 3))  # BasicSR's networks have the latter
-    return {"seed": options["manual_seed"], "in_chans": channels, **table}
+    given = {key: value for key, value in table.items() if value is not None}  # null means the default
+    return {"seed": options["manual_seed"], "in_chans": channels, **given}
 
 
 def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, Any]) -> None:

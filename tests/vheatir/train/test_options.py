@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
+from vheatir.data.datasets import GaussianNoiseDataset
 from vheatir.errors import UserError
-from vheatir.train.build import complete_options
+from vheatir.train.build import complete_options, completed
 from vheatir.train.options import read_options
 from vheatir.utils.recipes import find_options, load_table
 
@@ -78,10 +79,19 @@ def test_the_consistency_loss_is_refused_with_other_subsampling_than_its_own(rec
 def test_null_means_the_default(recipe):
     options = read_options(recipe, ["train.ema_decay=~", "val.tile=null"])
     assert "ema_decay" not in options["train"] and "tile" not in options["val"]
+    keys = ("augment", "seed", "in_chans", "cache", "gray_probability", "level_map", "exclude", "io_backend")
+    options = read_options(recipe, [f"datasets.train.{key}=null" for key in keys])
+    table = {**options["datasets"]["train"], "phase": "train"}
+    found, default = (
+        GaussianNoiseDataset(completed(one, options | {"manual_seed": 7}))
+        for one in (table, {key: value for key, value in table.items() if value is not None})
+    )
+    assert found.seed == default.seed == 7 and found.in_chans == default.in_chans == 3
+    assert list(found._modes) == list(default._modes) == list(range(8))
     top = ("manual_seed", "threads", "num_gpu", "scale", "find_unused_parameters", "logger", "dist_params")
     options = read_options(recipe, [f"{key}=~" for key in top])
-    completed = complete_options(recipe, options, is_train=True)
-    assert completed["manual_seed"] == 0 and completed["scale"] == 1 and completed["logger"] == {}
+    filled = complete_options(recipe, options, is_train=True)
+    assert filled["manual_seed"] == 0 and filled["scale"] == 1 and filled["logger"] == {}
 
 
 @pytest.mark.parametrize(
