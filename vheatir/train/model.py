@@ -409,7 +409,8 @@ class VHeatIRModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Go on from BasicSR's file of optimizer and schedules; the weights come by `path.pretrain_network_g`."""
         super().resume_training(resume_state)
-        self.update.scaler.load_state_dict(resume_state.get("scaler", {}))
+        if scaler := resume_state.get("scaler"):  # none, or empty, where the run had no fp16 until now
+            self.update.scaler.load_state_dict(scaler)
 
 
 def _check_metric(where: str, table: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,3 +312,18 @@ def test_a_resumed_network_is_never_the_average_whatever_param_key_says(tmp_path
     for key, value in ((None, 0), ("params", 0), ("params_ema", 1)):  # as SRModel asks for network and average
         model.load_network(network, str(tmp_path / "net_g_8.pth"), True, key)
         assert bool((network.weight == value).all()), key
+
+
+@pytest.mark.parametrize("state", [{}, {"scaler": {}}], ids=["of SRModel", "without fp16"])
+def test_a_run_without_fp16_goes_on_with_it(state):
+    from vheatir.train.model import VHeatIRModel
+
+    model = object.__new__(VHeatIRModel)
+    model.optimizers = model.schedulers = []
+    model.update = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    model.resume_training({"optimizers": [], "schedulers": [], **state})
+    assert model.update.scaler.get_scale() == 8
+    model.resume_training(
+        {"optimizers": [], "schedulers": [], "scaler": model.update.scaler.state_dict() | {"scale": 4.0}}
+    )
+    assert model.update.scaler.get_scale() == 4
