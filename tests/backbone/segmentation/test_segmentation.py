@@ -1,6 +1,8 @@
 """Windows, scores and heads of segmentation against what they are defined as; label maps and bad data."""
 
 import colorsys
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -224,6 +226,29 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
     assert seen == {1, 2}
     again = samples[3, 7]
     assert all(torch.equal(a, b) for a, b in zip(samples[3, 7], again, strict=True))
+
+
+def test_linked_folders_are_read_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    root = dense_data.make_label_maps(tmp_path / "set")
+    more = dense_data.make_label_maps(tmp_path / "more")
+    for kind in ("images", "labels"):
+        (root / kind / "train" / "linked").symlink_to(more / kind / "train")
+        (root / kind / "train" / "itself").symlink_to(root / kind / "train")
+    data = SegmentationData(str(root), num_classes=3)
+    pairs, problems = find_pairs(data, True)
+    assert not problems
+    assert sorted(pair.image.parent.name for pair in pairs) == ["linked"] * 6 + ["train"] * 6
+    (root / "labels" / "train" / "linked").unlink()
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("linked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"train/linked: the folder cannot be read: Permission denied"):
+        find_pairs(data, True)
 
 
 def test_hues_turn_by_up_to_a_tenth_of_the_circle_as_published():
