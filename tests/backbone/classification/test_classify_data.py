@@ -1,5 +1,6 @@
 """Data of classification: readers agree, batches are a function of the step, what is wrong is named."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
 from vheatir.backbone.classification.task import scored
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.errors import UserError
@@ -55,6 +57,32 @@ def test_a_zip_keeps_in_memory_what_it_is_told_to(images):
             part[2]
     finally:
         (images / "gone.zip").rename(images / "train.zip")
+
+
+@pytest.mark.parametrize("cache", ["none", "full"])
+@pytest.mark.parametrize(
+    "place, byte, said",
+    [  # of the first member's local header, whose name has 10 characters: its bytes begin at 40
+        (40, 0xFF, "damaged in the archive: .*invalid block type"),
+        (60, 0xFF, "damaged in the archive: "),
+        (6, 0x01, "cannot be unpacked: .*password"),
+    ],
+)
+def test_a_damaged_or_locked_member_of_a_zip_is_named(tmp_path, cache, place, byte, said):
+    root = small.make_images(tmp_path / "set", train=3, val=1)
+    small.make_lists(root)
+    with zipfile.ZipFile(root / "train.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("red/00.png", np.random.default_rng(0).bytes(2000))
+    (root / "train_map.txt").write_text("red/00.png\t0\n")
+    content = bytearray((root / "train.zip").read_bytes())
+    content[place] = byte
+    if place == 6:  # which the list at the end says again
+        content[content.index(b"PK\x01\x02") + 8] = byte
+    (root / "train.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train\.zip@/red/00\.png: .*{said}"):
+        sample = Samples(make_reader(ClassificationData(str(root), "zip", cache=cache), "train"), to_tensor, 3)[0]
+        assert isinstance(sample, DataError)
+        raise sample
 
 
 def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
