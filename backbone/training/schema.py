@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vheatir.backbone.training.precision import AMP_TYPES
@@ -44,6 +45,10 @@ NotNegative = at_least(0)
 Ascending = Rule("must be two numbers above 0, the smaller one first", lambda pair: 0 < pair[0] <= pair[1])
 Share = Rule("must lie between 0 and 1", lambda value: 0 <= value <= 1)
 Amp = one_of(*AMP_TYPES)
+FolderName = Rule(
+    "must be that of the run's folder, without / and not ..; path.experiments_root says where it lies",
+    lambda name: PurePath(name).name == name and name not in ("", ".."),
+)
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Logger:
 class RunSection:
     """What every recipe has."""
 
-    name: str
+    name: Annotated[str, FolderName]
     logger: Logger = field(default_factory=Logger)
     manual_seed: Annotated[int, NotNegative] = 0
     device: Annotated[str, one_of("auto", "cpu")] = "auto"

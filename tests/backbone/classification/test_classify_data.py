@@ -220,6 +220,8 @@ def _weights(folder: Path) -> Path:
         ("data.batch_size=64", r"15 training images are fewer than the 128 of a step"),
         ("data.batch_size=0", r"data\.batch_size must be above 0"),
         ("data.reader=tape", r"data\.reader must be one of folder, list, zip, tar"),
+        ("name=sweep/first", r"name must be that of the run's folder, without / and not \.\.; .*, got 'sweep/first'"),
+        ("name=..", r"name must be that of the run's folder"),
         ("data.cache=full", r"data\.cache full keeps a ZIP's bytes in memory, but data\.reader is folder"),
         ("data.root=nowhere", r"data\.root nowhere: no such folder"),
         ("data.train=training", r"has no folder 'training'; folders there: meta, train, val"),
