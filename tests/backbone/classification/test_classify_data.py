@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
@@ -13,7 +14,7 @@ from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.dataset import Samples
-from vheatir.backbone.classification.optimizer import make_optimizer, scaled_lr
+from vheatir.backbone.classification.optimizer import make_lr_schedule, make_optimizer, scaled_lr
 from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
@@ -21,6 +22,7 @@ from vheatir.backbone.classification.task import scored
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
+from vheatir.backbone.training.update import Update
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -277,6 +279,20 @@ def test_bad_data_are_named(tmp_path, reader, file, content, message):
     recipe = small.make_recipe(tmp_path, root, data={"reader": reader})
     with pytest.raises(UserError, match=message):
         main(["-opt", str(recipe)])
+
+
+@pytest.mark.parametrize("scheduler", ["vheat", "cosine"])
+def test_rates_that_scale_with_the_batch_go_on_with_another_one(scheduler):
+    train = ClassificationTrain(epochs=3, warmup_epochs=1, scheduler=scheduler, lr_for_batch=8)
+    updates = []
+    for images in (8, 16):
+        model = nn.Linear(3, 3)
+        optimizer = make_optimizer(train, model, images)
+        set_lr = make_lr_schedule(train, optimizer, 5, images)
+        updates.append(Update(model, optimizer))
+    updates[1].load_state(updates[0].state())
+    set_lr(5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * train.lr, rel=0.3)
 
 
 def test_a_recipe_needs_its_sections():
