@@ -248,6 +248,16 @@ def _weights(folder: Path) -> Path:
         ("train.warmup_epochs=9", r"train\.warmup_epochs is 9, more than train\.epochs"),
         ("model.name=vheat_huge", r"model: vheat_huge cannot be built"),
         ("model.dimz=8", r"model: vheat_tiny cannot be built .*dimz"),
+        (
+            "model.resize=best",
+            r"model: vheat_tiny cannot be built .*unknown resize mode 'best'; known: exact, published",
+        ),
+        (
+            "model={name: unified_swin_micro, num_classes: 3, mixer_args: {num_heads: [1, 2]}}",
+            r"model: unified_swin_micro cannot be built .*mixer_args\.num_heads needs a value for each of 4 stages",
+        ),
+        ("model={name: vgg11, num_classes: 3, grad_checkpointing: true}", r"vgg11 cannot be built .*not supported"),
+        ("model={name: resnet18, num_classes: 3, act_layer: relux}", r"resnet18 cannot be built .*unknown 'relux'"),
         ("model.num_classes=2", r"train: 3 classes, but the model has 2; set model\.num_classes .*red"),
         ("path.finetune=none.pth", r"no checkpoint none\.pth"),
     ],
