@@ -1,5 +1,6 @@
 """Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
 
+import errno
 import json
 import re
 import subprocess
@@ -412,6 +413,19 @@ def test_what_cannot_work_is_said_before_a_folder_is_made(command, change, messa
     with pytest.raises(UserError, match=message):
         MAINS[command](["-opt", recipe])
     assert not (tmp_path / "runs" / "refused").exists()
+
+
+def test_files_that_may_not_be_read_are_named(recipes, tmp_path, monkeypatch):
+    read = Path.read_bytes
+
+    def refused(path):
+        if path.name == "train.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"recipe\.yml: .*train\.json: Permission denied$"):
+        detect(["-opt", recipes("detect", tmp_path)])
 
 
 def test_lists_of_nothing_are_taken_where_they_mean_something():
