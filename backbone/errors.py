@@ -17,7 +17,9 @@ class DataError(ValueError):
 
 @contextmanager
 def as_user_error(where: str = "") -> Iterator[None]:
-    """Turn a `ValueError` or `FileNotFoundError` of the backbone, which states what the user gave, into a `UserError`.
+    """Turn an error of the backbone that states what the user gave into a `UserError`.
+
+    These are ValueError and FileNotFoundError, and an OSError that names its file, such as one that may not be read.
 
     Args:
         where: file or option that goes before the message; "" for none.
@@ -26,5 +28,10 @@ def as_user_error(where: str = "") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    except (ValueError, OSError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # of a stream, or of the system
+        raise UserError(f"{where}: {text}" if where else text) from error

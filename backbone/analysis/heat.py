@@ -49,15 +49,20 @@ def spread(response: Tensor) -> Tensor:
 
 
 def mean_diffusivity(decay: Tensor) -> Tensor:
-    """(C,) diffusivity k in squared pixels, the mean over all frequencies but 0; 0 for maps of one pixel.
+    """(C,) diffusivity k in squared pixels; 0 for maps of one pixel.
 
-    Found from decay = exp(-k (w_h^2 + w_w^2)), which folded networks keep in place of k.
+    Found from decay = exp(-k (w_h^2 + w_w^2)), which folded networks keep in place of k: the mean over the frequencies
+    but 0 whose decay the type of the numbers can tell from zero; where it can for none, the least k that fits.
     """
     if decay.shape[0] * decay.shape[1] == 1:
         return decay.new_zeros(decay.shape[2])
     squared = squared_frequencies(*decay.shape[:2], device=decay.device).flatten()[1:, None]
-    remains = decay.double().flatten(0, 1)[1:].clamp(min=torch.finfo(decay.dtype).tiny)
-    return (-remains.log() / squared).mean(0)
+    least = torch.finfo(decay.dtype).tiny
+    remains = decay.double().flatten(0, 1)[1:]
+    k = -remains.clamp(min=least).log() / squared
+    held = remains >= least  # of the others only a bound is known, which would make the mean too small
+    mean = (k * held).sum(0) / held.sum(0)
+    return torch.where(held.any(0), mean, k.amax(0))
 
 
 def quantiles(values: Tensor) -> list[float]:

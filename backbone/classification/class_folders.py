@@ -17,6 +17,7 @@ import numpy as np
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
+from vheatir.backbone.data.folders import files_below
 from vheatir.backbone.data.pixels import has_image_suffix, is_image, starts_as_image
 from vheatir.backbone.data.text_files import read_json, read_text
 
@@ -54,13 +55,9 @@ def folder_classes(folder: Path) -> list[str]:
 def _folder_contents(folder: Path) -> Contents:
     images = []
     others = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        for name in files:
-            if not _hidden(name):
-                path = Path(place, name)
-                relative = path.relative_to(folder).as_posix()
-                (images if is_image(path) else others).append(relative)
+    for path in files_below(folder, _hidden):
+        relative = path.relative_to(folder).as_posix()
+        (images if is_image(path) else others).append(relative)
     return Contents(_ordered(images), _ordered(others), folder_classes(folder))
 
 

@@ -3,8 +3,10 @@
 import importlib.util
 import io
 import logging
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,14 +140,20 @@ class ZipReader(Reader):
         ends = np.cumsum([0, *(sizes[self.samples[index][0]] for index in keep)])
         self._bytes = np.empty(ends[-1], np.uint8)
         for index, start, end in zip(keep, ends[:-1], ends[1:], strict=True):
-            self._bytes[start:end] = np.frombuffer(self._read(index), np.uint8)
+            try:
+                content = self._read(index)
+            except OSError as error:
+                raise ValueError(f"{self.filename(index, absolute=True)}: {error}") from error
+            self._bytes[start:end] = np.frombuffer(content, np.uint8)
             self._kept[index] = (int(start), int(end))
 
     def _read(self, index: int) -> bytes:
         try:
             return self._zip().read(self.samples[index][0])
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise OSError(f"damaged in the archive: {error}") from error
+        except RuntimeError as error:  # an unknown compression, or a password
+            raise OSError(f"cannot be unpacked: {error}") from error
 
     def __getitem__(self, index: int):
         start, end = self._kept.get(index, (0, 0))

@@ -57,19 +57,22 @@ class Stream(Streamed):
     def __len__(self) -> int:
         return self.size
 
-    def open(self, training: bool, seed: int = 0, batch: int = 1) -> Any:
+    def open(self, training: bool, seed: int = 0, batch: int = 1, rank: int = 0, world: int = 1) -> Any:
         """A reader at its beginning; in training it gives this process's share of the shards, shuffled.
 
         Args:
             training: shuffle, and give this process's share alone.
             seed: of the order.
             batch: images of a batch of this process.
+            rank: of this process, where it gets a share.
+            world: how many processes there are.
         """
         how: dict[str, Any] = {"is_training": training, "seed": seed % 2**31, "batch_size": batch}
         reader = open_timm_reader(self.data, self.split, **how)
-        if not training:  # each process picks its images itself: shares of shards would be uneven
-            reader.dist_rank = 0
-            reader.dist_num_replicas = 1
+        # In evaluation each process picks its images itself: shares of shards would be uneven. The reader asks
+        # torch.distributed for its own share, of which loader processes that are not forked know nothing.
+        reader.dist_rank = rank
+        reader.dist_num_replicas = world
         return reader
 
     def sample(self, image: Image.Image, target: int, seed: int | None = None) -> tuple[Tensor, int] | DataError:
@@ -161,8 +164,8 @@ class StreamedTraining(IterableDataset):
 
     def _epoch(self, epoch: int) -> Iterator[tuple[Image.Image, int]]:
         """Images of an epoch without an end: shards may hold less than a process's share."""
-        seed = mixed(self.plan.seed, epoch)
-        reader = self.stream.open(True, seed, self.plan.batch)
+        plan = self.plan
+        reader = self.stream.open(True, mixed(plan.seed, epoch), plan.batch, plan.rank, plan.world)
         while True:
             count = 0
             for count, one in enumerate(reader, 1):  # noqa: B007 (counted to see that there is one)

@@ -27,7 +27,7 @@ from vheatir.backbone.data.pixels import OfOneChannel, color_statistics
 from vheatir.backbone.dense.image_files import report_problems, undecodable
 from vheatir.backbone.layers.freezing import frozen
 from vheatir.backbone.models.checkpoint import LoadReport, load_checkpoint, read_state, without_prefix
-from vheatir.backbone.models.create import create_model
+from vheatir.backbone.models.create import UNBUILDABLE, create_model, said_by
 from vheatir.backbone.models.pyramid import Pyramid, image_size
 from vheatir.backbone.training.batches import EpochPlan, checked, val_loader
 from vheatir.backbone.training.dataset_task import DatasetTask
@@ -49,14 +49,14 @@ def build_classifier(recipe: ClassificationRecipe) -> nn.Module:
     checkpointing = arguments.pop("grad_checkpointing", False)
     try:
         model = create_model(name, **arguments)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"model: {name} cannot be built from {arguments}: {error}") from error
+        if checkpointing:
+            model.set_grad_checkpointing(True)
+    except UNBUILDABLE as error:
+        raise ValueError(f"model: {name} cannot be built from {recipe.model}: {said_by(error)}") from error
     if model_channels(model) not in (1, 3):
         raise ValueError(f"model.in_chans must be 3 for RGB or 1 for gray images, got {model_channels(model)}")
     if not getattr(model, "num_classes", 0) > 0:
         raise ValueError(f"model.num_classes must be above 0 for a classifier, got {model.num_classes}")
-    if checkpointing:
-        model.set_grad_checkpointing(True)
     return model
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from vheatir.backbone.dense.recipe import DenseRun, check_together
-from vheatir.backbone.training.schema import NotNegative, Positive, Share, fill, one_of
+from vheatir.backbone.training.schema import AllPositive, NotEmpty, NotNegative, Positive, Share, fill, one_of
 
 FORMATS = ("coco", "voc")
 
@@ -33,7 +33,7 @@ class DetectionData:
     train_images: str = "train2017"
     val_images: str = "val2017"
     num_classes: Annotated[int | None, Positive] = None
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...] | None, NotEmpty] = None
     invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"
     batch_size: Annotated[int, Positive] = 2
     workers: Annotated[int, NotNegative] = 4
@@ -56,10 +56,10 @@ class Detector:
 
     masks: bool = True
     channels: Annotated[int, Positive] = 256
-    anchors: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    anchors: Annotated[tuple[int, int, int, int, int], AllPositive] = (32, 64, 128, 256, 512)
     short_side: Annotated[int, Positive] = 800
     long_side: Annotated[int, Positive] = 1333
-    proposals: tuple[int, int] = (1000, 1000)
+    proposals: Annotated[tuple[int, int], AllPositive] = (1000, 1000)
     proposals_nms: Annotated[float, Share] = 0.7
     box_samples: Annotated[int, Positive] = 512
     score: Annotated[float, Share] = 0.05
@@ -78,7 +78,7 @@ class DetectionAugment:
         hflip: probability.
     """
 
-    short_sides: tuple[int, ...] = (800,)
+    short_sides: Annotated[tuple[int, ...], AllPositive] = (800,)
     long_side: Annotated[int, Positive] = 1333
     crop: bool = False
     hflip: Annotated[float, Share] = 0.5

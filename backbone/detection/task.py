@@ -33,8 +33,10 @@ class Detection(DatasetTask):
 
     def __init__(self, annotations: Annotations, masks: bool, workers: int, processes: Processes, device: torch.device):
         super().__init__(processes, device)
-        if not any(record.instances for record in annotations.records):
-            raise ValueError("the evaluation set has no objects; name another one in data.val")
+        instances = [instance for record in annotations.records for instance in record.instances]
+        if all(instance.crowd for instance in instances):
+            what = "no objects but crowds and difficult ones, which do not count" if instances else "no objects"
+            raise ValueError(f"the evaluation set has {what}; name another one in data.val")
         self.annotations = annotations
         self.masks = masks
         self.workers = workers

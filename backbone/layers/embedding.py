@@ -12,6 +12,12 @@ from vheatir.kernels.plain import full_precision
 RESIZE_MODES = ("exact", "published")
 
 
+def check_resize_mode(mode: str) -> None:
+    """ValueError where a mode is none of `RESIZE_MODES`."""
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
+
+
 def _exact_weights(source: int, target: int, like: Tensor) -> Tensor:
     """(target, source) matrix of linear interpolation at index n * source / target, held at the last entry."""
     device = like.device if like.is_cuda else None  # a graph that is captured cannot wait for a copy from the CPU
@@ -37,8 +43,7 @@ def resize_embedding(embedding: Tensor, size: tuple[int, int], mode: str) -> Ten
     Raises:
         ValueError: unknown mode.
     """
-    if mode not in RESIZE_MODES:
-        raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
+    check_resize_mode(mode)
     # An exporter with unknown sides must not ask; resizing to the same size changes nothing.
     if not torch.compiler.is_exporting() and tuple(embedding.shape[:2]) == tuple(size):
         return embedding

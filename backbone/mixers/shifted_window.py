@@ -99,8 +99,8 @@ class WindowAttention(nn.Module):
 class ShiftedWindowBlock(AttentionBlock):
     """Attention in windows, which every odd block of a stage shifts by half a window.
 
-    In a classifier the window is at most the shorter side of the stage's map, and a map of one window is not
-    shifted; both follow the map that comes in, and a dense backbone does neither.
+    In a classifier the window is at most the shorter side of the stage's map at the network's image size, and a map
+    that comes in with a side of one window is not shifted; a dense backbone does neither.
 
     Args:
         dim: channels C.

@@ -7,6 +7,14 @@ from timm import create_model as _create_model
 from vheatir.backbone.models import unified, vheat
 from vheatir.backbone.models.pyramid import Pyramid
 
+# What networks raise for arguments that they do not know or cannot use; timm asserts, and looks names up in tables.
+UNBUILDABLE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def said_by(error: Exception) -> str:
+    """What one of `UNBUILDABLE` says; a name that is in no table is all that Python says of it."""
+    return f"unknown {error}" if isinstance(error, KeyError) else str(error)
+
 
 def list_models() -> list[str]:
     """Names of all backbones of this package."""

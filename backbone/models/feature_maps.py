@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from vheatir.backbone.models.checkpoint import LoadReport, lacks, load_checkpoint, read_state, without_prefix
-from vheatir.backbone.models.create import list_models
+from vheatir.backbone.models.create import UNBUILDABLE, list_models, said_by
 from vheatir.backbone.models.dense_backbones import dense_backbone
 from vheatir.backbone.models.pyramid import Pyramid
 
@@ -69,8 +69,8 @@ def build_features(table: dict) -> nn.Module:
         raise ValueError(f"backbone.name: unknown {name!r}; known: {known}")
     try:
         network = dense_backbone(name, **arguments)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"backbone: {name} cannot be built from {arguments}: {error}") from error
+    except UNBUILDABLE as error:
+        raise ValueError(f"backbone: {name} cannot be built from {arguments}: {said_by(error)}") from error
     if network.in_chans != 3:
         raise ValueError(f"backbone.in_chans must be 3, images are read as RGB, got {network.in_chans}")
     if len(network.out_indices) < len(network.dims):

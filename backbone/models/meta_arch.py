@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
+from vheatir.backbone.layers.embedding import check_resize_mode
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.mixers import BlockPosition, MixerBlock, mixer_named
 from vheatir.backbone.models.heat_pyramid import HeatPyramid
@@ -84,6 +85,7 @@ class MetaArch(HeatPyramid):
         mask_padding: bool = True,
     ):
         super().__init__()
+        check_resize_mode(resize)
         self.dims = widths(dims)
         self.depths = tuple(depths)
         self.in_chans = in_chans
@@ -139,9 +141,13 @@ class MetaArch(HeatPyramid):
     ) -> list[nn.Module]:
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
         stages = []
+        named = ((name, mixer_args[name]) for name in self.block_class.per_stage if name in mixer_args)
+        per_stage = {name: values for name, values in named if isinstance(values, Sequence)}
+        for name, values in per_stage.items():
+            if len(values) < len(self.depths):
+                raise ValueError(f"mixer_args.{name} needs a value for each of {len(self.depths)} stages, got {values}")
         for stage, size in enumerate(map_sizes(self.img_size, len(self.dims))):
-            per_stage = {k: v for k, v in mixer_args.items() if k in self.block_class.per_stage}
-            args = {**mixer_args, **{k: v[stage] for k, v in per_stage.items() if isinstance(v, Sequence)}}
+            args = {**mixer_args, **{name: values[stage] for name, values in per_stage.items()}}
             blocks = [
                 self.block_class(
                     self.dims[stage],

@@ -7,6 +7,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
+from vheatir.backbone.layers.embedding import check_resize_mode
 from vheatir.backbone.layers.heat import HeatBlock
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
 from vheatir.backbone.models.checkpoint import checkpoint_filter_fn
@@ -86,6 +87,7 @@ class VHeat(HeatPyramid):
         reach: tuple[float, float] | None = None,
     ):
         super().__init__()
+        check_resize_mode(resize)
         if patch_size != 4:
             raise ValueError(f"the stem of vHeat has patches of 4 pixels, got patch_size {patch_size}")
         self.dims = widths(dims)

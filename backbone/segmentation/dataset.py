@@ -36,8 +36,9 @@ class TrainingViews:
 
     def __init__(self, augment: SegmentationAugment):
         self.augment = augment
-        # Each for half of the images, as published: brightness by up to 32 of 255, hue by up to 18 of 360 degrees.
-        changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 360})
+        # Each for half of the images, as published: brightness by up to 32 of 255, hue by up to 18 of the 180 steps in
+        # which 8-bit HSV images count the circle: 36 degrees.
+        changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 18 / 180})
         self.color = v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], 0.5) for change in changes])
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

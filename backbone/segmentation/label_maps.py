@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vheatir.backbone.data.folders import files_below
 from vheatir.backbone.data.pixels import SUFFIXES, sizes
 from vheatir.backbone.dense.image_files import OTHER_SIZE, Problem, frame_of, read_label_map
 from vheatir.backbone.errors import DataError
@@ -77,7 +78,7 @@ def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list
         if not folder.is_dir():
             wanted = " and ".join(f"{name}/{split}" for name in _FOLDERS[data.layout])
             raise FileNotFoundError(f"{folder}: no such folder; data.layout {data.layout} needs {wanted} in {root}")
-    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in files_below(images) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"{images}: no images ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
@@ -130,7 +131,7 @@ def _report_labels(folder: Path, data: SegmentationData, counts: Tensor, table: 
 
 
 def _others(folder: Path, wanted: set[Path]) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*.png")) if path not in wanted)
+    return (path for path in sorted(files_below(folder)) if path.suffix == ".png" and path not in wanted)
 
 
 def _checked(pair: Pair, table: Tensor) -> tuple[Pair, Problem | None, Tensor]:

@@ -5,9 +5,17 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from vheatir.backbone.dense.recipe import DenseRun, check_together
-from vheatir.backbone.training.schema import Ascending, NotNegative, Positive, Rule, Share, fill, one_of
+from vheatir.backbone.training.schema import (
+    AllPositive,
+    Ascending,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Share,
+    fill,
+    one_of,
+)
 
-AllPositive = Rule("must be numbers above 0", lambda numbers: min(numbers) > 0)
 LAYOUTS = ("ade20k", "cityscapes", "folders")
 # Numbers of Cityscapes' label maps that are classes 0 to 18; all others mean none.
 CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -37,7 +45,7 @@ class SegmentationData:
     train: str | None = None
     val: str | None = None
     num_classes: Annotated[int, Positive] = 150
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...] | None, NotEmpty] = None
     ignore: tuple[int, ...] | None = None
     label_ids: tuple[int, ...] | None = None
     invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"
@@ -58,7 +66,7 @@ class Head:
     """
 
     channels: Annotated[int, Positive] = 512
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    pool_scales: Annotated[tuple[int, ...], AllPositive] = (1, 2, 3, 6)
     dropout: Annotated[float, Share] = 0.1
     aux_channels: Annotated[int, NotNegative] = 256
     aux_weight: Annotated[float, NotNegative] = 0.4

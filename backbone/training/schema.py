@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vheatir.backbone.training.precision import AMP_TYPES
@@ -42,8 +43,14 @@ def one_of(*choices: str) -> Rule:
 Positive = Rule("must be above 0", lambda value: value > 0)
 NotNegative = at_least(0)
 Ascending = Rule("must be two numbers above 0, the smaller one first", lambda pair: 0 < pair[0] <= pair[1])
+AllPositive = Rule("must be numbers above 0", lambda numbers: bool(numbers) and min(numbers) > 0)
+NotEmpty = Rule("must not be empty", bool)
 Share = Rule("must lie between 0 and 1", lambda value: 0 <= value <= 1)
 Amp = one_of(*AMP_TYPES)
+FolderName = Rule(
+    "must be that of the run's folder, without / and not ..; path.experiments_root says where it lies",
+    lambda name: PurePath(name).name == name and name not in ("", ".."),
+)
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Logger:
 class RunSection:
     """What every recipe has."""
 
-    name: str
+    name: Annotated[str, FolderName]
     logger: Logger = field(default_factory=Logger)
     manual_seed: Annotated[int, NotNegative] = 0
     device: Annotated[str, one_of("auto", "cpu")] = "auto"
@@ -86,11 +93,14 @@ def _fits(value: Any, kind: Any) -> bool:
         if not isinstance(value, list | tuple):
             return False
         if parts[-1] is Ellipsis:
-            return len(value) > 0 and all(_fits(one, parts[0]) for one in value)
+            return all(_fits(one, parts[0]) for one in value)
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if kind is float:
         return is_number(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+_MANY = {float: "numbers", int: "whole numbers", str: "texts"}
 
 
 def _name(kind: Any) -> str:
@@ -98,7 +108,7 @@ def _name(kind: Any) -> str:
         return " or ".join(_name(one) for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is tuple:
         parts = get_args(kind)
-        return "a list" if parts[-1] is Ellipsis else f"{len(parts)} numbers"
+        return f"a list of {_MANY[parts[0]]}" if parts[-1] is Ellipsis else f"{len(parts)} {_MANY[parts[0]]}"
     return {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "~"}.get(
         kind, "a table"
     )

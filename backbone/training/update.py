@@ -181,6 +181,8 @@ class Update:
             self.average.network.load_state_dict(state.get("network_ema", state["network"]))
         cycled = any(saved.get("cycle_momentum") for saved in state["schedulers"])
         moving = frozenset({"lr", "betas", "momentum"} if cycled else {"lr"})
+        if not self.schedulers:  # the rates are a function of step and batch, which may be another one now
+            moving |= {"initial_lr"}
         (saved,) = state["optimizers"]
         built = self.optimizer.state_dict()
         # torch would load the state of another optimizer without complaint, and stumble over it later

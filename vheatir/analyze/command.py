@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     one.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="default: exact")
     one.add_argument("--data", required=True, help="folder of the data set")
-    one.add_argument("--reader", default="folder", help="folder, list, zip, tar, or a reader of timm")
+    one.add_argument("--reader", default="folder", help="folder, list, zip, tar, torch/NAME or hfds/NAME")
     one.add_argument("--split", default="val")
     one.add_argument("--limit", type=_positive, help="images, spread over the set; default: all")
     one = parsers["receptive-field"]

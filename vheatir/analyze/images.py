@@ -62,10 +62,18 @@ def view_batches(
 
     Returns:
         The magnitudes of the change, and batches (views, classes) on the model's device.
+
+    Raises:
+        FileNotFoundError, ValueError: the set cannot be read, or its reader gives images in a row only.
     """
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
     described = ClassificationData(data, reader)
+    if described.streamed:
+        raise ValueError(
+            f"--reader {reader} gives images in a row only; views need any image: take folder, list, zip, tar, "
+            "torch/NAME or hfds/NAME"
+        )
     found = make_reader(described, split)
     check_evaluation_classes(found, described, split, model.num_classes)
     samples = Samples(found, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)

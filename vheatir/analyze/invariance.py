@@ -31,7 +31,7 @@ def invariance(
         data: folder of the data set.
         kinds: of changes, of `vheatir.backbone.analysis.invariance.KINDS`.
         protocol: of `vheatir.backbone.analysis.invariance.PROTOCOLS`.
-        reader: folder, list, zip, tar, or a reader of timm.
+        reader: folder, list, zip, tar, torch/NAME or hfds/NAME.
         split: of the data set.
         limit: images, spread over the set; None for all.
         batch: images of a pass.

@@ -12,6 +12,7 @@ from vheatir.analyze.figures import save
 from vheatir.backbone import create_model, list_models, load_checkpoint
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.models.checkpoint_files import stored_model
+from vheatir.backbone.models.create import UNBUILDABLE, said_by
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.errors import UserError
 from vheatir.utils import run_metadata
@@ -45,8 +46,8 @@ class Network:
         given = {key: value for key, value in self.arguments.items() if key not in left_out}
         try:
             model = create_model(name, **given)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{name} cannot be built from {given}: {error}") from error
+        except UNBUILDABLE as error:
+            raise UserError(f"{name} cannot be built from {given}: {said_by(error)}") from error
         if not isinstance(model, Pyramid):
             raise UserError(f"{name} is none of this package's backbones: {', '.join(list_models())}")
         if self.weights is not None and not fresh:

@@ -19,7 +19,8 @@ _logger = logging.getLogger("vheatir")
 def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
     """Write the checkpoint of an iteration and keep the newest `keep` up to it, and that of the iteration `best`.
 
-    Later ones can only be damaged, since the run was resumed before them; they would take the place of whole ones.
+    Those of more steps are damaged ones, before which the run was resumed, or of a run that was resumed with larger
+    batches, whose steps are fewer, the best among them: they would take the place of newer whole ones.
 
     Args:
         folder: of the run's checkpoints.
@@ -33,7 +34,8 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
     with atomic_open(path) as file:
         torch.save(state, file)
     kept = sorted(number for number in _list(folder) if number <= iteration)[-max(keep, 1) :]
-    for old in set(_list(folder)).difference(kept, [best]):
+    kept += [best] if best is not None and best <= iteration else []
+    for old in set(_list(folder)).difference(kept):
         (folder / f"iter_{old:08d}.pt").unlink(missing_ok=True)
     return path
 

@@ -119,16 +119,21 @@ class RunFolder:
         return archived
 
     def _drop_what_came_after(self, iteration: int) -> None:
-        """A killed run has points in its curves that will come again, and may have left half-written files."""
+        """A killed run has points in its curves that will come again, and may have left half-written files.
+
+        They are those behind the last point that the checkpoint knows of. Higher numbers before it are of a run that
+        was resumed with larger batches, whose steps are fewer.
+        """
         curves = self.folder / "curves.jsonl"
         if curves.is_file():
             lines = curves.read_text("utf-8").splitlines()
             points = [finite(point) for point in map(_parsed, lines) if point is not None]
-            kept = [point for point in points if point["iteration"] <= iteration]
+            while points and points[-1]["iteration"] > iteration:
+                points.pop()
             with atomic_open(curves) as file:
-                for point in kept:
+                for point in points:
                     file.write((json.dumps(point) + "\n").encode())
-            self._logged = [point for point in kept if point["iteration"] == iteration]
+            self._logged = [point for point in points if point["iteration"] == iteration]
         for left in self.folder.rglob(f"{TEMPORARY_PREFIX}*.tmp"):
             left.unlink()
 

@@ -60,6 +60,20 @@ def test_a_point_of_heat_spreads_over_its_blur_length(k):
     assert heat.mean_diffusivity(decay).tolist() == pytest.approx([k] * 3)
 
 
+@pytest.mark.parametrize("k", [8.0, 50.0])
+def test_frequencies_of_which_nothing_is_left_do_not_shorten_the_blur(k):
+    decay = decay_map(torch.full((56, 56, 2), k))
+    assert (decay == 0).any()
+    assert heat.mean_diffusivity(decay).tolist() == pytest.approx([k] * 2, rel=1e-5)
+    assert heat.describe_layer(decay)["blur_px"] == pytest.approx([math.sqrt(2 * k)] * 5, rel=1e-5)
+
+
+def test_where_no_frequency_is_left_the_diffusivity_is_the_least_that_fits():
+    decay = decay_map(torch.full((4, 4, 1), 1e4))
+    (k,) = heat.mean_diffusivity(decay).tolist()
+    assert k == pytest.approx(-math.log(torch.finfo(torch.float32).tiny) / (math.pi / 4) ** 2)
+
+
 def test_diffusivity_of_a_map_of_one_pixel_is_nothing():
     assert heat.mean_diffusivity(torch.ones(1, 1, 2)).tolist() == [0, 0]
 

@@ -1,5 +1,7 @@
 """Folders of classes as people have them: numbered by the training set, nothing left out without a word."""
 
+import errno
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -98,6 +100,26 @@ def test_hidden_folders_and_files_are_passed_over(root, reader):
     (root / "train" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     as_tar(root)
     assert targets(root, "train", reader=reader) == want
+
+
+def test_a_link_to_a_folder_above_brings_no_image_twice_or_into_another_class(root):
+    (root / "train" / "red" / "all").symlink_to(root / "train")
+    found = targets(root, "train")
+    assert len(found) == 9 and sorted(found.values()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_folder_that_cannot_be_read_is_refused(root, monkeypatch):
+    save_image(root / "train" / "red" / "closed" / "a.png")
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"red/closed: the folder cannot be read: Permission denied"):
+        targets(root, "train")
 
 
 @pytest.mark.parametrize("reader", ["folder", "tar"])

@@ -1,10 +1,12 @@
 """Data of classification: readers agree, batches are a function of the step, what is wrong is named."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
 
@@ -12,13 +14,15 @@ from torchvision.transforms.functional import to_tensor
 
 from tests.backbone.classification import small
 from vheatir.backbone.classification.dataset import Samples
-from vheatir.backbone.classification.optimizer import make_optimizer, scaled_lr
+from vheatir.backbone.classification.optimizer import make_lr_schedule, make_optimizer, scaled_lr
 from vheatir.backbone.classification.readers import make_reader, read_labels
 from vheatir.backbone.classification.recipe import ClassificationData, ClassificationTrain, read_recipe
 from vheatir.backbone.classification.subset import Subset
 from vheatir.backbone.classification.task import scored
+from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
+from vheatir.backbone.training.update import Update
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -55,6 +59,32 @@ def test_a_zip_keeps_in_memory_what_it_is_told_to(images):
             part[2]
     finally:
         (images / "gone.zip").rename(images / "train.zip")
+
+
+@pytest.mark.parametrize("cache", ["none", "full"])
+@pytest.mark.parametrize(
+    "place, byte, said",
+    [  # of the first member's local header, whose name has 10 characters: its bytes begin at 40
+        (40, 0xFF, "damaged in the archive: .*invalid block type"),
+        (60, 0xFF, "damaged in the archive: "),
+        (6, 0x01, "cannot be unpacked: .*password"),
+    ],
+)
+def test_a_damaged_or_locked_member_of_a_zip_is_named(tmp_path, cache, place, byte, said):
+    root = small.make_images(tmp_path / "set", train=3, val=1)
+    small.make_lists(root)
+    with zipfile.ZipFile(root / "train.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("red/00.png", np.random.default_rng(0).bytes(2000))
+    (root / "train_map.txt").write_text("red/00.png\t0\n")
+    content = bytearray((root / "train.zip").read_bytes())
+    content[place] = byte
+    if place == 6:  # which the list at the end says again
+        content[content.index(b"PK\x01\x02") + 8] = byte
+    (root / "train.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train\.zip@/red/00\.png: .*{said}"):
+        sample = Samples(make_reader(ClassificationData(str(root), "zip", cache=cache), "train"), to_tensor, 3)[0]
+        assert isinstance(sample, DataError)
+        raise sample
 
 
 def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
@@ -192,6 +222,8 @@ def _weights(folder: Path) -> Path:
         ("data.batch_size=64", r"15 training images are fewer than the 128 of a step"),
         ("data.batch_size=0", r"data\.batch_size must be above 0"),
         ("data.reader=tape", r"data\.reader must be one of folder, list, zip, tar"),
+        ("name=sweep/first", r"name must be that of the run's folder, without / and not \.\.; .*, got 'sweep/first'"),
+        ("name=..", r"name must be that of the run's folder"),
         ("data.cache=full", r"data\.cache full keeps a ZIP's bytes in memory, but data\.reader is folder"),
         ("data.root=nowhere", r"data\.root nowhere: no such folder"),
         ("data.train=training", r"has no folder 'training'; folders there: meta, train, val"),
@@ -216,6 +248,16 @@ def _weights(folder: Path) -> Path:
         ("train.warmup_epochs=9", r"train\.warmup_epochs is 9, more than train\.epochs"),
         ("model.name=vheat_huge", r"model: vheat_huge cannot be built"),
         ("model.dimz=8", r"model: vheat_tiny cannot be built .*dimz"),
+        (
+            "model.resize=best",
+            r"model: vheat_tiny cannot be built .*unknown resize mode 'best'; known: exact, published",
+        ),
+        (
+            "model={name: unified_swin_micro, num_classes: 3, mixer_args: {num_heads: [1, 2]}}",
+            r"model: unified_swin_micro cannot be built .*mixer_args\.num_heads needs a value for each of 4 stages",
+        ),
+        ("model={name: vgg11, num_classes: 3, grad_checkpointing: true}", r"vgg11 cannot be built .*not supported"),
+        ("model={name: resnet18, num_classes: 3, act_layer: relux}", r"resnet18 cannot be built .*unknown 'relux'"),
         ("model.num_classes=2", r"train: 3 classes, but the model has 2; set model\.num_classes .*red"),
         ("path.finetune=none.pth", r"no checkpoint none\.pth"),
     ],
@@ -247,6 +289,20 @@ def test_bad_data_are_named(tmp_path, reader, file, content, message):
     recipe = small.make_recipe(tmp_path, root, data={"reader": reader})
     with pytest.raises(UserError, match=message):
         main(["-opt", str(recipe)])
+
+
+@pytest.mark.parametrize("scheduler", ["vheat", "cosine"])
+def test_rates_that_scale_with_the_batch_go_on_with_another_one(scheduler):
+    train = ClassificationTrain(epochs=3, warmup_epochs=1, scheduler=scheduler, lr_for_batch=8)
+    updates = []
+    for images in (8, 16):
+        model = nn.Linear(3, 3)
+        optimizer = make_optimizer(train, model, images)
+        set_lr = make_lr_schedule(train, optimizer, 5, images)
+        updates.append(Update(model, optimizer))
+    updates[1].load_state(updates[0].state())
+    set_lr(5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * train.lr, rel=0.3)
 
 
 def test_a_recipe_needs_its_sections():

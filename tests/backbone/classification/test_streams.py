@@ -14,10 +14,11 @@ from torchvision.transforms.functional import to_tensor
 from tests.backbone.classification import small
 from tests.backbone.classification.test_classify import assert_same_run
 from tests.backbone.stops import interrupted_before
+from vheatir.backbone.classification import streams
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import make_reader
 from vheatir.backbone.classification.recipe import ClassificationData
-from vheatir.backbone.classification.streams import Stream
+from vheatir.backbone.classification.streams import Stream, StreamedTraining
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.batches import EpochPlan, checked, train_loader, val_loader
 from vheatir.errors import UserError
@@ -82,6 +83,23 @@ def test_a_later_start_gives_the_same_batches(shards, workers):
     plan = EpochPlan(48, 4)
     whole = seen(train_loader(stream(shards, TRAIN), plan, 0, 20, workers, False))
     assert seen(train_loader(stream(shards, TRAIN), plan, 14, 20, workers, False)) == whole[14 * 4 :]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shares_of_shards_are_those_of_the_plan(rank, monkeypatch):
+    """Loader processes that are not forked, as by default from Python 3.14 on, know nothing of torch.distributed."""
+
+    class Reader(list):
+        num_samples = 8
+        dist_rank = 0
+        dist_num_replicas = 1
+
+    reader = Reader([("image", 0)])
+    monkeypatch.setattr(streams, "open_timm_reader", lambda *args, **how: reader)
+    plan = EpochPlan(8, 2, rank=rank, world=2)
+    found = StreamedTraining(Stream(ClassificationData("", "wds/x"), "train", to_tensor, 3), plan, 0, 1)
+    assert next(found._epoch(0)) == ("image", 0)
+    assert (reader.dist_rank, reader.dist_num_replicas) == (rank, 2)
 
 
 def test_a_run_on_a_stream_learns_and_goes_on_as_if_it_had_not_stopped(shards, tmp_path):

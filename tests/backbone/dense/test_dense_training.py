@@ -1,5 +1,6 @@
 """Detection and segmentation learn, go on as if they had not stopped, evaluate, draw and count."""
 
+import errno
 import json
 import re
 import subprocess
@@ -14,13 +15,16 @@ pytest.importorskip("pycocotools", reason="detection needs the extra `detection`
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.backbone import dense_data
 from tests.backbone.stops import interrupted_before
+from vheatir.backbone.dense.recipe import make_lr_schedule, make_optimizer
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.detection.recipe import Detector
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.feature_maps import build_features, load_features
+from vheatir.backbone.segmentation.recipe import read_recipe
 from vheatir.detect import main as detect
 from vheatir.errors import UserError
 from vheatir.segment import main as segment
@@ -393,6 +397,12 @@ def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
         ("segment", {"train": {"warmup_steps": 7}}, r"train\.warmup_steps is 7, but the run has 6 steps"),
         ("segment", {"augment": {"ratio": [2.0, 0.5]}}, r"augment\.ratio must be two numbers above 0, the smaller one"),
         ("segment", {"val": {"ratios": [0.5, 0]}}, r"val\.ratios must be numbers above 0"),
+        ("segment", {"data": {"classes": [0, 1, 2]}}, r"data\.classes must be a list of texts, got \[0, 1, 2\]"),
+        ("segment", {"data": {"classes": []}}, r"data\.classes must not be empty, got \[\]"),
+        ("segment", {"head": {"pool_scales": [0, 2]}}, r"head\.pool_scales must be numbers above 0"),
+        ("detect", {"augment": {"short_sides": [0]}}, r"augment\.short_sides must be numbers above 0"),
+        ("detect", {"augment": {"short_sides": []}}, r"augment\.short_sides must be numbers above 0"),
+        ("detect", {"detector": {"anchors": [0, 8, 16, 32, 64]}}, r"detector\.anchors must be numbers above 0"),
         ("segment", {"data": {"ignore": [300]}}, r"data\.ignore must be numbers from 0 to 255.*, got 300"),
         ("segment", {"data": {"layout": "cityscapes"}}, r"num_classes is 3, but data\.layout cityscapes has 19"),
         ("segment", {"path": {"pretrained": "no.pth"}}, r"no checkpoint no\.pth"),
@@ -403,6 +413,33 @@ def test_what_cannot_work_is_said_before_a_folder_is_made(command, change, messa
     with pytest.raises(UserError, match=message):
         MAINS[command](["-opt", recipe])
     assert not (tmp_path / "runs" / "refused").exists()
+
+
+def test_files_that_may_not_be_read_are_named(recipes, tmp_path, monkeypatch):
+    read = Path.read_bytes
+
+    def refused(path):
+        if path.name == "train.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"recipe\.yml: .*train\.json: Permission denied$"):
+        detect(["-opt", recipes("detect", tmp_path)])
+
+
+def test_lists_of_nothing_are_taken_where_they_mean_something():
+    """No number that is ignored, no parameter without decay, no step of the rate."""
+    train = {"epochs": 1, "milestones": [], "no_decay": []}
+    table = {"name": "x", "backbone": {"name": "vheat_tiny"}, "data": {"root": "", "ignore": []}, "train": train}
+    recipe = read_recipe(table)
+    assert recipe.data.ignore == recipe.train.milestones == recipe.train.no_decay == ()
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    optimizer = make_optimizer(recipe.train, model)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4]
+    recipe.train.warmup_steps = 0
+    make_lr_schedule(recipe.train, optimizer, 100, 5)(99)
+    assert optimizer.param_groups[0]["lr"] == recipe.train.lr
 
 
 def test_weights_of_another_network_are_refused(unbroken, recipes, tmp_path):

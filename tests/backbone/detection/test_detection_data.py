@@ -1,6 +1,7 @@
 """Objects are read as they are written down, views keep boxes and masks together, bad data are named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from vheatir.backbone.detection.annotations import read_annotations, read_coco, 
 from vheatir.backbone.detection.dataset import DetectionImages, training_views
 from vheatir.backbone.detection.recipe import DetectionAugment, DetectionData
 from vheatir.backbone.detection.records import decode
+from vheatir.backbone.detection.task import Detection
 from vheatir.backbone.errors import DataError
+from vheatir.backbone.training.processes import Processes
 
 
 @pytest.fixture
@@ -170,6 +173,15 @@ def test_images_without_objects_or_with_crowds_alone_are_no_training(coco):
     annotations = read_coco(coco / "train.json", coco / "train", True)
     assert [record.number for record in annotations.for_training()] == [30, 40, 50, 60]
     assert len(annotations.records) == 6
+
+
+@pytest.mark.parametrize("crowds, said", [(True, "no objects but crowds and difficult ones"), (False, "no objects;")])
+def test_an_evaluation_set_of_which_nothing_counts_is_refused(coco, crowds, said):
+    annotations = read_coco(coco / "val.json", coco / "val", True)
+    for record in annotations.records:
+        record.instances = [replace(one, crowd=True) for one in record.instances] if crowds else []
+    with pytest.raises(ValueError, match=f"the evaluation set has {said}"):
+        Detection(annotations, True, 0, Processes(), torch.device("cpu"))
 
 
 def test_a_damaged_image_is_named(coco):

@@ -1,5 +1,9 @@
 """Windows, scores and heads of segmentation against what they are defined as; label maps and bad data."""
 
+import colorsys
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
+
+from torchvision import tv_tensors
 
 from tests.backbone import dense_data
 from vheatir.backbone.dense.image_files import report_problems
@@ -220,6 +226,43 @@ def test_training_views_keep_labels_on_their_pixels(tmp_path):
     assert seen == {1, 2}
     again = samples[3, 7]
     assert all(torch.equal(a, b) for a, b in zip(samples[3, 7], again, strict=True))
+
+
+def test_linked_folders_are_read_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    root = dense_data.make_label_maps(tmp_path / "set")
+    more = dense_data.make_label_maps(tmp_path / "more")
+    for kind in ("images", "labels"):
+        (root / kind / "train" / "linked").symlink_to(more / kind / "train")
+        (root / kind / "train" / "itself").symlink_to(root / kind / "train")
+    data = SegmentationData(str(root), num_classes=3)
+    pairs, problems = find_pairs(data, True)
+    assert not problems
+    assert sorted(pair.image.parent.name for pair in pairs) == ["linked"] * 6 + ["train"] * 6
+    (root / "labels" / "train" / "linked").unlink()
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("linked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"train/linked: the folder cannot be read: Permission denied"):
+        find_pairs(data, True)
+
+
+def test_hues_turn_by_up_to_a_tenth_of_the_circle_as_published():
+    """By up to 18 of the 180 steps of 8-bit HSV images; red stays red where the three other changes are made."""
+    views = TrainingViews(SegmentationAugment(scale=(8, 8), ratio=(1.0, 1.0), crop=8, hflip=0.0))
+    image = tv_tensors.Image(torch.tensor([200, 40, 40], dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
+    labels = tv_tensors.Mask(torch.zeros(1, 8, 8, dtype=torch.uint8))
+    turned = []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        red, green, blue = (views(image, labels)[0][:, 0, 0] / 255).tolist()
+        turned.append((colorsys.rgb_to_hsv(red, green, blue)[0] + 0.5) % 1 - 0.5)
+    assert min(turned) == pytest.approx(-0.1, abs=0.02) and max(turned) == pytest.approx(0.1, abs=0.02)
+    assert 60 < sum(abs(one) > 0.005 for one in turned) < 120
 
 
 def test_small_images_are_padded_without_labels(tmp_path):

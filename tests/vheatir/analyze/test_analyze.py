@@ -147,6 +147,10 @@ def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
         (["heat", "--model", "vheat_tiny", "--set", "img_size"], r"--set img_size: expected KEY=VALUE"),
         (["heat", "--model", "vheat_tiny", "--set", "dimz=8"], r"vheat_tiny cannot be built .*dimz"),
         (["invariance", "--model", "vheat_tiny", "--data", "nowhere"], r"data\.root nowhere: no such folder"),
+        (
+            ["invariance", "--model", "vheat_tiny", *SIZES, "--data", ".", "--reader", "wds/x"],
+            r"--reader wds/x gives images in a row only",
+        ),
         (["receptive-field", "--model", "vheat_tiny", "--images", "."], r"holds no images"),
         (["receptive-field", "--model", "vheat_tiny", *SIZES, "--stage", "4"], r"has the stages 0 to 3, or -1"),
         (["heat", "--model", "vheat_tiny", *SIZES, "--set", "img_size=4"], r"all of its maps are of one pixel"),

@@ -55,6 +55,15 @@ def test_damaged_ones_ahead_do_not_take_the_place_of_whole_ones(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_00000002.pt", "iter_00000003.pt"]
 
 
+def test_the_best_of_a_run_resumed_with_larger_batches_is_not_taken_for_the_newest(tmp_path):
+    """Half as many steps for the same images: the run goes on from step 10 at step 5."""
+    for iteration in (8, 10):
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=2, best=iteration)
+    for iteration in (6, 7):
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=2, best=10)
+        assert load_latest(tmp_path)["iteration"] == iteration
+
+
 def test_no_folder_and_an_empty_one_hold_no_checkpoint(tmp_path):
     assert load_latest(tmp_path) is None and load_latest(tmp_path / "missing") is None
 
