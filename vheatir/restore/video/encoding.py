@@ -155,7 +155,7 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
             sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in known}
             for one in known:
                 _describe(sound[one.index], one)
-            packets = [_frames(av, segments, video)]
+            packets = [_lasting(_frames(av, segments, video), clip.last * clip.time_base)]
             if sound:
                 packets.append(_sound(source, sound, clip))
             for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
@@ -183,6 +183,17 @@ def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fr
                     time = packet.dts * packet.time_base
                     packet.stream = stream
                     yield time, packet
+
+
+def _lasting(timed: Iterator[tuple[Fraction, Any]], last: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Packets of frames that last until the next one, the last one so many seconds: segments keep times alone."""
+    held = next(timed, None)
+    while held is not None:
+        time, packet = held
+        held = next(timed, None)
+        seconds = last if held is None else held[0] - time
+        packet.duration = round(seconds / packet.time_base)
+        yield time, packet
 
 
 def _sound(source: Any, streams: dict[int, Any], clip: Clip) -> Iterator[tuple[Fraction, Any]]:

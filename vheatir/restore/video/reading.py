@@ -84,6 +84,7 @@ class Clip:
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
         stated: length of the video in seconds, as the file says; None where it does not.
         length: of what was read so far, likewise.
+        last: how long the frame that was read last is shown, in units of the time base.
         jumps: what is added to times, in units of the time base, since the first, second ... place where they begin
             anew, as they do in several .mts files put together.
 
@@ -97,6 +98,7 @@ class Clip:
         self.notes: list[str] = []
         self.damaged: set[int] = set()
         self.length = Fraction(0)
+        self.last = 0
         self.jumps: list[int] = []
         with self._opened() as (container, stream):
             with self._errors("its first frame cannot be decoded"):
@@ -214,7 +216,8 @@ class Clip:
                 self._check_size(frame, number)
                 pts = times.next(frame.pts)
                 begin = min(begin, pts)
-                self.length = (pts + (frame.duration or step) - int(begin)) * self.time_base
+                self.last = frame.duration or step
+                self.length = (pts + self.last - int(begin)) * self.time_base
                 if frame.is_corrupt:
                     self.damaged.add(number)
                 if number >= first:

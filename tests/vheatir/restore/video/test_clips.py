@@ -37,10 +37,11 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
     """A small clip with so many tracks of sound.
 
     `tags` are set on the encoder, `display` on the stream; `flags` are the container's; `tone` is the codec of the
-    sound; `dress` is called with the container.
+    sound; `dress` is called with the container; `last` is how long the last frame is shown.
     """
     display, tone_codec = tags.pop("display", None), tags.pop("tone", "aac")
     dress = tags.pop("dress", None)
+    last = tags.pop("last", None)
     container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
     times = [20 * number for number in range(count)] if times is None else times
     with av.open(str(path), "w", options=container) as output:
@@ -60,7 +61,10 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             frame = rgb.reformat(format=pixel_format, src_color_range=2, dst_color_range=tags.get("color_range"))
             frame.pts, frame.time_base = time, TICKS
             output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        packets = stream.encode(None)
+        if last is not None:
+            packets[-1].duration = round(last * TICKS / packets[-1].time_base)
+        output.mux(packets)
         for tone in tones:
             wave = np.sin(np.arange(2048) / 5)[None]
             if tone_codec == "flac":
@@ -134,6 +138,21 @@ def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
     assert got[2]["tags"] == given[2]["tags"] == (1, 9, 16, 9)
     assert got[2]["aspect"] == Fraction(4, 3)
     assert got[2]["rotation"] == given[2]["rotation"] != 0
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("count", [1, 3, 25])
+def test_the_last_frame_is_shown_as_long_as_it_was(count, suffix, restorer):
+    """As in recordings of a screen, where nothing moves at the end; 25 frames take two segments."""
+    make(f"in{suffix}", count, last=1200, max_b_frames=0)
+    outcome = restore_clip(restorer, Path(f"in{suffix}"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == []
+    lengths = []
+    for name in ("in", "out"):
+        with av.open(f"{name}{suffix}") as container:
+            lengths.append(container.duration / av.time_base)
+    assert lengths[0] == pytest.approx((count - 1) / 30 + 2, abs=2e-3)
+    assert lengths[1] == pytest.approx(lengths[0], abs=2e-3)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
