@@ -204,6 +204,10 @@ def _sound(source: Any, streams: dict[int, Any], clip: Clip) -> Iterator[tuple[F
             index = packet.stream.index
             if clip.jumps:
                 continued[index].set_time(packet)
+            if clip.late:
+                added = round(clip.late * clip.time_base / packet.time_base)
+                packet.dts += added
+                packet.pts = None if packet.pts is None else packet.pts + added
             time = packet.dts * packet.time_base
             packet.stream = streams[index]
             yield time, packet

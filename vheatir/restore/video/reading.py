@@ -84,6 +84,8 @@ class Clip:
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
         stated: length of the video in seconds, as the file says; None where it does not.
         length: of what was read so far, likewise.
+        late: what is added to all times, in units of the time base, where the first one lies before zero, as where the
+            clock of a broadcast runs over; segments and many players know no such times.
         last: how long the frame that was read last is shown, in units of the time base.
         jumps: what is added to times, in units of the time base, since the first, second ... place where they begin
             anew, as they do in several .mts files put together.
@@ -113,6 +115,7 @@ class Clip:
             self.look = self._look(first, stream)
             self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(_USUAL_RATE)
             self.time_base: Fraction = stream.time_base or 1 / self.rate
+            self.late = max(0, -(first.pts or 0))
             self.count = self._count(container, stream)
             self._may_jump = bool(self.av.format.Flags.ts_discont & self.av.format.Flags(container.format.flags))
             # Matroska counts from 0, not from the first frame, and has one length for all streams beside the tags.
@@ -223,7 +226,7 @@ class Clip:
                 if number >= first:
                     with self._errors(f"the colors of frame {number} cannot be converted"):
                         pixels = self._rgb(frame)
-                    yield Frame(pixels, pts, frame.duration or 0)
+                    yield Frame(pixels, pts + self.late, frame.duration or 0)
 
     def _check_size(self, frame: Any, number: int) -> None:
         if (frame.width, frame.height) != (self.look.width, self.look.height):

@@ -36,13 +36,14 @@ def picture(number, size=SIZE):
 def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
     """A small clip with so many tracks of sound.
 
-    `tags` are set on the encoder, `display` on the stream; `flags` are the container's; `tone` is the codec of the
-    sound; `dress` is called with the container; `last` is how long the last frame is shown.
+    `tags` are set on the encoder, `display` on the stream; `container` has the options of the container, `flags` is one
+    of them; `tone` is the codec of the sound; `dress` is called with the container; `last` is how long the last frame
+    is shown.
     """
     display, tone_codec = tags.pop("display", None), tags.pop("tone", "aac")
     dress = tags.pop("dress", None)
     last = tags.pop("last", None)
-    container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
+    container = tags.pop("container", {}) | ({"movflags": tags.pop("flags")} if "flags" in tags else {})
     times = [20 * number for number in range(count)] if times is None else times
     with av.open(str(path), "w", options=container) as output:
         stream = output.add_stream(codec, rate=30, options={"crf": "4"} if codec == "libx264" else {})
@@ -436,6 +437,25 @@ def test_a_clip_that_begins_late_is_whole(name, restorer):
     outcome = restore_clip(restorer, Path(name), Path("out.mkv"), FileOptions())
     assert outcome.notes == []
     assert read("out.mkv")[0][0] == 5
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_times_before_zero_are_moved_with_the_sound(suffix, restorer):
+    """As FFmpeg gives them where the clock of a broadcast runs over; 30 frames take two segments."""
+    times = [20 * number - 100 for number in range(30)]
+    make("in.ts", times=times, sound=True, container={"avoid_negative_ts": "disabled"})
+    outcome = restore_clip(restorer, Path("in.ts"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == []
+    begins = []
+    for name in ("in.ts", f"out{suffix}"):
+        with av.open(name) as container:
+            first = {kind: next(container.demux(**{kind: 0})) for kind in ("video", "audio")}
+            begins.append({kind: float(packet.pts * packet.time_base) for kind, packet in first.items()})
+    assert begins[0]["video"] < 0
+    got = read(f"out{suffix}")
+    assert np.allclose(np.diff([float(time) for time in got[0]]), 1 / 30, atol=1.1e-3) and len(got[0]) == 30
+    late = [begin["audio"] - begin["video"] for begin in begins]
+    assert late[1] == pytest.approx(late[0], abs=2e-3)
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
