@@ -1,5 +1,6 @@
 """Clips through `vheatir.restore`: times, sound, colors and shape kept, memory bounded, gone on with after a stop."""
 
+import os
 import re
 import sys
 from fractions import Fraction
@@ -16,6 +17,7 @@ from vheatir.restore.video import one_clip
 from vheatir.restore.video.formats import RESTORED, written_name
 from vheatir.restore.video.one_clip import restore_clip, windows
 from vheatir.restore.video.reading import Clip
+from vheatir.restore.video.segments import Segments
 from vheatir.restore.workers import Stopped
 
 av = pytest.importorskip("av", reason="clips need PyAV: pip install 'vheatir[video]'")
@@ -238,6 +240,37 @@ def test_a_stopped_run_is_gone_on_with(restorer, monkeypatch):
     assert shares == sorted(shares) and shares[-1] == 1
     whole, resumed = read("whole.mp4"), read("out.mp4")
     assert whole[0] == resumed[0] and np.array_equal(whole[1], resumed[1]) and hidden() == []
+
+
+def test_the_folder_of_segments_is_emptied_under_its_lock(weights, monkeypatch):
+    locked = []
+
+    def check(path):
+        with pytest.raises(UserError, match="in use by"):
+            Segments(Path("out.mp4"), {})
+        locked.append(path.name)
+
+    remove = os.unlink
+    segments = Segments(Path("out.mp4"), {})
+    segments.unfinished().write_bytes(b"frames")
+    segments.finish(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda path, **how: (check(Path(path)), remove(path, **how)))
+        segments.release(remove=True)
+    assert sorted(locked) == ["000000.nut", "lock", "state.json"] and hidden() == []
+
+
+def test_a_clip_is_free_again_after_a_full_disk(restorer, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    make("in.mp4", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vheatir.restore.video.segments.atomic_open", full)
+        with pytest.raises(UserError, match="cannot be written: No space left") as kept:  # and what it refers to
+            restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions())
+    assert restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions()).status == "done"
+    assert kept is not None
 
 
 def test_other_settings_start_anew(restorer, weights, monkeypatch):
