@@ -405,6 +405,19 @@ def test_gray_with_associated_alpha_of_8_bits(tmp_path):
         np.testing.assert_array_equal(out.asarray(), tifffile.imread(path))
 
 
+@pytest.mark.parametrize("head", ["P5 4 1 {}\n", "P5\n# made by\n4 1\n# a camera\n{}\n", "P6\t4\t1 #\n {} "])
+@pytest.mark.parametrize("white", [1, 100, 255, 256, 1023, 4095, 65535])
+def test_white_of_a_pgm_or_ppm_may_be_any_number(head, white):
+    """As 1023 of a sensor with 10 bits, whose images would be nearly black as numbers of 16 bits."""
+    shares = np.array([0, 0.4, 0.8, 1])
+    numbers = np.rint(shares * white).astype(">u2" if white > 255 else np.uint8)
+    colors = 3 if head[1] == "6" else 1
+    data = head.format(white).encode() + np.repeat(numbers, colors).tobytes()
+    got = decode_image(data, "a.pgm").reshape(4, colors)
+    assert np.abs(got - 255 * (numbers / white)[:, None]).max() <= 0.51
+    assert got[3].min() == 255
+
+
 def test_a_jpeg_of_12_bits_says_so(tmp_path):
     with pytest.raises(UserError, match=r"twelve_bit\.jpg: a JPEG of 12 bits per sample.*16-bit PNG or TIFF"):
         open_image(ODD / "restore" / "twelve_bit.jpg")
