@@ -166,7 +166,7 @@ def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, An
     height, width, _ = shape
     info = extras.get("tiff") or info_of(width, height, bit_depth, extras)
     as_float = bit_depth == 32 and info.dtype.startswith("float")
-    return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
+    return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth], bit_depth=bit_depth)
 
 
 def _bmp_with_alpha(array: np.ndarray, dpi: tuple[float, float] | None) -> bytes:

@@ -351,6 +351,20 @@ def test_min_is_white_is_a_image_and_stays_one(tmp_path, dtype, channels, byteor
             np.testing.assert_allclose(out.asarray(), array.squeeze(), atol=1e-3 if dtype == "float16" else 1e-6)
 
 
+@pytest.mark.parametrize("depth", [8, 16, 32])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_min_is_white_in_another_depth(tmp_path, dtype, depth):
+    stored = pixels((5, 7), dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    image = read_image(tmp_path / "a.tif")
+    image.bit_depth = depth
+    write_image(tmp_path / "b.tif", image)
+    got = read_image(tmp_path / "b.tif")
+    assert got.bit_depth == depth and np.abs(got.pixels - image.pixels).max() < 0.51 / (2 ** min(depth, 24) - 1)
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        assert tiff.pages[0].photometric == 0
+
+
 def test_the_float_with_white_as_zero_and_the_signed_bytes(tmp_path):
     path = copied(tmp_path, "restore/miniswhitef32.tif")
     np.testing.assert_allclose(tifffile.imread(again(path)), tifffile.imread(path), atol=1e-6)
