@@ -191,7 +191,7 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         write_heif(file, array, extras, QUALITY, name)
         return
     if kind == "BMP" and array.shape[2] in (2, 4):
-        file.write(_bmp_with_alpha(array, extras.get("dpi")))
+        file.write(_bmp_with_alpha(array, usable_dpi(extras.get("dpi"))))
         return
     options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "comment") if extras.get(name)}
     dpi = usable_dpi(extras.get("dpi"))

@@ -194,6 +194,10 @@ def test_a_resolution_that_no_format_holds_is_left_out(tmp_path, suffix, dpi):
     image = Image(np.full((8, 9, 3), 0.5, np.float32), extras={"dpi": dpi})
     write_image(tmp_path / f"a{suffix}", image)
     assert max(Pillow.open(tmp_path / f"a{suffix}").info.get("dpi", (1, 1))) < 97, "what the libraries write by default"
+    if suffix == ".bmp":  # with alpha it is written by hand
+        image.alpha = image.pixels[..., 0]
+        write_image(tmp_path / "a.bmp", image)
+        assert Pillow.open(tmp_path / "a.bmp").info["dpi"] == (0, 0)
 
 
 def test_what_is_left_out_is_named(tmp_path):
