@@ -13,12 +13,13 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.restore.video.colors import from_rgb
-from vheatir.restore.video.formats import Container
+from vheatir.restore.video.formats import WRITTEN, Container
 from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation
 
 _BETWEEN = "nut"  # container of the segments: it keeps any unit of time
 _DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a stream that stay true
 _LEAST_STEP = Fraction(1, 1000)  # seconds between packets of sound: the unit of Matroska
+_ROOMIEST = (".mkv", ".mov", ".mp4", ".webm")  # what can hold most kinds of sound first
 _OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
 
 
@@ -254,13 +255,13 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
     with av.open(str(clip.path)) as source:
         sound = _known_sound(source)
         for stream in sound:
-            name = stream.codec_context.name
-            try:
-                with av.open(io.BytesIO(), "w", format=container.format) as output:
-                    output.add_stream_from_template(stream, opaque=True)
-                    output.start_encoding()
-            except (av.error.FFmpegError, ValueError) as error:
-                raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
+            refused = _refusal(av, stream, container)
+            if refused is not None:
+                able = (suffix for suffix in _ROOMIEST if not any(_refusal(av, one, WRITTEN[suffix]) for one in sound))
+                suffix = next(able, None)
+                advice = f"write a {suffix} file" if suffix else "convert its sound first, to FLAC in a .mkv file"
+                name = stream.codec_context.name
+                raise UserError(f"{target}: cannot hold sound in {name}; {advice} ({refused})") from refused
         unknown = len(source.streams.audio) - len(sound)
         other = [one.type for one in source.streams if one.type not in ("audio", "video")]
         if "data" in other and "mp4" in source.format.name and source.chapters():
@@ -269,6 +270,17 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
         left = [f"{_streams(unknown)} of sound in a codec that is not known"] if unknown else []
         left += [f"{_streams(len(other))} of neither video nor audio"] if other else []
         return left + ([f"{_streams(more)} of further video"] if more else [])
+
+
+def _refusal(av: Any, stream: Any, container: Container) -> Exception | None:
+    """Why a container cannot hold a stream of sound, by its header; None where it can."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container.format) as output:
+            output.add_stream_from_template(stream, opaque=True)
+            output.start_encoding()
+    except (av.error.FFmpegError, ValueError) as error:
+        return error
+    return None
 
 
 def _streams(count: int) -> str:

@@ -14,7 +14,8 @@ from vheatir.errors import UserError
 from vheatir.restore.jobs import plan_jobs
 from vheatir.restore.one_file import FileOptions
 from vheatir.restore.video import one_clip
-from vheatir.restore.video.formats import RESTORED, written_name
+from vheatir.restore.video.encoding import check_sound
+from vheatir.restore.video.formats import RESTORED, container_of, written_name
 from vheatir.restore.video.one_clip import restore_clip, windows
 from vheatir.restore.video.reading import Clip
 from vheatir.restore.video.segments import Segments
@@ -24,6 +25,7 @@ av = pytest.importorskip("av", reason="clips need PyAV: pip install 'vheatir[vid
 
 SIZE = (32, 48)
 TICKS = Fraction(1, 600)
+RATES = {"pcm_bluray": 48000}  # that are taken
 
 
 def picture(number, size=SIZE):
@@ -55,7 +57,7 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             setattr(stream.codec_context, name, value)
         if display is not None:
             stream.set_display_rotation(display)
-        tones = [output.add_stream(tone_codec, rate=8000) for _ in range(sound)]
+        tones = [output.add_stream(tone_codec, rate=RATES.get(tone_codec, 8000)) for _ in range(sound)]
         if dress is not None:
             dress(output)
         for number, time in enumerate(times):
@@ -70,12 +72,12 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
         output.mux(packets)
         for tone in tones:
             wave = np.sin(np.arange(2048) / 5)[None]
-            if tone_codec == "flac":
+            if tone_codec == "flac" or tone_codec.startswith("pcm"):
                 samples = av.AudioFrame.from_ndarray((wave * 9999).astype(np.int16), "s16", "mono")
                 samples.pts = 0
             else:
                 samples = av.AudioFrame.from_ndarray(wave.astype(np.float32), "fltp", "mono")
-            samples.rate = 8000
+            samples.rate = RATES.get(tone_codec, 8000)
             output.mux(tone.encode(samples))
             output.mux(tone.encode(None))
     return Path(path)
@@ -531,6 +533,29 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, r
     with pytest.raises(UserError, match="--crf must lie between 0 and 51"):
         vheatir.restore("in.mp4", "out.mp4", crf=60)
     assert hidden() == []
+
+
+@pytest.mark.parametrize(
+    ("tone", "suffix", "advice"),
+    [
+        ("amrnb", ".mkv", r"write a \.mov file"),  # of phones, in 3GP
+        ("pcm_mulaw", ".mp4", r"write a \.mov file"),  # of compact cameras, in AVI
+        ("pcm_bluray", ".mkv", r"convert its sound first, to FLAC in a \.mkv file"),  # of camcorders, in MTS
+        ("aac", ".webm", r"write a \.mkv file"),
+    ],
+)
+def test_sound_that_a_container_cannot_hold_is_sent_to_one_that_can(tone, suffix, advice, weights):
+    name = {"amrnb": "in.3gp", "pcm_mulaw": "in.avi", "pcm_bluray": "in.m2ts", "aac": "in.mp4"}[tone]
+    if tone == "amrnb":  # of which there is no encoder
+        data = make("in.mp4", 2, sound=1).read_bytes()
+        Path(name).write_bytes(data.replace(b"mp4a", b"samr").replace(b"esds", b"damr"))
+    else:
+        make(name, 2, sound=1, tone=tone, codec="mpeg4" if name == "in.avi" else "libx264", pixel_format="yuv420p")
+    clip, target = Clip(Path(name), 10**6), Path(f"out{suffix}")
+    with pytest.raises(UserError, match=rf"out\{suffix}: cannot hold sound in {tone}; {advice}"):
+        check_sound(clip, container_of(target), target)
+    if "mov" in advice:
+        assert check_sound(clip, container_of(Path("out.mov")), Path("out.mov")) == []
 
 
 def test_clips_are_taken_by_name_not_out_of_folders(weights, tiny):
