@@ -14,7 +14,7 @@ import numpy as np
 from vheatir.errors import UserError
 from vheatir.restore.video.colors import from_rgb
 from vheatir.restore.video.formats import WRITTEN, Container
-from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation
+from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation, unscaled_range
 
 _BETWEEN = "nut"  # container of the segments: it keeps any unit of time
 _DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a stream that stay true
@@ -92,9 +92,10 @@ class Encoder:
         stored = whole.reformat(
             format=look.pixel_format,
             interpolation=interpolation(self.clip.av),
-            src_color_range=look.coding.color_range,
-            dst_color_range=look.coding.color_range,
+            src_color_range=unscaled_range(look.coding),
+            dst_color_range=unscaled_range(look.coding),
         )
+        stored.color_range = look.coding.color_range
         stored.pts = frame.pts
         stored.time_base = self.clip.time_base
         if frame.duration:

@@ -241,7 +241,8 @@ class Clip:
         if _has_no_differences(frame.format):
             options |= {"dst_color_range": coding.color_range, "dst_colorspace": coding.matrix}
         else:
-            options |= {"src_color_range": coding.color_range, "dst_color_range": coding.color_range}
+            color_range = unscaled_range(coding)
+            options |= {"src_color_range": color_range, "dst_color_range": color_range}
         planes = frame.to_ndarray(**options)
         return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
 
@@ -284,6 +285,14 @@ def _stated(stream: Any, *, by_tag_only: bool) -> Fraction | None:
     if stream.duration and not by_tag_only:
         return stream.duration * stream.time_base
     return None
+
+
+def unscaled_range(coding: Coding) -> int:
+    """The range that swscale is told of both sides, so that it leaves numbers as they are.
+
+    Between 10 and 16 bits it shifts numbers of the limited range by 6 bits, and stretches those of the full one.
+    """
+    return coding.color_range if coding.bits == _EIGHT_BITS else LIMITED
 
 
 def interpolation(av: Any) -> Any:

@@ -14,7 +14,7 @@ from vheatir.errors import UserError
 from vheatir.restore.jobs import plan_jobs
 from vheatir.restore.one_file import FileOptions
 from vheatir.restore.video import one_clip
-from vheatir.restore.video.encoding import check_sound
+from vheatir.restore.video.encoding import Encoder, check_sound
 from vheatir.restore.video.formats import RESTORED, container_of, written_name
 from vheatir.restore.video.one_clip import restore_clip, windows
 from vheatir.restore.video.reading import Clip
@@ -187,6 +187,23 @@ def test_colors_stay_where_nothing_is_restored(matrix, color_range, weights):
     with av.open("in.mp4") as one, av.open("out.mp4") as other:
         planes = [next(container.decode(video=0)).reformat(format="yuv444p").to_ndarray() for container in (one, other)]
     assert np.abs(planes[0].astype(float) - planes[1]).mean() < 1
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2])
+@pytest.mark.parametrize("stored", ["yuv444p", "yuv444p10le"])
+def test_numbers_stay_where_nothing_is_changed(stored, color_range, weights):
+    """Ten bits of the full range, as some cameras write them, among them."""
+    make("in.mkv", 1, pixel_format=stored, codec="ffv1", color_range=color_range, colorspace=1)
+    clip = Clip(Path("in.mkv"), 10**6)
+    assert clip.look.coding[:2] == (1, color_range)
+    got = Encoder(clip, container_of(Path("out.mkv")), 16)._stored(next(clip.frames()))
+    with av.open("in.mkv") as container:
+        given = next(container.decode(video=0))
+    assert got.format.name == stored and int(got.color_range) == color_range
+    kind = np.uint8 if stored == "yuv444p" else np.uint16
+    for one, other in zip(given.planes, got.planes, strict=True):
+        before, after = (np.frombuffer(bytes(plane), kind).reshape(SIZE[0], -1)[:, : SIZE[1]] for plane in (one, other))
+        assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("stored, written", [("gray", "yuv420p"), ("bgr0", "yuv444p"), ("gbrp10le", "yuv444p10le")])
