@@ -16,6 +16,7 @@ from PIL import ImageOps
 from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
 from vheatir.image_io.tiff_exif import ORIENTATION, SHORT, Entry, exif_block, orientation_of
+from vheatir.image_io.write import lost
 
 ODD = Path(__file__).parents[2] / "data" / "odd"
 RNG = np.random.default_rng(0)
@@ -417,6 +418,23 @@ def test_gray_with_associated_alpha_of_8_bits(tmp_path):
     with tifffile.TiffFile(again(path)) as out:
         assert [int(kind) for kind in out.pages[0].extrasamples] == [1]
         np.testing.assert_array_equal(out.asarray(), tifffile.imread(path))
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_texts_of_programs_are_kept_and_their_other_data_named(tmp_path, byteorder):
+    """As electron microscopes write the size of a pixel, which tifffile reads into tables of its own."""
+    texts = {34118: b"\r\nAP_PIXEL_SIZE\r\nPixel Size = 12.5 nm\r\n\0", 34682: b"[Scan]\r\nPixelWidth=1e-9\r\n\0"}
+    texts |= {51123: b'{"PixelSize_um": 0.1}\0', 60001: b"sh\xe9ar\0"}
+    tags = [(code, 2, len(text), text, True) for code, text in texts.items()] + [(60002, 4, 2, (7, 8), True)]
+    options = {"byteorder": byteorder, "metadata": None, "extratags": tags}
+    tifffile.imwrite(tmp_path / "a.tif", pixels((5, 6), "uint16"), **options)
+    stored = open_image(tmp_path / "a.tif")
+    assert stored.notes == ("holds data of a program (tags 60002); left out",)
+    data = again(tmp_path / "a.tif").read_bytes()
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        found = {tag.code: data[tag.valueoffset :][: tag.count] for tag in tiff.pages[0].tags if tag.code > 32768}
+    assert found == texts
+    assert "tags such as IPTC or GeoTIFF are for its own format only; left out" in lost(stored.extras, "PNG")
 
 
 @pytest.mark.parametrize("head", ["P5 4 1 {}\n", "P5\n# made by\n4 1\n# a camera\n{}\n", "P6\t4\t1 #\n {} "])
