@@ -225,6 +225,13 @@ def test_damaged_exif_reaches_a_tiff_as_its_orientation_and_a_note(tmp_path):
     assert any("damaged" in note for note in lost(image.extras, "TIFF")) and not lost(image.extras, "JPEG")
 
 
+def test_light_levels_of_a_png_are_kept(tmp_path):
+    levels = [(b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(range(8)))]
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, *(chunk(*level) for level in levels)))
+    write_image(tmp_path / "b.png", read_image(tmp_path / "a.png"))
+    assert read_image(tmp_path / "b.png").extras["png_chunks"] == levels
+
+
 def test_numbers_that_describe_colors_are_kept_or_named(tmp_path):
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, chunk(b"cICP", bytes([9, 16, 0, 1]))))
     image = read_image(tmp_path / "a.png")
