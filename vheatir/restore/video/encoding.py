@@ -241,6 +241,27 @@ class _Continued:
         packet.pts = packet.dts = self.written = time
 
 
+def check_shape(clip: Clip, container: Container, target: Path) -> None:
+    """Refuse pixels that are not square where they would come out square; before anything is restored.
+
+    H.264 holds their aspect itself. VP9 leaves it to the container, whose field PyAV cannot set.
+
+    Args:
+        clip: the source.
+        container: of the result.
+        target: its file, for messages.
+
+    Raises:
+        UserError: the result would look squeezed.
+    """
+    aspect = clip.look.aspect
+    if container is WRITTEN[".webm"] and aspect not in (None, 1):
+        raise UserError(
+            f"{target}: its pixels, {aspect.numerator}:{aspect.denominator} wide, would be square in a .webm file, and "
+            "the clip would look squeezed; write a .mkv file"
+        )
+
+
 def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
     """What of a source's streams is not kept, in words; before anything is restored.
 

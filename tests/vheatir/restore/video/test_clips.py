@@ -145,6 +145,16 @@ def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
     assert got[2]["rotation"] == given[2]["rotation"] != 0
 
 
+def test_pixels_that_are_not_square_stay_so_or_are_refused(restorer):
+    make("in.mp4", 2, sample_aspect_ratio=Fraction(16, 15))
+    with pytest.raises(UserError, match=r"out\.webm: its pixels, 16:15 wide, would be square.*write a \.mkv file"):
+        restore_clip(restorer, Path("in.mp4"), Path("out.webm"), FileOptions())
+    assert hidden() == [] and not Path("out.webm").exists()
+    make("square.mp4", 2, sample_aspect_ratio=Fraction(1))
+    restore_clip(restorer, Path("square.mp4"), Path("out.webm"), FileOptions())
+    assert read("out.webm")[2]["aspect"] in (None, 1)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("count", [1, 3, 25])
 def test_the_last_frame_is_shown_as_long_as_it_was(count, suffix, restorer):
