@@ -34,17 +34,23 @@ class Encoder:
         crf: constant quality of the encoder; lower is better and larger.
 
     Raises:
-        UserError: this PyAV has no such encoder.
+        UserError: this PyAV has no such encoder, or one that cannot hold the clip's bits.
     """
 
     def __init__(self, clip: Clip, container: Container, crf: float):
         try:
-            clip.av.Codec(container.encoder, "w")
+            codec = clip.av.Codec(container.encoder, "w")
         except clip.av.codec.codec.UnknownCodecError as error:
             raise UserError(
                 f"this PyAV has no encoder {container.encoder}, which {container.format} files need; install PyAV's "
                 "own wheels, or write another kind of file"
             ) from error
+        able = [known.name for known in codec.video_formats or ()]
+        if able and clip.look.pixel_format not in able:
+            raise UserError(
+                f"{clip.path}: the encoder {container.encoder} of this PyAV cannot hold {clip.look.coding.bits} bits "
+                f"({clip.look.pixel_format}) in a {container.format} file; write a .mkv file"
+            )
         self.clip = clip
         self.container = container
         self.crf = crf

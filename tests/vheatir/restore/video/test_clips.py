@@ -145,6 +145,19 @@ def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
     assert got[2]["rotation"] == given[2]["rotation"] != 0
 
 
+def test_ten_bits_are_refused_before_the_work_where_the_encoder_has_eight(restorer):
+    make("in.mkv", 2, pixel_format="yuv420p10le")
+    able = {known.name for known in av.Codec("libvpx-vp9", "w").video_formats}
+    told = []
+    if "yuv420p10le" in able:
+        restore_clip(restorer, Path("in.mkv"), Path("out.webm"), FileOptions())
+        assert read("out.webm")[2]["format"] == "yuv420p10le"
+        return
+    with pytest.raises(UserError, match=r"in\.mkv: the encoder libvpx-vp9.*cannot hold 10 bits.*write a \.mkv file"):
+        restore_clip(restorer, Path("in.mkv"), Path("out.webm"), FileOptions(), told.append)
+    assert told == [] and hidden() == []
+
+
 def test_pixels_that_are_not_square_stay_so_or_are_refused(restorer):
     make("in.mp4", 2, sample_aspect_ratio=Fraction(16, 15))
     with pytest.raises(UserError, match=r"out\.webm: its pixels, 16:15 wide, would be square.*write a \.mkv file"):
