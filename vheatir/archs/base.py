@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,3 +26,12 @@ def middle_planes(planes: Tensor, count: int) -> Tensor:
         count: channels of a frame.
     """
     return planes.narrow(-3, (planes.shape[-3] - count) // 2, count)
+
+
+def is_empty(images: Tensor) -> bool:
+    """Whether a batch holds no image, which many operations cannot take; never so while a network is exported.
+
+    Args:
+        images: (B, C, H, W).
+    """
+    return not torch.compiler.is_exporting() and images.shape[0] == 0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vheatir.archs.base import RestorationNetwork
+from vheatir.archs.base import RestorationNetwork, is_empty
 from vheatir.backbone.layers.common import drop_path_rates, init_linear, to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import RESIZE_MODES, EmbeddingAt
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
@@ -139,6 +139,8 @@ class VHeatIR(RestorationNetwork):
             TypeError: the image is not of a floating type.
         """
         check_inputs(image, level, self.config)
+        if is_empty(image):
+            return image.clone()
         height, width = image.shape[2:]
         planes = F.pixel_unshuffle(self._pad(image), self.downscale)
         if level is not None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vheatir.archs.base import RestorationNetwork
+from vheatir.archs.base import RestorationNetwork, is_empty
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
@@ -258,6 +258,8 @@ class VHeatUNet(RestorationNetwork):
             TypeError: the image is not of a floating type.
         """
         check_inputs(image, level, self.config)
+        if is_empty(image):
+            return image.clone()
         height, width = image.shape[2:]
         planes = self.padded(image)
         if level is not None:

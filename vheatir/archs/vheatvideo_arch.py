@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vheatir.archs import alignment, vheatunet_arch
-from vheatir.archs.base import RestorationNetwork
+from vheatir.archs.base import RestorationNetwork, is_empty, middle_planes
 from vheatir.archs.heat_attention import HeatAttention
 from vheatir.archs.vheatir_arch import check_counts
 from vheatir.archs.vheatunet_arch import GatedBlock, VHeatUNet
@@ -241,6 +241,8 @@ class VHeatVideoNet(RestorationNetwork):
             raise TypeError(f"expected floating point in [0, 1], got {image.dtype}; divide 8-bit images by 255")
         if image.shape[1] == colors:
             return self.image(image)
+        if is_empty(image):
+            return middle_planes(image, colors).clone()
         height, width = image.shape[2:]
         clip = self.image.padded(image).unflatten(1, (self.frames, colors))
         mixed, left, maps = self.mixer(*self.aligned(clip))

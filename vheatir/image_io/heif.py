@@ -12,6 +12,7 @@ import numpy as np
 from PIL import features
 
 from vheatir.errors import UserError
+from vheatir.image_io.avif_items import further_images
 from vheatir.image_io.formats import Encoded, Stored, color_numbers
 from vheatir.image_io.optional import library
 from vheatir.image_io.pillow import decode_with_pillow
@@ -96,8 +97,14 @@ def read_avif(encoded: Encoded) -> Stored:
     if at >= 0:
         extras["cicp"] = color_numbers(*struct.unpack_from(">2H", data, at + 8))
     turned = orientation_of(extras["exif"])
-    depth = 8 if bits == 8 else 16
-    return Stored.of_array(_sixteen_bits(array, bits), depth, suffix=encoded.suffix, extras=extras, orientation=turned)
+    return Stored.of_array(
+        _sixteen_bits(array, bits),
+        8 if bits == 8 else 16,
+        suffix=encoded.suffix,
+        extras=extras,
+        notes=_further_note(further_images(data, array.shape[2:] in ((2,), (4,)))) + _further_data(data),
+        orientation=turned,
+    )
 
 
 def check_writer(name: str) -> None:
@@ -153,9 +160,13 @@ def _left_out(found: Any, info: dict[str, Any], damaged: int) -> tuple[str, ...]
     """
     notes = ("holds metadata of a damaged kind; left out",) if damaged else ()
     others = len(found) - 1 + len(info.get("depth_images") or ()) + sum(map(len, (info.get("aux") or {}).values()))
-    if others:
-        notes += (f"holds {others} further image{'s' * (others > 1)} (such as a gain or depth map); left out",)
-    return notes
+    return notes + _further_note(others)
+
+
+def _further_note(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"holds {count} further image{'s' * (count > 1)} (such as a gain or depth map); left out",)
 
 
 def _further_data(data: bytes) -> tuple[str, ...]:

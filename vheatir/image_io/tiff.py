@@ -47,6 +47,8 @@ _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
 _LAYERS = 37724  # Photoshop's, which show the image as it was
+_PRIVATE = 32768  # numbers from here on are tags that companies and programs have had registered
+_OF_PIXELS = (32995, 32996, 32997, 32998, 33421, 33422)  # alpha, samples, depth and color filters, by private numbers
 
 
 def read(encoded: Encoded) -> Stored:
@@ -97,6 +99,10 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     photometric, sample, extra = _checked(encoded, page)
     profile = page.tags.get(_ICC_PROFILE)
     carried = [page.tags[code] for code in _KEPT if code in page.tags] if encoded.metadata else []
+    if encoded.metadata:
+        texts, others = _of_programs(page)
+        carried += texts
+        notes += (f"holds data of a program (tags {', '.join(map(str, others))}); left out",) if others else ()
     ifds: dict[int, list[Entry]] = {}
     if encoded.metadata and any(code in page.tags for code in POINTERS):
         try:
@@ -122,6 +128,17 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
         orientation=turned if isinstance(turned, int) and 1 <= turned <= 8 else 1,
         notes=notes,
     )
+
+
+def _of_programs(page: tifffile.TiffPage) -> tuple[list[tifffile.TiffTag], list[int]]:
+    """Private tags that nobody here knows: texts, such as those of electron microscopes, and numbers of the others.
+
+    What is no text may hold positions in the file, which would mislead in another one.
+    """
+    known = {*_KEPT, *POINTERS, *_OF_PIXELS, _ICC_PROFILE, _LAYERS}
+    private = [tag for tag in page.tags if tag.code >= _PRIVATE and tag.code not in known]
+    texts = [tag for tag in private if int(tag.dtype) == ASCII]
+    return texts, [tag.code for tag in private if int(tag.dtype) != ASCII]
 
 
 def _bit_depth(sample: tuple[int, int]) -> int:

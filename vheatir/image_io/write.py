@@ -166,7 +166,7 @@ def _tiff_info(shape: tuple[int, int, int], bit_depth: int, extras: dict[str, An
     height, width, _ = shape
     info = extras.get("tiff") or info_of(width, height, bit_depth, extras)
     as_float = bit_depth == 32 and info.dtype.startswith("float")
-    return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth])
+    return replace(info, dtype=info.dtype if as_float else _DTYPES[bit_depth], bit_depth=bit_depth)
 
 
 def _bmp_with_alpha(array: np.ndarray, dpi: tuple[float, float] | None) -> bytes:
@@ -191,7 +191,7 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         write_heif(file, array, extras, QUALITY, name)
         return
     if kind == "BMP" and array.shape[2] in (2, 4):
-        file.write(_bmp_with_alpha(array, extras.get("dpi")))
+        file.write(_bmp_with_alpha(array, usable_dpi(extras.get("dpi"))))
         return
     options = {name: extras[name] for name in ("icc_profile", "exif", "xmp", "comment") if extras.get(name)}
     dpi = usable_dpi(extras.get("dpi"))

@@ -97,7 +97,8 @@ def restore(  # long function: most of it says what its arguments mean
         or "failed"; what is wrong with one file does not stop the others.
 
     Raises:
-        UserError: nothing was begun because of an argument; or, where `output` names a file, that file failed.
+        UserError: nothing was begun because of an argument; or `inputs` is the name of one file, `output` that of its
+            result, and it failed. In a list, one file too has its outcome.
         UnwrittenError: a UserError; all was done, but the manifest could not be written. It has the `results`.
     """
     progress = progress or Progress()

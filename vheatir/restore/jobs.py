@@ -1,18 +1,21 @@
 """Resolve files, folders and globs to pairs of input and output, before any work is done."""
 
 import glob
+import itertools
 import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple, TypeVar
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
 from vheatir.restore.locations import Location, Url, location
 from vheatir.restore.video.formats import RESTORED, is_clip, written_name
 from vheatir.utils.files import files_below, may_be_file, refuse_folder
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 class Job(NamedTuple):
@@ -48,8 +51,8 @@ def plan_jobs(
 
     A file goes to OUT/name; of a folder, every image at any depth, in linked folders too, goes to
     OUT/path-below-that-folder. Clips are taken where they are named or matched by a glob, not out of folders. Hidden
-    files and OUT itself are never found inside a folder or by a glob. Where a format is only read the target has
-    another suffix.
+    files are never found inside a folder or by a glob, nor is OUT, unless the glob looks in OUT itself. Where a format
+    is only read the target has another suffix.
 
     Args:
         inputs: files, folders, globs or fsspec URLs.
@@ -85,6 +88,7 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
     try:
         if glob.has_magic(path) and not file_system.exists(path):
             found = [(name, posixpath.basename(name)) for name in sorted(file_system.glob(path))]
+            path = str(_searched(PurePosixPath(path)))
         elif file_system.isdir(path):
             found = [(name, posixpath.relpath(name, path)) for name in sorted(file_system.find(path))]
         elif file_system.exists(path):
@@ -97,12 +101,14 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
     except Exception as error:  # every file system has errors of its own
         raise UserError(f"{url}: cannot be listed ({type(error).__name__}: {error})") from error
     inside = _full(out)
+    results = None if inside is None else inside.text.rstrip("/") + "/"
+    if results is not None and f"{url.full(path, file_system)}/".startswith(results):  # then OUT is what is asked for
+        results = None
     count = 0
     for name, below in found:
         source = url.full(name, file_system)
         hidden = any(part.startswith(".") for part in below.split("/"))
-        within = inside is not None and source.text.startswith(inside.text.rstrip("/") + "/")
-        if hidden or within:
+        if hidden or (results is not None and source.text.startswith(results)):
             continue
         if source.suffix.lower() not in FORMATS:
             passed_over[source.suffix.lower()] += 1
@@ -125,9 +131,11 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         _check_exists(path)
         yield Job(path, out / written_name(Path(path.name)))
     else:
-        inside = _real(out)
         found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        found = [match for match in found if inside not in (_real(match), *_real(match).parents)]
+        inside = _real(out)
+        searched = Path(os.path.realpath(_searched(path)))
+        if inside not in (searched, *searched.parents):  # else OUT is what is asked for
+            found = [match for match in found if inside not in (_real(match), *_real(match).parents)]
         files = [match for match in found if match.is_file() and match.suffix.lower() in RESTORED]
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
@@ -135,6 +143,11 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         yield from (Job(match, out / written_name(Path(match.name))) for match in files)
         for folder in folders:
             yield from _folder_jobs(folder, out, passed_over)
+
+
+def _searched(pattern: AnyPath) -> AnyPath:
+    """The folder in which a pattern looks: what stands before the first part with `*`, `?` or `[`."""
+    return type(pattern)(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _check_exists(source: Location) -> None:

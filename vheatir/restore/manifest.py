@@ -19,6 +19,8 @@ from vheatir.utils.lock import Lock
 class Manifest:
     """JSON lines {"input", "output", "status", ...}; see `Outcome` for the rest.
 
+    Where paths are relative, "folder" is what they begin in: a manifest may be that of runs in several folders.
+
     The file is replaced as a whole, at the start (with all inputs, those to do as "open") and at the end. In between,
     outcomes are appended to `<name>.journal`, which a later run takes in after a kill. Inputs of earlier runs with the
     same manifest stay in it. One run has it at a time, until `close`.
@@ -54,7 +56,7 @@ class Manifest:
         for job in jobs:
             key = _key(job.source)
             line = self._lines.get(key)
-            if line is not None and _key(line["output"]) != _key(job.target):
+            if line is not None and _key(line["output"], line.get("folder")) != _key(job.target):
                 raise UserError(
                     f"{path}: has {job.source} with the output {line['output']}, which would now be {job.target}; "
                     "give a manifest of its own to each way an input is restored"
@@ -106,14 +108,16 @@ class Manifest:
                 file.write((json.dumps(line) + "\n").encode())
 
 
-def _key(where: Location | str) -> str:
-    """The same for all ways to write one path."""
-    return str(where) if is_url(str(where)) else os.path.abspath(str(where))
+def _key(where: Location | str, folder: str | None = None) -> str:
+    """The same for all ways to write one path, which begins in `folder` where it is relative; None: in this one."""
+    return str(where) if is_url(str(where)) else os.path.abspath(os.path.join(folder or "", str(where)))
 
 
 def _line(job: Job, outcome: Outcome) -> dict[str, Any]:
     facts = {name: value for name, value in asdict(outcome).items() if value or name == "status"}
-    return {"input": str(job.source), "output": str(job.target), **facts}
+    paths = [where for where in job if isinstance(where, Path)]
+    folder = {} if all(path.is_absolute() for path in paths) else {"folder": os.getcwd()}
+    return {"input": str(job.source), "output": str(job.target), **facts, **folder}
 
 
 def _read(path: Path, *, torn: bool) -> dict[str, dict[str, Any]]:
@@ -128,8 +132,9 @@ def _read(path: Path, *, torn: bool) -> dict[str, dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            lines[_key(line["input"])] = {"output": line["output"], "status": line["status"], **line}
-        except (ValueError, TypeError, KeyError) as error:
+            key = _key(line["input"], line.get("folder"))
+            lines[key] = {"output": line["output"], "status": line["status"], **line}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if torn and number == len(texts):
                 break
             raise UserError(f"{path}: line {number} is not one of a manifest; give another file") from error

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ def _available() -> int | None:
 def _group_limits() -> list[int]:
     """What the limits of this process's control groups (containers, batch systems) leave, version 2 and 1.
 
+    A limit may be that of any group above the process's own: batch systems limit a job and put its tasks below.
     Cached files count as used there, until a container that has read much seems full; they make way, and count as free.
     """
     try:
@@ -60,7 +61,8 @@ def _group_limits() -> list[int]:
             cached = ("total_inactive_file", "total_active_file")
         else:
             continue
-        for folder in {Path(root), Path(root + below)}:
+        group = PurePosixPath(below.lstrip("/"))
+        for folder in (Path(root) / above for above in (group, *group.parents)):
             try:
                 numbers = [(folder / name).read_text().strip() for name in (limit, used)]
             except OSError:

@@ -110,9 +110,10 @@ def _table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: expected a table of options, got {type(options).__name__}")
     if "extends" not in options:
         return options
-    base = path.with_name(str(options.pop("extends")))
-    if not base.is_file() or base in (path, *above):
-        raise UserError(f"{path}: extends {base.name}: expected another options file beside it")
+    name = str(options.pop("extends"))
+    base = path.parent / name
+    if Path(name).name != name or not base.is_file() or base in (path, *above):
+        raise UserError(f"{path}: extends {name}: expected another options file beside it")
     return _merged(_table(base, (path, *above)), options)
 
 
@@ -128,10 +129,7 @@ def _override(options: dict[str, Any], text: str, known_sections: Sequence[str])
     name, separator, value = text.partition("=")
     if not separator:
         raise UserError(f"--set {text}: expected a.b=value")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML: {error}") from error
+    parsed = _value(text, value)
     *sections, key = name.split(".")
     target = options
     if sections and sections[0] in known_sections and options.get(sections[0]) is None:
@@ -145,15 +143,22 @@ def _override(options: dict[str, Any], text: str, known_sections: Sequence[str])
 
 
 def key_values(given: Sequence[str]) -> dict[str, Any]:
-    """The arguments of networks that `--set KEY=VALUE` names.
+    """The arguments of networks that `--set KEY=VALUE` names, the values in YAML.
 
     Raises:
-        UserError: one without an equals sign.
+        UserError: one without an equals sign, or a value that is not YAML.
     """
     changes = {}
     for change in given:
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: expected KEY=VALUE, such as --set img_size=64")
-        changes[key] = yaml.safe_load(value)
+        changes[key] = _value(change, value)
     return changes
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error

@@ -1,9 +1,11 @@
 """How speed and memory are measured: interleaved rounds in one process, medians, peak of the allocations."""
 
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _LEAST_ROUNDS = 5
 _MOST_ROUNDS = 201
+_PROFILER_LEVEL = "KINETO_LOG_LEVEL"  # read when the first profiler begins
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
         function()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+    options = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with _quiet_profiler(), torch.profiler.profile(**options) as profiler:
         function()
     kineto: Any = profiler.profiler  # of a torch without stubs for it
     events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
@@ -121,6 +124,19 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
         used += event.nbytes()
         peak = max(peak, used)
     return peak / 2**20
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """No lines of the profiler's own on stderr, such as an error where there is no GPU; a level that is set holds."""
+    if _PROFILER_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_PROFILER_LEVEL] = "99"
+    try:
+        yield
+    finally:
+        del os.environ[_PROFILER_LEVEL]
 
 
 def roofline(device: torch.device, dtype: torch.dtype, clock: str = "wall") -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from vheatir.archs.networks import build
 from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
 
 TINY = {"dim": 8, "depths": (1, 1), "embed_size": 6}
@@ -34,6 +35,30 @@ def test_any_size_comes_back(in_chans, downscale, size):
     with torch.no_grad():
         y = net(x)
     assert y.shape == x.shape and y.dtype == x.dtype and y.isfinite().all() and not torch.equal(x, y)
+
+
+SHAPE = {"dim": 8, "encoder": [1], "middle": 1, "decoder": [1]}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("arch", "arguments", "planes"),
+    [
+        ("VHeatIR", TINY, 3),
+        ("VHeatIR", {**TINY, "downscale": 2}, 3),
+        ("VHeatIR", {**TINY, "downscale": 2, "level_map": True}, 3),
+        ("VHeatUNet", {**SHAPE, "attention": ["heat", "heat"]}, 3),
+        ("VHeatUNet", {**SHAPE, "attention": ["adaptive", "grid"], "level_map": True}, 3),
+        ("VHeatVideoNet", {**SHAPE, "attention": ["none", "heat"]}, 3),
+        ("VHeatVideoNet", {**SHAPE, "attention": ["none", "heat"]}, 15),
+    ],
+    ids=str,
+)
+def test_a_batch_of_no_images_comes_back(arch, arguments, planes, training):
+    net = build(arch, arguments).train(training)
+    level = [torch.zeros(0)] if net.level_map else []
+    y = net(torch.zeros(0, planes, 9, 14), *level)
+    assert y.shape == (0, 3, 9, 14) and y.dtype == torch.float32
 
 
 @pytest.mark.parametrize("downscale", [1, 2, 3])

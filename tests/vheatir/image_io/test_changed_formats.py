@@ -194,6 +194,10 @@ def test_a_resolution_that_no_format_holds_is_left_out(tmp_path, suffix, dpi):
     image = Image(np.full((8, 9, 3), 0.5, np.float32), extras={"dpi": dpi})
     write_image(tmp_path / f"a{suffix}", image)
     assert max(Pillow.open(tmp_path / f"a{suffix}").info.get("dpi", (1, 1))) < 97, "what the libraries write by default"
+    if suffix == ".bmp":  # with alpha it is written by hand
+        image.alpha = image.pixels[..., 0]
+        write_image(tmp_path / "a.bmp", image)
+        assert Pillow.open(tmp_path / "a.bmp").info["dpi"] == (0, 0)
 
 
 def test_what_is_left_out_is_named(tmp_path):
@@ -219,6 +223,13 @@ def test_damaged_exif_reaches_a_tiff_as_its_orientation_and_a_note(tmp_path):
     write_image(tmp_path / "b.tif", image)
     assert open_image(tmp_path / "b.tif").orientation == 6
     assert any("damaged" in note for note in lost(image.extras, "TIFF")) and not lost(image.extras, "JPEG")
+
+
+def test_light_levels_of_a_png_are_kept(tmp_path):
+    levels = [(b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(range(8)))]
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, *(chunk(*level) for level in levels)))
+    write_image(tmp_path / "b.png", read_image(tmp_path / "a.png"))
+    assert read_image(tmp_path / "b.png").extras["png_chunks"] == levels
 
 
 def test_numbers_that_describe_colors_are_kept_or_named(tmp_path):

@@ -16,6 +16,7 @@ from PIL import ImageOps
 from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
 from vheatir.image_io.tiff_exif import ORIENTATION, SHORT, Entry, exif_block, orientation_of
+from vheatir.image_io.write import lost
 
 ODD = Path(__file__).parents[2] / "data" / "odd"
 RNG = np.random.default_rng(0)
@@ -351,6 +352,20 @@ def test_min_is_white_is_a_image_and_stays_one(tmp_path, dtype, channels, byteor
             np.testing.assert_allclose(out.asarray(), array.squeeze(), atol=1e-3 if dtype == "float16" else 1e-6)
 
 
+@pytest.mark.parametrize("depth", [8, 16, 32])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_min_is_white_in_another_depth(tmp_path, dtype, depth):
+    stored = pixels((5, 7), dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    image = read_image(tmp_path / "a.tif")
+    image.bit_depth = depth
+    write_image(tmp_path / "b.tif", image)
+    got = read_image(tmp_path / "b.tif")
+    assert got.bit_depth == depth and np.abs(got.pixels - image.pixels).max() < 0.51 / (2 ** min(depth, 24) - 1)
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        assert tiff.pages[0].photometric == 0
+
+
 def test_the_float_with_white_as_zero_and_the_signed_bytes(tmp_path):
     path = copied(tmp_path, "restore/miniswhitef32.tif")
     np.testing.assert_allclose(tifffile.imread(again(path)), tifffile.imread(path), atol=1e-6)
@@ -403,6 +418,36 @@ def test_gray_with_associated_alpha_of_8_bits(tmp_path):
     with tifffile.TiffFile(again(path)) as out:
         assert [int(kind) for kind in out.pages[0].extrasamples] == [1]
         np.testing.assert_array_equal(out.asarray(), tifffile.imread(path))
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_texts_of_programs_are_kept_and_their_other_data_named(tmp_path, byteorder):
+    """As electron microscopes write the size of a pixel, which tifffile reads into tables of its own."""
+    texts = {34118: b"\r\nAP_PIXEL_SIZE\r\nPixel Size = 12.5 nm\r\n\0", 34682: b"[Scan]\r\nPixelWidth=1e-9\r\n\0"}
+    texts |= {51123: b'{"PixelSize_um": 0.1}\0', 60001: b"sh\xe9ar\0"}
+    tags = [(code, 2, len(text), text, True) for code, text in texts.items()] + [(60002, 4, 2, (7, 8), True)]
+    options = {"byteorder": byteorder, "metadata": None, "extratags": tags}
+    tifffile.imwrite(tmp_path / "a.tif", pixels((5, 6), "uint16"), **options)
+    stored = open_image(tmp_path / "a.tif")
+    assert stored.notes == ("holds data of a program (tags 60002); left out",)
+    data = again(tmp_path / "a.tif").read_bytes()
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        found = {tag.code: data[tag.valueoffset :][: tag.count] for tag in tiff.pages[0].tags if tag.code > 32768}
+    assert found == texts
+    assert "tags such as IPTC or GeoTIFF are for its own format only; left out" in lost(stored.extras, "PNG")
+
+
+@pytest.mark.parametrize("head", ["P5 4 1 {}\n", "P5\n# made by\n4 1\n# a camera\n{}\n", "P6\t4\t1 #\n {} "])
+@pytest.mark.parametrize("white", [1, 100, 255, 256, 1023, 4095, 65535])
+def test_white_of_a_pgm_or_ppm_may_be_any_number(head, white):
+    """As 1023 of a sensor with 10 bits, whose images would be nearly black as numbers of 16 bits."""
+    shares = np.array([0, 0.4, 0.8, 1])
+    numbers = np.rint(shares * white).astype(">u2" if white > 255 else np.uint8)
+    colors = 3 if head[1] == "6" else 1
+    data = head.format(white).encode() + np.repeat(numbers, colors).tobytes()
+    got = decode_image(data, "a.pgm").reshape(4, colors)
+    assert np.abs(got - 255 * (numbers / white)[:, None]).max() <= 0.51
+    assert got[3].min() == 255
 
 
 def test_a_jpeg_of_12_bits_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """HEIC, AVIF and camera RAW: pixels, depth and metadata in and out, results' names, and what to install."""
 
 import io
+import struct
 import sys
 
 import numpy as np
@@ -207,6 +208,72 @@ def test_wide_gamut_of_an_avif_is_told_to_the_png(tmp_path):
     path.write_bytes(avif(10, primaries=9, transfer=16))
     write_image(tmp_path / "b.png", read_image(path))
     assert (b"cICP", bytes([9, 16, 0, 1])) in read_image(tmp_path / "b.png").extras["png_chunks"]
+
+
+def with_items(data, kinds, references):
+    """An AVIF as libavif writes it, with more items of these kinds, from number 10 on, and references of theirs."""
+
+    def box(kind, content):
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    def grown(data, kind, head, added):
+        """`added` in the first box of this kind, behind `head` bytes of its content."""
+        at = data.index(kind) + 4 + head
+        (size,) = struct.unpack_from(">I", data, at - head - 8)
+        before = data[: at - head - 8] + struct.pack(">I", size + len(added)) + data[at - head - 4 : at]
+        return before + added + data[at:]
+
+    entries = b"".join(
+        box(b"infe", struct.pack(">BxxxHH4sx", 2, number, 0, kind)) for number, kind in enumerate(kinds, start=10)
+    )
+    named = b"".join(
+        box(kind, struct.pack(f">HH{len(items)}H", item, len(items), *items)) for kind, item, items in references
+    )
+    count = data.index(b"iinf") + 8
+    data = data[:count] + struct.pack(">H", int.from_bytes(data[count : count + 2]) + len(kinds)) + data[count + 2 :]
+    data = grown(data, b"iinf", 6, entries)
+    if b"iref" in data:
+        data = grown(data, b"iref", 4, named)
+        added = len(entries + named)
+    else:
+        whole = box(b"iref", bytes(4) + named)
+        data = data[: data.index(b"iprp") - 4] + whole + data[data.index(b"iprp") - 4 :]
+        added = len(entries + whole)
+    meta = data.index(b"meta") - 4
+    data = data[:meta] + struct.pack(">I", int.from_bytes(data[meta : meta + 4]) + added) + data[meta + 4 :]
+    first = data.index(b"iloc") + 12  # of entries of 14 bytes, whose positions count from the file's begin
+    for at in range(first + 6, first + 14 * int.from_bytes(data[first - 2 : first]), 14):
+        data = data[:at] + struct.pack(">I", int.from_bytes(data[at : at + 4]) + added) + data[at + 4 :]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds", "references", "count"),
+    [
+        ("RGB", [], [], 0),
+        ("RGBA", [], [], 0),
+        ("RGB", [b"av01", b"tmap"], [(b"dimg", 11, (1, 10))], 1),  # a gain map
+        ("RGBA", [b"av01"], [(b"auxl", 10, (1,))], 1),  # a depth map beside alpha
+        ("RGB", [b"av01", b"av01", b"grid"], [(b"dimg", 12, (10, 11)), (b"thmb", 12, (1,))], 1),  # a thumbnail in parts
+        ("RGB", [b"jpeg", b"av01", b"Exif"], [(b"thmb", 10, (1,)), (b"cdsc", 12, (1,))], 2),
+    ],
+)
+def test_further_images_of_an_avif_are_named(mode, kinds, references, count, tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow knows no AVIF")
+    Pillow.new(mode, (16, 12), (10, 20, 30, 40)[: len(mode)]).save(tmp_path / "plain.avif")
+    data = with_items((tmp_path / "plain.avif").read_bytes(), kinds, references)
+    (tmp_path / "a.avif").write_bytes(data)
+    stored = open_image(tmp_path / "a.avif")
+    plain = open_image(tmp_path / "plain.avif")
+    np.testing.assert_array_equal(stored.rows(0, 12), plain.rows(0, 12))
+    images = f"holds {count} further image{'s' * (count > 1)} (such as a gain or depth map); left out"
+    assert stored.notes == ((images,) if count else ()) and plain.notes == ()
+
+
+def test_a_video_behind_an_avif_is_named(tmp_path):
+    (tmp_path / "a.avif").write_bytes(avif(8) + struct.pack(">I4s", 100, b"mpvd") + bytes(92))
+    assert "holds 100 bytes beside its images" in open_image(tmp_path / "a.avif").notes[0]
 
 
 @pytest.mark.parametrize("orientation", (1, 6))

@@ -246,6 +246,20 @@ def test_the_manifest_keeps_one_line_for_an_input_however_it_is_written(command,
     assert not list(Path().glob("*/**/*.tmp")) and not Path("other/sub").exists()
 
 
+def test_runs_in_several_folders_share_a_manifest(command, tiny, tmp_path, monkeypatch):
+    for _ in range(2):
+        for year in ("2025", "2026"):
+            (tmp_path / year).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / year)
+            tiny.image("a.png")
+            assert command("a.png", "-o", "out", "--manifest", "../list.jsonl") == 0
+        found = lines(tmp_path / "list.jsonl")
+        assert [(Path(line["folder"]).name, line["input"], line["status"]) for line in found] == [
+            ("2025", "a.png", "done"),
+            ("2026", "a.png", "done"),
+        ]
+
+
 def test_a_file_that_is_no_manifest_is_not_replaced(command, tiny, capfd):
     tiny.image("in.png")
     Path("notes.txt").write_text("my notes\n")
@@ -333,7 +347,8 @@ def test_urls_as_inputs_and_output(command, tiny, memory):
         (["memory://bucket/none"], "out", "no such file"),
         (["memory://bucket/in/*.tif"], "out", "no images"),
         (["nonsense://bucket/a.png"], "out", "nonsense"),
-        (["memory://bucket/in"], "memory://bucket/in", "no images"),
+        (["memory://bucket/in"], "memory://bucket/in", "is an input and would be overwritten"),
+        (["memory://bucket/in/*.png"], "memory://bucket/in", "is an input and would be overwritten"),
         (["memory://bucket/in", "memory://bucket/in/a.png", "memory://bucket/two/a.png"], "out", "both be written"),
     ],
     ids=str,

@@ -20,7 +20,7 @@ from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 from vheatir.image_io import Image, read_image, write_image
 from vheatir.restore import restore, workers
-from vheatir.restore.jobs import Job
+from vheatir.restore.jobs import Job, plan_jobs
 from vheatir.restore.restorer import Restorer
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
@@ -155,6 +155,20 @@ def test_results_inside_an_input_folder_are_not_picked_up(command, tmp_path, inp
     for _ in range(2):
         assert command(inputs, "-o", "photos/out", "--overwrite") == 0
     assert below(tmp_path / "photos") == ["a.png", "out/a.png"]
+
+
+@pytest.mark.parametrize("out", ["photos", "."])
+def test_a_pattern_may_look_where_results_go(tmp_path, monkeypatch, out):
+    """As `photos/*.NEF -o .` where no shell expands it."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for name in ("a.NEF", "b.NEF", "c.png"):
+        Path("photos", name).touch()
+    jobs = plan_jobs([f"{tmp_path}/photos/*.NEF"], out)
+    assert jobs == [Job(tmp_path / "photos" / f"{name}.NEF", Path(out, f"{name}.tif")) for name in "ab"]
+    if out == "photos":
+        with pytest.raises(UserError, match=r"c\.png is an input and would be overwritten"):
+            plan_jobs(["photos/*.png"], out)
 
 
 def test_existing_outputs_stay_unless_asked(command, tmp_path, capfd):

@@ -52,16 +52,19 @@ def test_this_machine_tells_how_much_memory_is_free():
 
 @pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="control groups of Linux")
 @pytest.mark.parametrize("version", [1, 2])
-def test_cached_files_of_a_container_count_as_free(version, tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", ["/", "/job_7", "/job_7/step_0/task_0"])
+def test_cached_files_of_a_container_count_as_free(own, version, tmp_path, monkeypatch):
+    """The limit is that of the process's own group, or of one above it, as batch systems set it."""
     folder = tmp_path / "memory" if version == 1 else tmp_path
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
-    folder.mkdir(exist_ok=True)
+    folder = folder / own[1:].partition("/")[0]
+    folder.mkdir(exist_ok=True, parents=True)
     for name, value in zip(names, (400 << 20, 390 << 20), strict=True):
         (folder / name).write_text(f"{value}\n")
     before = "total_" if version == 1 else ""
     figures = {f"{before}inactive_file": 200 << 20, f"{before}active_file": 100 << 20, "anon": 90 << 20}
     (folder / "memory.stat").write_text("".join(f"{name} {value}\n" for name, value in figures.items()))
-    lines = "4:memory:/\n" if version == 1 else "0::/\n"
+    lines = f"4:memory:{own}\n" if version == 1 else f"0::{own}\n"
     read = Path.read_text
     group = Path("/proc/self/cgroup")
     monkeypatch.setattr(

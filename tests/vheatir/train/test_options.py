@@ -297,7 +297,7 @@ def test_a_file_extends_another_one_key_by_key(tmp_path):
     assert table == {"name": "top", "train": {"lr": 2e-3, "steps": [3]}, "val": {"every": 6}}
 
 
-@pytest.mark.parametrize("base", ["none.yml", "self.yml", "loop.yml"])
+@pytest.mark.parametrize("base", ["none.yml", "self.yml", "loop.yml", "../base.yml", "sub/base.yml", ".", "''"])
 def test_a_file_that_extends_nothing_or_itself_is_refused(base, tmp_path):
     (tmp_path / "self.yml").write_text(f"extends: {base}\n")
     (tmp_path / "loop.yml").write_text("extends: self.yml\n")

@@ -13,12 +13,13 @@ import numpy as np
 
 from vheatir.errors import UserError
 from vheatir.restore.video.colors import from_rgb
-from vheatir.restore.video.formats import Container
-from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation
+from vheatir.restore.video.formats import WRITTEN, Container
+from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation, unscaled_range
 
 _BETWEEN = "nut"  # container of the segments: it keeps any unit of time
 _DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a stream that stay true
 _LEAST_STEP = Fraction(1, 1000)  # seconds between packets of sound: the unit of Matroska
+_ROOMIEST = (".mkv", ".mov", ".mp4", ".webm")  # what can hold most kinds of sound first
 _OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
 
 
@@ -33,17 +34,23 @@ class Encoder:
         crf: constant quality of the encoder; lower is better and larger.
 
     Raises:
-        UserError: this PyAV has no such encoder.
+        UserError: this PyAV has no such encoder, or one that cannot hold the clip's bits.
     """
 
     def __init__(self, clip: Clip, container: Container, crf: float):
         try:
-            clip.av.Codec(container.encoder, "w")
+            codec = clip.av.Codec(container.encoder, "w")
         except clip.av.codec.codec.UnknownCodecError as error:
             raise UserError(
                 f"this PyAV has no encoder {container.encoder}, which {container.format} files need; install PyAV's "
                 "own wheels, or write another kind of file"
             ) from error
+        able = [known.name for known in codec.video_formats or ()]
+        if able and clip.look.pixel_format not in able:
+            raise UserError(
+                f"{clip.path}: the encoder {container.encoder} of this PyAV cannot hold {clip.look.coding.bits} bits "
+                f"({clip.look.pixel_format}) in a {container.format} file; write a .mkv file"
+            )
         self.clip = clip
         self.container = container
         self.crf = crf
@@ -91,9 +98,10 @@ class Encoder:
         stored = whole.reformat(
             format=look.pixel_format,
             interpolation=interpolation(self.clip.av),
-            src_color_range=look.coding.color_range,
-            dst_color_range=look.coding.color_range,
+            src_color_range=unscaled_range(look.coding),
+            dst_color_range=unscaled_range(look.coding),
         )
+        stored.color_range = look.coding.color_range
         stored.pts = frame.pts
         stored.time_base = self.clip.time_base
         if frame.duration:
@@ -155,7 +163,7 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
             sound = {one.index: output.add_stream_from_template(one, opaque=True) for one in known}
             for one in known:
                 _describe(sound[one.index], one)
-            packets = [_frames(av, segments, video)]
+            packets = [_lasting(_frames(av, segments, video), clip.last * clip.time_base)]
             if sound:
                 packets.append(_sound(source, sound, clip))
             for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
@@ -185,6 +193,17 @@ def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fr
                     yield time, packet
 
 
+def _lasting(timed: Iterator[tuple[Fraction, Any]], last: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Packets of frames that last until the next one, the last one so many seconds: segments keep times alone."""
+    held = next(timed, None)
+    while held is not None:
+        time, packet = held
+        held = next(timed, None)
+        seconds = last if held is None else held[0] - time
+        packet.duration = round(seconds / packet.time_base)
+        yield time, packet
+
+
 def _sound(source: Any, streams: dict[int, Any], clip: Clip) -> Iterator[tuple[Fraction, Any]]:
     """Packets of all audio streams, likewise."""
     continued = {index: _Continued(clip) for index in streams}
@@ -193,6 +212,10 @@ def _sound(source: Any, streams: dict[int, Any], clip: Clip) -> Iterator[tuple[F
             index = packet.stream.index
             if clip.jumps:
                 continued[index].set_time(packet)
+            if clip.late:
+                added = round(clip.late * clip.time_base / packet.time_base)
+                packet.dts += added
+                packet.pts = None if packet.pts is None else packet.pts + added
             time = packet.dts * packet.time_base
             packet.stream = streams[index]
             yield time, packet
@@ -224,6 +247,27 @@ class _Continued:
         packet.pts = packet.dts = self.written = time
 
 
+def check_shape(clip: Clip, container: Container, target: Path) -> None:
+    """Refuse pixels that are not square where they would come out square; before anything is restored.
+
+    H.264 holds their aspect itself. VP9 leaves it to the container, whose field PyAV cannot set.
+
+    Args:
+        clip: the source.
+        container: of the result.
+        target: its file, for messages.
+
+    Raises:
+        UserError: the result would look squeezed.
+    """
+    aspect = clip.look.aspect
+    if container is WRITTEN[".webm"] and aspect not in (None, 1):
+        raise UserError(
+            f"{target}: its pixels, {aspect.numerator}:{aspect.denominator} wide, would be square in a .webm file, and "
+            "the clip would look squeezed; write a .mkv file"
+        )
+
+
 def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
     """What of a source's streams is not kept, in words; before anything is restored.
 
@@ -239,13 +283,13 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
     with av.open(str(clip.path)) as source:
         sound = _known_sound(source)
         for stream in sound:
-            name = stream.codec_context.name
-            try:
-                with av.open(io.BytesIO(), "w", format=container.format) as output:
-                    output.add_stream_from_template(stream, opaque=True)
-                    output.start_encoding()
-            except (av.error.FFmpegError, ValueError) as error:
-                raise UserError(f"{target}: cannot hold sound in {name}; write a .mkv file ({error})") from error
+            refused = _refusal(av, stream, container)
+            if refused is not None:
+                able = (suffix for suffix in _ROOMIEST if not any(_refusal(av, one, WRITTEN[suffix]) for one in sound))
+                suffix = next(able, None)
+                advice = f"write a {suffix} file" if suffix else "convert its sound first, to FLAC in a .mkv file"
+                name = stream.codec_context.name
+                raise UserError(f"{target}: cannot hold sound in {name}; {advice} ({refused})") from refused
         unknown = len(source.streams.audio) - len(sound)
         other = [one.type for one in source.streams if one.type not in ("audio", "video")]
         if "data" in other and "mp4" in source.format.name and source.chapters():
@@ -254,6 +298,17 @@ def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:
         left = [f"{_streams(unknown)} of sound in a codec that is not known"] if unknown else []
         left += [f"{_streams(len(other))} of neither video nor audio"] if other else []
         return left + ([f"{_streams(more)} of further video"] if more else [])
+
+
+def _refusal(av: Any, stream: Any, container: Container) -> Exception | None:
+    """Why a container cannot hold a stream of sound, by its header; None where it can."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container.format) as output:
+            output.add_stream_from_template(stream, opaque=True)
+            output.start_encoding()
+    except (av.error.FFmpegError, ValueError) as error:
+        return error
+    return None
 
 
 def _streams(count: int) -> str:

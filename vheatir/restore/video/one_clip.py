@@ -16,7 +16,7 @@ from vheatir.restore.video.formats import container_of
 from vheatir.restore.video.reading import Clip, Frame
 from vheatir.restore.video.segments import FRAMES, Segments, replace_synced
 
-_FORMAT = 2  # of segments and their state: raised where older ones can no longer be gone on from
+_FORMAT = 3  # of segments and their state: raised where older ones can no longer be gone on from
 
 
 def restore_clip(
@@ -47,6 +47,7 @@ def restore_clip(
     if restorer.task == "jpeg":
         raise UserError(f"{source}: the task jpeg is for JPEG images; take photo or denoise for a clip")
     clip = Clip(source, options.max_pixels)
+    encoding.check_shape(clip, container, target)
     notes = [*clip.notes, *(f"{what} left out" for what in encoding.check_sound(clip, container, target))]
     level, text = _level(restorer, clip, options)
     encoder = encoding.Encoder(clip, container, options.crf)

@@ -84,6 +84,9 @@ class Clip:
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
         stated: length of the video in seconds, as the file says; None where it does not.
         length: of what was read so far, likewise.
+        late: what is added to all times, in units of the time base, where the first one lies before zero, as where the
+            clock of a broadcast runs over; segments and many players know no such times.
+        last: how long the frame that was read last is shown, in units of the time base.
         jumps: what is added to times, in units of the time base, since the first, second ... place where they begin
             anew, as they do in several .mts files put together.
 
@@ -97,6 +100,7 @@ class Clip:
         self.notes: list[str] = []
         self.damaged: set[int] = set()
         self.length = Fraction(0)
+        self.last = 0
         self.jumps: list[int] = []
         with self._opened() as (container, stream):
             with self._errors("its first frame cannot be decoded"):
@@ -111,6 +115,7 @@ class Clip:
             self.look = self._look(first, stream)
             self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(_USUAL_RATE)
             self.time_base: Fraction = stream.time_base or 1 / self.rate
+            self.late = max(0, -(first.pts or 0))
             self.count = self._count(container, stream)
             self._may_jump = bool(self.av.format.Flags.ts_discont & self.av.format.Flags(container.format.flags))
             # Matroska counts from 0, not from the first frame, and has one length for all streams beside the tags.
@@ -214,13 +219,14 @@ class Clip:
                 self._check_size(frame, number)
                 pts = times.next(frame.pts)
                 begin = min(begin, pts)
-                self.length = (pts + (frame.duration or step) - int(begin)) * self.time_base
+                self.last = frame.duration or step
+                self.length = (pts + self.last - int(begin)) * self.time_base
                 if frame.is_corrupt:
                     self.damaged.add(number)
                 if number >= first:
                     with self._errors(f"the colors of frame {number} cannot be converted"):
                         pixels = self._rgb(frame)
-                    yield Frame(pixels, pts, frame.duration or 0)
+                    yield Frame(pixels, pts + self.late, frame.duration or 0)
 
     def _check_size(self, frame: Any, number: int) -> None:
         if (frame.width, frame.height) != (self.look.width, self.look.height):
@@ -235,7 +241,8 @@ class Clip:
         if _has_no_differences(frame.format):
             options |= {"dst_color_range": coding.color_range, "dst_colorspace": coding.matrix}
         else:
-            options |= {"src_color_range": coding.color_range, "dst_color_range": coding.color_range}
+            color_range = unscaled_range(coding)
+            options |= {"src_color_range": color_range, "dst_color_range": color_range}
         planes = frame.to_ndarray(**options)
         return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
 
@@ -278,6 +285,14 @@ def _stated(stream: Any, *, by_tag_only: bool) -> Fraction | None:
     if stream.duration and not by_tag_only:
         return stream.duration * stream.time_base
     return None
+
+
+def unscaled_range(coding: Coding) -> int:
+    """The range that swscale is told of both sides, so that it leaves numbers as they are.
+
+    Between 10 and 16 bits it shifts numbers of the limited range by 6 bits, and stretches those of the full one.
+    """
+    return coding.color_range if coding.bits == _EIGHT_BITS else LIMITED
 
 
 def interpolation(av: Any) -> Any:

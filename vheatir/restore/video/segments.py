@@ -1,9 +1,9 @@
 """Segments of a clip that is being restored, in a hidden folder beside the result: what a later run goes on from."""
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,21 @@ class Segments:
         try:
             self.folder.mkdir(exist_ok=True)
             self._lock = Lock(self.folder / "lock", str(target), "wait for it, or write to another file")
-            text = json.dumps({"target": target.name, **key}, sort_keys=True)
-            if self._stored() != text:
-                for path in self.folder.glob("*.nut"):
-                    path.unlink()
-                with atomic_open(self.folder / _STATE) as file:
-                    file.write(text.encode())
+            try:
+                self._begin(json.dumps({"target": target.name, **key}, sort_keys=True))
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
+
+    def _begin(self, text: str) -> None:
+        """Throw away what was made in another way than `text` says."""
+        if self._stored() != text:
+            for path in self.folder.glob("*.nut"):
+                path.unlink()
+            with atomic_open(self.folder / _STATE) as file:
+                file.write(text.encode())
 
     def _stored(self) -> str | None:
         try:
@@ -73,10 +80,16 @@ class Segments:
         Args:
             remove: with all that is in it; else it is kept for a later run, unless it holds no segment.
         """
-        empty = not self.done()
+        given_up = remove or not self.done()
+        if given_up:  # before the lock: after it the folder may be another process's
+            with contextlib.suppress(OSError):
+                for path in self.folder.iterdir():
+                    if path != self._lock.path:
+                        path.unlink()
         self._lock.release()
-        if remove or empty:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if given_up:
+            with contextlib.suppress(OSError):  # another process has begun in it
+                self.folder.rmdir()
 
 
 def replace_synced(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Clips through `vheatir.restore`: times, sound, colors and shape kept, memory bounded, gone on with after a stop."""
 
+import os
 import re
 import sys
 from fractions import Fraction
@@ -13,15 +14,18 @@ from vheatir.errors import UserError
 from vheatir.restore.jobs import plan_jobs
 from vheatir.restore.one_file import FileOptions
 from vheatir.restore.video import one_clip
-from vheatir.restore.video.formats import RESTORED, written_name
+from vheatir.restore.video.encoding import Encoder, check_sound
+from vheatir.restore.video.formats import RESTORED, container_of, written_name
 from vheatir.restore.video.one_clip import restore_clip, windows
 from vheatir.restore.video.reading import Clip
+from vheatir.restore.video.segments import Segments
 from vheatir.restore.workers import Stopped
 
 av = pytest.importorskip("av", reason="clips need PyAV: pip install 'vheatir[video]'")
 
 SIZE = (32, 48)
 TICKS = Fraction(1, 600)
+RATES = {"pcm_bluray": 48000}  # that are taken
 
 
 def picture(number, size=SIZE):
@@ -36,12 +40,14 @@ def picture(number, size=SIZE):
 def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv444p", codec="libx264", **tags):
     """A small clip with so many tracks of sound.
 
-    `tags` are set on the encoder, `display` on the stream; `flags` are the container's; `tone` is the codec of the
-    sound; `dress` is called with the container.
+    `tags` are set on the encoder, `display` on the stream; `container` has the options of the container, `flags` is one
+    of them; `tone` is the codec of the sound; `dress` is called with the container; `last` is how long the last frame
+    is shown.
     """
     display, tone_codec = tags.pop("display", None), tags.pop("tone", "aac")
     dress = tags.pop("dress", None)
-    container = {"movflags": tags.pop("flags")} if "flags" in tags else {}
+    last = tags.pop("last", None)
+    container = tags.pop("container", {}) | ({"movflags": tags.pop("flags")} if "flags" in tags else {})
     times = [20 * number for number in range(count)] if times is None else times
     with av.open(str(path), "w", options=container) as output:
         stream = output.add_stream(codec, rate=30, options={"crf": "4"} if codec == "libx264" else {})
@@ -51,7 +57,7 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             setattr(stream.codec_context, name, value)
         if display is not None:
             stream.set_display_rotation(display)
-        tones = [output.add_stream(tone_codec, rate=8000) for _ in range(sound)]
+        tones = [output.add_stream(tone_codec, rate=RATES.get(tone_codec, 8000)) for _ in range(sound)]
         if dress is not None:
             dress(output)
         for number, time in enumerate(times):
@@ -60,15 +66,18 @@ def make(path, count=10, size=SIZE, times=None, sound=False, pixel_format="yuv44
             frame = rgb.reformat(format=pixel_format, src_color_range=2, dst_color_range=tags.get("color_range"))
             frame.pts, frame.time_base = time, TICKS
             output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        packets = stream.encode(None)
+        if last is not None:
+            packets[-1].duration = round(last * TICKS / packets[-1].time_base)
+        output.mux(packets)
         for tone in tones:
             wave = np.sin(np.arange(2048) / 5)[None]
-            if tone_codec == "flac":
+            if tone_codec == "flac" or tone_codec.startswith("pcm"):
                 samples = av.AudioFrame.from_ndarray((wave * 9999).astype(np.int16), "s16", "mono")
                 samples.pts = 0
             else:
                 samples = av.AudioFrame.from_ndarray(wave.astype(np.float32), "fltp", "mono")
-            samples.rate = 8000
+            samples.rate = RATES.get(tone_codec, 8000)
             output.mux(tone.encode(samples))
             output.mux(tone.encode(None))
     return Path(path)
@@ -136,6 +145,44 @@ def test_uneven_times_sound_and_shape_are_kept(suffix, restorer):
     assert got[2]["rotation"] == given[2]["rotation"] != 0
 
 
+def test_ten_bits_are_refused_before_the_work_where_the_encoder_has_eight(restorer):
+    make("in.mkv", 2, pixel_format="yuv420p10le")
+    able = {known.name for known in av.Codec("libvpx-vp9", "w").video_formats}
+    told = []
+    if "yuv420p10le" in able:
+        restore_clip(restorer, Path("in.mkv"), Path("out.webm"), FileOptions())
+        assert read("out.webm")[2]["format"] == "yuv420p10le"
+        return
+    with pytest.raises(UserError, match=r"in\.mkv: the encoder libvpx-vp9.*cannot hold 10 bits.*write a \.mkv file"):
+        restore_clip(restorer, Path("in.mkv"), Path("out.webm"), FileOptions(), told.append)
+    assert told == [] and hidden() == []
+
+
+def test_pixels_that_are_not_square_stay_so_or_are_refused(restorer):
+    make("in.mp4", 2, sample_aspect_ratio=Fraction(16, 15))
+    with pytest.raises(UserError, match=r"out\.webm: its pixels, 16:15 wide, would be square.*write a \.mkv file"):
+        restore_clip(restorer, Path("in.mp4"), Path("out.webm"), FileOptions())
+    assert hidden() == [] and not Path("out.webm").exists()
+    make("square.mp4", 2, sample_aspect_ratio=Fraction(1))
+    restore_clip(restorer, Path("square.mp4"), Path("out.webm"), FileOptions())
+    assert read("out.webm")[2]["aspect"] in (None, 1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("count", [1, 3, 25])
+def test_the_last_frame_is_shown_as_long_as_it_was(count, suffix, restorer):
+    """As in recordings of a screen, where nothing moves at the end; 25 frames take two segments."""
+    make(f"in{suffix}", count, last=1200, max_b_frames=0)
+    outcome = restore_clip(restorer, Path(f"in{suffix}"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == []
+    lengths = []
+    for name in ("in", "out"):
+        with av.open(f"{name}{suffix}") as container:
+            lengths.append(container.duration / av.time_base)
+    assert lengths[0] == pytest.approx((count - 1) / 30 + 2, abs=2e-3)
+    assert lengths[1] == pytest.approx(lengths[0], abs=2e-3)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_sound_in_a_codec_that_is_not_known_is_left_out(suffix, restorer):
     """As spatial sound, which the newest phones record beside the usual one."""
@@ -163,6 +210,23 @@ def test_colors_stay_where_nothing_is_restored(matrix, color_range, weights):
     with av.open("in.mp4") as one, av.open("out.mp4") as other:
         planes = [next(container.decode(video=0)).reformat(format="yuv444p").to_ndarray() for container in (one, other)]
     assert np.abs(planes[0].astype(float) - planes[1]).mean() < 1
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2])
+@pytest.mark.parametrize("stored", ["yuv444p", "yuv444p10le"])
+def test_numbers_stay_where_nothing_is_changed(stored, color_range, weights):
+    """Ten bits of the full range, as some cameras write them, among them."""
+    make("in.mkv", 1, pixel_format=stored, codec="ffv1", color_range=color_range, colorspace=1)
+    clip = Clip(Path("in.mkv"), 10**6)
+    assert clip.look.coding[:2] == (1, color_range)
+    got = Encoder(clip, container_of(Path("out.mkv")), 16)._stored(next(clip.frames()))
+    with av.open("in.mkv") as container:
+        given = next(container.decode(video=0))
+    assert got.format.name == stored and int(got.color_range) == color_range
+    kind = np.uint8 if stored == "yuv444p" else np.uint16
+    for one, other in zip(given.planes, got.planes, strict=True):
+        before, after = (np.frombuffer(bytes(plane), kind).reshape(SIZE[0], -1)[:, : SIZE[1]] for plane in (one, other))
+        assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("stored, written", [("gray", "yuv420p"), ("bgr0", "yuv444p"), ("gbrp10le", "yuv444p10le")])
@@ -218,6 +282,37 @@ def test_a_stopped_run_is_gone_on_with(restorer, monkeypatch):
     assert shares == sorted(shares) and shares[-1] == 1
     whole, resumed = read("whole.mp4"), read("out.mp4")
     assert whole[0] == resumed[0] and np.array_equal(whole[1], resumed[1]) and hidden() == []
+
+
+def test_the_folder_of_segments_is_emptied_under_its_lock(weights, monkeypatch):
+    locked = []
+
+    def check(path):
+        with pytest.raises(UserError, match="in use by"):
+            Segments(Path("out.mp4"), {})
+        locked.append(path.name)
+
+    remove = os.unlink
+    segments = Segments(Path("out.mp4"), {})
+    segments.unfinished().write_bytes(b"frames")
+    segments.finish(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda path, **how: (check(Path(path)), remove(path, **how)))
+        segments.release(remove=True)
+    assert sorted(locked) == ["000000.nut", "lock", "state.json"] and hidden() == []
+
+
+def test_a_clip_is_free_again_after_a_full_disk(restorer, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    make("in.mp4", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vheatir.restore.video.segments.atomic_open", full)
+        with pytest.raises(UserError, match="cannot be written: No space left") as kept:  # and what it refers to
+            restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions())
+    assert restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions()).status == "done"
+    assert kept is not None
 
 
 def test_other_settings_start_anew(restorer, weights, monkeypatch):
@@ -420,6 +515,25 @@ def test_a_clip_that_begins_late_is_whole(name, restorer):
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_times_before_zero_are_moved_with_the_sound(suffix, restorer):
+    """As FFmpeg gives them where the clock of a broadcast runs over; 30 frames take two segments."""
+    times = [20 * number - 100 for number in range(30)]
+    make("in.ts", times=times, sound=True, container={"avoid_negative_ts": "disabled"})
+    outcome = restore_clip(restorer, Path("in.ts"), Path(f"out{suffix}"), FileOptions())
+    assert outcome.notes == []
+    begins = []
+    for name in ("in.ts", f"out{suffix}"):
+        with av.open(name) as container:
+            first = {kind: next(container.demux(**{kind: 0})) for kind in ("video", "audio")}
+            begins.append({kind: float(packet.pts * packet.time_base) for kind, packet in first.items()})
+    assert begins[0]["video"] < 0
+    got = read(f"out{suffix}")
+    assert np.allclose(np.diff([float(time) for time in got[0]]), 1 / 30, atol=1.1e-3) and len(got[0]) == 30
+    late = [begin["audio"] - begin["video"] for begin in begins]
+    assert late[1] == pytest.approx(late[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_times_that_begin_anew_go_on(suffix, restorer):
     one = make("one.ts", 14, sound=True).read_bytes()
     Path("in.ts").write_bytes(3 * one)
@@ -459,6 +573,29 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(weights, r
     with pytest.raises(UserError, match="--crf must lie between 0 and 51"):
         vheatir.restore("in.mp4", "out.mp4", crf=60)
     assert hidden() == []
+
+
+@pytest.mark.parametrize(
+    ("tone", "suffix", "advice"),
+    [
+        ("amrnb", ".mkv", r"write a \.mov file"),  # of phones, in 3GP
+        ("pcm_mulaw", ".mp4", r"write a \.mov file"),  # of compact cameras, in AVI
+        ("pcm_bluray", ".mkv", r"convert its sound first, to FLAC in a \.mkv file"),  # of camcorders, in MTS
+        ("aac", ".webm", r"write a \.mkv file"),
+    ],
+)
+def test_sound_that_a_container_cannot_hold_is_sent_to_one_that_can(tone, suffix, advice, weights):
+    name = {"amrnb": "in.3gp", "pcm_mulaw": "in.avi", "pcm_bluray": "in.m2ts", "aac": "in.mp4"}[tone]
+    if tone == "amrnb":  # of which there is no encoder
+        data = make("in.mp4", 2, sound=1).read_bytes()
+        Path(name).write_bytes(data.replace(b"mp4a", b"samr").replace(b"esds", b"damr"))
+    else:
+        make(name, 2, sound=1, tone=tone, codec="mpeg4" if name == "in.avi" else "libx264", pixel_format="yuv420p")
+    clip, target = Clip(Path(name), 10**6), Path(f"out{suffix}")
+    with pytest.raises(UserError, match=rf"out\{suffix}: cannot hold sound in {tone}; {advice}"):
+        check_sound(clip, container_of(target), target)
+    if "mov" in advice:
+        assert check_sound(clip, container_of(Path("out.mov")), Path("out.mov")) == []
 
 
 def test_clips_are_taken_by_name_not_out_of_folders(weights, tiny):
