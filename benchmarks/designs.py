@@ -8,13 +8,15 @@ The start is the light recipe with `COMMON`: heat attention at every stage, Char
 
 First the training steps of all designs are timed in one process, in turn, by processor time. Each design then trains
 for budget / step iterations, with a cosine schedule of its own over them, on the same samples in the same order, and is
-scored on the validation images at three strengths. `--resume` goes on where a stopped run stood. A trial of minutes
-ranks how fast designs learn, not where they end.
+scored on the validation images at three strengths. `--resume` goes on where a stopped run stood; steps of designs that
+`--only` adds are timed beside those of the table and brought to its speed. A trial of minutes ranks how fast designs
+learn, not where they end.
 """
 
 import argparse
 import copy
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -147,8 +149,8 @@ def step_times(files: dict[str, Path], overrides: list[str], rounds: int) -> dic
     return interleave(steps, torch.device("cpu"), rounds=rounds, warmup=2, seconds=1e9, clock="cpu")
 
 
-def trained(path: Path, overrides: list[str], iterations: int, out: Path, resume: bool) -> float | None:
-    """Train one design; the processor time of all of it, None where a signal stopped it."""
+def trained(path: Path, overrides: list[str], iterations: int, out: Path, resume: bool) -> tuple[bool, float]:
+    """Train one design: whether to the end, which a signal may prevent, and the processor time of this part."""
     given = {
         "path.experiments_root": str(out / "runs"),
         "train.total_iter": iterations,
@@ -168,7 +170,7 @@ def trained(path: Path, overrides: list[str], iterations: int, out: Path, resume
     texts = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     before = time.process_time()
     done = train(path, overrides=[*overrides, *texts], auto_resume=resume)
-    return time.process_time() - before if done else None
+    return done, time.process_time() - before
 
 
 def scores(path: Path, overrides: list[str], out: Path) -> dict[str, Any]:
@@ -211,6 +213,16 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _slowdown(known: dict[str, Any], found: dict[str, Timing]) -> float:
+    """How much longer the steps of designs in the table take now than when it was begun; 1 where it is new.
+
+    The steps of designs that are added are divided by it: the machine may be another or busier one, and their time
+    would not be equal to that of the others.
+    """
+    ratios = [found[name].median_us / 1e6 / one["step_s"] for name, one in known.items() if name in found]
+    return statistics.median(ratios) if ratios else 1.0
+
+
 def started(arguments: argparse.Namespace, argv: list[str]) -> tuple[dict[str, Any], dict[str, Path]]:
     """The result to fill and the recipe of each of its designs; steps of designs that are new in it are timed."""
     file = arguments.out / "designs.json"
@@ -227,9 +239,11 @@ def started(arguments: argparse.Namespace, argv: list[str]) -> tuple[dict[str, A
     files = write_recipes(arguments.out / "recipes", names, arguments.task)
     if any(name not in result["designs"] for name in files):
         # Beside each other, or a busy minute would decide; those that are done keep their iterations.
-        for name, timing in step_times(files, arguments.set, arguments.rounds).items():
-            step = timing.median_us / 1e6
-            spread = timing.iqr_us / 1e6
+        found = step_times(files, arguments.set, arguments.rounds)
+        slower = _slowdown(result["designs"], found)
+        for name, timing in found.items():
+            step = timing.median_us / 1e6 / slower
+            spread = timing.iqr_us / 1e6 / slower
             sys.stderr.write(f"{name}: {step:.4f} s of processor time a step (quartiles {spread:.4f} apart)\n")
             if name not in result["designs"]:
                 iterations = max(1, round(arguments.minutes * 60 / step))
@@ -260,10 +274,11 @@ def main(argv: list[str]) -> int:
         one = result["designs"][name]
         if "scores" in one:
             continue
-        used = trained(path, arguments.set, one["iterations"], arguments.out, arguments.resume)
-        if used is None:
+        done, used = trained(path, arguments.set, one["iterations"], arguments.out, arguments.resume)
+        one["processor_s"] = one.get("processor_s", 0.0) + used
+        if not done:
+            write_json(arguments.out / "designs.json", result)
             return 1
-        one["processor_s"] = used
         one["scores"] = scores(path, arguments.set, arguments.out)
         write_json(arguments.out / "designs.json", result)
         sys.stderr.write(f"{name}: {json.dumps(one['scores'])}\n")
