@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+OF_DISKS = "lost+found"  # in the folder where a disk is mounted; nobody but root may read it
+
 
 def _refuse(error: OSError) -> NoReturn:
     raise ValueError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
@@ -13,7 +15,7 @@ def _refuse(error: OSError) -> NoReturn:
 def files_below(root: Path, leave_out: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
     """Every file below a folder, in no order.
 
-    Linked folders are followed, except into one that is being gone through already.
+    Linked folders are followed, except into one that is being gone through already. Folders `OF_DISKS` are passed over.
 
     Args:
         root: the folder.
@@ -28,7 +30,7 @@ def files_below(root: Path, leave_out: Callable[[str], bool] = lambda name: Fals
         folders[:] = [
             name
             for name in folders
-            if not leave_out(name) and os.path.realpath(os.path.join(place, name)) not in inside
+            if name != OF_DISKS and not leave_out(name) and os.path.realpath(os.path.join(place, name)) not in inside
         ]
         above.update((os.path.join(place, name), inside) for name in folders)
         yield from (Path(place, name) for name in files if not leave_out(name))
