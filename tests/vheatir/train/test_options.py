@@ -94,6 +94,19 @@ def test_null_means_the_default(recipe):
     assert filled["manual_seed"] == 0 and filled["scale"] == 1 and filled["logger"] == {}
 
 
+def test_null_means_what_a_plugin_says_for_the_keys_that_it_adds():
+    class Blurred(GaussianNoiseDataset):
+        OPTIONS = GaussianNoiseDataset.OPTIONS | {"blur"}
+
+    table = {"type": "Blurred", "blur": None, "cache": None, "num_worker_per_gpu": None}
+    assert completed(table, {"manual_seed": 3, "network_g": {}}, Blurred) == {
+        "type": "Blurred",
+        "blur": None,
+        "seed": 3,
+        "in_chans": 3,
+    }
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
