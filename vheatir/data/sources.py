@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vheatir.backbone.data.folders import OF_DISKS
 from vheatir.errors import UserError
 from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
 from vheatir.utils.files import files_below, refuse_folder
@@ -43,7 +44,7 @@ def list_images(
     """
     root = Path(root)
     found = []
-    for path in files_below(root, skip=lambda folder: folder.name == "lost+found", onerror=refuse_folder):
+    for path in files_below(root, skip=lambda folder: folder.name == OF_DISKS, onerror=refuse_folder):
         if path.suffix.lower() in suffixes:
             found.append(path.relative_to(root).as_posix())
         elif others is not None:
