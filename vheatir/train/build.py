@@ -74,7 +74,7 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     datasets = {}
     for phase, table in options["datasets"].items():
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
-        if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
+        if kind is None or not hasattr(kind, "OPTIONS"):  # stock ones cannot say what sample n is: no run could resume
             expected = ", ".join(TASKS)
             raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
         check_dataset_keys(path, phase, table, kind.OPTIONS)
