@@ -31,7 +31,7 @@ def as_user_error(where: str = "") -> Iterator[None]:
     except (ValueError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
+            text = f"{error.filename}: {error.strerror or text}"  # the refusal of a server has a text alone
         elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # of a stream, or of the system
         raise UserError(f"{where}: {text}" if where else text) from error

@@ -17,12 +17,12 @@ import numpy as np
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from vheatir.backbone.data.folders import files_below
+from vheatir.backbone.data.folders import OF_DISKS, files_below
 from vheatir.backbone.data.pixels import has_image_suffix, is_image, starts_as_image
 from vheatir.backbone.data.text_files import read_json, read_text
 
 _log = logging.getLogger(__name__)
-_PASSED_OVER = ("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini")
+_PASSED_OVER = ("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini", OF_DISKS)
 _SHOWN = 5
 
 

@@ -61,6 +61,7 @@ class RestorationDataset(Dataset):
         {"type", "name", "phase", "in_chans", "gt_size", "augment", "use_hflip", "use_rot", "seed", "cache"}
         | {"io_backend", "dataroot_gt", "include", "exclude", "progressive", "on_device"}
     )
+    OF_CROPS = frozenset()  # options that validation and test, which take whole images, do not read
     STEPS = frozenset({"augment"})  # what the device can do in place of the loader
     least_side = 1  # of whole images, in pixels; who measures sets what the metrics need
     context = 0  # pixels beyond the crop's side that the degradation needs

@@ -35,6 +35,7 @@ class SyntheticDataset(RestorationDataset):
     """
 
     OPTIONS = RestorationDataset.OPTIONS | {"gray_probability", "text_probability", "level_map"}
+    OF_CROPS = frozenset({"gray_probability", "text_probability"})
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -148,6 +149,7 @@ class JPEGDataset(SyntheticDataset):
     """
 
     OPTIONS = SyntheticDataset.OPTIONS | {"quality", "double_probability", "double_quality", "subsampling"}
+    OF_CROPS = SyntheticDataset.OF_CROPS | {"double_probability", "double_quality"}
     STEPS = SyntheticDataset.STEPS | {"jpeg_approximate"}
 
     def __init__(self, opt: dict):

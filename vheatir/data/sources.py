@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vheatir.backbone.data.folders import OF_DISKS
 from vheatir.errors import UserError
 from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
 from vheatir.utils.files import files_below, refuse_folder
@@ -43,7 +44,7 @@ def list_images(
     """
     root = Path(root)
     found = []
-    for path in files_below(root, skip=lambda folder: folder.name == "lost+found", onerror=refuse_folder):
+    for path in files_below(root, skip=lambda folder: folder.name == OF_DISKS, onerror=refuse_folder):
         if path.suffix.lower() in suffixes:
             found.append(path.relative_to(root).as_posix())
         elif others is not None:
@@ -176,8 +177,8 @@ class ImageSource:
 
     `backend` is "disk", "lmdb" or None: then a name ending in .lmdb is an LMDB. `cache="memory"` keeps decoded uint8
     arrays; they are not pickled, so fill the cache (`check`) before workers are forked, or each fills its own.
-    `include` and `exclude` are shell patterns of keys; those of an LMDB have no suffix, so one at a pattern's
-    end is left out there. A root `package:NAME/FOLDER` is a folder of an installed Python package, such as
+    `include` and `exclude` are shell patterns of keys; those of an LMDB have no suffix, and match patterns with
+    one too. A root `package:NAME/FOLDER` is a folder of an installed Python package, such as
     `package:skimage/data`.
 
     Args:
@@ -204,7 +205,7 @@ class ImageSource:
         if cache not in CACHES:
             raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
         self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root, suffixes)
-        wanted, unwanted = ([*map(self._pattern, patterns)] for patterns in (include, exclude))
+        wanted, unwanted = ([one for given in each for one in self._patterns(given)] for each in (include, exclude))
         self.keys: list[str] = [
             key
             for key in self._store.keys
@@ -216,11 +217,14 @@ class ImageSource:
         self._cache: dict[str, np.ndarray] | None = {} if cache == "memory" else None
         self._process: int | None = None
 
-    def _pattern(self, pattern: str) -> str:
-        """A pattern of file names as one of keys: those of an LMDB have no suffix, and would all slip through."""
+    def _patterns(self, pattern: str) -> list[str]:
+        """A pattern of file names as those of keys: those of an LMDB have no suffix, and would all slip through.
+
+        What looks like a suffix may be none, as in the key clip.0001.
+        """
         place = PurePosixPath(pattern)
         is_of_file = place.suffix.lower() in (*SUFFIXES, ".*")
-        return pattern.removesuffix(place.suffix) if self.is_lmdb and is_of_file else pattern
+        return [pattern, pattern.removesuffix(place.suffix)] if self.is_lmdb and is_of_file else [pattern]
 
     def __len__(self) -> int:
         return len(self.keys)

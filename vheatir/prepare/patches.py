@@ -46,12 +46,9 @@ class _Partial:
         """None where there is nothing to go on with: other settings, changed images, or lines that are damaged."""
         try:
             lines = (self.folder / _JOURNAL).read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
-        except FileNotFoundError:
-            return None
-        try:
             records = [json.loads(line) for line in lines]
             changed = any(self._stamps.get(record["key"]) != record["stamp"] for record in records[1:])
-        except (ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         if not records or records[0] != self._first or changed:
             return None

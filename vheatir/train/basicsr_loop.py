@@ -137,7 +137,7 @@ def complete(options: dict[str, Any]) -> None:
         table.setdefault("name", phase)
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if isinstance(kind, type) and issubclass(kind, RestorationDataset):
-            options["datasets"][phase] = completed(table, options)
+            options["datasets"][phase] = completed(table, options, kind)
             if phase == "train":
                 options["datasets"][phase] = {**asdict(LoaderSection()), **options["datasets"][phase]}
     if options["model_type"] != "VHeatIRModel":

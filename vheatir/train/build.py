@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.schema import is_number
+from vheatir.data.base import RestorationDataset
 from vheatir.data.progressive import SampleIndex
 from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
@@ -73,11 +74,11 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     datasets = {}
     for phase, table in options["datasets"].items():
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
-        if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
+        if kind is None or not hasattr(kind, "OPTIONS"):  # stock ones cannot say what sample n is: no run could resume
             expected = ", ".join(TASKS)
             raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
         check_dataset_keys(path, phase, table, kind.OPTIONS)
-        arguments = {**completed(table, options), "phase": phase.split("_")[0]}
+        arguments = {**completed(table, options, kind), "phase": phase.split("_")[0]}
         try:
             datasets[phase] = kind(arguments)
         except UserError as error:
@@ -86,11 +87,23 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return datasets
 
 
-def completed(table: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A data set's options with what others say too: the run's seed, and the network's channels."""
+def completed(
+    table: Mapping[str, Any], options: Mapping[str, Any], kind: type[RestorationDataset] = RestorationDataset
+) -> dict[str, Any]:
+    """A data set's options with what others say too: the run's seed, and the network's channels.
+
+    A key that is null means the default, unless a plugin's class adds it: that gets the null, which may mean something.
+
+    Args:
+        table: the data set's section.
+        options: of the run.
+        kind: the data set's class.
+    """
+    ours = [base.OPTIONS for base in kind.__mro__ if base.__module__.startswith("vheatir.") and "OPTIONS" in vars(base)]
+    own = kind.OPTIONS.difference(*ours)
     network = options["network_g"]
     channels = network.get("in_chans", network.get("num_in_ch", 3))  # BasicSR's networks have the latter
-    given = {key: value for key, value in table.items() if value is not None}  # null means the default
+    given = {key: value for key, value in table.items() if value is not None or key in own}
     return {"seed": options["manual_seed"], "in_chans": channels, **given}
 
 

@@ -4,9 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# Options of data sets that validation and test, which degrade whole images as published, do not read.
-_OF_TRAINING = ("double_probability", "double_quality", "gray_probability", "text_probability")
-
 
 def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
     """Lines for the log.
@@ -24,7 +21,7 @@ def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
                 f"note: {seen} of {len(dataset)} images of datasets.{phase} are trained on too: their scores tell "
                 "nothing about other images, and best.* may be an overfitted network"
             )
-        unused = [key for key in _OF_TRAINING if phase != "train" and dataset.opt.get(key)]
+        unused = [key for key in sorted(dataset.OF_CROPS) if phase != "train" and dataset.opt.get(key)]
         if unused:
             lines.append(
                 f"note: datasets.{phase}: {', '.join(unused)}: for training samples alone; whole images go without"

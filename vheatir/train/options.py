@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vheatir.backbone.errors import as_user_error
-from vheatir.backbone.training.schema import Amp, NotNegative, Positive, Share, at_least, below, fill, one_of
+from vheatir.backbone.training.schema import (
+    Amp,
+    FolderName,
+    NotNegative,
+    Positive,
+    Share,
+    at_least,
+    below,
+    fill,
+    one_of,
+)
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.errors import UserError
 from vheatir.train.stock import adopt
@@ -26,7 +36,7 @@ class DistSection:
 class TopSection:
     """The keys at the top of an options file; sections are read one by one, see below."""
 
-    name: str
+    name: Annotated[str, FolderName]
     model_type: str
     datasets: dict
     network_g: dict
@@ -163,8 +173,6 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
             options[section] = _given(options.get(section) or {})
             if options[section] or section != "train":
                 fill(kind, options[section], f"{section}.")
-    if Path(options["name"]).name != options["name"] or options["name"] in ("", ".."):
-        raise UserError(f"{path}: name is that of the run's folder, without / and not .., got {options['name']!r}")
     for section in ("optim_g", "scheduler", "pixel_opt", "consistency_opt"):
         table = options["train"].get(section)
         if table is not None and not isinstance(table.get("type"), str):

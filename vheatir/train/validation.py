@@ -114,8 +114,8 @@ def validate(
         inputs: how inputs are measured, by name; by default psnr, ssim and psnrb of the whole image, see `of_inputs`.
 
     Returns:
-        {"images", "input": {psnr, ssim, psnrb}, "restored": {metric: mean}, "per_image": [...]}; the input is measured
-        as it is, neither clipped nor rounded.
+        {"images", "input": {name: mean}, "restored": {metric: mean}, "per_image": [...]}; the input is measured as it
+        is, neither clipped nor rounded.
     """
     processes = processes or Processes()
     count = len(dataset) if max_images is None else min(max_images, len(dataset))

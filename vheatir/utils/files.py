@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from vheatir.backbone.data.folders import walked
 from vheatir.errors import UserError
 
 TEMPORARY_PREFIX = ".vheatir-"
@@ -78,17 +79,11 @@ def files_below(
         skip: folders for which it is true are left out.
         onerror: called for a folder that cannot be listed; without it such a folder is passed over.
     """
-    above: dict[str, frozenset[str]] = {}  # what lies above each folder, where it really is
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=onerror):
-        inside = above.pop(folder, frozenset()) | {os.path.realpath(folder)}
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".")
-            and os.path.realpath(os.path.join(folder, name)) not in inside
-            and not (skip is not None and skip(Path(folder, name)))
-        )
-        above.update((os.path.join(folder, name), inside) for name in subfolders)
+
+    def enters(path: str) -> bool:
+        return not os.path.basename(path).startswith(".") and not (skip is not None and skip(Path(path)))
+
+    for folder, files in walked(root, enters, onerror):
         found = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
         yield from (path for path in found if may_be_file(path))
 

@@ -109,17 +109,21 @@ def test_a_link_to_a_folder_above_brings_no_image_twice_or_into_another_class(ro
 
 
 def test_a_folder_that_cannot_be_read_is_refused(root, monkeypatch):
+    want = targets(root, "train")
+    (root / "train" / "lost+found").mkdir()  # where a disk is mounted
     save_image(root / "train" / "red" / "closed" / "a.png")
     scandir = os.scandir
 
     def refused(path):
-        if str(path).endswith("closed"):
+        if str(path).endswith(("closed", "lost+found")):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(ValueError, match=r"red/closed: the folder cannot be read: Permission denied"):
         targets(root, "train")
+    shutil.rmtree(root / "train" / "red" / "closed")
+    assert targets(root, "train") == want
 
 
 @pytest.mark.parametrize("reader", ["folder", "tar"])

@@ -234,6 +234,7 @@ def test_linked_folders_are_read_and_unreadable_ones_refused(tmp_path, monkeypat
     for kind in ("images", "labels"):
         (root / kind / "train" / "linked").symlink_to(more / kind / "train")
         (root / kind / "train" / "itself").symlink_to(root / kind / "train")
+    (root / "images" / "train" / "lost+found").mkdir()  # where a disk is mounted
     data = SegmentationData(str(root), num_classes=3)
     pairs, problems = find_pairs(data, True)
     assert not problems
@@ -242,7 +243,7 @@ def test_linked_folders_are_read_and_unreadable_ones_refused(tmp_path, monkeypat
     scandir = os.scandir
 
     def refused(path):
-        if str(path).endswith("linked"):
+        if str(path).endswith(("linked", "lost+found")):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 

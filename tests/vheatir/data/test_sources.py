@@ -186,6 +186,17 @@ def test_patterns_of_file_names_choose_the_same_images_of_an_lmdb(photo_folder, 
     assert left == list(ImageSource(root, exclude=upper).by_stem()) and len(left) < len(everything)
 
 
+@pytest.mark.parametrize("pattern", ["clip.*", "*.0001.*", "clip.0002.png"])
+def test_keys_of_an_lmdb_may_hold_dots(tmp_path, pattern):
+    (tmp_path / "frames").mkdir()
+    for name in ("clip.0001", "clip.0002", "shot.0001"):
+        cv2.imwrite(str(tmp_path / "frames" / f"{name}.png"), np.zeros((8, 8, 3), np.uint8))
+    make_lmdb(tmp_path / "frames", tmp_path / "packed.lmdb")
+    for how in ("include", "exclude"):
+        wanted, got = (ImageSource(tmp_path / root, **{how: [pattern]}) for root in ("frames", "packed.lmdb"))
+        assert got.keys == list(wanted.by_stem()) and len(got) < 3
+
+
 def test_two_sources_share_one_lmdb(photo_folder, tmp_path):
     make_lmdb(photo_folder(), tmp_path / "packed.lmdb")
     one, two = ImageSource(tmp_path / "packed.lmdb"), ImageSource(tmp_path / "packed.lmdb")

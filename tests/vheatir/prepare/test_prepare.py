@@ -165,7 +165,7 @@ def test_killed_in_the_middle_the_same_call_goes_on(photo_folder, tmp_path, work
     assert not (target / "journal.jsonl").exists()
 
 
-@pytest.mark.parametrize("change", ["settings", "image", "list", "zeros", "no record"])
+@pytest.mark.parametrize("change", ["settings", "image", "list", "zeros", "noise", "no record"])
 def test_what_does_not_belong_together_is_begun_anew(photo_folder, tmp_path, monkeypatch, change):
     root, target = photo_folder(), tmp_path / "sub"
     whole = (root / "photo8.jpg").read_bytes()
@@ -178,9 +178,9 @@ def test_what_does_not_belong_together_is_begun_anew(photo_folder, tmp_path, mon
         cv2.imwrite(str(root / "photo2.png"), np.zeros((60, 60, 3), np.uint8))
     elif change == "list":
         (root / "photo2.png").unlink()
-    elif change in ("zeros", "no record"):
+    elif change in ("zeros", "noise", "no record"):
         with (tmp_path / ".sub.partial" / "journal.jsonl").open("ab") as file:
-            file.write(b"\0\0\0\n" if change == "zeros" else b"{}\n")
+            file.write({"zeros": b"\0\0\0\n", "noise": b"\xff\xfe\n", "no record": b"{}\n"}[change])
     size = 40 if change == "settings" else 48
     count = extract_patches(root, target, size=size, overlap=16)
     monkeypatch.undo()

@@ -94,6 +94,19 @@ def test_null_means_the_default(recipe):
     assert filled["manual_seed"] == 0 and filled["scale"] == 1 and filled["logger"] == {}
 
 
+def test_null_means_what_a_plugin_says_for_the_keys_that_it_adds():
+    class Blurred(GaussianNoiseDataset):
+        OPTIONS = GaussianNoiseDataset.OPTIONS | {"blur"}
+
+    table = {"type": "Blurred", "blur": None, "cache": None, "num_worker_per_gpu": None}
+    assert completed(table, {"manual_seed": 3, "network_g": {}}, Blurred) == {
+        "type": "Blurred",
+        "blur": None,
+        "seed": 3,
+        "in_chans": 3,
+    }
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -120,9 +133,9 @@ def test_null_means_the_default(recipe):
         ("name=~", "name is missing"),
         ("manual_seed=-1", "manual_seed must be at least 0, got -1"),
         ("manual_seed=18446744073709551616", "manual_seed must be below 9223372036854775808"),
-        ("name=''", "name is that of the run's folder"),
-        ("name=..", "name is that of the run's folder"),
-        ("name=a/b", "name is that of the run's folder"),
+        ("name=''", "name must be that of the run's folder"),
+        ("name=..", "name must be that of the run's folder"),
+        ("name=a/b", "name must be that of the run's folder"),
         ("model_type=~", "model_type is missing"),
         ("network_g={dim: 8}", "network_g needs a type"),
         ("datasets=~", "datasets is missing"),

@@ -10,6 +10,7 @@ import yaml
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.data.camera_dataset import CameraNoiseDataset
 from vheatir.data.datasets import JPEGDataset
 from vheatir.errors import UserError
 from vheatir.runs.checkpoints import load_latest
@@ -112,6 +113,7 @@ def test_the_log_notes_options_without_effect(photo_folder):
     datasets = {
         "train": JPEGDataset({**common, **stages, "include": ["*.png"]}),
         "val": JPEGDataset({**common, "phase": "val", "include": ["*.jpg"]}),
+        "val_photo": CameraNoiseDataset({**common, "phase": "val", "include": ["*.jpg"], "text_probability": 0}),
     }
     schedule = {"type": "StepLR", "step_size": 5}
     lines = notes({"train": {"total_iter": 10, "scheduler": schedule}}, datasets)

@@ -19,6 +19,7 @@ from vheatir.restore.video.reading import WHOLE, Clip, Frame, interpolation, uns
 _BETWEEN = "nut"  # container of the segments: it keeps any unit of time
 _DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a stream that stay true
 _LEAST_STEP = Fraction(1, 1000)  # seconds between packets of sound: the unit of Matroska
+_UNSEEN = Fraction(1, 100)  # by which pixels may differ from squares: codecs and players round sizes
 _ROOMIEST = (".mkv", ".mov", ".mp4", ".webm")  # what can hold most kinds of sound first
 _OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
 
@@ -247,8 +248,8 @@ class _Continued:
         packet.pts = packet.dts = self.written = time
 
 
-def check_shape(clip: Clip, container: Container, target: Path) -> None:
-    """Refuse pixels that are not square where they would come out square; before anything is restored.
+def check_shape(clip: Clip, container: Container, target: Path) -> list[str]:
+    """What of the pixels' shape is not kept, in words; before anything is restored.
 
     H.264 holds their aspect itself. VP9 leaves it to the container, whose field PyAV cannot set.
 
@@ -261,11 +262,14 @@ def check_shape(clip: Clip, container: Container, target: Path) -> None:
         UserError: the result would look squeezed.
     """
     aspect = clip.look.aspect
-    if container is WRITTEN[".webm"] and aspect not in (None, 1):
+    if container is not WRITTEN[".webm"] or aspect in (None, 1):
+        return []
+    shape = f"its pixels, {aspect.numerator}:{aspect.denominator} wide,"
+    if abs(aspect - 1) > _UNSEEN:
         raise UserError(
-            f"{target}: its pixels, {aspect.numerator}:{aspect.denominator} wide, would be square in a .webm file, and "
-            "the clip would look squeezed; write a .mkv file"
+            f"{target}: {shape} would be square in a .webm file, and the clip would look squeezed; write a .mkv file"
         )
+    return [f"{shape} become square"]
 
 
 def check_sound(clip: Clip, container: Container, target: Path) -> list[str]:

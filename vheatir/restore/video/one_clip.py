@@ -47,8 +47,8 @@ def restore_clip(
     if restorer.task == "jpeg":
         raise UserError(f"{source}: the task jpeg is for JPEG images; take photo or denoise for a clip")
     clip = Clip(source, options.max_pixels)
-    encoding.check_shape(clip, container, target)
-    notes = [*clip.notes, *(f"{what} left out" for what in encoding.check_sound(clip, container, target))]
+    notes = [*clip.notes, *encoding.check_shape(clip, container, target)]
+    notes += [f"{what} left out" for what in encoding.check_sound(clip, container, target)]
     level, text = _level(restorer, clip, options)
     encoder = encoding.Encoder(clip, container, options.crf)
     segments = Segments(target, _key(restorer, source, target, level, options))
