@@ -282,7 +282,7 @@ class VHeatUNet(RestorationNetwork):
             planes: images, and the level where the network takes one, with padded sides.
             added: (B, H, W, C) to add to the maps of the first levels, from full resolution on; the middle is the last.
         """
-        x = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        x = self.conv_first(to_channels_last(planes).contiguous())
         skips = []
         for number, (stage, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = stage(x + added[number] if number < len(added) else x)
