@@ -41,6 +41,9 @@ class HeatLayer(KeptForms):
         reach: blur lengths in pixels between which the starting diffusivities are log-spaced over the channels;
             None keeps the published start, which hardly conducts.
 
+    Raises:
+        ValueError: `reach` does not rise from above 0.
+
     Source: HCO of vHeat, arXiv 2405.16555.
     """
 
@@ -69,9 +72,10 @@ class HeatLayer(KeptForms):
         self.out_linear = Linear(dim, dim)
         self.k_exp: nn.Parameter | None = None
         self._unfolded: nn.Module | None = None
+        self.init_reach()
 
     def init_reach(self) -> None:
-        """Apply `reach` to the starting diffusivities; networks call it after their own initialization."""
+        """Apply `reach` to the starting diffusivities; networks that initialize their layers call it again after."""
         if self.reach is not None and self.to_k is not None:
             linear = next(self.to_k.children())
             assert isinstance(linear, nn.Linear)

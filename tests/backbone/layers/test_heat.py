@@ -207,6 +207,15 @@ def test_an_impulse_spreads_over_the_pixels_that_reach_names(reach):
     assert width == pytest.approx(torch.logspace(math.log10(reach[0]), math.log10(reach[1]), 6).tolist(), rel=0.02)
 
 
+@pytest.mark.parametrize("kind", [HeatLayer, HeatBlock])
+def test_reach_holds_in_a_layer_that_no_network_initializes(kind):
+    made = kind(6, reach=(1.0, 24.0))
+    layer = made if kind is HeatLayer else made.op
+    k = layer.diffusivity(torch.zeros(3, 4, 6))
+    want = torch.logspace(0, math.log10(24.0), 6).square() / 2
+    assert_close(k, want.expand(3, 4, 6), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("reach", [(0, 1), (3, 2), (-1, 4)])
 def test_reach_must_rise_from_above_zero(reach):
     with pytest.raises(ValueError, match="rising"):
