@@ -157,7 +157,7 @@ def test_unfolding_follows_a_move_to_another_type():
 
 def test_folding_refuses_what_makes_no_sense():
     layer, embed = HeatLayer(8).double(), embedding()
-    with pytest.raises(ValueError, match="needs a frequency embedding"):
+    with pytest.raises(ValueError, match=r"needs a frequency embedding: give it a parameter \(H, W, 8\)"):
         layer(maps())
     with pytest.raises(ValueError, match="not folded"):
         layer.unfold()
@@ -176,6 +176,17 @@ def test_bf16_autocast_keeps_diffusivities_in_float32():
         resized = resize_embedding(embed, (12, 7), "exact")
     assert k.dtype == resized.dtype == torch.float32 and torch.equal(k, want)
     assert y.dtype == torch.bfloat16
+
+
+def test_an_embedding_that_autocast_narrowed_is_taken():
+    layer, x, embed = HeatLayer(8, reach=(0.5, 20.0)), maps(torch.float32), embedding(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = F.linear(embed, torch.eye(8).requires_grad_())
+        assert narrow.dtype == torch.bfloat16
+        k = layer.diffusivity(narrow)
+        layer(x, narrow).float().sum().backward()
+    assert k.dtype == torch.float32 and all(one.grad is not None for one in layer.parameters())
+    assert_close(k, layer.diffusivity(narrow.float()))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 5e-2), (torch.float16, 6e-3)], ids=str)
