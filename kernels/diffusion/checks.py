@@ -34,7 +34,10 @@ def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
     check_floating("k", k)
     narrow = x.dtype in (torch.bfloat16, torch.float16)
     if k.dtype != x.dtype and not (narrow and k.dtype == torch.float32):
-        raise TypeError(f"k must be {x.dtype} like x{' or float32' if narrow else ''}, got {k.dtype}")
+        raise TypeError(
+            f"k must be {x.dtype} like x{' or float32' if narrow else ''}, got {k.dtype}; give "
+            f"k.to({compute_dtype(x.dtype)})"
+        )
     if k.device != x.device:
         raise ValueError(f"x is on {x.device}, k on {k.device}; move one of them")
     flat = k
