@@ -111,6 +111,8 @@ def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, 
     problems = []
     for phase, dataset in datasets.items():
         dataset.least_side = WINDOW + 2 * border
+        if dataset.train and options["train"]:  # without it samples can be looked at, not trained on
+            dataset.total_iter = options["train"]["total_iter"]
         try:
             dataset.check()
             if not dataset.train:
@@ -179,7 +181,7 @@ def build_model(path: Path, options: dict[str, Any]):
 
 
 def try_samples(path: Path, model, dataset) -> None:
-    """One sample of each stage through network and losses before anything is written.
+    """One sample of each stage that the run reaches through network and losses before anything is written.
 
     Args:
         path: options file, for messages.
@@ -190,7 +192,7 @@ def try_samples(path: Path, model, dataset) -> None:
         UserError: the network does not take what the dataset gives, or a crop is too small for a loss.
     """
     network = model.get_bare_model(model.net_g)
-    for stage in dataset.stages:
+    for stage in dataset.stages_to_run():
         model.feed_data(default_collate([dataset[SampleIndex(0, stage.gt_size)]]))
         try:
             with torch.no_grad():
