@@ -56,7 +56,8 @@ class _Folder:
 
     def __init__(self, root: Path, suffixes: Collection[str]):
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder, expected one with images; check dataroot_gt / dataroot_lq")
+            advice = "this is a file, give its folder" if root.exists() else "check the path"
+            raise UserError(f"{root}: no such folder, expected one with images; {advice}")
         self.root = root
         self.others = Counter()
         self.keys = list_images(root, suffixes, self.others)

@@ -169,7 +169,8 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
     for folder in data:
         path = Path(folder).expanduser()
         if folder == "" or not path.is_dir():
-            raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; check --data")
+            advice = "this is a file, give its folder" if path.is_file() else "check --data"
+            raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; {advice}")
         name = path.resolve().name
         if name in sources:
             raise UserError(f"two data folders are called {name}; evaluate them in two runs")

@@ -75,7 +75,10 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if not hasattr(kind, "OPTIONS"):  # the stock ones cannot say what sample n is, so that no run could resume
             expected = ", ".join(TASKS)
-            raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
+            raise UserError(
+                f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}; a data set of your "
+                "own needs --plugin FILE"
+            )
         check_dataset_keys(path, phase, table, kind.OPTIONS)
         arguments = {**completed(table, options), "phase": phase.split("_")[0]}
         try:

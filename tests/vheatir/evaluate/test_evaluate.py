@@ -372,6 +372,16 @@ def test_luma_compares_gray_results_with_color_references(images, tmp_path):
         compare_folders(folder, images)
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(images, restored):
+    file = next(images.glob("*.png"))
+    with pytest.raises(UserError, match=r"\.png: no such folder.*this is a file, give its folder$"):
+        compare_folders(restored, file)
+    with pytest.raises(UserError, match=r"\.png: no such folder.*this is a file, give its folder$"):
+        evaluate([file], "denoise", [15], gray=True)
+    with pytest.raises(UserError, match=r"none: no such folder, expected one with images; check the path$"):
+        compare_folders("none", images)
+
+
 def test_folders_that_do_not_match_are_refused(images, restored):
     (restored / "a.bmp").rename(restored / "d.bmp")
     with pytest.raises(UserError, match=r"2 images have no partner[^$]*a: in .* missing in[^$]*d: in .* missing in"):
