@@ -223,6 +223,25 @@ def test_a_method_that_changes_the_size_is_an_error():
         evaluate_image(random_image(20, 20), "denoise", 15, lambda image, level: image[:-1])
 
 
+@pytest.mark.parametrize(
+    ("method", "got"),
+    [
+        (lambda image, level: None, "NoneType"),
+        (lambda image, level: [image], "list"),
+        (lambda image, level: to_uint8(image), "an array of uint8"),
+    ],
+)
+def test_a_method_that_returns_no_floats_is_named(images, method, got):
+    with pytest.raises(UserError, match=rf"\.png: the method returned {got}, expected a NumPy array of floats"):
+        evaluate([images], "denoise", [15], gray=True, method=method)
+
+
+def test_one_folder_and_one_level_need_no_list(images):
+    wanted = evaluate([images], "denoise", [15], gray=True, method=None, limit=1)
+    for folder, level in ((images, 15), (str(images), 15.0), (images, np.float32(15))):
+        assert evaluate(folder, "denoise", level, gray=True, method=None, limit=1) == wanted
+
+
 def test_command_writes_table_and_json(images, tmp_path, capsys, monkeypatch):
     about = {"method": "vheatir", "weights": {"name": "mine", "sha256": "0" * 64}, "device": "cpu", "tile": 64}
     asked = []
