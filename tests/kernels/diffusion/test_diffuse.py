@@ -259,6 +259,8 @@ REFUSED = {
         r"k must be a number, \(3,\), \(2, 3\) or.*got \(2,\)",
         lambda: diffuse(X, K[:2]),
     ),
+    "k no number": (ValueError, r"k must be a finite number.*got nan", lambda: diffuse(X, float("nan"))),
+    "infinite k of an axis": (ValueError, r"finite number.*got inf", lambda: diffuse(X, (1.0, float("inf")))),
     "k a set": (TypeError, "k must be a number or a torch.Tensor.*got set", lambda: diffuse(X, {1.0})),
     "k a decay": (ValueError, r"got \(4, 6, 3\)", lambda: diffuse(X, X[0])),
     "k of another batch": (ValueError, r"got \(4, 3\)", lambda: diffuse(X, torch.ones(4, 3))),
