@@ -297,3 +297,24 @@ def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
     assert kept.keys() == with_gradients.keys() and ("op.out_norm" if norms else "op") in kept
     for name, result in kept.items():
         assert_close(result, with_gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_norms_that_were_replaced_are_called(post_norm):
+    class ScaledNorm(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x) * 1.5
+
+    torch.manual_seed(0)
+    block, x, embed = HeatBlock(8, post_norm=post_norm), maps(torch.float32), embedding(torch.float32)
+    scaled = HeatBlock(8, post_norm=post_norm)
+    scaled.load_state_dict(block.state_dict())
+    for name in ("norm1", "norm2", "op.out_norm"):
+        scaled.set_submodule(name, ScaledNorm(8))
+        with torch.no_grad():
+            norm = block.get_submodule(name)
+            norm.weight.mul_(1.5)
+            norm.bias.mul_(1.5)
+    with torch.no_grad():
+        assert_close(scaled(x.clone(), embed), block(x.clone(), embed), atol=1e-5, rtol=1e-5)
+    assert_close(scaled(x, embed), block(x, embed), atol=1e-5, rtol=1e-5)

@@ -260,3 +260,26 @@ def test_layers_that_were_replaced_are_called(place, adapter):
         free = model.eval()(image)
         assert not torch.equal(free, network()(image))
         assert_close(freeze(model)(image), free, atol=1e-5, rtol=1e-5)
+
+
+class ScaledNorm(torch.nn.LayerNorm):
+    """A norm with a factor behind it."""
+
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
+@pytest.mark.parametrize("kind", [ScaledNorm, lambda dim: torch.nn.RMSNorm(dim)], ids=["subclass", "RMSNorm"])
+@pytest.mark.parametrize("place", ["norm1", "norm2"])
+def test_norms_that_were_replaced_are_called(place, kind):
+    model = network()
+    block = model.middle[0]
+    block.set_submodule(place, kind(block.norm1.normalized_shape[0]))
+    calls = []
+    image = torch.rand(1, 3, 12, 9)
+    with torch.no_grad():
+        free, frozen = model(image), freeze(model)(image)
+        block.get_submodule(place).register_forward_hook(lambda *_: calls.append(1))
+        assert_close(free, model(image), atol=1e-5, rtol=1e-5)  # with a hook nothing is fused
+    assert_close(frozen, free, atol=1e-5, rtol=1e-5)
+    assert calls
