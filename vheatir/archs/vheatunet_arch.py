@@ -69,7 +69,7 @@ class GatedBlock(KeptForms):
 
     def _is_as_built(self) -> bool:
         """Whether no layer was replaced, as adapters do, and none has hooks: `_fused` calls no layers."""
-        products = [self.expand, self.project, self.fc1, self.fc2]
+        products: list[nn.Module | None] = [self.expand, self.project, self.fc1, self.fc2]
         if self.attention is not None:
             products.append(getattr(self.attention, "linear", None))
         return (
