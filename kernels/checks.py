@@ -66,10 +66,15 @@ def _check_pair(
         len(decay_shape) in (3, 4) and tuple(decay_shape[-3:-1]) == (height, width) and decay_shape[-1] in (1, channels)
     )
     if not fits or (own and decay_shape[0] != batch):
+        if tuple(decay_shape[-3:-1]) == (width, channels) and decay_shape[-1] in (1, height):
+            raise ValueError(
+                f"x must be channels-last (B, H, W, C), got {tuple(shape)}, which beside a decay of "
+                f"{tuple(decay_shape)} is channels-first; give x.permute(0, 2, 3, 1)"
+            )
         raise ValueError(
             f"decay must be ({height}, {width}, {channels}) or ({height}, {width}, 1), or one of them for each of the "
-            f"{batch} images, for x of shape {tuple(shape)}, got {tuple(decay_shape)}; resize the frequency embedding "
-            "to the map first"
+            f"{batch} images, for x of shape {tuple(shape)}, got {tuple(decay_shape)}; make it for maps of this size "
+            "(resize a frequency embedding first)"
         )
     if decay_device != device:
         raise ValueError(f"x is on {device}, decay on {decay_device}; move one of them")
@@ -79,7 +84,9 @@ def _check_pair(
         if decay_dtype != wanted:
             raise TypeError(f"decay was prepared in {decay_dtype}, maps of {dtype} need {wanted}: prepare it again")
     elif decay_dtype != dtype and not (narrow and decay_dtype == torch.float32):
-        raise TypeError(f"decay must be {dtype} like x{' or float32' if narrow else ''}, got {decay_dtype}")
+        raise TypeError(
+            f"decay must be {dtype} like x{' or float32' if narrow else ''}, got {decay_dtype}; give decay.to({wanted})"
+        )
 
 
 _check_known_pair = lru_cache(maxsize=512)(_check_pair)

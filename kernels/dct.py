@@ -92,10 +92,18 @@ def decay_map(diffusivity: Tensor) -> Tensor:
         (1.2e-38; of float64 2.2e-308) exactly 0, with gradient 0: whatever handles smaller numbers is slow.
 
     Raises:
+        TypeError: no floating tensor.
         ValueError: neither three- nor four-dimensional.
 
     Source: vHeat, arXiv 2405.16555.
     """
+    if not isinstance(diffusivity, Tensor):
+        raise TypeError(
+            f"decay_map needs k as a torch.Tensor, got {type(diffusivity).__name__}; for one number k give "
+            "torch.full((H, W, 1), float(k)), or call vheatir.diffuse(x, k)"
+        )
+    if not diffusivity.is_floating_point():  # the frequencies would be rounded to that type as well
+        raise TypeError(f"decay_map needs k in floating point, got {diffusivity.dtype}; convert it with k.float()")
     if diffusivity.ndim not in (3, 4):
         raise ValueError(f"decay_map needs k of shape (H, W, C) or (B, H, W, C), got {tuple(diffusivity.shape)}")
     height, width = diffusivity.shape[-3:-1]

@@ -338,7 +338,9 @@ def _conduct_folded(x: Tensor, folded: Tensor, call: Call) -> Tensor:
 
 
 def _conduct_checked(x: Tensor, decay: Tensor, call: Call) -> Tensor:
-    differentiable = torch.is_grad_enabled()
+    # torch.jit.trace checks its graph by a second pass without gradients, which must call the same operators.
+    traced = not torch.compiler.is_compiling() and torch._C._is_tracing()
+    differentiable = torch.is_grad_enabled() and not traced
     at_once = call.kernel and (decay.ndim == 3 or call.kernel == dispatch.CPU_KERNEL)
     # For 16-bit maps x itself is the cheaper thing to keep: it is half the size of a float32 spectrum.
     if differentiable and decay.requires_grad and x.dtype == dispatch.compute_dtype(x.dtype):

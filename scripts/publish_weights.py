@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of a run (.safetensors), or a BasicSR checkpoint or state dict (.pth); of several, their mean",
     )
     add("--name", required=True, help="name of the weights, such as denoise_color_blind")
-    add("--task", required=True, choices=sorted(weights.DEFAULTS))
+    tasks = sorted({*weights.DEFAULTS, weights.PAIRED})
+    add("--task", required=True, choices=tasks, help="paired: of pairs, or of a degradation of your own")
     add("--levels", required=True, help="what it was trained for, such as 'sigma 0-55' or 'quality 5-95'")
     add("--options", type=Path, help="options file of the training; its network_g overrides what the shapes tell")
     add("--data", required=True, help="training data")

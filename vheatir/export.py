@@ -24,6 +24,8 @@ from vheatir import weights as files
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.backbone.models.checkpoint_files import stored_model
 from vheatir.errors import UserError
+from vheatir.kernels.diffusion.boundaries import INSULATED, PERIODIC, ZERO
+from vheatir.kernels.dispatch import compute_dtype
 from vheatir.train import publish
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open, writing
 from vheatir.utils.lazy import callable_package
@@ -39,20 +41,53 @@ _TRACED = (2, 72, 88)  # any batch and sides that are unlike each other
 Runner = Callable[[list[Tensor]], Tensor]
 
 
-def _cosines(n: int, like: Tensor) -> Tensor:
-    """The orthonormal DCT-II matrix (n, n); in operations that every format has, whatever n turns out to be."""
-    index = torch.arange(n, device=like.device, dtype=torch.float64)
-    angle = index[:, None] * (index[None] + 0.5) * math.pi / (index[-1] + 1)
-    table = torch.sin(angle + math.pi / 2)  # onnxruntime long had no cosine of float64, but the sine
-    return (table / table.norm(dim=1, keepdim=True)).to(like.dtype)
+def _basis(n: int, boundary: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The orthonormal basis (n, n) of a boundary condition, a function to a row, and w^2 of each, (n, 1).
+
+    In operations that every format has, whatever n turns out to be.
+    """
+    index = torch.arange(n, device=like.device)
+    place = index.double()
+    step = math.pi / (place[-1] + 1)
+    if boundary == PERIODIC:
+        order = 2.0 * torch.div(index + 1, 2, rounding_mode="floor").double()
+        cosine = (index % 2 == 1) | (index == 0)
+    else:
+        order = place + 1 if boundary == ZERO else place
+        cosine = torch.full_like(index, boundary == INSULATED, dtype=torch.bool)
+        place = place + 0.5
+    # onnxruntime long had no cosine of float64, but the sine
+    table = torch.sin(order[:, None] * place[None] * step + (math.pi / 2) * cosine[:, None].double())
+    table = table / table.norm(dim=1, keepdim=True)
+    return table.to(like.dtype), (order * step).square()[:, None].to(like.dtype)
 
 
 def _conduct(x: Tensor, decay: Tensor, backend: str) -> Tensor:
     """What `vheatir::conduct` becomes."""
-    rows = _cosines(x.shape[1], x)
-    columns = _cosines(x.shape[2], x)
-    spectrum = torch.einsum("nh,bhwc,mw->bnmc", rows, x, columns)
-    return torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(x.dtype), columns)
+    return _conduct_with_spectrum(x, decay, backend)[0]
+
+
+def _conduct_with_spectrum(x: Tensor, decay: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """What `vheatir::conduct_with_spectrum` becomes, of a network whose decay needs a gradient."""
+    wide = x.to(compute_dtype(x.dtype))
+    rows = _basis(x.shape[1], INSULATED, wide)[0]
+    columns = _basis(x.shape[2], INSULATED, wide)[0]
+    spectrum = torch.einsum("nh,bhwc,mw->bnmc", rows, wide, columns)
+    y = torch.einsum("nh,bnmc,mw->bhwc", rows, spectrum * decay.to(wide.dtype), columns)
+    return y.to(x.dtype), spectrum
+
+
+def _diffuse(x: Tensor, k: Tensor, boundary: str, backend: str) -> Tensor:
+    """What `vheatir::diffuse` becomes; k is (D, 1, C) or (D, B, C)."""
+    y = x.to(k.dtype)
+    for axis in range(x.ndim - 2):
+        basis, squares = _basis(x.shape[axis + 1], boundary, y)
+        lines = y.movedim(axis + 1, -2)  # (B, ..., N, C)
+        decay = torch.exp(-squares * k[axis][:, None])
+        for _ in range(x.ndim - 3):
+            decay = decay[:, None]
+        y = (basis.T @ (decay * (basis @ lines))).movedim(-2, axis + 1)
+    return y.to(x.dtype)
 
 
 def _pixel_unshuffle(image: Tensor, factor: int) -> Tensor:
@@ -62,6 +97,22 @@ def _pixel_unshuffle(image: Tensor, factor: int) -> Tensor:
     columns = width // factor
     parts = image.reshape(batch, channels, rows, factor, columns, factor).permute(0, 1, 3, 5, 2, 4)
     return parts.reshape(batch, channels * factor * factor, rows, columns)
+
+
+def decompositions() -> dict[Any, Callable]:
+    """What our operators become in operations of PyTorch alone, for `ExportedProgram.run_decompositions`.
+
+    For a network of your own that calls `heat_conduction` with a decay that is not prepared, `diffuse` or a heat layer:
+    the program then needs no vheatir where it runs, and `torch.onnx.export` takes it. The products are with matrices
+    that are made from the size of the maps while it runs.
+    """
+    own = torch.ops.vheatir
+    return {
+        own.conduct.default: _conduct,
+        own.conduct_with_spectrum.default: _conduct_with_spectrum,
+        own.diffuse.default: _diffuse,
+        torch.ops.aten.pixel_unshuffle.default: _pixel_unshuffle,
+    }
 
 
 def is_backbone(network: nn.Module) -> bool:
@@ -93,9 +144,7 @@ def trace(network: nn.Module) -> torch.export.ExportedProgram:
         shapes = {"image": {0: batch, 2: side, 3: side}} | ({"level": {0: batch}} if network.level_map else {})
     with torch.no_grad():
         program = torch.export.export(network, tuple(_inputs(network, *_TRACED)), dynamic_shapes=shapes)
-        own: dict[Any, Callable] = {torch.ops.vheatir.conduct.default: _conduct}
-        own[torch.ops.aten.pixel_unshuffle.default] = _pixel_unshuffle
-        return program.run_decompositions(own)
+        return program.run_decompositions(decompositions())
 
 
 def save_program(network: nn.Module, path: Path) -> Runner:

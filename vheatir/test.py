@@ -80,11 +80,19 @@ def main(argv: list[str]) -> int:
     options = complete_options(path, read_options(path, arguments.set), is_train=False)
     folder = arguments.out / options["name"]
     prepare_output(folder / "results.json")
+    chosen = any(text.startswith("path.pretrain_network_g=") for text in arguments.set)
     results = evaluate_options(path, options, folder)
+    source = options["path"]["pretrain_network_g"]
+    if "train" in options["datasets"] and not chosen:
+        sys.stderr.write(
+            f"note: {path} is of a training, which begins from the weights {source}; for those that it left add --set "
+            "path.pretrain_network_g=FILE, such as its run's models/best.safetensors\n"
+        )
+    sys.stdout.write(f"weights: {source}\n")
     for result in results:
         sys.stdout.write(f"{result['data']}: {result['images']} images\n")
         sys.stdout.write(f"{_row('input', result['input'])}\n{_row('restored', result['restored'])}\n")
-    metadata = {**run_metadata(["vheatir", "test", *argv]), "weights": options["path"]["pretrain_network_g"]}
+    metadata = {**run_metadata(["vheatir", "test", *argv]), "weights": source}
     write_json(folder / "results.json", {"results": results, "metadata": metadata})
     sys.stdout.write(f"written: {folder / 'results.json'}\n")
     return 0

@@ -41,6 +41,9 @@ class HeatLayer(KeptForms):
         reach: blur lengths in pixels between which the starting diffusivities are log-spaced over the channels;
             None keeps the published start, which hardly conducts.
 
+    Raises:
+        ValueError: `reach` does not rise from above 0.
+
     Source: HCO of vHeat, arXiv 2405.16555.
     """
 
@@ -69,9 +72,10 @@ class HeatLayer(KeptForms):
         self.out_linear = Linear(dim, dim)
         self.k_exp: nn.Parameter | None = None
         self._unfolded: nn.Module | None = None
+        self.init_reach()
 
     def init_reach(self) -> None:
-        """Apply `reach` to the starting diffusivities; networks call it after their own initialization."""
+        """Apply `reach` to the starting diffusivities; networks that initialize their layers call it again after."""
         if self.reach is not None and self.to_k is not None:
             linear = next(self.to_k.children())
             assert isinstance(linear, nn.Linear)
@@ -81,9 +85,11 @@ class HeatLayer(KeptForms):
         """k >= 0 of shape (H, W, C), in squared pixels, from a frequency embedding of that shape."""
         if self.to_k is None:
             return torch.full_like(embedding[..., :1], self.fixed_k)
-        # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential.
+        # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential. An embedding that
+        # another layer made there has 16 bits, which no product here takes beside wider weights.
+        dtype = list(self.to_k.parameters())[0].dtype  # noqa: RUF015 (torch 2.9 compiles no generator here)
         with full_precision(embedding):
-            return self.to_k(embedding)
+            return self.to_k(embedding if embedding.dtype == dtype else embedding.to(dtype))
 
     def _decay(self, height: int, width: int, embedding: Tensor | EmbeddingAt | None) -> Tensor | PreparedDecay:
         if self.k_exp is not None:
@@ -93,7 +99,7 @@ class HeatLayer(KeptForms):
                 )
             sources: list[Tensor] = [self.k_exp]
         elif embedding is None:
-            raise ValueError("an unfolded heat layer needs a frequency embedding")
+            raise self._without_embedding()
         else:
             sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
@@ -103,12 +109,18 @@ class HeatLayer(KeptForms):
         key = height, width, getattr(embedding, "mode", None)
         return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
 
+    def _without_embedding(self) -> ValueError:
+        return ValueError(
+            f"a heat layer that is not folded needs a frequency embedding: give it a parameter (H, W, {self.dim}) "
+            f"beside the maps (B, H, W, {self.dim})"
+        )
+
     def _fresh_decay(self, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.k_exp is not None:
             return self.k_exp
         table = embedding.tensor() if isinstance(embedding, EmbeddingAt) else embedding
         if table is None:
-            raise ValueError("an unfolded heat layer needs a frequency embedding")
+            raise self._without_embedding()
         k = self.diffusivity(table)
         return decay_map(k.float() if k.dtype in _NARROW else k)
 

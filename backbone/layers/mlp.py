@@ -23,7 +23,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.dwconv is None:
-            return self.fc2(self.fc1(x, gelu=True))
+            as_built = type(self.fc1) is ChannelsLastConv2d  # an adapter in its place takes x alone, or adds after GELU
+            return self.fc2(self.fc1(x, gelu=True) if as_built else F.gelu(self.fc1(x)))
         x = self.fc1(x)
         return self.fc2(F.gelu(x + self.dwconv(x)))
 

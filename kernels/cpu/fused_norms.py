@@ -66,7 +66,8 @@ class _GradientJob(_RowsJob):
 
 def _kernel_takes(x: Tensor, other: Tensor, norm: nn.LayerNorm) -> bool:
     return (
-        are_plain(x, other, norm.weight, norm.bias)
+        type(norm) is nn.LayerNorm  # what stands in its place is called
+        and are_plain(x, other, norm.weight, norm.bias)
         and not has_hooks(norm)
         and normalizes_channels(norm, x)
         and x.shape == other.shape

@@ -436,7 +436,8 @@ def fork_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, branch: Tensor 
 
 def _norm_fits(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
     return (
-        x.dtype == torch.float32
+        type(norm) is nn.LayerNorm  # what stands in its place is called
+        and x.dtype == torch.float32
         and dtype in _TYPES
         and _kernel_takes(x, norm.weight, norm.bias)
         and not has_hooks(norm)

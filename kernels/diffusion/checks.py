@@ -1,5 +1,6 @@
 """What `diffuse` accepts, and the wording when it does not."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,11 +31,16 @@ def _of_axis(k: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(k, (int, float, Tensor)):
         raise TypeError(f"k must be a number or a torch.Tensor, or one of these for each axis, got {type(k).__name__}")
     if isinstance(k, (int, float)):
+        if not -math.inf < k < math.inf:  # 0 times infinity, of the constant part, would be no number
+            raise ValueError(f"k must be a finite number, in squared pixels, got {k}; for the mean take x.mean((1, 2))")
         return torch.full((1, channels), float(k), dtype=compute_dtype(x.dtype), device=x.device)
     check_floating("k", k)
     narrow = x.dtype in (torch.bfloat16, torch.float16)
     if k.dtype != x.dtype and not (narrow and k.dtype == torch.float32):
-        raise TypeError(f"k must be {x.dtype} like x{' or float32' if narrow else ''}, got {k.dtype}")
+        raise TypeError(
+            f"k must be {x.dtype} like x{' or float32' if narrow else ''}, got {k.dtype}; give "
+            f"k.to({compute_dtype(x.dtype)})"
+        )
     if k.device != x.device:
         raise ValueError(f"x is on {x.device}, k on {k.device}; move one of them")
     flat = k
@@ -57,7 +63,8 @@ def per_axis(k: Diffusivity, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: k is neither a number nor a floating tensor, or its type does not fit x.
-        ValueError: its shape or device does not fit x, or it has another number of axes.
+        ValueError: its shape or device does not fit x, it has another number of axes, or it is a number that is not
+            finite.
     """
     axes = x.ndim - 2
     if isinstance(k, Tensor) or not isinstance(k, Sequence):

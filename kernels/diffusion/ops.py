@@ -151,7 +151,8 @@ def diffuse(x: Tensor, k: Diffusivity, *, boundary: str = INSULATED, backend: st
 
     Raises:
         TypeError: an input is no floating tensor, or the types do not fit each other.
-        ValueError: shapes or devices do not fit, or the boundary or backend is unknown or cannot run.
+        ValueError: shapes or devices do not fit, a number k is not finite, or the boundary or backend is
+            unknown or cannot run.
 
     Source: vHeat, arXiv 2405.16555, with a separable decay.
     """

@@ -235,6 +235,16 @@ def blurred() -> dict:
     return {"image": network_input(), "measured": physics(network_input()), "physics": physics}
 
 
+def agrees_in_onnx(network: torch.nn.Module, file: str) -> bool:
+    """Whether onnxruntime gives what the network does, at a size that it was not exported at."""
+    import onnxruntime
+
+    image = torch.rand(1, 3, 19, 40)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": image.numpy()})
+    return torch.allclose(torch.from_numpy(found), network(image), atol=1e-5)
+
+
 # Names that the blocks of a page take as given.
 GIVEN = {
     "README.md": lambda: {"noisy": np.full((20, 24, 3), 0.5, np.float32)},
@@ -245,6 +255,7 @@ GIVEN = {
 HOLDS = {
     ("README.md", 0): lambda names: names["restored"].shape == names["noisy"].shape,
     ("README.md", 1): lambda names: names["y"].shape == names["x"].shape,
+    ("docs/architecture.md", 0): lambda names: names["y"].shape == (2, 20, 30, 32),
     ("docs/backbone.md", 0): lambda names: [x.shape[1:] for x in names["maps"]] == [(64, 13, 19), (256, 4, 5)],
     ("docs/backbone.md", 1): lambda names: names["model"].num_classes == 1000,
     ("docs/backbone.md", 2): lambda names: names["model"].num_classes == 10,
@@ -261,6 +272,7 @@ HOLDS = {
     ("docs/export.md", 0): lambda names: names["restored"].shape == (1, 3, 120, 161),
     ("docs/export.md", 1): lambda names: names["restored"].shape == (1, 3, 120, 161),
     ("docs/export.md", 2): lambda names: names["network"](network_input()).shape == (1, 3, 32, 32),
+    ("docs/export.md", 3): lambda names: agrees_in_onnx(names["network"], "own.onnx"),
     ("docs/howto.md", 0): lambda names: "share" in names["SaltAndPepper"].OPTIONS,
     ("docs/integrations.md", 0): lambda names: names["restored"].shape == (1, 3, 32, 32),
     ("docs/integrations.md", 1): lambda names: names["restored"].isfinite().all(),

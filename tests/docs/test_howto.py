@@ -1,13 +1,16 @@
 """The degradation that docs/howto.md adds: reproducible, and told what is wrong where something is."""
 
+import re
 import sys
 from pathlib import Path
 
 import cv2
 import pytest
 import skimage.data
+import yaml
 
 from tests.docs import shown_place
+from tests.docs.shown import ROOT
 from vheatir.cli import main as vheatir_main
 
 pytest.importorskip("basicsr", reason="training needs BasicSR")
@@ -41,6 +44,21 @@ def change(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_recipe_for_pairs_has_what_the_page_says(workplace):
+    page = " ".join((ROOT / "docs" / "howto.md").read_text(encoding="utf-8").split())
+    (sentence,) = re.findall(r"For pairs of degraded and clean images .*?;", page)
+    taken_out = re.findall(r"`(\w+)`", sentence.split("without")[1])
+    recipe = yaml.safe_load((ROOT / "options" / "denoise_light.yml").read_text(encoding="utf-8"))
+    for phase, folder in (("train", "photos"), ("val", "held_out")):
+        table = {key: value for key, value in recipe["datasets"][phase].items() if key not in taken_out}
+        places = {"type": "PairedDataset", "dataroot_gt": folder, "dataroot_lq": folder}
+        recipe["datasets"][phase] = table | places | {"exclude": None, "include": None}
+    recipe["network_g"] |= shown_place.SMALL
+    Path("pairs.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    short = [text for item in SHORT for text in ("--set", item)]
+    assert vheatir_main(["train", "-opt", "pairs.yml", *short]) == 0
 
 
 class TestPlugin:

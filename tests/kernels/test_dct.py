@@ -132,3 +132,11 @@ def test_decay_is_differentiable():
 def test_decay_of_another_rank_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(H, W, C\)"):
         decay_map(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    "k, message", [(2.0, r"got float; .*torch\.full"), (torch.full((4, 6, 1), 2), r"got torch\.int64; .*k\.float\(\)")]
+)
+def test_decay_of_another_type_is_refused(k, message):
+    with pytest.raises(TypeError, match=message):
+        decay_map(k)

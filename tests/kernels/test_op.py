@@ -211,8 +211,17 @@ REFUSED = {
     "decay with an empty side": (ValueError, r"\(4, 6, 3\) or \(4, 6, 1\).*got \(0, 6, 3\)", lambda: (X, X[0, :0])),
     "decay transposed": (ValueError, r"\(4, 6, 3\) or \(4, 6, 1\).*got \(6, 4, 3\)", lambda: (X, X[0].transpose(0, 1))),
     "decay of other channels": (ValueError, r"got \(4, 6, 2\).*resize", lambda: (X, X[0, ..., :2])),
+    "x channels-first": (
+        ValueError,
+        r"channels-first; give x.permute\(0, 2, 3, 1\)",
+        lambda: (X.permute(0, 3, 1, 2), X[0]),
+    ),
     "decay elsewhere": (ValueError, r"x is on cpu, decay on meta", lambda: (X, X[0].to("meta"))),
-    "float64 decay beside float32": (TypeError, r"decay must be torch.float32 like x, got", lambda: (X, X[0].double())),
+    "float64 decay beside float32": (
+        TypeError,
+        r"like x, got .*; give decay.to\(torch.float32\)",
+        lambda: (X, X[0].double()),
+    ),
     "16-bit decay beside float32": (TypeError, r"decay must be torch.float32 like x", lambda: (X, X[0].bfloat16())),
     "float32 decay beside float64": (TypeError, r"must be torch.float64 like x", lambda: (X.double(), X[0])),
     "mixed 16-bit types": (TypeError, r"torch.bfloat16 like x or float32", lambda: (X.bfloat16(), X[0].half())),

@@ -194,6 +194,20 @@ def test_exported_with_open_sides(decay_needs, maps, assert_near):
         assert_near(exported.module()(x, decay), hco_reference(x.double(), decay.double()), str(shape))
 
 
+@pytest.mark.filterwarnings("ignore")  # of PyTorch: tracing is deprecated, and our checks look at sizes
+@pytest.mark.parametrize("decay_needs", [False, True], ids=["frozen", "trained"])
+def test_traced_by_torchscript(decay_needs, maps, assert_near):
+    x, decay = maps((2, 9, 7, 4), torch.float32, torch.float32)
+    decay.requires_grad_(decay_needs)
+    traced = torch.jit.trace(heat_conduction, (x, decay))
+    other = torch.randn_like(x)
+    assert_near(traced(other, decay), heat_conduction(other, decay))
+    if decay_needs:
+        (got,) = torch.autograd.grad(traced(other, decay).square().sum(), decay)
+        (want,) = torch.autograd.grad(heat_conduction(other, decay).square().sum(), decay)
+        assert_near(got, want)
+
+
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_preparing_inside_an_export_leaves_nothing_behind(strict, maps, assert_near):
     """What the exporter traces carries no data; it must not stay in the tables' caches."""

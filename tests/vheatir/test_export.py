@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.archs.vheatunet_arch import VHeatUNet
+from vheatir.backbone.layers.heat import HeatLayer
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
+from vheatir.export import _basis, _diffuse, decompositions
+from vheatir.kernels.diffusion.boundaries import BOUNDARIES, basis_of
+from vheatir.kernels.diffusion.ops import diffuse
 
 SIZES = [(1, 37, 53), (3, 64, 48), (1, 121, 96), (1, 3, 3)]
 KINDS = {
@@ -197,3 +202,38 @@ def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"vheatir\[export\]"):
         export.export_network(network, Path("net.onnx"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_bases_made_while_a_program_runs_are_those_of_the_operator(boundary):
+    for side in (1, 2, 5, 8, 33):
+        basis, squares = _basis(side, boundary, torch.zeros(1, dtype=torch.float64))
+        want, squared = basis_of(side, boundary, torch.float64, torch.device("cpu"))
+        assert_close(basis, want, atol=1e-12, rtol=0)
+        assert_close(squares[:, 0], squared, atol=1e-12, rtol=1e-12)
+    x, k = torch.randn(2, 3, 4, 5, 6), torch.rand(3, 2, 6)
+    assert_close(_diffuse(x, k, boundary, "auto"), diffuse(x, tuple(k), boundary=boundary), atol=1e-5, rtol=1e-5)
+
+
+class Own(torch.nn.Module):
+    """A network of a user, whose decays need gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = HeatLayer(3, reach=(0.5, 4.0))
+        self.embedding = torch.nn.Parameter(torch.randn(8, 10, 3))
+        self.k = torch.nn.Parameter(torch.rand(3))
+
+    def forward(self, maps):
+        maps = diffuse(self.layer(maps, self.embedding), self.k)
+        return diffuse(maps.bfloat16(), (1.0, 0.5), boundary="zero")
+
+
+def test_a_network_of_ones_own_becomes_operations_of_pytorch_alone():
+    torch.manual_seed(0)
+    network, maps = Own().eval(), torch.randn(2, 8, 10, 3)
+    program = torch.export.export(network, (maps,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert "vheatir" in str(program.graph)
+    program = program.run_decompositions(decompositions())
+    assert "vheatir" not in str(program.graph)
+    assert_close(program.module()(maps[:1]), network(maps[:1]), atol=1e-2, rtol=1e-2)

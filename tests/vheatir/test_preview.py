@@ -53,6 +53,15 @@ def test_panels_are_input_target_and_stretched_difference(recipe, tmp_path):
     assert all((noisy[::12, ::12] == noisy[shift::12, shift::12]).all() for shift in (5, 11))
 
 
+def test_samples_need_no_section_of_a_training(small_photos, tmp_path):
+    data = f"{{type: GaussianNoiseDataset, dataroot_gt: '{small_photos / 'train'}', sigma: 5, gt_size: 16}}"
+    recipe = tmp_path / "data.yml"
+    recipe.write_text(
+        f"name: data\nmodel_type: VHeatIRModel\ndatasets: {{train: {data}}}\nnetwork_g: {{type: VHeatUNet}}\n"
+    )
+    assert preview(recipe, tmp_path / "sheet.png", "--count", 1, "--measure", 1) == 0
+
+
 def test_what_it_refuses(recipe, pairs, tmp_path, capsys, monkeypatch):
     def refused(*more, out="sheet.png"):
         assert preview(recipe, tmp_path / out, *more) == 2

@@ -52,7 +52,20 @@ def test_scores_and_images_are_written(evaluate, trained, train, small_photos, t
     assert content["metadata"]["weights"] == str(best) and "command" in content["metadata"]
     for name in ("val/val0.png", "val/val1.png", "loud/val0.png"):
         assert cv2.imread(str(tmp_path / "scores" / "tiny" / name)).shape == (32, 32, 3)
-    assert "restored" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"weights: {best}\n" in shown.out and "restored" in shown.out and "note:" not in shown.err
+
+
+def test_a_recipe_of_a_training_says_that_its_weights_are_those_before(recipe, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = trained / "models" / "latest.safetensors"
+    text = recipe.read_text()
+    assert "path: {" in text
+    recipe.write_text(text.replace("path: {", f"path: {{pretrain_network_g: '{before}', "))
+    assert main(["test", "-opt", str(recipe), "--out", "scores"]) == 0
+    shown = capsys.readouterr()
+    assert f"weights: {before}\n" in shown.out
+    assert f"is of a training, which begins from the weights {before}; for those that it left add --set" in shown.err
 
 
 def test_a_checkpoint_of_basicsr_is_scored(evaluate, trained, tmp_path, train):

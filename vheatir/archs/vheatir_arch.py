@@ -145,7 +145,7 @@ class VHeatIR(RestorationNetwork):
         planes = F.pixel_unshuffle(self._pad(image), self.downscale)
         if level is not None:
             planes = torch.cat([planes, F.avg_pool2d(self._pad(level_plane(level, image)), self.downscale)], 1)
-        shallow = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        shallow = self.conv_first(to_channels_last(planes).contiguous())
         embedding = EmbeddingAt(self.freq_embed, tuple(shallow.shape[1:3]), self.resize)
         deep = shallow
         for group in self.groups:

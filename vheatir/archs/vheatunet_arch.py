@@ -52,7 +52,7 @@ class GatedBlock(KeptForms):
         attention = self.attention
         heats_gate = isinstance(attention, GateHeat)
         may_fuse = self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate
-        if may_fuse and not any(has_hooks(part) for part in self.modules() if part is not self):
+        if may_fuse and self._is_as_built():
             return self._fused(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         x, y = fork_norm(x, self.norm1, dtype)
@@ -66,6 +66,17 @@ class GatedBlock(KeptForms):
                 y = attention(y)
         x, y = fork_norm(x, self.norm2, dtype, _scaled(self.project, y, self.scale1))
         return residual_sum(x, _scaled(self.fc2, halves_product(self.fc1(y)), self.scale2))
+
+    def _is_as_built(self) -> bool:
+        """Whether no layer was replaced, as adapters do, and none has hooks: `_fused` calls no layers."""
+        products: list[nn.Module | None] = [self.expand, self.project, self.fc1, self.fc2]
+        if self.attention is not None:
+            products.append(getattr(self.attention, "linear", None))
+        return (
+            all(type(layer) is Linear for layer in products)
+            and type(self.dwconv) is ChannelsLastConv2d
+            and not any(has_hooks(part) for part in self.modules() if part is not self)
+        )
 
     def _gated(self, y: Tensor) -> Tensor:
         """The product of both halves of the convolution, at once where nobody asks to be called with that."""
@@ -109,7 +120,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 def _scaled(layer: Linear, x: Tensor, scale: Tensor) -> Tensor:
     """layer(x) * scale; the scale goes to the weights, which are fewer than the results."""
-    if layer.bias is None or type(layer) is not Linear or has_hooks(layer):
+    if type(layer) is not Linear or layer.bias is None or has_hooks(layer):
         return layer(x) * scale
     return F.linear(x, layer.weight * scale[:, None], layer.bias * scale)
 
@@ -273,7 +284,7 @@ class VHeatUNet(RestorationNetwork):
             planes: images, and the level where the network takes one, with padded sides.
             added: (B, H, W, C) to add to the maps of the first levels, from full resolution on; the middle is the last.
         """
-        x = self.conv_first(to_channels_last(planes.contiguous(memory_format=torch.channels_last)))
+        x = self.conv_first(to_channels_last(planes).contiguous())
         skips = []
         for number, (stage, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = stage(x + added[number] if number < len(added) else x)

@@ -1,5 +1,6 @@
 """What the training and test sets share: options, crops, symmetries, epochs; see vheatir.data.datasets."""
 
+import math
 import operator
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vheatir.backbone.training.schema import is_number
-from vheatir.data.progressive import SampleIndex, parse_stages
+from vheatir.data.progressive import CropStage, SampleIndex, parse_stages
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import to_float
@@ -65,6 +66,7 @@ class RestorationDataset(Dataset):
     STEPS = frozenset({"augment"})  # what the device can do in place of the loader
     least_side = 1  # of whole images, in pixels; who measures sets what the metrics need
     context = 0  # pixels beyond the crop's side that the degradation needs
+    total_iter = math.inf  # iterations of the run: stages that start later never begin
 
     def __init__(self, opt: dict):
         self.opt = opt  # where BasicSR's own loop looks for the name
@@ -182,9 +184,19 @@ class RestorationDataset(Dataset):
 
         Run it before training. With `cache: memory` it fills the cache.
         """
-        self.source.check(*self._requirements())
+        self.source.check(*self._requirements(), why=self._why())
+
+    def stages_to_run(self) -> list[CropStage]:
+        """The stages that begin before the run ends."""
+        return [stage for stage in self.stages if stage.start < self.total_iter]
+
+    def _why(self) -> str:
+        """What asks for the least side, for messages."""
+        if not self.train:
+            return ", for SSIM"
+        return f", the largest crop (gt_size, progressive){' and what lies around it' if self.context else ''}"
 
     def _requirements(self) -> tuple[int, int | None]:
         """Least side and channels of the images; None for any."""
-        largest = max((stage.gt_size for stage in self.stages), default=0)
+        largest = max((stage.gt_size for stage in self.stages_to_run()), default=0)
         return (largest + self.context if self.train else self.least_side), None

@@ -274,8 +274,8 @@ class PairedDataset(RestorationDataset):
     def check(self) -> None:
         """As the others', for both sides, and every pair must have one size, and no gray file beside color."""
         size, channels = self._requirements()
-        problems = self.source.problems(size, channels, self.keys)
-        problems += self.degraded.problems(size, channels, list(self._partner.values()))
+        problems = self.source.problems(size, channels, self.keys, self._why())
+        problems += self.degraded.problems(size, channels, list(self._partner.values()), self._why())
         if not problems:
             problems = [problem for problem in map_threads(self._mismatch, self.keys) if problem]
         raise_problems(self.source.root, problems, len(self))

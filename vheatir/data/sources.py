@@ -57,7 +57,8 @@ class _Folder:
 
     def __init__(self, root: Path, suffixes: Collection[str]):
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder, expected one with images; check dataroot_gt / dataroot_lq")
+            advice = "this is a file, give its folder" if root.exists() else "check the path"
+            raise UserError(f"{root}: no such folder, expected one with images; {advice}")
         self.root = root
         self.others = Counter()
         self.keys = list_images(root, suffixes, self.others)
@@ -292,7 +293,9 @@ class ImageSource:
             return image if image.ndim == 2 else gray_opencv(image)
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
-    def problems(self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None) -> list[str]:
+    def problems(
+        self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None, why: str = ""
+    ) -> list[str]:
         """Every image that cannot be decoded, is smaller than `min_size` on a side, or is gray where 3 channels count.
 
         Decodes everything (`keys`, where they are given) once, on several threads; with a memory cache that fills the
@@ -302,6 +305,7 @@ class ImageSource:
             min_size: least side in pixels.
             channels: 3 refuses gray images; None and 1 take both.
             keys: images to look at; None for all.
+            why: what asks for `min_size`, to follow it in the message.
         """
 
         def inspect(key: str) -> str | None:
@@ -311,7 +315,7 @@ class ImageSource:
                 return str(error)
             height, width = image.shape[:2]
             if min(height, width) < min_size:
-                return f"{self.describe(key)}: {height}x{width} pixels, expected at least {min_size} on each side"
+                return f"{self.describe(key)}: {height}x{width} pixels, expected at least {min_size} on each side{why}"
             if channels == 3 and image.ndim == 2:
                 return f"{self.describe(key)}: is gray, expected color"
             return None
@@ -319,15 +323,20 @@ class ImageSource:
         keys = self.keys if keys is None else keys
         return [problem for problem in map_threads(inspect, keys) if problem is not None]
 
-    def check(self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None) -> None:
+    def check(
+        self, min_size: int = 1, channels: int | None = None, keys: Sequence[str] | None = None, why: str = ""
+    ) -> None:
         """Raise one UserError that lists all `problems`.
 
         Args:
             min_size: see `problems`.
             channels: see `problems`.
             keys: see `problems`.
+            why: see `problems`.
         """
-        raise_problems(self.root, self.problems(min_size, channels, keys), len(self.keys if keys is None else keys))
+        raise_problems(
+            self.root, self.problems(min_size, channels, keys, why), len(self.keys if keys is None else keys)
+        )
 
 
 def map_threads(function: Callable, items: Iterable) -> list:

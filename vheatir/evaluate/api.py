@@ -33,9 +33,9 @@ _logger = logging.getLogger("vheatir.evaluate")
 
 
 def evaluate(  # long function: most of it says what its arguments mean
-    data: Sequence[str | Path],
+    data: str | Path | Sequence[str | Path],
     task: str,
-    levels: Sequence[float] | None = None,
+    levels: float | Sequence[float] | None = None,
     *,
     gray: bool,
     method: Method | str | None = "vheatir",
@@ -51,11 +51,11 @@ def evaluate(  # long function: most of it says what its arguments mean
     """Degrade the clean images of folders, restore them, and measure both.
 
     Args:
-        data: folders of clean images, or for "photo" of pairs NAME_real.* and NAME_mean.*, searched recursively. Files
-            that are left out, as of other formats, are counted in a logged note.
+        data: one or several folders of clean images, or for "photo" of pairs NAME_real.* and NAME_mean.*, searched
+            recursively. Files that are left out, as of other formats, are counted in a logged note.
         task: "denoise" (levels are sigma on the 0-255 scale), "jpeg" (levels are qualities) or "photo" (nothing is
             degraded; levels are the sigma that "nlm" and "bm3d" assume, 5 by default, and none for networks).
-        levels: None takes those of the published tables.
+        levels: one or several; None takes those of the published tables.
         gray: the gray protocol instead of the color one.
         method: "vheatir", our network; "nlm", non-local means; "bm3d"; a function of (degraded float image, level)
             that returns the restored float image in [0, 1]; None measures the degraded input only.
@@ -77,7 +77,8 @@ def evaluate(  # long function: most of it says what its arguments mean
         UserError: a folder, level, method or weights that cannot be used.
         UnwrittenError: a UserError; all is measured, but images could not be saved. It has the `results`.
     """
-    levels = checked_levels(task, levels, method)
+    data = [data] if isinstance(data, str | Path) else data
+    levels = checked_levels(task, [float(levels)] if isinstance(levels, int | float | np.number) else levels, method)
     if task == "photo" and gray:
         raise UserError("photographs are evaluated in color; leave gray out")
     if limit is not None and limit < 1:
@@ -169,7 +170,8 @@ def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, Im
     for folder in data:
         path = Path(folder).expanduser()
         if folder == "" or not path.is_dir():
-            raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; check --data")
+            advice = "this is a file, give its folder" if path.is_file() else "check --data"
+            raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; {advice}")
         name = path.resolve().name
         if name in sources:
             raise UserError(f"two data folders are called {name}; evaluate them in two runs")

@@ -151,7 +151,7 @@ def evaluate_image(
         None.
 
     Raises:
-        ValueError: the method returned another shape.
+        ValueError: the method returned another shape or type.
     """
     degraded = degrade(clean, task, level) if photographed is None else to_float(photographed)
     before = scores_of_degraded(degraded, clean) if task == "denoise" else scores(to_uint8(degraded), clean)
@@ -161,6 +161,9 @@ def evaluate_image(
     start = time.perf_counter()
     output = method(degraded, level)
     seconds = time.perf_counter() - start
+    if not isinstance(output, np.ndarray) or output.dtype.kind != "f":
+        got = f"an array of {output.dtype}" if isinstance(output, np.ndarray) else type(output).__name__
+        raise ValueError(f"the method returned {got}, expected a NumPy array of floats in [0, 1]")
     if output.shape != clean.shape:
         raise ValueError(f"the method returned shape {output.shape} for an image of {clean.shape}, expected the same")
     restored = to_uint8(output)

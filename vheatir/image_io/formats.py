@@ -1,6 +1,6 @@
 """What all readers and writers share: formats, an image in memory, an image as its file holds it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -44,17 +44,20 @@ _INTEGERS = {8: np.uint8, 16: np.uint16}
 
 def format_of(path: Path) -> str:
     """The format that a file name stands for; UserError when it stands for none of ours."""
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise UserError(
-            f"{path}: the suffix {path.suffix!r} is not one of {', '.join(FORMATS)}; rename or convert the file"
-        ) from None
+    return _format_among(path, FORMATS)
+
+
+def _format_among(path: Path, suffixes: Iterable[str]) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        known = ", ".join(suffixes)
+        raise UserError(f"{path}: the suffix {path.suffix!r} is not one of {known}; rename or convert the file")
+    return FORMATS[suffix]
 
 
 def written_format(path: Path) -> str:
     """The format that a file to write stands for; UserError for one that is only read."""
-    kind = format_of(path)
+    kind = _format_among(path, [suffix for suffix, kind in FORMATS.items() if kind in DEPTHS])
     if kind not in DEPTHS:
         raise UserError(f"{path}: {kind} files are only read; give a name that ends in {_WRITTEN_AS[kind]}")
     return kind

@@ -32,8 +32,18 @@ def write_image(path: str | Path, image: Image) -> None:
 
     Metadata of the file it was read from is carried over; between formats color profile, EXIF, and where both formats
     have a place for them XMP, resolution and numbers that describe the colors (`lost` says what is not).
+
+    Raises:
+        TypeError: no `Image`.
+        UserError: a suffix that is not written.
+        ValueError: the format cannot hold the bits, the alpha or the size.
     """
     path = Path(path)
+    if not isinstance(image, Image):
+        raise TypeError(
+            f"{path}: expected an Image, got {type(image).__name__}; of an array of floats in [0, 1] make "
+            "vheatir.image_io.Image(array)"
+        )
     kind = written_format(path)
     if image.bit_depth not in DEPTHS[kind]:
         raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")

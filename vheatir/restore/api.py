@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import vheatir.restore.locations as locations
 from vheatir.errors import UnwrittenError, UserError
@@ -97,10 +97,12 @@ def restore(  # long function: most of it says what its arguments mean
         or "failed"; what is wrong with one file does not stop the others.
 
     Raises:
+        TypeError: inputs that are no paths, such as arrays.
         UserError: nothing was begun because of an argument; or `inputs` is the name of one file, `output` that of its
             result, and it failed. In a list, one file too has its outcome.
         UnwrittenError: a UserError; all was done, but the manifest could not be written. It has the `results`.
     """
+    _check_paths(inputs)
     progress = progress or Progress()
     options = _file_options(task, sigma, quality, max_megapixels, crf)
     settings = RestorerSettings(
@@ -161,6 +163,15 @@ class _Plan:
     out: Location
     as_file: bool
     passed_over: "Counter[str]"  # files of other formats in folders, by suffix
+
+
+def _check_paths(inputs: Any) -> None:
+    for one in inputs if isinstance(inputs, list | tuple) else [inputs]:
+        if hasattr(one, "shape") or hasattr(one, "convert"):  # an array or a tensor; an image of Pillow
+            raise TypeError(
+                f"inputs: expected paths, got {type(one).__name__}; vheatir.Restorer(task).restore(array) takes arrays "
+                "of floats in [0, 1]"
+            )
 
 
 def _plan(inputs: str | Path | Sequence[str | Path], output: str | Path, overwrite: bool) -> _Plan:

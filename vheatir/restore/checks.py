@@ -24,16 +24,35 @@ def check_array(image: Any) -> None:
     """TypeError or ValueError with advice for what `Restorer.restore` cannot take."""
     if not isinstance(image, np.ndarray) or image.dtype not in _FLOATS:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(
-            f"expected a NumPy array of float32, float64 or float16 in [0, 1], got {got}; "
-            "bring integers to [0, 1] first, 8 bits with image.astype('float32') / 255"
-        )
+        advice = _advice_on_type(image)
+        raise TypeError(f"expected a NumPy array of float32, float64 or float16 in [0, 1], got {got}; {advice}")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or 0 in image.shape:
         raise ValueError(
-            f"expected the shape (height, width, 3) for RGB or (height, width) for gray, got {image.shape}; "
-            "give alpha with alpha=, restore the images of a batch one by one"
+            "expected the shape (height, width, 3) for RGB or (height, width) for gray, got "
+            f"{image.shape}; {_advice_on_shape(image.shape)}"
         )
     check_values(image)
+
+
+def _advice_on_type(image: Any) -> str:
+    if hasattr(image, "detach"):
+        return "of a tensor (3, height, width) give tensor.permute(1, 2, 0).detach().cpu().numpy()"
+    if not isinstance(image, np.ndarray):
+        return "give np.asarray(image), and 8 bits as np.asarray(image).astype('float32') / 255"
+    if image.dtype.kind == "f":  # another order of bytes, or more of them
+        return "give image.astype('float32')"
+    return "bring integers to [0, 1] first, 8 bits with image.astype('float32') / 255"
+
+
+def _advice_on_shape(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and 0 not in shape:
+        if shape[2] == 1:
+            return "give image[..., 0]"
+        if shape[0] in (1, 3):
+            return "the channels come last: give " + ("image[0]" if shape[0] == 1 else "image.transpose(1, 2, 0)")
+        if shape[2] in (2, 4):
+            return "give alpha with alpha=, and the colors without it"
+    return "restore the images of a batch one by one"
 
 
 def check_values(image: np.ndarray) -> None:

@@ -76,7 +76,10 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         kind = DATASET_REGISTRY.get(table["type"]) if table["type"] in DATASET_REGISTRY else None
         if kind is None or not hasattr(kind, "OPTIONS"):  # stock ones cannot say what sample n is: no run could resume
             expected = ", ".join(TASKS)
-            raise UserError(f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}")
+            raise UserError(
+                f"{path}: datasets.{phase}.type must be one of {expected}, got {table['type']!r}; a data set of your "
+                "own needs --plugin FILE"
+            )
         check_dataset_keys(path, phase, table, kind.OPTIONS)
         arguments = {**completed(table, options, kind), "phase": phase.split("_")[0]}
         try:
@@ -124,6 +127,8 @@ def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, 
     problems = []
     for phase, dataset in datasets.items():
         dataset.least_side = WINDOW + 2 * border
+        if dataset.train and options["train"]:  # without it samples can be looked at, not trained on
+            dataset.total_iter = options["train"]["total_iter"]
         try:
             dataset.check()
             if not dataset.train:
@@ -192,7 +197,7 @@ def build_model(path: Path, options: dict[str, Any]):
 
 
 def try_samples(path: Path, model, dataset) -> None:
-    """One sample of each stage through network and losses before anything is written.
+    """One sample of each stage that the run reaches through network and losses before anything is written.
 
     Args:
         path: options file, for messages.
@@ -203,7 +208,7 @@ def try_samples(path: Path, model, dataset) -> None:
         UserError: the network does not take what the dataset gives, or a crop is too small for a loss.
     """
     network = model.get_bare_model(model.net_g)
-    for stage in dataset.stages:
+    for stage in dataset.stages_to_run():
         model.feed_data(default_collate([dataset[SampleIndex(0, stage.gt_size)]]))
         try:
             with torch.no_grad():

@@ -25,6 +25,7 @@ def card(name: str, path: Path, metadata: Mapping[str, str], facts: Mapping[str,
         "denoise": "Removal of Gaussian noise",
         "jpeg": "Removal of JPEG artifacts",
         "photo": "Removal of the noise of cameras and of JPEG artifacts",
+        "paired": "Removal of the degradation in its own training data",
     }
     purpose = purposes.get(task, task)
     about = f"{purpose}; {metadata['color']} network; {metadata['levels']}."

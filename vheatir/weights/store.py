@@ -175,10 +175,12 @@ def _sorted_header(data: bytes) -> bytes:
 
 
 def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """The state dict of a BasicSR checkpoint (.pth) and where in it it lay; for training and publishing only.
+    """The state dict of a checkpoint and where in it it lay; for training and publishing only.
 
-    Takes what lies under the key `wanted`; without that `params_ema` where there is one, else `params`, else the file
-    itself as a state dict. Read with `weights_only=True`: a file that wants to run code is refused.
+    The checkpoint is one of BasicSR (.pth), or one that a run of ours resumes from (.pt), whose network is its `params`
+    and whose average `params_ema`. Takes what lies under the key `wanted`; without that `params_ema` where there is
+    one, else `params`, else the file itself as a state dict. Read with `weights_only=True`: a file that wants to run
+    code is refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -188,6 +190,7 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     except Exception as error:  # unpicklers raise whatever they like on damaged or hostile bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a checkpoint that can be read without running code from it ({reason})") from error
+    content = _of_run(content)
     if wanted is not None and (not isinstance(content, dict) or wanted not in content):
         known = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: holds nothing under {wanted!r}, but {known}")
@@ -197,3 +200,12 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected tensors by name, under params_ema or params or at the top; found none")
     return {name.removeprefix("module."): value for name, value in state.items()}, key or "state dict"
+
+
+def _of_run(content: Any) -> Any:
+    """The networks of a checkpoint that a run resumes from, under BasicSR's names; anything else as it is."""
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("network"), dict):
+        return content
+    names = {"params": "network", "params_ema": "network_ema"}
+    return {name: model[key] for name, key in names.items() if key in model}

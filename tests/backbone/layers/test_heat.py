@@ -157,7 +157,7 @@ def test_unfolding_follows_a_move_to_another_type():
 
 def test_folding_refuses_what_makes_no_sense():
     layer, embed = HeatLayer(8).double(), embedding()
-    with pytest.raises(ValueError, match="needs a frequency embedding"):
+    with pytest.raises(ValueError, match=r"needs a frequency embedding: give it a parameter \(H, W, 8\)"):
         layer(maps())
     with pytest.raises(ValueError, match="not folded"):
         layer.unfold()
@@ -176,6 +176,17 @@ def test_bf16_autocast_keeps_diffusivities_in_float32():
         resized = resize_embedding(embed, (12, 7), "exact")
     assert k.dtype == resized.dtype == torch.float32 and torch.equal(k, want)
     assert y.dtype == torch.bfloat16
+
+
+def test_an_embedding_that_autocast_narrowed_is_taken():
+    layer, x, embed = HeatLayer(8, reach=(0.5, 20.0)), maps(torch.float32), embedding(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = F.linear(embed, torch.eye(8).requires_grad_())
+        assert narrow.dtype == torch.bfloat16
+        k = layer.diffusivity(narrow)
+        layer(x, narrow).float().sum().backward()
+    assert k.dtype == torch.float32 and all(one.grad is not None for one in layer.parameters())
+    assert_close(k, layer.diffusivity(narrow.float()))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 5e-2), (torch.float16, 6e-3)], ids=str)
@@ -205,6 +216,15 @@ def test_an_impulse_spreads_over_the_pixels_that_reach_names(reach):
     distance = torch.arange(side, dtype=torch.float64)[:, None] - side // 2
     width = ((response * distance**2).sum(0) / response.sum(0)).sqrt().tolist()
     assert width == pytest.approx(torch.logspace(math.log10(reach[0]), math.log10(reach[1]), 6).tolist(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [HeatLayer, HeatBlock])
+def test_reach_holds_in_a_layer_that_no_network_initializes(kind):
+    made = kind(6, reach=(1.0, 24.0))
+    layer = made if kind is HeatLayer else made.op
+    k = layer.diffusivity(torch.zeros(3, 4, 6))
+    want = torch.logspace(0, math.log10(24.0), 6).square() / 2
+    assert_close(k, want.expand(3, 4, 6), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("reach", [(0, 1), (3, 2), (-1, 4)])
@@ -277,3 +297,24 @@ def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
     assert kept.keys() == with_gradients.keys() and ("op.out_norm" if norms else "op") in kept
     for name, result in kept.items():
         assert_close(result, with_gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_norms_that_were_replaced_are_called(post_norm):
+    class ScaledNorm(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x) * 1.5
+
+    torch.manual_seed(0)
+    block, x, embed = HeatBlock(8, post_norm=post_norm), maps(torch.float32), embedding(torch.float32)
+    scaled = HeatBlock(8, post_norm=post_norm)
+    scaled.load_state_dict(block.state_dict())
+    for name in ("norm1", "norm2", "op.out_norm"):
+        scaled.set_submodule(name, ScaledNorm(8))
+        with torch.no_grad():
+            norm = block.get_submodule(name)
+            norm.weight.mul_(1.5)
+            norm.bias.mul_(1.5)
+    with torch.no_grad():
+        assert_close(scaled(x.clone(), embed), block(x.clone(), embed), atol=1e-5, rtol=1e-5)
+    assert_close(scaled(x, embed), block(x, embed), atol=1e-5, rtol=1e-5)

@@ -160,3 +160,20 @@ def test_without_gradients_but_with_tangents_batches_of_weights_and_counters(rea
     with FlopCounterMode(display=False) as counter:
         linear(x)
     assert counter.get_total_flops() == 2 * 2 * 8 * 3
+
+
+def test_gelu_follows_an_adapter_in_place_of_the_first_layer():
+    class Adapter(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+            self.added = ChannelsLastConv2d(8, 12, 1)
+
+        def forward(self, x):
+            return self.layer(x) + self.added(x)
+
+    torch.manual_seed(0)
+    x, mlp = torch.randn(1, 3, 5, 8), Mlp(8, 12)
+    want = mlp.fc2(F.gelu(mlp.fc1(x) + (adapter := Adapter(mlp.fc1)).added(x)))
+    mlp.fc1 = adapter
+    torch.testing.assert_close(mlp(x), want)

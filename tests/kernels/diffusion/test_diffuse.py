@@ -259,11 +259,17 @@ REFUSED = {
         r"k must be a number, \(3,\), \(2, 3\) or.*got \(2,\)",
         lambda: diffuse(X, K[:2]),
     ),
+    "k no number": (ValueError, r"k must be a finite number.*got nan", lambda: diffuse(X, float("nan"))),
+    "infinite k of an axis": (ValueError, r"finite number.*got inf", lambda: diffuse(X, (1.0, float("inf")))),
     "k a set": (TypeError, "k must be a number or a torch.Tensor.*got set", lambda: diffuse(X, {1.0})),
     "k a decay": (ValueError, r"got \(4, 6, 3\)", lambda: diffuse(X, X[0])),
     "k of another batch": (ValueError, r"got \(4, 3\)", lambda: diffuse(X, torch.ones(4, 3))),
     "k for one axis of two": (ValueError, "each of the 2 axes of x, got 1", lambda: diffuse(X, (K,))),
-    "float64 k": (TypeError, "k must be torch.float32 like x, got torch.float64", lambda: diffuse(X, K.double())),
+    "float64 k": (
+        TypeError,
+        r"k must be torch.float32 like x, got torch.float64; give k.to\(torch.float32\)",
+        lambda: diffuse(X, K.double()),
+    ),
     "k elsewhere": (ValueError, "x is on cpu, k on meta", lambda: diffuse(X, K.to("meta"))),
     "boundary": (
         ValueError,

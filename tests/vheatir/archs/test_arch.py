@@ -7,10 +7,12 @@ import pickle
 
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
 
 from vheatir.archs.networks import build
 from vheatir.archs.vheatir_arch import VHeatIR, config_from_state_dict, gray_from_color
+from vheatir.archs.vheatunet_arch import VHeatUNet
 
 TINY = {"dim": 8, "depths": (1, 1), "embed_size": 6}
 LIGHT = {"dim": 80, "depths": [6, 6], "mlp_ratio": 2.0, "embed_size": 32, "downscale": 2}
@@ -314,3 +316,27 @@ def test_gray_from_color_does_what_the_color_network_does_to_gray(downscale, lev
     assert_close(gray(image, *level), expected)
     with pytest.raises(ValueError, match="color VHeatIR"):
         gray_from_color(gray.state_dict())
+
+
+@pytest.mark.parametrize("kind", [VHeatIR, VHeatUNet])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of PyTorch, for operators without a batching rule
+def test_gradients_of_each_sample_by_vmap(kind):
+    torch.manual_seed(0)
+    small = {
+        VHeatIR: TINY,
+        VHeatUNet: {"dim": 8, "encoder": [1], "middle": 1, "decoder": [1], "attention": ["heat"] * 2},
+    }
+    net = kind(**small[kind])
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = torch.rand(2, 3, 9, 8)
+    with torch.no_grad():
+        assert_close(vmap(lambda image: net(image[None])[0])(images), net(images), rtol=1e-4, atol=1e-5)
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    loss = grad(lambda given, image: functional_call(net, given, (image[None],)).square().mean())
+    found = vmap(loss, (None, 0))(parameters, images)
+    for number in range(2):
+        net.zero_grad()
+        net(images[number : number + 1]).square().mean().backward()
+        for name, parameter in net.named_parameters():
+            assert_close(found[name][number], parameter.grad, rtol=1e-3, atol=1e-4)

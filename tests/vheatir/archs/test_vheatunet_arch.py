@@ -11,6 +11,7 @@ from vheatir.archs.heat_attention import HeatAttention
 from vheatir.archs.vheatir_arch import padded
 from vheatir.archs.vheatunet_arch import VHeatUNet, config_from_state_dict, gray_from_color
 from vheatir.backbone import freeze, kept_info
+from vheatir.backbone.layers.packed import Linear
 from vheatir.export import trace
 from vheatir.kernels.reference import hco_reference
 
@@ -219,3 +220,66 @@ def test_a_pruned_network_trains():
         assert not torch.equal(before, layer.weight_orig)
     net(image)
     assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)
+
+
+class Adapter(torch.nn.Module):
+    """A low-rank adapter around a layer, without attributes of that layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.inside = torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.outside = torch.nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.outside(self.inside(x))
+
+
+class AdaptedLinear(Linear):
+    """An adapter that is the layer itself, with its weight and bias."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.added = torch.nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x):
+        return super().forward(x) + self.added(x)
+
+
+@pytest.mark.parametrize("adapter", [Adapter, AdaptedLinear])
+@pytest.mark.parametrize("place", ["expand", "project", "fc1", "fc2", "attention.linear"])
+def test_layers_that_were_replaced_are_called(place, adapter):
+    model = network()
+    block = model.middle[0]
+    block.set_submodule(place, adapter(block.get_submodule(place)))
+    image = torch.rand(1, 3, 12, 9)
+    model(image).square().sum().backward()
+    assert all(p.grad is not None for p in block.get_submodule(place).parameters())
+    with torch.no_grad():
+        free = model.eval()(image)
+        assert not torch.equal(free, network()(image))
+        assert_close(freeze(model)(image), free, atol=1e-5, rtol=1e-5)
+
+
+class ScaledNorm(torch.nn.LayerNorm):
+    """A norm with a factor behind it."""
+
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
+@pytest.mark.parametrize("kind", [ScaledNorm, lambda dim: torch.nn.RMSNorm(dim)], ids=["subclass", "RMSNorm"])
+@pytest.mark.parametrize("place", ["norm1", "norm2"])
+def test_norms_that_were_replaced_are_called(place, kind):
+    model = network()
+    block = model.middle[0]
+    block.set_submodule(place, kind(block.norm1.normalized_shape[0]))
+    calls = []
+    image = torch.rand(1, 3, 12, 9)
+    with torch.no_grad():
+        free, frozen = model(image), freeze(model)(image)
+        block.get_submodule(place).register_forward_hook(lambda *_: calls.append(1))
+        assert_close(free, model(image), atol=1e-5, rtol=1e-5)  # with a hook nothing is fused
+    assert_close(frozen, free, atol=1e-5, rtol=1e-5)
+    assert calls

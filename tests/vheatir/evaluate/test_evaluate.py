@@ -223,6 +223,25 @@ def test_a_method_that_changes_the_size_is_an_error():
         evaluate_image(random_image(20, 20), "denoise", 15, lambda image, level: image[:-1])
 
 
+@pytest.mark.parametrize(
+    ("method", "got"),
+    [
+        (lambda image, level: None, "NoneType"),
+        (lambda image, level: [image], "list"),
+        (lambda image, level: to_uint8(image), "an array of uint8"),
+    ],
+)
+def test_a_method_that_returns_no_floats_is_named(images, method, got):
+    with pytest.raises(UserError, match=rf"\.png: the method returned {got}, expected a NumPy array of floats"):
+        evaluate([images], "denoise", [15], gray=True, method=method)
+
+
+def test_one_folder_and_one_level_need_no_list(images):
+    wanted = evaluate([images], "denoise", [15], gray=True, method=None, limit=1)
+    for folder, level in ((images, 15), (str(images), 15.0), (images, np.float32(15))):
+        assert evaluate(folder, "denoise", level, gray=True, method=None, limit=1) == wanted
+
+
 def test_command_writes_table_and_json(images, tmp_path, capsys, monkeypatch):
     about = {"method": "vheatir", "weights": {"name": "mine", "sha256": "0" * 64}, "device": "cpu", "tile": 64}
     asked = []
@@ -370,6 +389,16 @@ def test_luma_compares_gray_results_with_color_references(images, tmp_path):
     assert compare_folders(folder, images, luma=True)["psnr"] == math.inf
     with pytest.raises(UserError, match="both gray or both color"):
         compare_folders(folder, images)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(images, restored):
+    file = next(images.glob("*.png"))
+    with pytest.raises(UserError, match=r"\.png: no such folder.*this is a file, give its folder$"):
+        compare_folders(restored, file)
+    with pytest.raises(UserError, match=r"\.png: no such folder.*this is a file, give its folder$"):
+        evaluate([file], "denoise", [15], gray=True)
+    with pytest.raises(UserError, match=r"none: no such folder, expected one with images; check the path$"):
+        compare_folders("none", images)
 
 
 def test_folders_that_do_not_match_are_refused(images, restored):

@@ -276,3 +276,13 @@ def test_killed_before_the_rename_nothing_stands_under_the_final_name(tmp_path):
     assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == -signal.SIGKILL
     assert not path.exists()
     assert all(file.name.startswith(".vheatir-") and file.suffix == ".tmp" for file in tmp_path.iterdir())
+
+
+def test_an_array_or_another_suffix_to_write_is_refused_with_what_is_written(tmp_path):
+    with pytest.raises(TypeError, match=r"expected an Image, got ndarray; .*vheatir\.image_io\.Image\(array\)"):
+        write_image(tmp_path / "a.png", np.zeros((4, 4, 3)))
+    with pytest.raises(UserError, match=r"suffix '\.gif' is not one of \.png, .*\.hif; rename"):
+        write_image(tmp_path / "a.gif", Image(np.zeros((4, 4, 3), np.float32)))
+    with pytest.raises(UserError, match=r"suffix '\.gif' is not one of .*\.avif, .*\.nef"):
+        read_image(tmp_path / "a.gif")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from PIL import Image as Pillow
 
 import vheatir
 from vheatir.errors import UserError
@@ -29,6 +31,14 @@ def test_one_file_becomes_another_and_stays_the_next_time(weights, tiny):
     assert again.outcome.status == "kept" and Path("deep/out.png").stat().st_mtime_ns == before
     (anew,) = vheatir.restore("in.png", "deep/out.png", task="denoise", weights=weights, overwrite=True)
     assert anew.outcome.status == "done" and Path("deep/out.png").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), torch.zeros(3, 4, 4), Pillow.new("RGB", (4, 4))], ids=type)
+def test_images_in_memory_are_referred_to_the_restorer(weights, array):
+    for inputs in (array, ["in.png", array]):
+        with pytest.raises(TypeError, match=r"expected paths, got \w+; vheatir\.Restorer\(task\)\.restore\(array\)"):
+            vheatir.restore(inputs, "out", task="denoise", weights=weights)
+    assert not Path("out").exists()
 
 
 def test_the_format_is_that_of_the_name_where_it_can_hold_the_image(weights, tiny):

@@ -131,6 +131,11 @@ def test_training_learns_with_all_of_them(train):
     assert weights.read(folder / "models" / "best.safetensors")[1]["levels"] == "25"
 
 
+def test_images_need_not_hold_the_crops_of_a_stage_that_never_begins(train):
+    folder = train("datasets.train.progressive=[{start_iter: 2, gt_size: 41}]", "train.total_iter=2", "val.val_freq=2")
+    assert "the stage of iteration 2 never begins" in (folder / "train.log").read_text()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -150,7 +155,7 @@ def test_training_learns_with_all_of_them(train):
         ),
         (
             "datasets.train.progressive=[{start_iter: 5, gt_size: 41}]",
-            r"train0\.png: 40x44 pixels, expected at least 41",
+            r"train0\.png: 40x44 pixels, expected at least 41 on each side, the largest crop \(gt_size, progressive\)",
         ),
         ("datasets.train.on_device=[jpeg]", r"datasets\.train: on_device: expected a list of augment, noise"),
         ("datasets.val.on_device=[noise]", r"datasets\.val: on_device: is for training"),

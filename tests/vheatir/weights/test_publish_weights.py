@@ -54,6 +54,15 @@ def test_published_weights_are_the_trained_ones_and_the_card_names_them(suffix, 
     assert all(text in card for text in (sha256(path), "a laptop", "photos", "Gaussian noise", "abc"))
 
 
+def test_the_card_of_an_own_degradation_speaks_of_no_gaussian_noise(publish, network, tmp_path):
+    facts = ["paired" if fact == "denoise" else fact for fact in FACTS]
+    assert publish([str(_saved(network, tmp_path, ".pth")), *facts, "--folder", str(tmp_path)]) == 0
+    _, metadata = weights.load(tmp_path / "mine.safetensors")
+    assert metadata["task"] == weights.PAIRED and weights.serve(metadata, "jpeg")
+    card = (tmp_path / "mine.md").read_text()
+    assert "Removal of the degradation in its own training data; color" in card and "Gaussian" not in card
+
+
 def test_figures_of_other_weights_are_refused(publish, network, tmp_path):
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps({"results": [], "metadata": {"weights": {"sha256": "0" * 64}}}))

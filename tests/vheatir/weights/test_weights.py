@@ -151,8 +151,10 @@ def test_a_checkpoint_given_for_restoring_says_how_to_turn_it_into_weights(tmp_p
         (lambda ema, raw: {"params": ema}, "params"),
         (lambda ema, raw: ema, "state dict"),
         (lambda ema, raw: {"params": {f"module.{name}": value for name, value in ema.items()}}, "params"),
+        (lambda ema, raw: {"iteration": 5, "model": {"network": ema, "scaler": {}}}, "params"),
+        (lambda ema, raw: {"iteration": 5, "model": {"network": raw, "network_ema": ema}}, "params_ema"),
     ],
-    ids=["averaged", "plain", "bare", "from data parallel"],
+    ids=["averaged", "plain", "bare", "from data parallel", "of a run", "of a run with an average"],
 )
 def test_training_checkpoints_are_read_in_all_their_forms(tmp_path, content, key):
     ema, raw = tiny().state_dict(), tiny().state_dict()
