@@ -250,7 +250,8 @@ def create_loaders(create: Callable, options: dict[str, Any], logger: Any) -> tu
     phases = [phase for phase in options["datasets"] if phase != "train"]
     datasets = {"train": loader.dataset, **dict(zip(phases, (one.dataset for one in val_loaders), strict=True))}
     ours = {phase: dataset for phase, dataset in datasets.items() if isinstance(dataset, RestorationDataset)}
-    check_images(Path(options["options_file"]), ours, {"val": options.get("val") or {}})
+    asked = {"val": options.get("val") or {}, "train": {"total_iter": total}}
+    check_images(Path(options["options_file"]), ours, asked)
     if "train" not in ours:
         return loader, sampler, val_loaders, epochs, total
     table = options["datasets"]["train"]

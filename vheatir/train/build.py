@@ -116,7 +116,7 @@ def check_images(path: Path, datasets: Mapping[str, Any], options: Mapping[str, 
     Args:
         path: the options file, for messages.
         datasets: by phase.
-        options: whose metrics say how large whole images must be.
+        options: whose metrics say how large whole images must be, and whose iterations which stages begin.
 
     Raises:
         UserError: unusable images, all of all data sets.

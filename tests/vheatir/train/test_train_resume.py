@@ -148,7 +148,6 @@ def test_resume_with_nothing_whole_says_so(train):
         "network_g.depths=[2]",
         "train.optim_g={type: SGD, lr: 1}",
         "train.scheduler={type: CosineAnnealingLR, T_max: 12}",
-        "train.amp=fp16",
         "val.metrics={psnr: {type: vheatir_psnr, border: 2}}",
         "val.metrics={ssim: {type: vheatir_ssim}}",
     ],
