@@ -188,8 +188,10 @@ def _frames(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[tuple[Fr
     for path in segments:
         with av.open(str(path)) as segment:
             for packet in segment.demux(video=0):
-                if packet.dts is not None:
-                    time = packet.dts * packet.time_base
+                if packet.size:
+                    # Frames are never reordered. FFmpeg does not know that of segments of 7 frames, which have no dts.
+                    packet.dts = packet.pts
+                    time = packet.pts * packet.time_base
                     packet.stream = stream
                     yield time, packet
 

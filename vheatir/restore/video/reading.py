@@ -82,6 +82,7 @@ class Clip:
         count: frames as the file says, or as follows from its length; 0 where nothing is known.
         notes: what is not kept.
         damaged: numbers of the frames, of those that were read, of which the decoder had to conceal parts.
+        breaks_off: whether the last packet could not be decoded.
         stated: length of the video in seconds, as the file says; None where it does not.
         length: of what was read so far, likewise.
         late: what is added to all times, in units of the time base, where the first one lies before zero, as where the
@@ -99,6 +100,7 @@ class Clip:
         self.av: Any = library("av", "video", str(path))
         self.notes: list[str] = []
         self.damaged: set[int] = set()
+        self.breaks_off = False
         self.length = Fraction(0)
         self.last = 0
         self.jumps: list[int] = []
@@ -134,7 +136,8 @@ class Clip:
             stream = self.video_of(container)
             if stream is None:
                 raise UserError(f"{self.path}: holds no video stream; give a file with one")
-            stream.thread_type = "AUTO"
+            # Threads of frames lose several where the last packet is cut, and one thread is fast beside the network.
+            stream.thread_type = "SLICE"
             yield container, stream
 
     def video_of(self, container: Any) -> Any:
@@ -191,9 +194,9 @@ class Clip:
         return round(Fraction(container.duration or 0, self.av.time_base) * self.rate)
 
     def lost(self) -> str | None:
-        """What to say where the frames that were read end before the length that the file states; else None."""
+        """What to say where frames that the file should have are missing at its end; else None."""
         if self.stated is None or self.stated - self.length <= max(_LOST_SECONDS, _LOST_FRAMES / self.rate):
-            return None
+            return "its last frame cannot be decoded; the file is damaged" if self.breaks_off else None
         return (
             f"its frames end after {float(self.length):.1f} of {float(self.stated):.1f} s; the file is damaged or was "
             "not copied to its end"
@@ -210,7 +213,7 @@ class Clip:
         times = _Times(step, self.jumps if self._may_jump else None)
         begin = 0 if self._from_zero else math.inf
         with self._opened() as (container, stream):
-            decoded = container.decode(stream)
+            decoded = self._decoded(container, stream)
             for number in itertools.count():
                 with self._errors(f"frame {number} cannot be decoded"):
                     frame = next(decoded, None)
@@ -227,6 +230,22 @@ class Clip:
                     with self._errors(f"the colors of frame {number} cannot be converted"):
                         pixels = self._rgb(frame)
                     yield Frame(pixels, pts + self.late, frame.duration or 0)
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Frames of PyAV; without that of the last packet where a file breaks off within it."""
+        failed = None
+        for packet in container.demux(stream):
+            if failed is not None and packet.size:  # there is more: the damage lies amid the clip
+                raise failed
+            try:
+                found = packet.decode()
+            except self.av.error.InvalidDataError as error:
+                if not packet.size:
+                    raise
+                failed = error
+                continue
+            yield from found
+        self.breaks_off = failed is not None
 
     def _check_size(self, frame: Any, number: int) -> None:
         if (frame.width, frame.height) != (self.look.width, self.look.height):

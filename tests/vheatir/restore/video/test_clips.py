@@ -469,6 +469,37 @@ def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
     assert 0 < len(read("out" + name[2:])[0]) < 40
 
 
+@pytest.mark.parametrize("count", [1, 6, 7, 8, 31])
+def test_no_frame_of_the_last_segment_is_lost(count, restorer):
+    restore_clip(restorer, make("in.mp4", count), Path("out.mp4"), FileOptions())  # FFmpeg states no dts of 7 frames
+    assert len(read("out.mp4")[0]) == count
+
+
+@pytest.mark.parametrize("kept", [1, 6, 0.5])
+def test_a_clip_that_breaks_off_within_a_frame_is_restored_up_to_it(kept, restorer):
+    whole = make("whole.mp4", 12, flags="faststart")
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    cut = max(packets, key=lambda packet: packet.pos)  # the last one in the file
+    size = kept if kept >= 1 else int(kept * cut.size)  # bytes of it: not even its length, a header, a half
+    Path("in.mp4").write_bytes(whole.read_bytes()[: cut.pos + size])
+    outcome = restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions())
+    assert len(read("out.mp4")[0]) in (11, 12)  # the decoder may conceal half a frame
+    assert outcome.notes
+
+
+def test_damage_amid_a_clip_is_refused(restorer):
+    whole = make("whole.mp4", 12, flags="faststart")
+    with av.open(str(whole)) as container:
+        packets = sorted((packet for packet in container.demux(video=0) if packet.size), key=lambda packet: packet.pos)
+    data = bytearray(whole.read_bytes())
+    amid = packets[5]
+    data[amid.pos : amid.pos + amid.size] = b"\xff" * amid.size
+    Path("in.mp4").write_bytes(data)
+    with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
+        restore_clip(restorer, Path("in.mp4"), Path("out.mp4"), FileOptions())
+
+
 def described(path):
     """Kind, language, title and purpose of each stream of sound or images, and the chapters, of a clip."""
     with av.open(str(path)) as container:
