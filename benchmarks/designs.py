@@ -190,7 +190,7 @@ def scores(path: Path, overrides: list[str], out: Path) -> dict[str, Any]:
                 scored = validate(network, dataset, metrics, device=torch.device("cpu"))
                 result[phase] = {"images": scored["images"], "psnr": scored["restored"]["psnr"]}
                 result[phase]["input_psnr"] = scored["input"]["psnr"]
-        image = torch.rand(1, options["network_g"]["in_chans"], 320, 480)
+        image = torch.rand(1, options["network_g"].get("in_chans", 3), 320, 480)
         with torch.inference_mode():
             timing = interleave({"": lambda: network(image)}, torch.device("cpu"), rounds=5, warmup=1, clock="cpu")[""]
     return result | {"inference_s": timing.median_us / 1e6}
