@@ -45,6 +45,7 @@ BASES = {"denoise": "denoise_light.yml", "jpeg": "jpeg_light.yml"}
 STRENGTHS = {"denoise": ("sigma", (15, 25, 50)), "jpeg": ("quality", (10, 20, 40))}
 _WARMUP = 100
 _HEAT, _MEAN, _NONE = "heat", "mean", "none"
+_FAST = {"type": "AdamW", "lr": 2.0e-3, "weight_decay": 1.0e-4, "betas": [0.9, 0.99]}
 # What every design changes, written out so that tables stay comparable when the recipes move on.
 COMMON: dict[str, dict[str, Any]] = {
     "network_g": {"encoder": [1, 1, 2], "middle": 2, "decoder": [1, 1, 1], "attention": [_HEAT] * 4},
@@ -83,7 +84,9 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "deep": {"network_g": {"attention": [_NONE, _NONE, _HEAT, _HEAT], "encoder": [1, 1, 3], "decoder": [1, 2, 2]}},
     "psnr_loss": {"train": {"pixel_opt": {"type": "PSNRLoss", "loss_weight": 0.01}}},
     "l1_loss": {"train": {"pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}}},
-    "fast": {"train": {"optim_g": {"type": "AdamW", "lr": 2.0e-3, "weight_decay": 1.0e-4, "betas": [0.9, 0.99]}}},
+    "fast": {"train": {"optim_g": _FAST}},
+    "fast_none": {"network_g": {"attention": [_NONE] * 4}, "train": {"optim_g": _FAST}},
+    "fast_coarse": {"network_g": {"attention": [_NONE, _NONE, _HEAT, _HEAT]}, "train": {"optim_g": _FAST}},
     "crop_96": {"datasets": {"train": {"gt_size": 96, "batch_size_per_gpu": 4}}},
 }
 
