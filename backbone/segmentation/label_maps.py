@@ -83,9 +83,9 @@ def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list
         raise ValueError(f"{images}: no images ({', '.join(SUFFIXES)})")
     pairs = [Pair(file, _label_file(data.layout, file, images, labels)) for file in files]
     wanted = {pair.labels for pair in pairs}
+    pairs, problems = _told_apart(pairs)
     table = class_table(data)
     kept = []
-    problems = []
     counts = torch.zeros(256, dtype=torch.int64)
     with ThreadPoolExecutor() as pool:
         for pair, problem, found in pool.map(lambda one: _checked(one, table), pairs):
@@ -99,6 +99,20 @@ def find_pairs(data: SegmentationData, training: bool) -> tuple[list[Pair], list
     if kept:
         _report_labels(labels, data, counts, table)
     return kept, problems
+
+
+def _told_apart(pairs: list[Pair]) -> tuple[list[Pair], list[Problem]]:
+    """The pairs whose label map no other image has, and the images of the others."""
+    sharing: dict[Path, list[Path]] = {}
+    for pair in pairs:
+        sharing.setdefault(pair.labels, []).append(pair.image)
+    problems = [
+        Problem(str(image), "its label map is that of another image", ", ".join(path.name for path in images))
+        for images in sharing.values()
+        if len(images) > 1
+        for image in images
+    ]
+    return [pair for pair in pairs if len(sharing[pair.labels]) == 1], problems
 
 
 def _report_labels(folder: Path, data: SegmentationData, counts: Tensor, table: Tensor) -> None:

@@ -3,6 +3,7 @@
 import colorsys
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,16 @@ def test_bad_label_maps_are_named_by_file_and_rule(tmp_path):
     assert problems[0].detail.startswith("77;")
     with pytest.raises(DataError, match=r"the data break 6 rules:\n.*p0\.png: unknown ids"):
         report_problems(problems, "refuse")
+
+
+def test_images_that_share_a_label_map_are_named(tmp_path):
+    root = dense_data.make_label_maps(tmp_path)
+    image = dense_data.label_paths(root, "folders", "train", "p0")[0]
+    shutil.copy(image, image.with_suffix(".bmp"))
+    pairs, problems = find_pairs(SegmentationData(str(root), num_classes=3), True)
+    assert {problem.file for problem in problems} == {str(image), str(image.with_suffix(".bmp"))}
+    assert all("that of another image" in problem.rule and "p0.bmp" in problem.detail for problem in problems)
+    assert len(pairs) == 5 and all(pair.image.stem != "p0" for pair in pairs)
 
 
 def test_what_is_missing_as_a_whole_is_named(tmp_path):
