@@ -43,6 +43,7 @@ def evaluate(  # long function: most of it says what its arguments mean
     device: str | None = None,
     tile: int | None = None,
     precision: str = "float32",
+    ensemble: bool = False,
     metrics: Sequence[str] | ExtraMetrics = (),
     save_images: str | Path | None = None,
     limit: int | None = None,
@@ -63,6 +64,7 @@ def evaluate(  # long function: most of it says what its arguments mean
         device: torch device for "vheatir" and the metrics; by default CUDA where there is one, the CPU for metrics.
         tile: side in pixels of the tiles in which "vheatir" restores; 0: whole images; chosen by default.
         precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
+        ensemble: "vheatir" gives the mean over eight flips and rotations: better, eight times slower.
         metrics: beside PSNR, SSIM and PSNR-B: names of `vheatir.metrics.perceptual.NAMES`, or a function of
             (uint8 image, clean uint8 image) that returns metrics by name.
         save_images: restored images go to this folder as data/levelname+level/name.png; not into a folder of `data`.
@@ -88,7 +90,7 @@ def evaluate(  # long function: most of it says what its arguments mean
             "nothing is restored, so there are no images to save; choose weights or leave --save-images out"
         )
     if isinstance(method, str):
-        method, _ = open_method(method, task, gray, weights, device, tile, precision)
+        method, _ = open_method(method, task, gray, weights, device, tile, precision, ensemble)
     extra_metrics = metrics if callable(metrics) else None
     if metrics and not callable(metrics):
         extra_metrics = Perceptual(metrics, device or "cpu")

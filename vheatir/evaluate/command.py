@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tile", type=int, metavar="N", help="restore in overlapping tiles of N pixels; 0: whole images"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (default: float32)")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="mean over eight flips and rotations: better, eight times slower"
+    )
     metrics_help = "metrics beside PSNR, SSIM and PSNR-B (docs/evaluation.md says what they need)"
     parser.add_argument("--metrics", nargs="+", choices=PERCEPTUAL, default=[], help=metrics_help)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each folder")
@@ -132,6 +135,7 @@ def main(argv: list[str]) -> int:
             options.device,
             options.tile,
             options.precision,
+            options.ensemble,
         )
     start = time.perf_counter()
     unwritten = None

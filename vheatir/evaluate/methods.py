@@ -57,6 +57,7 @@ def open_method(
     device: str | None,
     tile: int | None,
     precision: str = "float32",
+    ensemble: bool = False,
 ) -> tuple[Method, dict[str, Any]]:
     """A method by its name, and what metadata says about it.
 
@@ -68,6 +69,7 @@ def open_method(
         device: torch device for "vheatir"; None for CUDA where there is one.
         tile: side of the tiles in pixels, 0 for whole images, None to choose by size and memory.
         precision: of the products of "vheatir": "float32", "bf16" or "auto", see `Restorer`.
+        ensemble: "vheatir" gives the mean over eight flips and rotations.
 
     Raises:
         UserError: an unknown name, arguments that do not belong to the method, or unusable weights.
@@ -75,8 +77,9 @@ def open_method(
     if name in CLASSIC:
         if task == "jpeg":
             raise UserError(f"--method {name} removes noise and does not apply to --task jpeg; leave --method out")
-        if weights is not None or device is not None or tile is not None or precision != "float32":
-            raise UserError(f"--method {name} takes none of --weights, --device, --tile, --precision; leave them out")
+        if weights is not None or device is not None or tile is not None or precision != "float32" or ensemble:
+            options = "--weights, --device, --tile, --precision, --ensemble"
+            raise UserError(f"--method {name} takes none of {options}; leave them out")
         sigma_used = "told the true sigma" if task == "denoise" else "with an assumed sigma"
         if name == "bm3d":
             return bm3d, {"method": f"bm3d {sigma_used}", "weights": None}
@@ -85,11 +88,12 @@ def open_method(
     if name != "vheatir":
         raise UserError(f"unknown method {name!r}; known: vheatir, {', '.join(CLASSIC)}")
     path = store.find(weights if weights is not None else store.DEFAULTS[task]["gray" if gray else "color"])
-    restorer = Restorer(task, weights=path, device=device, tile=tile, precision=precision)
+    restorer = Restorer(task, weights=path, device=device, tile=tile, ensemble=ensemble, precision=precision)
     if restorer.metadata["color"] == "gray" and not gray:
         raise UserError(f"{path}: these weights are for gray images; evaluate them with --gray")
     about = {"method": "vheatir", "weights": {"name": path.stem, "sha256": sha256(path)}}
     about |= {"device": str(restorer.device), "tile": tile, "precision": "bf16" if restorer.bf16 else "float32"}
+    about |= {"ensemble": ensemble}
 
     def method(image: np.ndarray, level: float) -> np.ndarray:
         if task == "jpeg" and level is not None and level >= GOOD_QUALITY:  # as `vheatir restore` does

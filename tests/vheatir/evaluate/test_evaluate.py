@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from vheatir import weights
 from vheatir.data.degradations import jpeg_roundtrip
 from vheatir.data.sources import ImageSource
 from vheatir.errors import UserError
@@ -24,6 +26,7 @@ from vheatir.evaluate.methods import nlm
 from vheatir.evaluate.protocol import degrade, evaluate_image, mean_scores, read_clean
 from vheatir.image_io.arrays import luma_bt601, to_float, to_uint8
 from vheatir.metrics.fidelity import psnr, scores
+from vheatir.restore.restorer import Restorer
 from vheatir.utils.run_metadata import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -295,7 +298,6 @@ def test_a_disk_that_fills_later_costs_no_scores(images, tmp_path, capsys, monke
 @pytest.fixture(params=["color", "gray"])
 def weights_file(request, tmp_path) -> Path:
     """Untrained weights for denoising, of a very small network."""
-    from vheatir import weights
     from vheatir.archs.vheatir_arch import VHeatIR
 
     network = VHeatIR(in_chans=3 if request.param == "color" else 1, dim=8, depths=(1,))
@@ -317,6 +319,37 @@ def test_weights_are_loaded_used_and_recorded(images, weights_file, tmp_path):
 
 
 @pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
+def test_ensemble_scores_the_mean_over_flips_and_rotations(images, weights_file, tmp_path):
+    state, about = weights.read(str(weights_file))
+    generator = torch.Generator().manual_seed(0)
+    for value in state.values():  # untrained, it would hardly change the image
+        value.add_(0.03 * torch.randn(value.shape, generator=generator))
+    weights.save(weights_file, state, about)
+    options = ["--task", "denoise", "--sigma", "25", "--device", "cpu", "--weights", str(weights_file), "--limit", "1"]
+    options += ["--data", str(images), "--gray", "--ensemble"]
+    assert evaluation.main([*options, "--json", str(tmp_path / "x.json")]) == 0
+    content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert content["metadata"]["ensemble"] is True
+    network = Restorer("denoise", weights=weights_file, device="cpu").network
+
+    def once(image):
+        with torch.inference_mode():
+            return network(torch.tensor(image.copy())[None, None])[0, 0].numpy()
+
+    def by_hand(image, _level):
+        turned = [np.rot90(image, turns) for turns in range(4)]
+        straight = [np.rot90(once(one), -turns) for turns, one in enumerate(turned)]
+        mirrored = [np.rot90(once(one[:, ::-1])[:, ::-1], -turns) for turns, one in enumerate(turned)]
+        return np.mean(straight + mirrored, 0).clip(0, 1)
+
+    wanted = evaluate(images, "denoise", 25, gray=True, method=by_hand, limit=1)
+    plain = evaluate(images, "denoise", 25, gray=True, weights=weights_file, device="cpu", limit=1)
+    found = content["results"][0]["restored"]["psnr"]
+    assert found == pytest.approx(wanted[0]["restored"]["psnr"], abs=1e-3)
+    assert found != pytest.approx(plain[0]["restored"]["psnr"], abs=1e-3)
+
+
+@pytest.mark.parametrize("weights_file", ["gray"], indirect=True)
 def test_gray_weights_are_not_for_the_color_protocol(images, weights_file):
     with pytest.raises(UserError, match="evaluate them with --gray"):
         evaluation.main(["--task", "denoise", "--weights", str(weights_file), "--data", str(images), "--color"])
@@ -329,10 +362,11 @@ def test_gray_weights_are_not_for_the_color_protocol(images, weights_file):
         (["--task", "denoise", "--quality", "15", "--weights", "none"], "--task denoise takes --sigma"),
         (["--task", "jpeg", "--method", "nlm"], "does not apply to --task jpeg"),
         (["--task", "denoise", "--method", "nlm", "--weights", "none"], "takes none of --weights"),
+        (["--task", "denoise", "--method", "nlm", "--ensemble"], "takes none of .*--ensemble"),
         (["--task", "denoise", "--weights", "none", "--json", "."], "is a folder"),
         (["--task", "denoise", "--weights", "no such file"], "no such file"),
     ],
-    ids=["sigma", "quality", "nlm", "nlm weights", "json", "weights"],
+    ids=["sigma", "quality", "nlm", "nlm weights", "nlm ensemble", "json", "weights"],
 )
 def test_command_refuses_what_does_not_fit(images, arguments, message):
     with pytest.raises(UserError, match=message):
