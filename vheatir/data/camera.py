@@ -347,8 +347,8 @@ def smooth_noise(noise: np.ndarray, smoothing: Smoothing) -> np.ndarray:
     if smoothing.sharpen:
         luma = cv2.addWeighted(luma, 1 + smoothing.sharpen, _blur(luma, 1.0), -smoothing.sharpen, 0)
     chroma = _smoothed(planes[..., 1:], smoothing.chroma, smoothing.chroma_tail)
-    wanted = smoothing.ratio * float(luma.std())
+    reference = float(luma.std())
     found = float(chroma.std())
-    if wanted > 0 and found > 0:
-        chroma = chroma * np.float32(wanted / found)
+    if reference > 0 and found > 0:
+        chroma = chroma * np.float32(smoothing.ratio * reference / found)
     return cv2.transform(cv2.merge([luma, chroma]), _YCC_TO_RGB)

@@ -170,10 +170,10 @@ class CameraNoiseDataset(SyntheticDataset):
             sharp = rng.random() < 0.5  # as on a screen; else as soft as the scene
             image = image if sharp else draw_text(image, rng)
         noisy, clean = self._photograph(image, (side, side), plan, rng, text=sharp)
+        inside = slice(_MARGIN, side - _MARGIN)  # before the compression: what is cut off later shifts its grid
         phases = [draw_grid_phase(rng, _GRID) for _ in plan.qualities]
-        noisy, clean = _compress(noisy, clean, plan, phases)
-        inside = slice(_MARGIN, _MARGIN + size)
-        return self._pack(key, noisy[inside, inside], clean[inside, inside], 0.0, left)
+        noisy, clean = _compress(noisy[inside, inside], clean[inside, inside], plan, phases)
+        return self._pack(key, noisy[:size, :size], clean[:size, :size], 0.0, left)
 
     def _whole(self, key: str) -> dict:
         image = self.source.read(key, gray=True) if self.in_chans == 1 else self.source.read_native(key)

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, usable_dpi, written_format
+from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, upright, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
 from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
-from vheatir.image_io.tiff_exif import read_ifds
+from vheatir.image_io.tiff_exif import orientation_of, read_ifds
 from vheatir.image_io.tiff_info import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
@@ -200,6 +200,8 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
     if kind == "HEIF":
         write_heif(file, array, extras, QUALITY, name)
         return
+    if kind == "BMP":  # which cannot say how it is to be turned
+        array = upright(array, orientation_of(extras.get("exif")))
     if kind == "BMP" and array.shape[2] in (2, 4):
         file.write(_bmp_with_alpha(array, usable_dpi(extras.get("dpi"))))
         return

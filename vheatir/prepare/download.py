@@ -35,6 +35,10 @@ _KEPT = "%/:=&?~+!$,;'@()*[]|"  # in an address, beside letters and digits
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass; other errors stay
 
 
+class NoAnswerError(UserError):
+    """A server that cannot be reached, breaks off or asks to come again: what may pass."""
+
+
 def download(url: str, target: Path, checksum: str, progress: Callable[[int, int | None], None] | None = None) -> None:
     """Fetch a file, which appears only when it is whole and has the checksum.
 
@@ -48,7 +52,8 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
         progress: called with bytes here and in all.
 
     Raises:
-        UserError: the address is not of http(s), cannot be reached after five tries, or gives other bytes.
+        UserError: the address is not of http(s), or gives an error or other bytes.
+        NoAnswerError: a UserError; the server cannot be reached after five tries.
         DiskError: a UserError; the file cannot be written.
     """
     address = _in_ascii(url)
@@ -61,8 +66,10 @@ def download(url: str, target: Path, checksum: str, progress: Callable[[int, int
             break
         except (OSError, http.client.HTTPException) as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code not in _AGAIN
-            if refused or isinstance(error, http.client.InvalidURL) or attempt + 1 == _TRIES:
-                raise UserError(f"{url}: cannot be fetched ({error}); the same command goes on later") from error
+            if refused or isinstance(error, http.client.InvalidURL):
+                raise UserError(f"{url}: cannot be fetched ({error})") from error
+            if attempt + 1 == _TRIES:
+                raise NoAnswerError(f"{url}: cannot be fetched ({error}); the same command goes on later") from error
             time.sleep(min(2.0**attempt, 10))
     found = file_hash(part, checksum.partition(":")[0])
     if found != checksum:

@@ -12,7 +12,7 @@ from typing import Any
 from vheatir.errors import UserError
 from vheatir.image_io import decode_image
 from vheatir.prepare.defaults import FREE
-from vheatir.prepare.download import download
+from vheatir.prepare.download import NoAnswerError, download
 from vheatir.utils.files import DiskError
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tif"}
@@ -114,13 +114,14 @@ def collect(
         folder: where files go.
         count: how many are wanted.
         report: called with the number of images there, and with what is wrong with one that cannot be had, which the
-            next replaces, or None.
+            next replaces, or None. A server that does not answer is no reason: the choice would depend on the day.
 
     Returns:
         The row of each file, by file name.
 
     Raises:
         UserError: the rows give fewer images.
+        NoAnswerError: a UserError; a server does not answer.
         DiskError: a UserError; an image cannot be written.
     """
     have: dict[str, Mapping[str, Any]] = {}
@@ -134,6 +135,8 @@ def collect(
                 decode_image(target.read_bytes(), str(row["url"]))  # the list may hold what nobody can read
         except DiskError:  # another image would not find room either
             raise
+        except NoAnswerError as error:
+            raise NoAnswerError(f"{error}; take its row out of the list if its server is gone for good") from error
         except UserError as error:
             target.unlink(missing_ok=True)
             return target.name, row, str(error)

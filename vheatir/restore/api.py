@@ -162,7 +162,7 @@ class _Plan:
     kept: list[Job]
     out: Location
     as_file: bool
-    passed_over: "Counter[str]"  # files of other formats in folders, by suffix
+    passed_over: "Counter[str]"  # files of other formats in folders and of patterns, by suffix
 
 
 def _check_paths(inputs: Any) -> None:

@@ -57,7 +57,7 @@ def plan_jobs(
     Args:
         inputs: files, folders, globs or fsspec URLs.
         out: a folder or the fsspec URL of one.
-        passed_over: gets the number of files in folders, by suffix, that are of none of our formats.
+        passed_over: gets the number of files in folders and of patterns, by suffix, that are of none of our formats.
 
     Raises:
         UserError: an input that does not exist, a glob or folder without images, two inputs with one target, or a
@@ -136,10 +136,12 @@ def _expand(text: str, out: Location, passed_over: "Counter[str]") -> Iterator[J
         searched = Path(os.path.realpath(_searched(path)))
         if inside not in (searched, *searched.parents):  # else OUT is what is asked for
             found = [match for match in found if inside not in (_real(match), *_real(match).parents)]
-        files = [match for match in found if match.is_file() and match.suffix.lower() in RESTORED]
+        matched = [match for match in found if match.is_file()]
+        files = [match for match in matched if match.suffix.lower() in RESTORED]
         folders = [match for match in found if match.is_dir()] if "**" not in text else []  # ** already goes down
         if not files and not folders:
             raise UserError(f"{text}: no image ({', '.join(FORMATS)}) matches")
+        passed_over.update(match.suffix.lower() for match in matched if match.suffix.lower() not in RESTORED)
         yield from (Job(match, out / written_name(Path(match.name))) for match in files)
         for folder in folders:
             yield from _folder_jobs(folder, out, passed_over)

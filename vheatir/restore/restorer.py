@@ -241,12 +241,12 @@ class Restorer:
         """Restore the middle frame of a clip.
 
         Args:
-            frames: as many as `frames` says, float32 (H, W, 3), RGB in [0, 1].
+            frames: as many as `frames` says, float32 (H, W, 3), RGB in [0, 1]; the limited range of a clip goes beyond.
             level: see `restore`; for weights that take one, and single frames, estimated by default.
             on_tile: called with the share done, from 0 to 1.
 
         Returns:
-            The restored frame, float32 (H, W, 3) in [0, 1].
+            The restored frame, float32 (H, W, 3), not clipped.
         """
         if len(frames) != self.frames:
             raise ValueError(f"expected {self.frames} frames, got {len(frames)}")
@@ -254,7 +254,7 @@ class Restorer:
         blocks = self.restore_rows(
             lambda start, stop: (pixels[start:stop], None), pixels.shape, level=level, on_tile=on_tile
         )
-        return np.concatenate(list(blocks)).clip(0, 1)
+        return np.concatenate(list(blocks))
 
     def restore_rows(
         self,

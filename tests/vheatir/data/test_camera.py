@@ -216,6 +216,8 @@ def test_smoothing_sets_autocorrelation_and_ratio():
         np.testing.assert_allclose(lags, expected, atol=0.03)
     assert done.luma_std < white.luma_std
     assert done.ratio == pytest.approx(0.4, rel=0.05)
+    gray = noise_statistics(image + smooth_noise(noise, Smoothing(0.7, 1.4, 0, 0, 0.0)), image)
+    assert gray.luma_std == pytest.approx(done.luma_std) and gray.chroma_std < 1e-4
 
 
 def test_tail_lengthens_and_sharpening_shortens_the_autocorrelation():

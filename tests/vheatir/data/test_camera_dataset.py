@@ -82,6 +82,17 @@ def test_share_of_images_without_noise(camera):
     assert 0 < float((compressed["lq"] - compressed["gt"]).std()) * 255 < 6
 
 
+def test_half_of_the_jpeg_grids_begin_with_the_crop(camera):
+    options = {"clean_probability": 1, "jpeg_probability": 1, "quality": 8, "subsampling": "4:4:4", "gt_size": 64}
+    dataset = camera(size=150, **(PLAIN | options))
+    aligned = 0
+    for number in range(60):
+        steps = (dataset[number]["lq"][1].diff(dim=axis).abs().mean(1 - axis) for axis in (0, 1))
+        edges = [np.argmax([float(step[place::8].mean()) for place in range(8)]) for step in steps]
+        aligned += edges == [7, 7]  # the step from pixel 7 to pixel 8
+    assert aligned > 20
+
+
 @pytest.mark.parametrize("kind", ["soft", "shrink", "web"])
 def test_images_are_softened_shrunk_and_resized_with_their_target(kind, camera):
     def detail(**options):

@@ -225,6 +225,17 @@ def test_damaged_exif_reaches_a_tiff_as_its_orientation_and_a_note(tmp_path):
     assert any("damaged" in note for note in lost(image.extras, "TIFF")) and not lost(image.extras, "JPEG")
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_bmp_has_no_orientation_and_so_lies_upright(tmp_path, channels):
+    pixels = np.dstack([smooth(), smooth()[..., :1]])[..., :channels]
+    exif = Pillow.Exif()
+    exif[274] = 6
+    Pillow.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    write_image(tmp_path / "b.bmp", read_image(tmp_path / "a.png"))
+    with Pillow.open(tmp_path / "b.bmp") as turned:
+        assert np.array_equal(np.asarray(turned), np.rot90(pixels, -1))
+
+
 def test_light_levels_of_a_png_are_kept(tmp_path):
     levels = [(b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(range(8)))]
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, *(chunk(*level) for level in levels)))

@@ -22,7 +22,7 @@ from vheatir.cli import main as vheatir_main
 from vheatir.data.sources import ImageSource, close_environments
 from vheatir.errors import UserError
 from vheatir.prepare import api as prepare_api
-from vheatir.prepare import known_sets, url_list
+from vheatir.prepare import download, known_sets, url_list
 
 FREE = "https://creativecommons.org/publicdomain/zero/1.0/"
 
@@ -252,6 +252,25 @@ def test_a_image_with_other_bytes_is_left_out(command, listed, tmp_path, capsys)
     said = capsys.readouterr()
     assert "has the checksum md5:" in said.out and "gives 4 usable images" in said.err
     assert not list(Path("datasets/mine").glob("*.part"))
+
+
+def test_a_server_that_does_not_answer_changes_no_choice(command, listed, monkeypatch, capsys):
+    monkeypatch.setattr(download.time, "sleep", lambda _seconds: None)
+    rows, gone = listed
+    words = ["mine", "--list", "list.jsonl", "--count", "2", "--min-side", "30"]
+    first, *_ = sorted((row for row in rows[:6] if row is not gone), key=lambda row: row["hash"])
+    away = [row | {"url": "http://127.0.0.1:9/closed.png"} if row is first else row for row in rows]
+    written(away, "list.jsonl")
+    assert command(*words) == 2
+    said = capsys.readouterr()
+    assert "closed.png: cannot be fetched" in said.err and "goes on later" in said.err
+    assert gone["url"] in said.out and "closed.png" not in said.out
+    written(rows, "list.jsonl")
+    assert command(*words) == 0
+    expected = sorted(row["hash"] for row in rows[:6] if row is not gone)[:2]
+    assert [file["name"] for file in manifest("datasets/mine.manifest.json")["files"]] == [
+        f"{it}.png" for it in expected
+    ]
 
 
 @pytest.mark.parametrize(

@@ -407,6 +407,8 @@ def test_files_of_other_kinds_are_counted(command, tmp_path, capfd):
     assert command("photos", "-o", "out") == 0
     said = capfd.readouterr().err
     assert "note: files of other kinds skipped: 1 without suffix, 1 .gif, 2 .psd" in said
+    assert command("photos/*.*", "-o", "out", "--overwrite") == 0  # a pattern that the shell has not expanded
+    assert "note: files of other kinds skipped: 2 .psd" in capfd.readouterr().err
     assert command("photos/a.png", "-o", "out", "--overwrite") == 0
     assert "skipped" not in capfd.readouterr().err
 

@@ -89,7 +89,7 @@ class Encoder:
     def _stored(self, frame: Frame) -> Any:
         """A frame as the encoder takes it."""
         look = self.clip.look
-        planes = from_rgb(frame.pixels.clip(0, 1), look.coding)
+        planes = from_rgb(frame.pixels, look.coding)
         planes = planes if planes.dtype == np.uint8 else planes.transpose(1, 2, 0)
         whole = self.clip.av.VideoFrame.from_ndarray(np.ascontiguousarray(planes), format=WHOLE[look.coding.bits])
         whole.colorspace = look.coding.matrix

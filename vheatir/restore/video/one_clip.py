@@ -16,7 +16,7 @@ from vheatir.restore.video.formats import container_of
 from vheatir.restore.video.reading import Clip, Frame
 from vheatir.restore.video.segments import FRAMES, Segments, replace_synced
 
-_FORMAT = 3  # of segments and their state: raised where older ones can no longer be gone on from
+_FORMAT = 4  # of segments and their state: raised where older ones can no longer be gone on from
 
 
 def restore_clip(

@@ -58,7 +58,7 @@ class Frame:
     """A frame on its way.
 
     Attributes:
-        pixels: float32 (H, W, 3), RGB in [0, 1].
+        pixels: float32 (H, W, 3), RGB in [0, 1]; beyond where the file has numbers below black or above white.
         pts: when it is shown, in units of the clip's time base.
         duration: how long, likewise; 0 where that is not known.
     """
