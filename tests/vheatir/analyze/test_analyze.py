@@ -10,6 +10,7 @@ from PIL import Image
 
 pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from tests.backbone.classification import small
@@ -134,6 +135,12 @@ def test_heat_images(weights, tmp_path):
 def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_figures_of_networks_whose_names_have_dots_do_not_replace_each_other(tmp_path):
+    written = [path for name in ("heat_lr_0.1", "heat_lr_0.2") for path in figures.save(Figure(), tmp_path / name)]
+    names = ["heat_lr_0.1.png", "heat_lr_0.1.svg", "heat_lr_0.2.png", "heat_lr_0.2.svg"]
+    assert [path.name for path in written] == sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize(
