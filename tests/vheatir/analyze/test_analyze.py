@@ -17,6 +17,7 @@ from tests.backbone.classification import small
 from vheatir.analyze import figures
 from vheatir.analyze.command import main
 from vheatir.analyze.images import image_batches
+from vheatir.analyze.networks import choose
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
@@ -135,6 +136,14 @@ def test_heat_images(weights, tmp_path):
 def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("place", ["", "models", "mine/models"])
+def test_a_run_has_its_name_wherever_the_command_is_called(weights, place, monkeypatch):
+    file = Path(place, weights.name)
+    monkeypatch.chdir(weights.parents[len(file.parts) - 1])
+    (network,) = choose((), [file], {}, "cpu").networks
+    assert network.label == "mine"
 
 
 def test_figures_of_networks_whose_names_have_dots_do_not_replace_each_other(tmp_path):
