@@ -203,6 +203,13 @@ def test_names_of_images_may_hold_anything(photo, name, tmp_path):
     assert cv2.imread(str(tmp_path / "figure.png")) is not None
 
 
+def test_a_method_that_gives_no_image_is_named_with_the_image(photo, monkeypatch):
+    broken = lambda image, level: np.full_like(image, np.nan)  # noqa: E731
+    monkeypatch.setattr("vheatir.compare.api.open_method", lambda *_: (broken, {"method": "broken"}))
+    with pytest.raises(UserError, match=rf"{photo}: diverged: image holds NaN"):
+        vheatir.compare([photo], task="denoise", sigma=5, methods=["input", "diverged=mine.safetensors"])
+
+
 def test_photographs_are_compared_with_cleaner_ones(photo, tmp_path):
     noisy = tmp_path / "noisy.png"
     cv2.imwrite(str(noisy), np.minimum(cv2.imread(str(photo)), 245) + 10)
