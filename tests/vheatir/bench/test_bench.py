@@ -140,6 +140,16 @@ def test_the_file_tells_the_conditions(tmp_path, capsys):
     assert "hco fwd 1x6x9x2 float32" in capsys.readouterr().out
 
 
+def test_a_training_step_of_swin_leaves_no_blocks_out():
+    pytest.importorskip("timm")
+    from vheatir.bench.classifier import model
+
+    *_, case = model(side=(32,), batch=4, against="swin", backward=True)
+    steps = [case.candidates["swin"]() for _ in range(3)]
+    assert all(torch.equal(steps[0][key], step[key]) for step in steps for key in step)
+    assert api.errors(case)["swin"] < 1e-4
+
+
 def test_a_gpus_products_of_another_type_are_no_measure(monkeypatch):
     monkeypatch.setattr(measure, "roofline", lambda *_: {"copy_gb_s": 1.0, "gemm_gflop_s": 50.0})
     roof = api.rooflines([1], "cuda", "float32")[1]
