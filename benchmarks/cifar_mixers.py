@@ -4,9 +4,10 @@
     python benchmarks/cifar_mixers.py --root datasets/cifar10_subset --json benchmarks/results/cifar_mixers.json
 
 Trains options/classification/cifar10_subset.yml once for each network, each in a process of its own, one after the
-other, and writes the table after each: a run that is stopped goes on where it was when started again. Speed comes last,
-all networks in turn in one process, in processor time; `--skip-speed` leaves it for a later call, when the machine is
-quiet. `--set` changes the recipe for all of them, e.g. `--set data.batch_size=32`. Take OMP_NUM_THREADS=1.
+other, and writes the table after each: a run that is stopped goes on where it was when started again with the same
+settings. Speed comes last, all networks in turn in one process, in processor time; `--skip-speed` leaves it for a later
+call, when the machine is quiet. `--set` changes the recipe for all of them, e.g. `--set data.batch_size=32`. Take
+OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -133,6 +134,25 @@ def speeds(networks: list[str], args: argparse.Namespace, rounds: int = 15, batc
     return found
 
 
+def settings(args: argparse.Namespace) -> dict:
+    """What all rows of a table must have in common."""
+    return {"epochs": args.epochs, "set": args.set}
+
+
+def finished(args: argparse.Namespace) -> dict[str, dict]:
+    """The rows of the table so far by network; SystemExit where they were trained with other settings."""
+    if not args.json.is_file():
+        return {}
+    table = json.loads(args.json.read_text(encoding="utf-8"))
+    before = {name: table["metadata"].get(name) for name in settings(args)}
+    if before != settings(args):
+        raise SystemExit(
+            f"{args.json} was made with {before}, not with {settings(args)}; repeat those, or choose another --json "
+            "and --runs"
+        )
+    return {row["network"]: row for row in table["results"]}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -152,12 +172,10 @@ def main() -> int:
 
     args = parse()
     args.runs = args.runs.resolve()
-    done: dict[str, dict] = {}
-    if args.json.is_file():
-        done = {row["network"]: row for row in json.loads(args.json.read_text(encoding="utf-8"))["results"]}
+    done = finished(args)
 
     def write() -> None:
-        metadata = {**run_metadata(["python", *sys.argv]), "epochs": args.epochs, "set": args.set}
+        metadata = {**run_metadata(["python", *sys.argv]), **settings(args)}
         write_json(args.json, {"metadata": metadata, "results": list(done.values())})
 
     for network in args.networks:

@@ -14,6 +14,7 @@ from one state with other seeds, the mean is published (arXiv 2203.05482).
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,13 +136,15 @@ def main(argv: list[str]) -> int:
         "data": options.data,
     }
     path = options.folder / f"{options.name}{weights.SUFFIX}"
-    weights.save(path, state, metadata)
-    weights.load(path)
     facts = {name: getattr(options, name) for name in ("data", "recipe", "command", "commit", "hardware", "time")}
     facts["commit"] = facts["commit"] or run_metadata([])["commit"] or "not known"
-    text = weights.card(
-        options.name, path, metadata, facts, read_results(options.evaluation, sha256(path), options.task)
-    )
+    with tempfile.TemporaryDirectory() as folder:  # what is refused must not take the place of a published file
+        trial = Path(folder, path.name)
+        weights.save(trial, state, metadata)
+        weights.load(trial)
+        results = read_results(options.evaluation, sha256(trial), options.task)
+        text = weights.card(options.name, trial, metadata, facts, results)
+    weights.save(path, state, metadata)
     with atomic_open(path.with_suffix(".md")) as file:
         file.write(text.encode())
     source = first.key if len(found) == 1 else f"the mean of {len(found)} checkpoints"

@@ -32,6 +32,7 @@ _GAP = 8
 _LINE = 14
 _STRETCH = 8  # of the difference
 _ACROSS = 3  # samples beside each other
+_SAMPLES = "samples"  # the column of the training set
 
 _EPILOG = """\
 Each sample: input, target, and their difference stretched 8 times about gray. Below it the standard deviation of the
@@ -154,6 +155,11 @@ def quantile_table(columns: dict[str, dict[str, tuple[float, float, float]]]) ->
     return "\n".join(lines) + "\n"
 
 
+def _column(folder: Path) -> str:
+    """The name of a folder of pairs in the results, never that of the training samples."""
+    return str(folder) if str(folder) != _SAMPLES else f"./{folder}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vheatir preview",
@@ -188,8 +194,8 @@ def main(argv: list[str]) -> int:
     options = complete_options(path, read_options(path, arguments.set), is_train=True)
     options["datasets"] = {"train": options["datasets"]["train"]}
     dataset = build_datasets(path, options)["train"]
-    pairs = {str(folder): list(real_pairs(folder, dataset.gt_size)) for folder in arguments.pairs}
-    found = {"samples": list(samples(dataset, max(arguments.measure, arguments.count))), **pairs}
+    pairs = {_column(folder): list(real_pairs(folder, dataset.gt_size)) for folder in arguments.pairs}
+    found = {_SAMPLES: list(samples(dataset, max(arguments.measure, arguments.count))), **pairs}
     shown = [pair for pairs in found.values() for pair in _spread_out(pairs, arguments.count)]
     columns = {name: spread([pair.measured for pair in pairs]) for name, pairs in found.items()}
     side = min(dataset.gt_size, *(length for pair in shown for length in pair.noisy.shape[:2]))

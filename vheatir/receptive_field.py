@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from vheatir import weights as store
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, degrade, read_clean_file
+from vheatir.evaluate.protocol import LEVEL_NAMES, check_figure_files, check_json_file, degrade, read_clean_file
 from vheatir.restore.defaults import MAX_LEVEL
 from vheatir.utils.devices import device_named
 from vheatir.utils.files import atomic_open, in_figure, sha256
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+from vheatir.utils.run_metadata import run_metadata, write_json
 
 SHARES = (0.5, 0.9, 0.99)
 _LEVELS = {"denoise": 25, "jpeg": 20}  # sigma, quality
@@ -223,7 +223,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     check_figure_files(arguments.out, arguments.images)
     if arguments.json is not None:
-        prepare_output(arguments.json)
+        check_json_file(arguments.json, arguments.images)
     at = _position(arguments.at)
     require_matplotlib()
     level = checked_level(arguments.task, arguments.level)

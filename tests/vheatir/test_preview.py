@@ -44,6 +44,16 @@ def test_sheet_table_and_figures_beside_real_pairs(recipe, pairs, tmp_path, caps
         assert found["std"][1] == pytest.approx(5, rel=0.15) and abs(found["luma_1"][1]) < 0.2
 
 
+def test_pairs_in_a_folder_called_samples_do_not_take_the_place_of_those(recipe, pairs, tmp_path, monkeypatch):
+    pairs.rename(tmp_path / "samples")
+    monkeypatch.chdir(tmp_path)
+    few = ["--count", 1, "--measure", 3, "--pairs", "samples", "--json", "figures.json"]
+    assert preview(recipe, tmp_path / "sheet.png", *few) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["metadata"]["pairs"] == {"samples": 3, "./samples": 2}
+    assert list(written["results"]) == ["samples", "./samples"]
+
+
 def test_panels_are_input_target_and_stretched_difference(recipe, tmp_path):
     out = tmp_path / "sheet.png"
     assert preview(recipe, out, "--set", "datasets.train.sigma=0", "--count", 1, "--measure", 1) == 0

@@ -15,8 +15,8 @@ _AXES |= {"post_rotation": "degrees, rotated after the crop", "scale": "side of 
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.png and stem.svg."""
-    written = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    """Write stem.png and stem.svg; a dot within the stem, as in the name of a run, begins no suffix."""
+    written = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
     for path in written:
         with atomic_open(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=110)

@@ -122,7 +122,8 @@ def choose(
         described = described or ({"name": model[0]} if len(model) == 1 else {})
         if not described:
             raise UserError(f"{path} does not say which network it belongs to; add --model NAME")
-        label = path.parent.parent.name if path.stem in _NAMES_OF_RUNS else path.stem
+        run = path.absolute().parent.parent.name  # of a path from within the run's folder too
+        label = run if run and path.stem in _NAMES_OF_RUNS else path.stem
         found.append(Network(label, {**described, "pretrained": False, **arguments}, path))
     if not weights:
         found = [Network(name, {"name": name, **arguments}) for name in model]

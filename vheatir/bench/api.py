@@ -52,7 +52,7 @@ def measure_case(
     rounds: int | None,
     clock: str = "wall",
     turn: float = 0.0,
-    roof: dict[str, float] | None = None,
+    roof: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Check every candidate of a case, then time all of them in turn.
 
@@ -94,12 +94,16 @@ def measure_case(
     ]
 
 
-def _shares(case: Case, candidate: str, microseconds: float, roof: dict[str, float]) -> dict[str, float]:
-    """Of this machine's matrix products and copies: how near a candidate comes to them, where its work is known."""
+def _shares(case: Case, candidate: str, microseconds: float, roof: dict[str, Any]) -> dict[str, float]:
+    """Of this machine's matrix products and copies: how near a candidate comes to them, where its work is known.
+
+    On a GPU, whose products of other types are many times as fast or slow, only where the roof is of the case's type.
+    """
     shares = {}
     if flops := case.flops.get(candidate):
         shares["gflop_s"] = round(flops / microseconds / 1e3, 1)
-        if "gemm_gflop_s" in roof:
+        of_this_type = case.device.type == "cpu" or roof.get("dtype") == case.dtype
+        if "gemm_gflop_s" in roof and of_this_type:
             shares["share_of_gemm"] = float(f"{flops / microseconds / 1e3 / roof['gemm_gflop_s']:.3g}")
     if case.traffic and "copy_gb_s" in roof:
         shares["share_of_copy"] = float(f"{case.traffic / microseconds / 1e3 / roof['copy_gb_s']:.3g}")
@@ -108,7 +112,7 @@ def _shares(case: Case, candidate: str, microseconds: float, roof: dict[str, flo
 
 def rooflines(
     threads: Sequence[int] | None = None, device: str = "cpu", dtype: str = "float32", clock: str = "wall"
-) -> dict[int, dict[str, float]]:
+) -> dict[int, dict[str, Any]]:
     """What the machine reaches with each number of threads, see `vheatir.utils.timing.roofline`.
 
     Args:
@@ -116,6 +120,9 @@ def rooflines(
         device: where it is measured.
         dtype: of the matrix products on a GPU; those on a CPU are float32.
         clock: "wall" or "cpu".
+
+    Returns:
+        By number of threads: that, and "dtype", the type of the matrix products.
     """
     before = torch.get_num_threads()
     found = {}
@@ -123,7 +130,8 @@ def rooflines(
     try:
         for count in threads or [before]:
             torch.set_num_threads(count)
-            found[count] = timing.roofline(torch.device(device), narrow, clock)
+            roof = timing.roofline(torch.device(device), narrow, clock)
+            found[count] = {**roof, "dtype": str(narrow).removeprefix("torch.")}
     finally:
         torch.set_num_threads(before)
     return found
@@ -139,7 +147,7 @@ def bench(  # long function: most of it says what its arguments mean
     rounds: int | None = None,
     turn_ms: float = 5.0,
     clock: str = "wall",
-    roofs: dict[int, dict[str, float]] | None = None,
+    roofs: dict[int, dict[str, Any]] | None = None,
     on_result: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:

@@ -44,7 +44,10 @@ def model(
                 networks[BASELINE] = PublishedVHeat(pixels, settings["dims"], settings["depths"], **arguments)
                 networks[BASELINE].load_state_dict(ours.state_dict())
             elif against == "swin":
-                networks["swin"] = timm.create_model(f"swin_{size}_patch4_window7_224", img_size=pixels)
+                # Without stochastic depth, as ours: a step that leaves blocks out has no values to be checked by.
+                networks["swin"] = timm.create_model(
+                    f"swin_{size}_patch4_window7_224", img_size=pixels, drop_path_rate=0.0
+                )
             networks[OURS] = ours
             image = torch.randn(batch, 3, pixels, pixels)
             for training in (False, True) if backward else (False,):

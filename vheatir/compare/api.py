@@ -129,6 +129,9 @@ class Comparison:
             path: a clean image.
             degraded_path: its degraded image; None degrades the clean one.
             crop: part of the image that is shown; None chooses it.
+
+        Raises:
+            UserError: the images do not fit together, or a method fails, as weights do whose output is NaN.
         """
         from vheatir.compare.figure import Row, Shown
 
@@ -142,8 +145,11 @@ class Comparison:
             if column.method is None:
                 shown.append(Shown(column.name, to_uint8(degraded), _scores_of_input(degraded, clean), degraded=True))
             else:
-                # `open_columns` has refused methods that need a level where there is none.
-                restored = to_uint8(column.method(degraded, cast(float, self.level)))
+                try:
+                    # `open_columns` has refused methods that need a level where there is none.
+                    restored = to_uint8(column.method(degraded, cast(float, self.level)))
+                except ValueError as error:
+                    raise UserError(f"{path}: {column.name}: {error}") from error
                 shown.append(Shown(column.name, restored, scores(restored, clean)))
         if crop is None:
             restored = [one.pixels for one in shown if not one.degraded] or [shown[0].pixels]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vheatir.compare.defaults import CROP_SIZE
-from vheatir.evaluate.protocol import LEVEL_NAMES
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+from vheatir.evaluate.protocol import LEVEL_NAMES, check_json_file
+from vheatir.utils.run_metadata import run_metadata, write_json
 
 if TYPE_CHECKING:
     from vheatir.compare.figure import Row
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     from vheatir.compare.api import compare
 
     if arguments.json is not None:
-        prepare_output(arguments.json)
+        check_json_file(arguments.json, [*arguments.images, *(arguments.degraded or [])])
     result = compare(
         arguments.images,
         arguments.out,

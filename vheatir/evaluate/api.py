@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vheatir.data.sources import ImageSource
+from vheatir.data.sources import ImageSource, map_threads
 from vheatir.errors import UnwrittenError, UserError
 from vheatir.evaluate.methods import ASSUMED_SIGMA, CLASSIC, open_method
 from vheatir.evaluate.protocol import (
@@ -99,6 +99,7 @@ def evaluate(  # long function: most of it says what its arguments mean
     for name, source in sources.items():  # hours of work are not for an error at their end
         extra_keys = [_mean_of(source, key) for key in images[name]] if task == "photo" else []
         source.check(min_size=WINDOW, keys=[*images[name], *extra_keys])
+        _check_sizes(source, images[name], task, extra_metrics)
     if save_images is not None:
         _check_place(Path(save_images), sources)
         prepare_folder(Path(save_images))
@@ -224,6 +225,25 @@ def _mean_of(source: ImageSource, key: str) -> str:
     return partners[0]
 
 
+def _check_sizes(source: ImageSource, keys: Sequence[str], task: str, extra_metrics: ExtraMetrics | None) -> None:
+    """UserError for a pair of two sizes, and for an image that is too small for one of the metrics."""
+    if task != "photo" and not isinstance(extra_metrics, Perceptual):
+        return  # to decode all images once more tells nothing
+
+    def check(key: str) -> None:
+        size = source.read_native(key).shape[:2]
+        wanted = source.read_native(_mean_of(source, key)).shape[:2] if task == "photo" else size
+        if size != wanted:
+            raise UserError(f"{source.describe(key)}: {size}, but its mean has {wanted}")
+        if isinstance(extra_metrics, Perceptual):
+            try:
+                extra_metrics.check_size(*size)
+            except ValueError as error:
+                raise UserError(f"{source.describe(key)}: {error}") from error
+
+    map_threads(check, keys)
+
+
 def _evaluate_file(
     source: ImageSource,
     key: str,
@@ -236,8 +256,6 @@ def _evaluate_file(
     """The metrics of one image, and the restored image where a method restores."""
     clean = read_clean(source, _mean_of(source, key) if task == "photo" else key, task, gray)
     photographed = read_clean(source, key, task, gray) if task == "photo" else None
-    if photographed is not None and photographed.shape != clean.shape:
-        raise UserError(f"{source.describe(key)}: {photographed.shape[:2]}, but its mean has {clean.shape[:2]}")
     if min(clean.shape[:2]) < WINDOW:
         raise UserError(
             f"{source.describe(key)}: {clean.shape[0]}x{clean.shape[1]} pixels; SSIM needs 11x11, remove it"

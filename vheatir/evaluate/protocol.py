@@ -194,7 +194,25 @@ def check_figure_files(out: Sequence[Path], images: Sequence[Path]) -> None:
                 f"-o {' '.join(map(str, out))}: two {path.suffix} files for one figure; name images to read before "
                 "the options, and one file to write for each format"
             )
-        if path.exists() and any(image.exists() and path.samefile(image) for image in images):
-            raise UserError(f"{path}: is an image to read, which the figure would replace; choose another name")
+        _refuse_replacing(path, images, "the figure")
     for path in out:
         prepare_output(path)
+
+
+def check_json_file(path: Path, images: Sequence[Path]) -> None:
+    """Refuse a file for numbers that is one of the images, named by mistake; make its folder.
+
+    Args:
+        path: where the numbers go.
+        images: that are read.
+
+    Raises:
+        UserError: one of the images, or nothing can be written there.
+    """
+    _refuse_replacing(path, images, "the JSON file")
+    prepare_output(path)
+
+
+def _refuse_replacing(path: Path, images: Sequence[Path], what: str) -> None:
+    if path.exists() and any(image.exists() and path.samefile(image) for image in images):
+        raise UserError(f"{path}: is an image to read, which {what} would replace; choose another name")

@@ -42,6 +42,11 @@ class Perceptual:
         make = {"lpips": _lpips, "dists": _dists, "niqe": lambda _device: niqe_function()}
         self._metrics: dict[str, Metric] = {name: make[name](device) for name in dict.fromkeys(names)}
 
+    def check_size(self, height: int, width: int) -> None:
+        """ValueError where an image of that size is too small for one of the metrics."""
+        for name in self._metrics:
+            _check_size(name, height, width)
+
     def __call__(self, image: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """Each metric under its name; ValueError for images that are too small for one."""
         return {name: metric(image, target) for name, metric in self._metrics.items()}
@@ -68,11 +73,21 @@ def _with_features(name: str, network: str, make: Callable):
         raise UserError(f"{name} needs {weights.url}, which cannot be loaded ({error}); put it at {place}") from error
 
 
+def _check_size(name: str, height: int, width: int) -> None:
+    if name == "niqe":
+        fits = (height // BLOCK) * (width // BLOCK) >= 2
+        least = (BLOCK, 2 * BLOCK)
+    else:
+        fits = min(height, width) >= SMALLEST
+        least = (SMALLEST, SMALLEST)
+    if not fits:
+        raise ValueError(f"{name} needs {least[0]}x{least[1]} pixels, got {height}x{width}")
+
+
 def _images(name: str, device: str, *images: np.ndarray):
     """(1, 3, H, W) in [0, 1] of each image; a gray one is three equal channels."""
     for image in images:
-        if min(image.shape[:2]) < SMALLEST:
-            raise ValueError(f"{name} needs {SMALLEST}x{SMALLEST} pixels, got {image.shape[0]}x{image.shape[1]}")
+        _check_size(name, *image.shape[:2])
         planes = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
         yield torch.from_numpy(np.ascontiguousarray(planes)).to(device).permute(2, 0, 1)[None].float() / 255
 
@@ -115,8 +130,7 @@ def niqe_function() -> Metric:
     calculate = basicsr_niqe()
 
     def measure(image: np.ndarray, _target: np.ndarray) -> float:
-        if (image.shape[0] // BLOCK) * (image.shape[1] // BLOCK) < 2:
-            raise ValueError(f"niqe needs {BLOCK}x{2 * BLOCK} pixels, got {image.shape[0]}x{image.shape[1]}")
+        _check_size("niqe", *image.shape[:2])
         if image.ndim == 2:
             return float(calculate(image, 0, input_order="HW"))
         return float(calculate(np.ascontiguousarray(image[:, :, ::-1]), 0))

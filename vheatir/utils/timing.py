@@ -47,7 +47,8 @@ class Timing:
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    """What drains the queue of `device`, which need not be the current one of torch."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
 
 
 def interleave(

@@ -10,12 +10,14 @@ from PIL import Image
 
 pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from tests.backbone.classification import small
 from vheatir.analyze import figures
 from vheatir.analyze.command import main
 from vheatir.analyze.images import image_batches
+from vheatir.analyze.networks import choose
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
@@ -134,6 +136,20 @@ def test_heat_images(weights, tmp_path):
 def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("place", ["", "models", "mine/models"])
+def test_a_run_has_its_name_wherever_the_command_is_called(weights, place, monkeypatch):
+    file = Path(place, weights.name)
+    monkeypatch.chdir(weights.parents[len(file.parts) - 1])
+    (network,) = choose((), [file], {}, "cpu").networks
+    assert network.label == "mine"
+
+
+def test_figures_of_networks_whose_names_have_dots_do_not_replace_each_other(tmp_path):
+    written = [path for name in ("heat_lr_0.1", "heat_lr_0.2") for path in figures.save(Figure(), tmp_path / name)]
+    names = ["heat_lr_0.1.png", "heat_lr_0.1.svg", "heat_lr_0.2.png", "heat_lr_0.2.svg"]
+    assert [path.name for path in written] == sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize(

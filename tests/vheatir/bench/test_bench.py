@@ -11,6 +11,7 @@ from vheatir import cli
 from vheatir.bench import api
 from vheatir.bench import command as bench
 from vheatir.bench import operator as bench_operator
+from vheatir.bench.case import Case
 from vheatir.errors import UserError
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.dct import decay_map
@@ -137,6 +138,26 @@ def test_the_file_tells_the_conditions(tmp_path, capsys):
     assert roof["copy_gb_s"] > 0 and roof["gemm_gflop_s"] > 0
     assert all(one["share_of_copy"] > 0 and one["share_of_gemm"] > 0 for one in written["results"])
     assert "hco fwd 1x6x9x2 float32" in capsys.readouterr().out
+
+
+def test_a_training_step_of_swin_leaves_no_blocks_out():
+    pytest.importorskip("timm")
+    from vheatir.bench.classifier import model
+
+    *_, case = model(side=(32,), batch=4, against="swin", backward=True)
+    steps = [case.candidates["swin"]() for _ in range(3)]
+    assert all(torch.equal(steps[0][key], step[key]) for step in steps for key in step)
+    assert api.errors(case)["swin"] < 1e-4
+
+
+def test_a_gpus_products_of_another_type_are_no_measure(monkeypatch):
+    monkeypatch.setattr(measure, "roofline", lambda *_: {"copy_gb_s": 1.0, "gemm_gflop_s": 50.0})
+    roof = api.rooflines([1], "cuda", "float32")[1]
+    shares = {}
+    for dtype in ("float32", "bfloat16"):
+        case = Case("", dtype, torch.device("cuda"), {}, {}, flops={"ours": 1e9}, traffic=1.0)
+        shares[dtype] = api._shares(case, "ours", 1e3, roof)
+    assert shares["float32"]["share_of_gemm"] == 20 and "share_of_gemm" not in shares["bfloat16"]
 
 
 def test_the_command_runs_itself_once_with_the_heap_kept(monkeypatch, tmp_path):

@@ -195,12 +195,30 @@ def test_no_image_is_replaced_by_a_figure(photo, figures, tmp_path, monkeypatch)
     assert all(path.read_bytes() == photo.read_bytes() for path in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("replaced", ["photo.png", "noisy.png"])
+def test_no_image_is_replaced_by_the_numbers(photo, replaced, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "noisy.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    argv = ["photo.png", "--task", "jpeg", "--degraded", "noisy.png", "--methods", "input", "-o", "figure.pdf"]
+    with pytest.raises(UserError, match=rf"{replaced}: is an image to read, which the JSON file would replace"):
+        main([*argv, "--json", f"./{replaced}"])
+    assert (tmp_path / replaced).read_bytes() == photo.read_bytes()
+
+
 @pytest.mark.parametrize("name", [b"a $^$ b.png", b"\xff.png", "größe.png".encode()], ids=str)
 def test_names_of_images_may_hold_anything(photo, name, tmp_path):
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(photo.read_bytes())
     vheatir.compare([path], [tmp_path / "figure.png"], task="jpeg", quality=10, methods=["input"])
     assert cv2.imread(str(tmp_path / "figure.png")) is not None
+
+
+def test_a_method_that_gives_no_image_is_named_with_the_image(photo, monkeypatch):
+    broken = lambda image, level: np.full_like(image, np.nan)  # noqa: E731
+    monkeypatch.setattr("vheatir.compare.api.open_method", lambda *_: (broken, {"method": "broken"}))
+    with pytest.raises(UserError, match=rf"{photo}: diverged: image holds NaN"):
+        vheatir.compare([photo], task="denoise", sigma=5, methods=["input", "diverged=mine.safetensors"])
 
 
 def test_photographs_are_compared_with_cleaner_ones(photo, tmp_path):

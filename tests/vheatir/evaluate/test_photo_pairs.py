@@ -132,3 +132,12 @@ def test_sizes_of_a_pair_must_agree(pairs):
     cv2.imwrite(str(folder / "a_mean.png"), np.zeros((40, 64, 3), np.uint8))
     with pytest.raises(UserError, match=r"a_real\.png"):
         evaluate([folder], "photo", gray=False, method=None)
+
+
+def test_the_last_pair_of_two_sizes_shows_before_any_work(pairs):
+    folder, _ = pairs
+    cv2.imwrite(str(folder / "more" / "b_mean.JPG"), np.zeros((40, 64, 3), np.uint8))
+    with pytest.raises(UserError, match=r"b_real\.JPG: \(48, 64\), but its mean has \(40, 64\)"):
+        evaluate(
+            [folder], "photo", gray=False, method=lambda *_: pytest.fail("restored before the sizes were compared")
+        )

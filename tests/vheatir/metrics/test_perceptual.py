@@ -17,6 +17,7 @@ import torch
 
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
+from vheatir.evaluate.api import evaluate
 from vheatir.metrics.perceptual import NAMES, Perceptual
 
 
@@ -119,6 +120,15 @@ def test_the_command_prints_and_writes_them(random_features, tmp_path, capsys, m
     cv2.imwrite("clean/small.png", photo(60)[:, :, ::-1])
     assert vheatir_main([*fixed, "--metrics", "niqe"]) == 2
     assert "small.png" in capsys.readouterr().err
+
+
+def test_an_image_that_is_too_small_at_the_end_shows_before_any_work(tmp_path):
+    pytest.importorskip("basicsr", reason="NIQE is BasicSR's")
+    for name, side in (("a", 224), ("b", 100)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), photo(side))
+    unused = lambda *_: pytest.fail("restored before the sizes were known")  # noqa: E731
+    with pytest.raises(UserError, match=r"b\.png: niqe needs 96x192 pixels, got 100x100"):
+        evaluate(tmp_path, "denoise", 25, gray=False, method=unused, metrics=["niqe"])
 
 
 def published(*parts):

@@ -71,6 +71,20 @@ def test_figures_of_other_weights_are_refused(publish, network, tmp_path):
         publish([checkpoint, *FACTS, "--folder", str(tmp_path), "--evaluation", str(figures)])
 
 
+def test_weights_that_are_refused_do_not_replace_those_that_were_published(publish, network, tmp_path):
+    published = [str(_saved(network, tmp_path, ".safetensors")), *FACTS, "--folder", str(tmp_path)]
+    assert publish(published) == 0
+    files = [tmp_path / "mine.safetensors", tmp_path / "mine.md"]
+    before = [file.read_bytes() for file in files]
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"results": [], "metadata": {"weights": {"sha256": sha256(files[0])}}}))
+    torch.nn.init.normal_(network.conv_last.weight, std=0.02)
+    _saved(network, tmp_path, ".safetensors")
+    with pytest.raises(UserError, match="evaluate these"):
+        publish([*published, "--evaluation", str(figures)])
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_of_several_checkpoints_the_mean_is_published(publish, network, tmp_path):
     files, states = [], []
     for number in range(3):
