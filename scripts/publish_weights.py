@@ -6,7 +6,8 @@ from one state with other seeds, the mean is published (arXiv 2203.05482).
 
   python scripts/publish_weights.py experiments/denoise_light/models/best.safetensors --name denoise_color_blind \\
       --task denoise --levels "sigma 0-55" --data "BSD432" --recipe options/denoise_light.yml \\
-      --command "vheatir train -opt options/denoise_light.yml" --hardware "2 CPU cores" --time "1.5 hours"
+      --command "vheatir train -opt options/denoise_light.yml" --hardware "2 CPU cores" --time "1.5 hours" \\
+      --license bsds500
   vheatir evaluate --task denoise --color --data CBSD68 --weights denoise_color_blind --json cbsd68.json
   python scripts/publish_weights.py ... --evaluation cbsd68.json
 """
@@ -29,7 +30,10 @@ from vheatir.errors import UserError
 from vheatir.utils.files import atomic_open, sha256
 from vheatir.utils.run_metadata import run_metadata
 
-LICENSE = "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is Apache-2.0"
+LICENSES = {  # short names of licenses of this project's own weights
+    "bsds500": "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is "
+    "Apache-2.0",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--commit", help="commit of the training (default: of this checkout)")
     add("--hardware", required=True)
     add("--time", required=True, help="how long the training took")
-    add("--license", default=LICENSE)
+    add(
+        "--license",
+        required=True,
+        metavar="TEXT",
+        help="of these weights, which the training data may limit; bsds500 stands for the text of weights trained on "
+        "BSDS500",
+    )
     add("--evaluation", type=Path, nargs="*", default=[], metavar="JSON", help="files of vheatir evaluate --json")
     add("--folder", type=Path, default=weights.FOLDER, help="where to write (default: %(default)s)")
     return parser
@@ -130,7 +140,7 @@ def main(argv: list[str]) -> int:
         "task": options.task,
         "color": "color" if first.config["in_chans"] == 3 else "gray",
         "levels": options.levels,
-        "license": options.license,
+        "license": LICENSES.get(options.license, options.license),
         "name": options.name,
         "data": options.data,
     }

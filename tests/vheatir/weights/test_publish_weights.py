@@ -15,6 +15,7 @@ from vheatir.utils.files import sha256
 SCRIPT = Path(__file__).parents[3] / "scripts" / "publish_weights.py"
 FACTS = ["--name", "mine", "--task", "denoise", "--levels", "sigma 0-55", "--data", "photos", "--recipe", "mine.yml"]
 FACTS += ["--command", "vheatir train -opt mine.yml", "--hardware", "a laptop", "--time", "a day", "--commit", "abc"]
+FACTS += ["--license", "CC BY 4.0, as the photos"]
 
 
 @pytest.fixture
@@ -49,9 +50,17 @@ def test_published_weights_are_the_trained_ones_and_the_card_names_them(suffix, 
     loaded, metadata = weights.load(path)
     image = torch.rand(1, 3, 12, 10)
     torch.testing.assert_close(loaded(image), network(image), atol=2e-3, rtol=0)
-    assert metadata["levels"] == "sigma 0-55" and "BSDS500" in metadata["license"]
+    assert metadata["levels"] == "sigma 0-55" and metadata["license"] == "CC BY 4.0, as the photos"
     card = (tmp_path / "mine.md").read_text()
     assert all(text in card for text in (sha256(path), "a laptop", "photos", "Gaussian noise", "abc"))
+
+
+def test_the_license_must_be_said(publish, network, tmp_path, capsys):
+    """Which data the weights were trained on, nothing else knows."""
+    facts = FACTS[: FACTS.index("--license")]
+    with pytest.raises(SystemExit):
+        publish([str(_saved(network, tmp_path, ".pth")), *facts, "--folder", str(tmp_path)])
+    assert "--license" in capsys.readouterr().err and not (tmp_path / "mine.safetensors").exists()
 
 
 def test_the_card_of_an_own_degradation_speaks_of_no_gaussian_noise(publish, network, tmp_path):
