@@ -14,7 +14,9 @@ from one state with other seeds, the mean is published (arXiv 2203.05482).
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +29,8 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.cli import run
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open, sha256
-from vheatir.utils.run_metadata import run_metadata
+from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open, sha256
+from vheatir.utils.run_metadata import prepare_folder, run_metadata
 
 LICENSES = {  # short names of licenses of this project's own weights
     "bsds500": "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is "
@@ -85,8 +87,11 @@ def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
     """The rows of evaluation files; UserError when they were measured with other weights."""
     rows = []
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        measured = (content["metadata"].get("weights") or {}).get("sha256")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            measured = (content["metadata"].get("weights") or {}).get("sha256")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: not what `vheatir evaluate --json` writes: {error!r}") from error
         if measured != digest:
             raise UserError(f"{file}: measured with weights {measured}, these are {digest}; evaluate these")
         wrong = [row for row in content["results"] if row["task"] != task or row["restored"] is None]
@@ -145,13 +150,20 @@ def main(argv: list[str]) -> int:
         "data": options.data,
     }
     path = options.folder / f"{options.name}{weights.SUFFIX}"
-    weights.save(path, state, metadata)
-    weights.load(path)
     facts = {name: getattr(options, name) for name in ("data", "recipe", "command", "commit", "hardware", "time")}
     facts["commit"] = facts["commit"] or run_metadata([])["commit"] or "not known"
-    text = weights.card(
-        options.name, path, metadata, facts, read_results(options.evaluation, sha256(path), options.task)
-    )
+    prepare_folder(options.folder)
+    # What is there stays until all is known to fit: a card must never stand beside other weights.
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=options.folder) as folder:
+        made = Path(folder, path.name)
+        try:
+            weights.save(made, state, metadata)
+        except ValueError as error:
+            raise UserError(f"{options.checkpoint[0]}: {error}") from error
+        weights.load(made)
+        rows = read_results(options.evaluation, sha256(made), options.task)
+        text = weights.card(options.name, made, metadata, facts, rows)
+        os.replace(made, path)
     with atomic_open(path.with_suffix(".md")) as file:
         file.write(text.encode())
     source = first.key if len(found) == 1 else f"the mean of {len(found)} checkpoints"

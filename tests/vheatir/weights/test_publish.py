@@ -100,6 +100,36 @@ def test_figures_that_do_not_belong_are_refused(publish, tmp_path, capsys, chang
 def test_figures_of_other_weights_are_refused(publish, tmp_path, capsys):
     assert publish("--evaluation", evaluation(tmp_path / "figures.json", "0" * 64)) == 2
     assert "measured with weights 0000" in capsys.readouterr().err
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"results": []}'])
+def test_files_that_hold_no_figures_are_named(publish, tmp_path, capsys, text):
+    (tmp_path / "figures.json").write_text(text)
+    assert publish("--evaluation", tmp_path / "figures.json") == 2
+    assert "figures.json: not what `vheatir evaluate --json` writes" in capsys.readouterr().err
+
+
+def test_what_was_published_before_stays_where_the_new_weights_are_refused(publish, checkpoint, tmp_path, capsys):
+    """A card must never stand beside other weights."""
+    assert publish() == 0
+    before = sha256(tmp_path / "tiny.safetensors")
+    figures = evaluation(tmp_path / "figures.json", before)
+    state = VHeatIR(**CONFIG).state_dict()
+    torch.save(state, checkpoint)
+    assert publish("--evaluation", figures) == 2
+    assert "evaluate these" in capsys.readouterr().err
+    torch.save({**state, "norm.bias": state["norm.bias"] + 1e6}, checkpoint)
+    assert publish() == 2
+    assert "cannot be stored" in capsys.readouterr().err
+    assert sha256(tmp_path / "tiny.safetensors") == before
+    left = ["figures.json", "net_g.pth", "tiny.md", "tiny.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_a_folder_that_does_not_exist_is_made(publish, tmp_path):
+    assert publish("--folder", tmp_path / "new" / "folder") == 0
+    assert weights.load(tmp_path / "new" / "folder" / "tiny.safetensors")
 
 
 def test_options_state_what_shapes_cannot_tell(publish, tmp_path):
