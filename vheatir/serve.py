@@ -298,10 +298,29 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     for name, value in (("megapixels", arguments.max_megapixels), ("megabytes", arguments.max_megabytes)):
         if not 0 < value < 1e6:
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Within it no request goes through a proxy: gradio asks its own server whether it is there, and ends if it is not.
+
+    A proxy cannot reach this machine's own address, and a SOCKS one needs a library that is not installed.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "*"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
             raise UserError(f"--max-{name} must be above 0, got {value}")
     check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")
-    with _stopped_by_signals(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
+    with _stopped_by_signals(), _without_proxies(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
         page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device, arguments.precision)
         for task in TASKS:  # missing weights and unusable devices show before the page opens
@@ -314,7 +333,7 @@ def main(argv: list[str]) -> int:
             logger.warning("anyone who can reach %s can use this page; it asks for no password", arguments.host)
         with contextlib.suppress(KeyboardInterrupt):
             app.launch(
-                server_name=arguments.host,
+                server_name=f"[{arguments.host}]" if ":" in arguments.host else arguments.host,  # as in addresses
                 server_port=arguments.port,
                 max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
                 allowed_paths=[root],

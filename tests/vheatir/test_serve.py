@@ -179,34 +179,46 @@ def _uploaded(address, **headers):
         return error.code
 
 
-def test_pages_of_other_sites_send_nothing(monkeypatch):
-    """A browser on this machine would carry it in; it says whose page sends, other programs say nothing."""
+def _serve_until(look, monkeypatch, host="127.0.0.1"):
+    """Serve the page in this process until `look`, which gets it and its address, has returned."""
     pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
     monkeypatch.setattr(serve.Page, "restorer", lambda *_: None)
     build = serve.build
-    answers = []
 
     def built(page):
         app = build(page)
         launch = app.launch
 
-        def asked(**options):
+        def launched(**options):
             _, address, _ = launch(**options, prevent_thread_lock=True, quiet=True)
-            assert urllib.request.urlopen(address, timeout=20).status == 200
-            for site in ("cross-site", "same-site", "same-origin"):
-                answers.append(_uploaded(address, **{"Sec-Fetch-Site": site}))
-                answers.append(len(list(page.root.rglob("a.png"))))
-            answers.append(_uploaded(address))
+            look(page, address)
             app.close(verbose=False)
 
-        monkeypatch.setattr(app, "launch", asked)
+        monkeypatch.setattr(app, "launch", launched)
         return app
 
     monkeypatch.setattr(serve, "build", built)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        try:
+            free.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no address {host}")
         port = free.getsockname()[1]
-    assert serve.main(["--device", "cpu", "--port", str(port)]) == 0
+    assert serve.main(["--device", "cpu", "--host", host, "--port", str(port)]) == 0
+
+
+def test_pages_of_other_sites_send_nothing(monkeypatch):
+    """A browser on this machine would carry it in; it says whose page sends, other programs say nothing."""
+    answers = []
+
+    def look(page, address):
+        assert urllib.request.urlopen(address, timeout=20).status == 200
+        for site in ("cross-site", "same-site", "same-origin"):
+            answers.append(_uploaded(address, **{"Sec-Fetch-Site": site}))
+            answers.append(len(list(page.root.rglob("a.png"))))
+        answers.append(_uploaded(address))
+
+    _serve_until(look, monkeypatch)
     assert answers == [403, 0, 403, 0, 200, 1, 200]
 
 
@@ -230,6 +242,21 @@ def test_images_are_deleted_when_the_server_is_stopped(number, monkeypatch, imag
     monkeypatch.setattr(serve, "check_address", lambda *_: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     removed = tempfile.TemporaryDirectory.cleanup
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_starts_where_a_proxy_is_set_and_by_both_protocols(host, monkeypatch):
+    """gradio asks its own server whether it is there."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "of.mine")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    answers = []
+    _serve_until(
+        lambda page, address: answers.append(urllib.request.urlopen(address, timeout=20).status), monkeypatch, host
+    )
+    assert answers == [200] and os.environ["no_proxy"] == "of.mine" and "NO_PROXY" not in os.environ
+
 
     def cleanup(self):
         os.kill(os.getpid(), signal.SIGTERM)
