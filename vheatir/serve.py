@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,19 @@ class Page:
         self.device = device
         self.precision = precision
         self._restorers: dict[tuple[str, float, bool], Restorer] = {}
+        self._lock = threading.Lock()
 
     def restorer(self, task: str, strength: float = 1.0, ensemble: bool = False) -> Restorer:
         key = (task, round(float(strength), 2), bool(ensemble))
-        if key not in self._restorers:
-            how = {"device": self.device, "precision": self.precision}
-            self._restorers[key] = Restorer(task, strength=key[1], ensemble=key[2], **how)
+        with self._lock:  # images of several pages are described at once
+            found = self._restorers.pop(key, None)
+            if found is None:
+                how = {"device": self.device, "precision": self.precision}
+                found = Restorer(task, strength=key[1], ensemble=key[2], **how)
+            self._restorers[key] = found  # the last one is the one used last
             while len(self._restorers) > 4:  # every strength is a key of its own
                 self._restorers.pop(next(iter(self._restorers)))
-        return self._restorers[key]
+        return found
 
     def describe(self, path: str, task: str) -> str:
         """Size, depth and estimated noise level or JPEG quality, in a sentence."""
@@ -293,11 +298,6 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main(argv: list[str]) -> int:
-    """Entry of `vheatir serve`; Ctrl-C, SIGTERM and SIGHUP end it, with the images that it holds."""
-    arguments = _parser().parse_args(argv)
-    for name, value in (("megapixels", arguments.max_megapixels), ("megabytes", arguments.max_megabytes)):
-        if not 0 < value < 1e6:
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
     """Within it no request goes through a proxy: gradio asks its own server whether it is there, and ends if it is not.
@@ -317,6 +317,11 @@ def _without_proxies() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def main(argv: list[str]) -> int:
+    """Entry of `vheatir serve`; Ctrl-C, SIGTERM and SIGHUP end it, with the images that it holds."""
+    arguments = _parser().parse_args(argv)
+    for name, value in (("megapixels", arguments.max_megapixels), ("megabytes", arguments.max_megabytes)):
+        if not 0 < value < 1e6:
             raise UserError(f"--max-{name} must be above 0, got {value}")
     check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")

@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -115,6 +116,26 @@ class TestPage:
             with pytest.raises(UserError):
                 page.restore(str(path), "jpeg", 1.0, False)
         assert not list(page.root.iterdir())
+
+    def test_the_restorers_used_last_are_kept_whoever_asks(self, page, monkeypatch):
+        """Also by several threads at once."""
+        made = []
+
+        class Slow:
+            def __init__(self, task, **how):
+                time.sleep(0.001)
+                made.append(task)
+
+        monkeypatch.setattr(serve, "Restorer", Slow)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(page.restorer, ["denoise"] * 50, [0.1 * (number % 9) for number in range(50)]))
+        assert all(isinstance(one, Slow) for one in found) and len(page._restorers) == 4
+        kept = page.restorer("photo")
+        made.clear()
+        for number in range(9):
+            page.restorer("jpeg", number / 10)
+            assert page.restorer("photo") is kept
+        assert made == ["jpeg"] * 9
 
 
 class TestCommand:
@@ -222,6 +243,21 @@ def test_pages_of_other_sites_send_nothing(monkeypatch):
     assert answers == [403, 0, 403, 0, 200, 1, 200]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_starts_where_a_proxy_is_set_and_by_both_protocols(host, monkeypatch):
+    """gradio asks its own server whether it is there."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "of.mine")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    answers = []
+    _serve_until(
+        lambda page, address: answers.append(urllib.request.urlopen(address, timeout=20).status), monkeypatch, host
+    )
+    assert answers == [200] and os.environ["no_proxy"] == "of.mine" and "NO_PROXY" not in os.environ
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_images_are_deleted_when_the_server_is_stopped(number, monkeypatch, image, tmp_path):
@@ -242,21 +278,6 @@ def test_images_are_deleted_when_the_server_is_stopped(number, monkeypatch, imag
     monkeypatch.setattr(serve, "check_address", lambda *_: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     removed = tempfile.TemporaryDirectory.cleanup
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_it_starts_where_a_proxy_is_set_and_by_both_protocols(host, monkeypatch):
-    """gradio asks its own server whether it is there."""
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "of.mine")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    answers = []
-    _serve_until(
-        lambda page, address: answers.append(urllib.request.urlopen(address, timeout=20).status), monkeypatch, host
-    )
-    assert answers == [200] and os.environ["no_proxy"] == "of.mine" and "NO_PROXY" not in os.environ
-
 
     def cleanup(self):
         os.kill(os.getpid(), signal.SIGTERM)
