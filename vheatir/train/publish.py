@@ -12,8 +12,9 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.backbone.training.loop import DIVERGED
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, writing
 from vheatir.utils.recipes import find_options, load_table
+from vheatir.utils.run_metadata import prepare_output
 
 TASKS = {
     "GaussianNoiseDataset": "denoise",
@@ -144,11 +145,14 @@ def convert(source: str | Path, output: Path, task: str | None, opt: str | Path 
         raise UserError(
             f"{source}: {output.suffix} files are made of {'safetensors' if is_checkpoint else '.pth'} files"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if is_checkpoint:
-        key = to_safetensors(Path(source), output, task, opt)
-        return f"{output}: the weights under {key} of {source}, in float16"
-    network = to_pth(source, output)
+    if not is_checkpoint and (task is not None or opt is not None):
+        raise UserError(f"{output}: a task and options are for converting a .pth file to .safetensors")
+    prepare_output(output)
+    with writing(output):
+        if is_checkpoint:
+            key = to_safetensors(Path(source), output, task, opt)
+            return f"{output}: the weights under {key} of {source}, in float16"
+        network = to_pth(source, output)
     table = {"type": name_of(network), **network.config}
     return f"{output}: under params, for BasicSR with network_g: {json.dumps(table)}"
 

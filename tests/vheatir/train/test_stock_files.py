@@ -422,6 +422,12 @@ class Hostile:
 
     def __reduce__(self):
         return open, (self.path, "w")
+        (["denoise_color_blind", "--to", "pth", "--task", "jpeg"], "a task and options are for converting"),
+        (["denoise_color_blind", "--to", "pth", "--time", "9", "--set", "a=1"], "--time, --set: only for .onnx and"),
+        (["denoise_color_blind", "--hub", "new", "--time", "9"], "--time: only for .onnx and .pt2"),
+        (["net.pth", "--to", "safetensors", "--model", "vheat_tiny"], "--model: only for"),
+        (["denoise_color_blind", "-o", "net.pth/a.pth"], "net.pth: nothing can be written there"),
+        (["denoise_color_blind", "-o", "folder.pth"], "folder.pth: is a folder"),
 
 
 def test_a_missing_average_is_replaced_by_the_weights_as_in_basicsr(train, tmp_path):
@@ -430,3 +436,4 @@ def test_a_missing_average_is_replaced_by_the_weights_as_in_basicsr(train, tmp_p
     start = (f"path.pretrain_network_g={tmp_path / 'start.pth'}", "path.param_key_g=params_ema", "train.optim_g.lr=0")
     for name, value in train.state(train(*start))["network"].items():
         torch.testing.assert_close(value, values[name], rtol=1e-5, atol=1e-7)
+    Path("folder.pth").mkdir()
