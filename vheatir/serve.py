@@ -30,7 +30,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise", "Remove JPEG artifacts": "jpeg"}
 _UPLOAD = "Image (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
-_KEPT_SECONDS = 3600  # images of a page that was left are deleted after this time
+_KEPT_SECONDS = 3600  # uploads, and copies for the page, are deleted at the next full hour after this time
+_MOST_SECONDS = 24 * 3600  # results of a page that stays open are kept for
 _WAITING = 8  # requests in the queue; more are asked to come back
 
 
@@ -182,7 +183,11 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         try:
             return action(*arguments)
         except (UserError, ValueError, MemoryError) as error:
-            text = str(error).replace(f"{Path(arguments[0]).parent}{os.sep}", "") or "not enough memory"
+            file = Path(arguments[0])
+            text = str(error).replace(f"{file.parent}{os.sep}", "") or "not enough memory"
+            text = (
+                text if file.exists() else f"{file.name} is no longer here, uploads are kept for an hour; drop it again"
+            )
             raise gr.Error(text, duration=None) from error
         except Exception as error:
             logger.exception("failed on %s", Path(arguments[0]).name)
@@ -206,7 +211,8 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         return page.view(held["folder"], zoom, across, down) if held else None
 
     with gr.Blocks(title="vHeatIR", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
-        held = gr.State(None, time_to_live=_KEPT_SECONDS, delete_callback=page.forget)
+        # Called an hour after the page was left; programs never say that they leave.
+        held = gr.State(None, time_to_live=_MOST_SECONDS, delete_callback=page.forget)
         gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Images stay on this machine.")
         with gr.Row():
             with gr.Column(scale=1):

@@ -137,6 +137,17 @@ class TestPage:
             assert page.restorer("photo") is kept
         assert made == ["jpeg"] * 9
 
+    def test_an_open_page_keeps_its_result_and_says_that_its_upload_is_gone(self, page, image):
+        gradio = pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+        app = serve.build(page)
+        (held,) = (block for block in app.blocks.values() if isinstance(block, gradio.State))
+        assert held.time_to_live == 24 * 3600
+        (look,) = {one.fn for one in app.fns.values() if one.name == "looked_at"}
+        assert look(str(image), "Remove Gaussian noise").startswith("112 x 96 pixels")
+        image.unlink()
+        with pytest.raises(gradio.Error, match=r"Katze ä\.png is no longer here, .* drop it again"):
+            look(str(image), "Remove Gaussian noise")
+
 
 class TestCommand:
     @pytest.mark.parametrize(
