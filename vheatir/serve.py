@@ -270,14 +270,15 @@ def check_address(host: str, port: int) -> None:
     """UserError where this machine cannot listen there."""
     if not 0 < port < 65536:
         raise UserError(f"--port must lie between 1 and 65535, got {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        text = f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or --host"
-        raise UserError(text) from None
+    for address in dict.fromkeys((host, LOOPBACK[0])):  # wherever it listens, gradio refuses a port that is taken here
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            text = f"cannot listen on {address}:{port}: {error.strerror or error}; choose another --port or --host"
+            raise UserError(text) from None
 
 
 @contextlib.contextmanager

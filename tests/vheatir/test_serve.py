@@ -170,6 +170,8 @@ class TestCommand:
             port = taken.getsockname()[1]
             with pytest.raises(UserError, match=f"{port}.*another --port"):
                 serve.main(["--port", str(port)])
+            with pytest.raises(UserError, match=f"127.0.0.1:{port}.*another --port"):  # as gradio would, later
+                serve.check_address("127.0.0.2", port)
 
 
 @pytest.fixture
