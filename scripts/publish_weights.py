@@ -6,13 +6,15 @@ from one state with other seeds, the mean is published (arXiv 2203.05482).
 
   python scripts/publish_weights.py experiments/denoise_light/models/best.safetensors --name denoise_color_blind \\
       --task denoise --levels "sigma 0-55" --data "BSD432" --recipe options/denoise_light.yml \\
-      --command "vheatir train -opt options/denoise_light.yml" --hardware "2 CPU cores" --time "1.5 hours"
+      --command "vheatir train -opt options/denoise_light.yml" --hardware "2 CPU cores" --time "1.5 hours" \\
+      --license bsds500
   vheatir evaluate --task denoise --color --data CBSD68 --weights denoise_color_blind --json cbsd68.json
   python scripts/publish_weights.py ... --evaluation cbsd68.json
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -27,10 +29,13 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.cli import run
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open, sha256
-from vheatir.utils.run_metadata import run_metadata
+from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open, sha256
+from vheatir.utils.run_metadata import prepare_folder, run_metadata
 
-LICENSE = "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is Apache-2.0"
+LICENSES = {  # short names of licenses of this project's own weights
+    "bsds500": "non-commercial research and education only: trained on BSDS500 (see LICENSE-WEIGHTS); the code is "
+    "Apache-2.0",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--commit", help="commit of the training (default: of this checkout)")
     add("--hardware", required=True)
     add("--time", required=True, help="how long the training took")
-    add("--license", default=LICENSE)
+    add(
+        "--license",
+        required=True,
+        metavar="TEXT",
+        help="of these weights, which the training data may limit; bsds500 stands for the text of weights trained on "
+        "BSDS500",
+    )
     add("--evaluation", type=Path, nargs="*", default=[], metavar="JSON", help="files of vheatir evaluate --json")
     add("--folder", type=Path, default=weights.FOLDER, help="where to write (default: %(default)s)")
     return parser
@@ -76,8 +87,11 @@ def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
     """The rows of evaluation files; UserError when they were measured with other weights."""
     rows = []
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        measured = (content["metadata"].get("weights") or {}).get("sha256")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            measured = (content["metadata"].get("weights") or {}).get("sha256")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: not what `vheatir evaluate --json` writes: {error!r}") from error
         if measured != digest:
             raise UserError(f"{file}: measured with weights {measured}, these are {digest}; evaluate these")
         wrong = [row for row in content["results"] if row["task"] != task or row["restored"] is None]
@@ -131,20 +145,25 @@ def main(argv: list[str]) -> int:
         "task": options.task,
         "color": "color" if first.config["in_chans"] == 3 else "gray",
         "levels": options.levels,
-        "license": options.license,
+        "license": LICENSES.get(options.license, options.license),
         "name": options.name,
         "data": options.data,
     }
     path = options.folder / f"{options.name}{weights.SUFFIX}"
     facts = {name: getattr(options, name) for name in ("data", "recipe", "command", "commit", "hardware", "time")}
     facts["commit"] = facts["commit"] or run_metadata([])["commit"] or "not known"
-    with tempfile.TemporaryDirectory() as folder:  # what is refused must not take the place of a published file
-        trial = Path(folder, path.name)
-        weights.save(trial, state, metadata)
-        weights.load(trial)
-        results = read_results(options.evaluation, sha256(trial), options.task)
-        text = weights.card(options.name, trial, metadata, facts, results)
-    weights.save(path, state, metadata)
+    prepare_folder(options.folder)
+    # What is there stays until all is known to fit: a card must never stand beside other weights.
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=options.folder) as folder:
+        made = Path(folder, path.name)
+        try:
+            weights.save(made, state, metadata)
+        except ValueError as error:
+            raise UserError(f"{options.checkpoint[0]}: {error}") from error
+        weights.load(made)
+        rows = read_results(options.evaluation, sha256(made), options.task)
+        text = weights.card(options.name, made, metadata, facts, rows)
+        os.replace(made, path)
     with atomic_open(path.with_suffix(".md")) as file:
         file.write(text.encode())
     source = first.key if len(found) == 1 else f"the mean of {len(found)} checkpoints"

@@ -4,10 +4,12 @@
     python scripts/resize_checkpoint.py vheat_tiny vheat_tiny.pth vheat_tiny_512.safetensors --img-size 512
 
 Resized are vHeat's frequency embeddings, windows' bias tables and position embeddings. For detection and segmentation
-code that zero-pads embeddings (the published conversion), use `--embeddings index`.
+code that zero-pads embeddings (the published conversion), use `--embeddings index`. A .safetensors file keeps what
+weights of `vheatir pretrain` say of themselves: network, classes and license.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="keep the frequency of an embedding's entries (default) or their index, zeros appended (published)",
     )
     return parser.parse_args(argv)
+
+
+def metadata_at(source: Path, name: str, size: int | Sequence[int]) -> dict[str, str]:
+    """What weights of `vheatir pretrain` say of themselves, with another image size; {} for other files."""
+    from safetensors import safe_open
+
+    from vheatir.backbone.models.checkpoint_files import is_safetensors, stored_model
+
+    if not is_safetensors(source):
+        return {}
+    with safe_open(source, "pt") as file:
+        found = dict(file.metadata() or {})
+    model = stored_model(source)
+    if model.get("name") == name:
+        found["model"] = json.dumps({**model, "img_size": size if isinstance(size, int) else list(size)})
+    else:  # which says nothing of this network
+        found.pop("model", None)
+    return found
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -61,7 +81,7 @@ def convert(args: argparse.Namespace) -> None:
     tensors = {key: value.contiguous() for key, value in state.items()}
     with atomic_open(args.target) as file:
         if args.target.suffix == ".safetensors":
-            file.write(save(tensors))
+            file.write(save(tensors, metadata_at(args.source, args.model, size)))
         else:
             torch.save({"model": tensors}, file)
     print(report)

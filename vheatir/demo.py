@@ -15,6 +15,7 @@ from vheatir.image_io.arrays import to_uint8
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr, ssim
 from vheatir.restore.restorer import Restorer
+from vheatir.utils.run_metadata import prepare_folder
 
 _CASES = (  # task, photograph that scikit-image installs, level
     ("denoise", "chelsea", 25),
@@ -79,11 +80,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, default=Path("results/demo"), help="where images and the run go")
     parser.add_argument("--no-train", action="store_true", help="only restore the two photographs")
     arguments = parser.parse_args(argv)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{arguments.out}: cannot be made ({error.strerror}); choose another place with --out"
-        ) from error
+    prepare_folder(arguments.out)
     restore_photographs(arguments.out)
     return 0 if arguments.no_train else train_smoke(arguments.out)

@@ -340,6 +340,7 @@ def export(
         raise UserError("give either a file (.onnx, .pt2, .safetensors, .pth) or a folder for the Hub")
     found: dict[str, Any] = {"differences": None, "seconds": None, "timed": None, "converted": None}
     if output is not None and Path(output).suffix in publish.CONVERTED:
+        _refuse(time_side, model, arguments, f"{output}: holds the same weights in another form")
         return found | {"converted": publish.convert(weights, Path(output), task, opt)}
     _check_unconverted(task, opt, time_side)
     chosen = _backbone(weights, model, arguments or {})
@@ -348,6 +349,7 @@ def export(
     if hub is not None:
         if chosen is not None:
             raise UserError("--hub is for restoration networks; save a backbone with timm's save_for_hf")
+        _refuse(time_side, None, None, f"{hub}: holds the same weights in another form")
         save_hub(weights, Path(hub))
         return found
     network: Any
@@ -357,9 +359,25 @@ def export(
     if time_side:
         height, width = network.img_size if is_backbone(network) else (time_side, time_side)
         found["timed"] = f"{height}x{width}"
-        exported, pytorch = seconds(run, network, time_side)
+        exported, pytorch = _timed(run, network, time_side, Path(output))
         found["seconds"] = {"exported": exported, "pytorch": pytorch}
     return found | {"differences": largest}
+
+
+def _timed(run: Runner, network: nn.Module, side: int, output: Path) -> tuple[float, float]:
+    try:
+        return seconds(run, network, side)
+    except (AssertionError, RuntimeError) as error:  # a program's own check of its input, or no memory
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{output}: is written, but does not run for --time {side}: {reason}") from error
+
+
+def _refuse(time_side: int | None, model: str | None, arguments: Mapping[str, Any] | None, why: str) -> None:
+    """UserError for what only files that compute take."""
+    given = {"--time": time_side, "--model": model, "--set": arguments or None}
+    names = ", ".join(name for name, value in given.items() if value is not None)
+    if names:
+        raise UserError(f"{why}; {names}: only for {' and '.join(FORMATS)} files")
 
 
 def _check_unconverted(task: str | None, opt: str | Path | None, time_side: int | None) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LABELS = {"Clean up a photograph": "photo", "Remove Gaussian noise": "denoise", "Remove JPEG artifacts": "jpeg"}
 _UPLOAD = "Image (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
-_KEPT_SECONDS = 3600  # images of a page that was left are deleted after this time
+_KEPT_SECONDS = 3600  # uploads, and copies for the page, are deleted at the next full hour after this time
+_MOST_SECONDS = 24 * 3600  # results of a page that stays open are kept for
 _WAITING = 8  # requests in the queue; more are asked to come back
 
 
@@ -49,15 +51,19 @@ class Page:
         self.device = device
         self.precision = precision
         self._restorers: dict[tuple[str, float, bool], Restorer] = {}
+        self._lock = threading.Lock()
 
     def restorer(self, task: str, strength: float = 1.0, ensemble: bool = False) -> Restorer:
         key = (task, round(float(strength), 2), bool(ensemble))
-        if key not in self._restorers:
-            how = {"device": self.device, "precision": self.precision}
-            self._restorers[key] = Restorer(task, strength=key[1], ensemble=key[2], **how)
+        with self._lock:  # images of several pages are described at once
+            found = self._restorers.pop(key, None)
+            if found is None:
+                how = {"device": self.device, "precision": self.precision}
+                found = Restorer(task, strength=key[1], ensemble=key[2], **how)
+            self._restorers[key] = found  # the last one is the one used last
             while len(self._restorers) > 4:  # every strength is a key of its own
                 self._restorers.pop(next(iter(self._restorers)))
-        return self._restorers[key]
+        return found
 
     def describe(self, path: str, task: str) -> str:
         """Size, depth and estimated noise level or JPEG quality, in a sentence."""
@@ -177,7 +183,11 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         try:
             return action(*arguments)
         except (UserError, ValueError, MemoryError) as error:
-            text = str(error).replace(f"{Path(arguments[0]).parent}{os.sep}", "") or "not enough memory"
+            file = Path(arguments[0])
+            text = str(error).replace(f"{file.parent}{os.sep}", "") or "not enough memory"
+            text = (
+                text if file.exists() else f"{file.name} is no longer here, uploads are kept for an hour; drop it again"
+            )
             raise gr.Error(text, duration=None) from error
         except Exception as error:
             logger.exception("failed on %s", Path(arguments[0]).name)
@@ -201,7 +211,8 @@ def build(page: Page):  # long function: one layout, whose handlers share gradio
         return page.view(held["folder"], zoom, across, down) if held else None
 
     with gr.Blocks(title="vHeatIR", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
-        held = gr.State(None, time_to_live=_KEPT_SECONDS, delete_callback=page.forget)
+        # Called an hour after the page was left; programs never say that they leave.
+        held = gr.State(None, time_to_live=_MOST_SECONDS, delete_callback=page.forget)
         gr.Markdown("# vHeatIR\nImage restoration by heat conduction. Images stay on this machine.")
         with gr.Row():
             with gr.Column(scale=1):
@@ -259,14 +270,15 @@ def check_address(host: str, port: int) -> None:
     """UserError where this machine cannot listen there."""
     if not 0 < port < 65536:
         raise UserError(f"--port must lie between 1 and 65535, got {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        text = f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or --host"
-        raise UserError(text) from None
+    for address in dict.fromkeys((host, LOOPBACK[0])):  # wherever it listens, gradio refuses a port that is taken here
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            text = f"cannot listen on {address}:{port}: {error.strerror or error}; choose another --port or --host"
+            raise UserError(text) from None
 
 
 @contextlib.contextmanager
@@ -293,6 +305,25 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Within it no request goes through a proxy: gradio asks its own server whether it is there, and ends if it is not.
+
+    A proxy cannot reach this machine's own address, and a SOCKS one needs a library that is not installed.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "*"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def main(argv: list[str]) -> int:
     """Entry of `vheatir serve`; Ctrl-C, SIGTERM and SIGHUP end it, with the images that it holds."""
     arguments = _parser().parse_args(argv)
@@ -301,7 +332,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--max-{name} must be above 0, got {value}")
     check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")
-    with _stopped_by_signals(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
+    with _stopped_by_signals(), _without_proxies(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
         page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device, arguments.precision)
         for task in TASKS:  # missing weights and unusable devices show before the page opens
@@ -314,7 +345,7 @@ def main(argv: list[str]) -> int:
             logger.warning("anyone who can reach %s can use this page; it asks for no password", arguments.host)
         with contextlib.suppress(KeyboardInterrupt):
             app.launch(
-                server_name=arguments.host,
+                server_name=f"[{arguments.host}]" if ":" in arguments.host else arguments.host,  # as in addresses
                 server_port=arguments.port,
                 max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
                 allowed_paths=[root],

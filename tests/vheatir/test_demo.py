@@ -1,6 +1,7 @@
 """vheatir demo: what becomes of it when its training is stopped, or does not learn."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,14 @@ def test_a_finished_training_is_checked(psnr, learned, tmp_path, monkeypatch, ca
         with pytest.raises(UserError, match="did not learn"):
             demo.train_smoke(tmp_path)
     assert f"20.20 (noisy) -> {psnr:.2f} dB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder", "/proc"])
+def test_a_place_that_takes_no_images_is_refused_before_the_work(out, tmp_path, monkeypatch):
+    """A folder that is there may take none, too."""
+    (tmp_path / "file").touch()
+    if out == "/proc" and not Path(out).is_dir():
+        pytest.skip("no folder that is known to take no files")
+    monkeypatch.setattr(demo, "restore_photographs", lambda out: pytest.fail("it began"))
+    with pytest.raises(UserError, match=r"nothing can be written there .*choose another place"):
+        demo.main(["--out", str(tmp_path / out), "--no-train"])

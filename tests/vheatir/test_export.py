@@ -108,6 +108,8 @@ def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
             torch.testing.assert_close(run(given), network(*given), atol=1e-5, rtol=0)
     with pytest.raises(AssertionError, match=">= 9"):
         run(inputs(network, 1, 8, 9))
+    with pytest.raises(UserError, match=r"is written, but does not run for --time 8: .*>= 9"):
+        export._timed(run, network, 8, tmp_path / "net.pt2")
 
 
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The page: what it does without a browser, and end to end in a headless one."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -116,6 +118,37 @@ class TestPage:
                 page.restore(str(path), "jpeg", 1.0, False)
         assert not list(page.root.iterdir())
 
+    def test_the_restorers_used_last_are_kept_whoever_asks(self, page, monkeypatch):
+        """Also by several threads at once."""
+        made = []
+
+        class Slow:
+            def __init__(self, task, **how):
+                time.sleep(0.001)
+                made.append(task)
+
+        monkeypatch.setattr(serve, "Restorer", Slow)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(page.restorer, ["denoise"] * 50, [0.1 * (number % 9) for number in range(50)]))
+        assert all(isinstance(one, Slow) for one in found) and len(page._restorers) == 4
+        kept = page.restorer("photo")
+        made.clear()
+        for number in range(9):
+            page.restorer("jpeg", number / 10)
+            assert page.restorer("photo") is kept
+        assert made == ["jpeg"] * 9
+
+    def test_an_open_page_keeps_its_result_and_says_that_its_upload_is_gone(self, page, image):
+        gradio = pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+        app = serve.build(page)
+        (held,) = (block for block in app.blocks.values() if isinstance(block, gradio.State))
+        assert held.time_to_live == 24 * 3600
+        (look,) = {one.fn for one in app.fns.values() if one.name == "looked_at"}
+        assert look(str(image), "Remove Gaussian noise").startswith("112 x 96 pixels")
+        image.unlink()
+        with pytest.raises(gradio.Error, match=r"Katze ä\.png is no longer here, .* drop it again"):
+            look(str(image), "Remove Gaussian noise")
+
 
 class TestCommand:
     @pytest.mark.parametrize(
@@ -137,6 +170,8 @@ class TestCommand:
             port = taken.getsockname()[1]
             with pytest.raises(UserError, match=f"{port}.*another --port"):
                 serve.main(["--port", str(port)])
+            with pytest.raises(UserError, match=f"127.0.0.1:{port}.*another --port"):  # as gradio would, later
+                serve.check_address("127.0.0.2", port)
 
 
 @pytest.fixture
@@ -179,35 +214,63 @@ def _uploaded(address, **headers):
         return error.code
 
 
-def test_pages_of_other_sites_send_nothing(monkeypatch):
-    """A browser on this machine would carry it in; it says whose page sends, other programs say nothing."""
-    pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+def _serve_until(look, monkeypatch, host="127.0.0.1"):
+    """Serve the page in this process until `look`, which gets it and its address, has returned."""
+    if importlib.util.find_spec("gradio") is None:  # not imported yet: the environment of `main` matters to it
+        pytest.skip("pip install 'vheatir[serve]'")
     monkeypatch.setattr(serve.Page, "restorer", lambda *_: None)
     build = serve.build
-    answers = []
 
     def built(page):
         app = build(page)
         launch = app.launch
 
-        def asked(**options):
+        def launched(**options):
             _, address, _ = launch(**options, prevent_thread_lock=True, quiet=True)
-            assert urllib.request.urlopen(address, timeout=20).status == 200
-            for site in ("cross-site", "same-site", "same-origin"):
-                answers.append(_uploaded(address, **{"Sec-Fetch-Site": site}))
-                answers.append(len(list(page.root.rglob("a.png"))))
-            answers.append(_uploaded(address))
+            look(page, address)
             app.close(verbose=False)
 
-        monkeypatch.setattr(app, "launch", asked)
+        monkeypatch.setattr(app, "launch", launched)
         return app
 
     monkeypatch.setattr(serve, "build", built)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        try:
+            free.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no address {host}")
         port = free.getsockname()[1]
-    assert serve.main(["--device", "cpu", "--port", str(port)]) == 0
+    assert serve.main(["--device", "cpu", "--host", host, "--port", str(port)]) == 0
+
+
+def test_pages_of_other_sites_send_nothing(monkeypatch):
+    """A browser on this machine would carry it in; it says whose page sends, other programs say nothing."""
+    answers = []
+
+    def look(page, address):
+        assert urllib.request.urlopen(address, timeout=20).status == 200
+        for site in ("cross-site", "same-site", "same-origin"):
+            answers.append(_uploaded(address, **{"Sec-Fetch-Site": site}))
+            answers.append(len(list(page.root.rglob("a.png"))))
+        answers.append(_uploaded(address))
+
+    _serve_until(look, monkeypatch)
     assert answers == [403, 0, 403, 0, 200, 1, 200]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_starts_where_a_proxy_is_set_and_by_both_protocols(host, monkeypatch):
+    """gradio asks its own server whether it is there."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "of.mine")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    answers = []
+    _serve_until(
+        lambda page, address: answers.append(urllib.request.urlopen(address, timeout=20).status), monkeypatch, host
+    )
+    assert answers == [200] and os.environ["no_proxy"] == "of.mine" and "NO_PROXY" not in os.environ
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

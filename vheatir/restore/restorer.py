@@ -26,6 +26,7 @@ from vheatir.restore.pixels import SMALL, filled, in_part, with_margin
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.utils.devices import device_named
 
+_IMPORTED_IN = os.getpid()
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
@@ -75,7 +76,8 @@ class Restorer:
 
     May be used from several threads; the network computes for one at a time. It is frozen (`vheatir.backbone.freeze`):
     after writing to values of its weights' `.data`, call `network.eval()`. It does not work in a fork of the process
-    that made it, where PyTorch's threads are missing: make it in the fork, or start processes by "spawn".
+    that made it, where PyTorch's threads are missing: make it in the fork, or start processes by "spawn". Pickles and
+    deep copies hold the weights; small and plain is `RestorerSettings`.
 
     Args:
         task: "photo" (noise and compression of photographs), "denoise" (Gaussian noise) or "jpeg".
@@ -143,9 +145,21 @@ class Restorer:
                 "give other weights or change the task"
             )
         self.takes_level = bool(self._color.config.get("level_map"))
-        self._batches = Batches(self._in_memory)
-        self._process = os.getpid()
         self._largest: int | None = None  # side of the tiles for which memory has been found to suffice
+        self._process = os.getpid()
+        self._batches = Batches(self._in_memory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_batches"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._process != _IMPORTED_IN:  # made in another process, but not in one that this is a fork of
+            self._process = os.getpid()
+        self._batches = Batches(self._in_memory)
+        for one in (self._color, self._gray):  # copies of networks are not frozen
+            if one is not None:
+                freeze(one.module)
 
     def _loaded(self, weights: str | Path) -> "tuple[_Network, dict[str, str]]":
         """A frozen network and the metadata of its file."""

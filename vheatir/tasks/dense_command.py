@@ -69,6 +69,8 @@ def _parse(kind: type[DenseSession], parser: argparse.ArgumentParser, argv: list
     if given["predict"]:
         given["mode"] = "predict"
     mode = given["mode"] = given["mode"] or "train"
+    if given["rounds"] < 0:
+        parser.error(f"--rounds must be 0 or more, got {given['rounds']}")
     if given["json"] and mode not in ("eval", "cost"):
         parser.error("--json belongs to --eval and --cost")
     if given["weights"] and mode not in ("eval", "predict"):

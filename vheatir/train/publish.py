@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,8 +12,9 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.backbone.training.loop import DIVERGED
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import atomic_open, writing
 from vheatir.utils.recipes import find_options, load_table
+from vheatir.utils.run_metadata import prepare_output
 
 TASKS = {
     "GaussianNoiseDataset": "denoise",
@@ -24,6 +25,7 @@ TASKS = {
 }
 CONVERTED = (weights.SUFFIX, ".pth")  # for `vheatir restore`, and for BasicSR
 _LICENSE = "depends on the training data; not stated"
+_OF_DATA = ("license", "data", "name", "iteration")  # metadata that stay with weights from file to file
 
 
 def write_weights(table: Mapping[str, Any], folder: Path, name: str, network: nn.Module, iteration: int) -> None:
@@ -51,7 +53,8 @@ def write_weights(table: Mapping[str, Any], folder: Path, name: str, network: nn
 
 
 def _metadata(arch: str, network: Any, task: str, table: Mapping[str, Any]) -> dict[str, str]:
-    level = table.get("sigma", table.get("quality", "as in the pairs")) if task != "photo" else "as cameras have it"
+    untold = "as in the pairs" if table or task == weights.PAIRED else "not stated"
+    level = table.get("sigma", table.get("quality", untold)) if task != "photo" else "as cameras have it"
     return {
         "arch": arch,
         "config": json.dumps(network.config),
@@ -62,13 +65,14 @@ def _metadata(arch: str, network: Any, task: str, table: Mapping[str, Any]) -> d
     }
 
 
-def _write_pth(path: Path, network: nn.Module) -> None:
+def _write_pth(path: Path, network: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    kept = {} if metadata is None else {weights.METADATA: dict(metadata)}
     with atomic_open(path) as file:
-        torch.save({"params": network.state_dict()}, file)
+        torch.save({"params": network.state_dict(), **kept}, file)
 
 
 def to_pth(source: str | Path, target: Path) -> nn.Module:
-    """Write weights as BasicSR reads them, float32 under `params`.
+    """Write weights as BasicSR reads them, float32 under `params`; beside them what the file says of them.
 
     Args:
         source: shipped name or safetensors file.
@@ -80,51 +84,93 @@ def to_pth(source: str | Path, target: Path) -> nn.Module:
     Raises:
         UserError: unusable weights.
     """
-    network, _ = weights.load(source)
-    _write_pth(target, network)
+    network, metadata = weights.load(source)
+    _write_pth(target, network, metadata)
     return network
 
 
-def to_safetensors(source: Path, target: Path, task: str | None = None, options: str | Path | None = None) -> str:
+def to_safetensors(
+    source: Path, target: Path, task: str | None = None, options: str | Path | None = None
+) -> tuple[str, str]:
     """Turn a .pth file of BasicSR's loop into weights for `vheatir restore`, without running code from it.
+
+    What nothing tells of a network keeps its default: its tensors do not tell how it pads images, for one.
 
     Args:
         source: with tensors under `params_ema`, which win, or `params`, or at the top; `module.` of DDP is dropped.
         target: the safetensors file, in float16.
         task: denoise | jpeg | photo | paired; by default what the options say.
-        options: file or recipe of the training; by default the one that BasicSR left in the run's folder.
+        options: file or recipe of the training; by default what `to_pth` has written into the file, or the options that
+            BasicSR left in the run's folder.
 
     Returns:
-        Where in the file the weights lay.
+        Where in the file the weights lay, and a remark on what of the network nothing told.
 
     Raises:
         UserError: no such file, not the weights of a network of ours, or nothing says what they are for.
     """
     state, key = weights.load_checkpoint(source)
-    table: Mapping[str, Any] = {}
-    arguments: Mapping[str, Any] = {}
-    path = find_options(options) if options is not None else _options_beside(source)
-    if path is not None:
-        content = load_table(path)
-        arguments = _section(content, "network_g")
-        table = _section(_section(content, "datasets"), "train")
-    task = task or TASKS.get("PairedDataset" if table.get("type") == "PairedImageDataset" else table.get("type", ""))
+    told = _told(source, options)
+    task = task or told.task
     if task is None:
-        where = "no options file lies in the run's folder" if path is None else f"{path} has no training set of ours"
         raise UserError(
-            f"{source}: {where}, so nothing says what these weights are for; add --task "
+            f"{source}: {told.lack}, so nothing says what these weights are for; add --task "
             f"{', '.join(sorted(set(TASKS.values())))}, or --opt FILE, the options of their training"
         )
     try:
         arch, config = config_from_state_dict(state)
-        if arguments.get("type") == arch:  # some arguments cannot be told from shapes
-            config |= {name: value for name, value in arguments.items() if name != "type"}
-        network = build(arch, config)
+        is_told = told.network.get("type") == arch
+        if is_told:
+            config |= {name: value for name, value in told.network.items() if name != "type"}
+        network: Any = build(arch, config)
         network.load_state_dict(state)
-        weights.save(target, state, _metadata(arch, network, task, table))
+        weights.save(target, state, {**_metadata(arch, network, task, told.table), **told.metadata})
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{source}: {error}") from error
-    return key
+    return key, "" if is_told else _untold(network.config)
+
+
+class _Told(NamedTuple):
+    """What is known of the weights of a .pth file, apart from its tensors.
+
+    Attributes:
+        task: None where nothing tells it.
+        network: `type` and arguments, as in options.
+        table: options of the training set.
+        metadata: that stay with the weights from file to file.
+        lack: why nothing tells the task.
+    """
+
+    task: str | None
+    network: Mapping[str, Any]
+    table: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    lack: str = ""
+
+
+def _told(source: Path, options: str | Path | None) -> _Told:
+    """By the options that are given, by the file itself, or by the options in the run's folder."""
+    kept = weights.checkpoint_metadata(source)
+    metadata = {name: kept[name] for name in _OF_DATA if name in kept}
+    if kept and options is None:
+        network = {"type": kept["arch"], **json.loads(kept["config"])}
+        return _Told(kept["task"], network, {}, {**metadata, "levels": kept["levels"]})
+    path = find_options(options) if options is not None else _options_beside(source)
+    if path is None:
+        return _Told(None, {}, {}, metadata, "no options file lies in the run's folder")
+    content = load_table(path)
+    table = _section(_section(content, "datasets"), "train")
+    kind = "PairedDataset" if table.get("type") == "PairedImageDataset" else table.get("type", "")
+    lack = f"{path} has no training set of ours"
+    return _Told(TASKS.get(kind), _section(content, "network_g"), table, metadata, lack)
+
+
+def _untold(config: Mapping[str, Any]) -> str:
+    """A remark on the arguments that change what a network makes of images, and leave no trace in its tensors."""
+    names = [name for name in ("padding", "resize") if name in config]
+    names += ["fixed_k"] if not config.get("learned_k", True) else []
+    taken = ", ".join(f"{name}: {config[name]}" for name in names)
+    return f"; taken by default, as tensors do not tell it: {taken}; --opt FILE gives the options of the training"
 
 
 def convert(source: str | Path, output: Path, task: str | None, opt: str | Path | None) -> str:
@@ -144,11 +190,14 @@ def convert(source: str | Path, output: Path, task: str | None, opt: str | Path 
         raise UserError(
             f"{source}: {output.suffix} files are made of {'safetensors' if is_checkpoint else '.pth'} files"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if is_checkpoint:
-        key = to_safetensors(Path(source), output, task, opt)
-        return f"{output}: the weights under {key} of {source}, in float16"
-    network = to_pth(source, output)
+    if not is_checkpoint and (task is not None or opt is not None):
+        raise UserError(f"{output}: a task and options are for converting a .pth file to .safetensors")
+    prepare_output(output)
+    with writing(output):
+        if is_checkpoint:
+            key, remark = to_safetensors(Path(source), output, task, opt)
+            return f"{output}: the weights under {key} of {source}, in float16{remark}"
+        network = to_pth(source, output)
     table = {"type": name_of(network), **network.config}
     return f"{output}: under params, for BasicSR with network_g: {json.dumps(table)}"
 

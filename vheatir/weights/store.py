@@ -28,6 +28,7 @@ DEFAULTS = {  # task -> colors, or clips where these have weights of their own -
 }
 FORMAT = "1"
 REQUIRED = ("config", "task", "color", "levels", "license")
+METADATA = "vheatir"  # key of the metadata in a .pth file that `vheatir export` has written
 PAIRED = "paired"  # task of weights from pairs, or from a degradation of the user's own
 
 _MAX_NUMBER = 4096  # in a stranger's configuration; more would only exhaust the memory
@@ -183,14 +184,7 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     code is refused.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise whatever they like on damaged or hostile bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint that can be read without running code from it ({reason})") from error
-    content = _of_run(content)
+    content = _of_run(_content(path))
     if wanted is not None and (not isinstance(content, dict) or wanted not in content):
         known = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: holds nothing under {wanted!r}, but {known}")
@@ -200,6 +194,36 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected tensors by name, under params_ema or params or at the top; found none")
     return {name.removeprefix("module."): value for name, value in state.items()}, key or "state dict"
+
+
+def checkpoint_metadata(path: str | Path) -> dict[str, str]:
+    """What `vheatir export` has written beside the tensors of a .pth file: the metadata of the weights it was made of.
+
+    Returns:
+        Text under the keys of `REQUIRED` and others; {} for files of other programs.
+
+    Raises:
+        UserError: as `load_checkpoint`, or metadata that are no longer whole.
+    """
+    path = Path(path)
+    content = _content(path)
+    found = content.get(METADATA) if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(one, str) for pair in found.items() for one in pair):
+        return {}
+    _check_metadata(path, found)
+    _config(path, found["config"])
+    return found
+
+
+def _content(path: Path) -> Any:
+    """What a checkpoint holds, without running code from it."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise whatever they like on damaged or hostile bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint that can be read without running code from it ({reason})") from error
 
 
 def _of_run(content: Any) -> Any:

@@ -230,6 +230,7 @@ def test_masks_are_made_of_what_is_drawn_alone(unbroken, recipes, tmp_path, monk
     [
         ("detect", ["--eval", "--pretrained", "w.pth"], "--pretrained starts a run"),
         ("segment", ["--predict", "in", "-o", "out", "--pretrained", "w.pth"], "--pretrained starts a run"),
+        ("segment", ["--cost", "--rounds", "-1"], "--rounds must be 0 or more"),
         ("segment", ["--tta"], "--tta belongs to --eval and --predict"),
         ("segment", ["--eval", "--label-maps", "maps"], "--label-maps belongs to --predict"),
         ("detect", ["--eval", "--threshold", "0.3"], "--threshold belongs to --predict"),

@@ -1,15 +1,19 @@
 """The command that brings a checkpoint to another image size."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 pytest.importorskip("timm", reason="the backbones need the extra `backbone`")
 
 from vheatir.backbone.models.checkpoint import load_checkpoint
+from vheatir.backbone.models.checkpoint_files import stored_classes, stored_model
 from vheatir.backbone.models.create import create_model
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent.parent / "scripts" / "resize_checkpoint.py"
@@ -38,6 +42,18 @@ def test_resized_file_loads_at_the_new_size_and_shapes_are_reported(tmp_path, ru
     model = create_model("unified_swin_micro", img_size=(96, 128), num_classes=5)
     report = load_checkpoint(model, tmp_path / "b.safetensors")
     assert not report.resized and not report.missing and not report.unused
+
+
+def test_weights_of_pretrain_still_say_what_they_are(tmp_path, run):
+    source = create_model("unified_swin_micro", img_size=64, num_classes=2)
+    network = {"name": "unified_swin_micro", "img_size": 64, "num_classes": 2, "drop_path_rate": 0.1}
+    told = {"task": "classification", "license": "mine", "classes": json.dumps(["cat", "dog"])}
+    save_file(source.state_dict(), tmp_path / "a.safetensors", {**told, "model": json.dumps(network)})
+    assert run("unified_swin_micro", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--img-size", 96)[0] == 0
+    assert stored_model(tmp_path / "b.safetensors") == {**network, "img_size": 96}
+    assert stored_classes(tmp_path / "b.safetensors") == ["cat", "dog"]
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        assert {key: file.metadata()[key] for key in told} == told
 
 
 def test_published_convention_appends_zeros(tmp_path, run):

@@ -1,7 +1,9 @@
 """Images of a few pixels, and a Restorer in a forked process."""
 
+import copy
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,12 @@ import torch
 
 from vheatir import Restorer
 from vheatir.archs.networks import NETWORKS
+from vheatir.backbone.layers.freezing import kept_info
 from vheatir.image_io import read_image
 from vheatir.restore.defaults import TASKS
 from vheatir.restore.pixels import mirrored, with_margin
 
+ROOT = str(Path(__file__).resolve().parents[3])
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
 SHAPES = [(1, 1), (2, 2), (3, 7), (64, 1), (7, 40)]
 COLORS = [(0.9, 0.1, 0.1), (0.05, 0.8, 0.1), (1, 1, 1)]
@@ -81,7 +85,7 @@ def test_padding_mirrors_the_image_as_often_as_needed():
 
 
 FORK = """
-import multiprocessing, sys
+import multiprocessing, pickle, sys
 import numpy as np, torch
 from vheatir import Restorer
 
@@ -89,12 +93,14 @@ restorer = Restorer("denoise", device="cpu")
 image = np.full((40, 50, 3), 0.5, np.float32)
 if "used" in sys.argv:
     restorer.restore(image)
+packed = pickle.dumps(restorer)
 
 def work(queue):
     if "one" in sys.argv:
         torch.set_num_threads(1)
     try:
         own = Restorer("denoise", device="cpu") if "own" in sys.argv and "one" in sys.argv else restorer
+        own = pickle.loads(packed) if "pickled" in sys.argv else own
         queue.put(str(own.restore(image).shape))
     except Exception as error:
         queue.put(f"{type(error).__name__}: {error}")
@@ -112,11 +118,47 @@ process.join(10)
 @pytest.mark.parametrize("used", ["used", "unused"])
 @pytest.mark.parametrize("child", ["as it is", "one"])
 def test_a_restorer_in_a_fork_says_so_or_works(used, child):
+    _check_fork(used, child)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no forks there")
+def test_a_restorer_that_is_sent_to_a_fork_says_so_too():
+    """As `multiprocessing.Pool` sends it: the work would never end."""
+    _check_fork("used", "as it is", "pickled")
+
+
+def _check_fork(used, child, *how):
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    arguments = [sys.executable, "-c", FORK, used, child]
+    arguments = [sys.executable, "-c", FORK, used, child, *how]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     if child == "one":
         assert done.stdout.strip() == "(40, 50, 3)"
     else:
         assert "is used in a fork of it" in done.stdout and "spawn" in done.stdout
+
+
+PICKLED = """
+import pickle, sys
+import numpy as np, torch
+
+torch.set_num_threads(2)
+with open("restorer", "rb") as file:
+    np.save("result", pickle.load(file).restore(np.load("image.npy")))
+"""
+
+
+def test_a_restorer_can_be_copied_and_sent_to_another_process(tmp_path):
+    restorer = Restorer("denoise", device="cpu", strength=0.5)
+    images = [np.random.default_rng(0).random(shape, dtype=np.float32) for shape in ((12, 14, 3), (9, 10))]
+    wanted = [restorer.restore(image) for image in images]
+    for made in (copy.deepcopy(restorer), copy.copy(restorer), pickle.loads(pickle.dumps(restorer))):
+        for image, want in zip(images, wanted):
+            np.testing.assert_allclose(made.restore(image), want, atol=1e-6)
+        assert kept_info(made.network).frozen == kept_info(made.network).layers
+        assert made.several_at_once(2) is not None and made.for_clips().task == "denoise"
+    assert copy.deepcopy(restorer).network is not restorer.network
+    np.save(tmp_path / "image.npy", images[0])
+    (tmp_path / "restorer").write_bytes(pickle.dumps(restorer))
+    subprocess.run([sys.executable, "-c", PICKLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "result.npy"), wanted[0], atol=1e-5)

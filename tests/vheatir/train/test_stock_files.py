@@ -363,6 +363,30 @@ def test_every_form_of_pth_is_turned_into_safetensors_and_back(tmp_path, form):
         assert torch.equal(back[name], value) and torch.equal(loaded.state_dict()[name], value)
 
 
+def test_the_way_to_pth_and_back_loses_nothing(tmp_path, monkeypatch, capsys):
+    """The tensors tell neither the padding of these weights nor their task, license and data."""
+    monkeypatch.chdir(tmp_path)
+    assert vheatir(["export", "jpeg_color_blind", "--to", "pth"]) == 0
+    assert vheatir(["export", "jpeg_color_blind.pth", "--to", "safetensors"]) == 0
+    assert Path("jpeg_color_blind.safetensors").read_bytes() == weights.find("jpeg_color_blind").read_bytes()
+    assert "taken by default" not in capsys.readouterr().out
+
+    bare = torch.load("jpeg_color_blind.pth", weights_only=True)["params"]
+    torch.save(bare, "bare.pth")
+    assert vheatir(["export", "bare.pth", "--to", "safetensors", "--task", "jpeg"]) == 0
+    assert "taken by default, as tensors do not tell it: padding: reflect; --opt" in capsys.readouterr().out
+    assert weights.read("bare.safetensors")[1]["levels"] == '"not stated"'
+
+    network, _ = tiny(tmp_path)
+    told = {"task": "photo", "color": "color", "levels": "some", "license": "mine", "config": json.dumps({"dim": 9e9})}
+    told |= {"arch": "VHeatIR", "vheatir_format": weights.FORMAT}
+    torch.save({"params": network.state_dict(), weights.METADATA: told}, "huge.pth")
+    assert vheatir(["export", "huge.pth", "--to", "safetensors"]) == 2
+    assert "beyond any real network" in capsys.readouterr().err
+    torch.save({"params": network.state_dict(), weights.METADATA: {"task": 3}}, "foreign.pth")
+    assert vheatir(["export", "foreign.pth", "--to", "safetensors", "--task", "photo"]) == 0
+
+
 @pytest.mark.parametrize("content", ["- hosts: all\n", "a: [1", "a: 1,5\n"])
 def test_a_foreign_yaml_file_near_the_weights_is_passed_over(tmp_path, content):
     """Two folders above a file there may be anything, such as a home folder."""
@@ -398,6 +422,12 @@ def test_weights_of_ours_start_basicsrs_own_model(recipe, tmp_path):
         (["net.pth", "--to", "safetensors", "--opt", "none.yml"], "no such options file"),
         (["denoise_color_blind", "--to", "safetensors"], "are made of .pth files"),
         (["denoise_color_blind", "--to", "onnx", "--task", "denoise"], "a task and options are for converting"),
+        (["denoise_color_blind", "--to", "pth", "--task", "jpeg"], "a task and options are for converting"),
+        (["denoise_color_blind", "--to", "pth", "--time", "9", "--set", "a=1"], "--time, --set: only for .onnx and"),
+        (["denoise_color_blind", "--hub", "new", "--time", "9"], "--time: only for .onnx and .pt2"),
+        (["net.pth", "--to", "safetensors", "--model", "vheat_tiny"], "--model: only for"),
+        (["denoise_color_blind", "-o", "net.pth/a.pth"], "net.pth: nothing can be written there"),
+        (["denoise_color_blind", "-o", "folder.pth"], "folder.pth: is a folder"),
     ],
 )
 def test_what_cannot_be_turned_is_refused_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
@@ -408,6 +438,7 @@ def test_what_cannot_be_turned_is_refused_and_leaves_nothing(tmp_path, monkeypat
     torch.save(tiny(tmp_path)[1], "net.pth")
     torch.save({"conv.weight": torch.ones(3)}, "other.pth")
     torch.save({"params": Hostile(str(tmp_path / "trace"))}, "hostile.pth")
+    Path("folder.pth").mkdir()
     before = sorted(path.name for path in Path().iterdir())
     assert vheatir(["export", *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
