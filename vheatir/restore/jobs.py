@@ -7,7 +7,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
@@ -87,10 +87,10 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
     file_system, path = url.open()
     try:
         if glob.has_magic(path) and not file_system.exists(path):
-            found = [(name, posixpath.basename(name)) for name in sorted(file_system.glob(path))]
+            found = _matched(file_system, path)
             path = str(_searched(PurePosixPath(path)))
         elif file_system.isdir(path):
-            found = [(name, posixpath.relpath(name, path)) for name in sorted(file_system.find(path))]
+            found = _below(file_system, path)
         elif file_system.exists(path):
             yield Job(url, out / written_name(PurePosixPath(url.name)))
             return
@@ -117,6 +117,25 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
         yield Job(source, out / written_name(PurePosixPath(below)))
     if not count:
         raise UserError(f"{url}: no images ({', '.join(FORMATS)}) there")
+
+
+def _matched(file_system: Any, pattern: str) -> list[tuple[str, str]]:
+    """Name and path in the result of each file that a pattern matches, or that lies in a folder which it matches."""
+    found = []
+    searched = "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.split("/")))
+    for name, facts in sorted(file_system.glob(pattern, detail=True).items()):
+        if any(part.startswith(".") for part in name.removeprefix(searched).split("/")):
+            continue  # patterns of paths do not match hidden names, those of URLs do
+        if facts["type"] != "directory":
+            found.append((name, posixpath.basename(name)))
+        elif "**" not in pattern:  # which already goes down
+            found += _below(file_system, name)
+    return found
+
+
+def _below(file_system: Any, folder: str) -> list[tuple[str, str]]:
+    """Name of each file in a folder, at any depth, and its path in that folder."""
+    return [(name, posixpath.relpath(name, folder)) for name in sorted(file_system.find(folder))]
 
 
 def _full(out: Location) -> Url | None:

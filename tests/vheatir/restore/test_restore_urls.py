@@ -82,6 +82,19 @@ def test_file_urls(command, tiny, tmp_path, capfd):
     capfd.readouterr()
 
 
+def test_patterns_of_urls_match_folders_as_those_of_paths_do(command, tiny, tmp_path, capfd):
+    tiny.image("in/named.png/c.png")
+    tiny.image("in/.hidden/d.png")
+    Path("in/notes").touch()
+    assert command("in/*", "-o", "local") == 0
+    local = capfd.readouterr().err
+    assert command(f"file://{tmp_path}/in/*", "-o", "url") == 0
+    assert tiny.below("url") == tiny.below("local") == ["a.png", "b.tif", "c.png"]
+    assert "skipped: 1 without suffix" in local and "skipped: 1 without suffix" in capfd.readouterr().err
+    assert command(f"file://{tmp_path}/in/**", "-o", "all") == 0
+    assert tiny.below("all") == ["a.png", "b.tif", "c.png"]
+
+
 def test_archives_are_read_through_chained_urls(command, tiny, tmp_path, capfd):
     packed()
     archive = f"file://{tmp_path}/in.zip"
