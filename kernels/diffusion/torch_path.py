@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vheatir.kernels.diffusion.boundaries import PERIODIC, basis_of
+from vheatir.kernels.diffusion.boundaries import PERIODIC, basis_of, squares_of
 from vheatir.kernels.plain import full_precision
 
 
@@ -33,7 +33,7 @@ def _weighted(x: Tensor, axis: int, weights: Tensor, boundary: str) -> Tensor:
 
 def _squares(x: Tensor, axis: int, boundary: str) -> Tensor:
     """w^2 of the places of `_weighted`."""
-    _, squares = basis_of(x.shape[axis + 1], boundary, x.dtype, x.device)
+    squares = squares_of(x.shape[axis + 1], boundary, x.dtype, x.device)
     if boundary != PERIODIC:
         return squares
     # Constant, then cosine and sine by turns: the cosines are one for each place of the half spectrum.

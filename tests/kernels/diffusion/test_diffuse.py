@@ -297,6 +297,19 @@ def test_bases_are_orthonormal_and_heat_is_an_exponential_of_the_second_differen
     assert squares.min() >= 0 and squares.max() <= math.pi**2 + 1e-9
 
 
+def wave(n, half_waves, boundary):
+    """So many half-waves over n samples, (1, n, 1), which the boundary condition allows, and their w."""
+    place = torch.arange(n, dtype=F64) + 0.5
+    w = math.pi * half_waves / n
+    return (torch.sin if boundary == "zero" else torch.cos)(w * place)[None, :, None], w
+
+
+@pytest.mark.parametrize("boundary", ["periodic"])
+def test_a_long_axis_needs_no_table_of_the_square_of_its_length(boundary):
+    x, w = wave(300_007, 50_000, boundary)  # the square would take 720 GB
+    torch.testing.assert_close(diffuse(x, 3.0, boundary=boundary), math.exp(-3 * w**2) * x, rtol=0, atol=1e-9)
+
+
 def second_difference(n, boundary):
     """Of samples with ghost samples beyond the ends: mirrored, mirrored with the other sign, or from the other end."""
     matrix = -2 * torch.eye(n, dtype=F64) + torch.ones(n, n, dtype=F64).tril(1).triu(-1) - torch.eye(n, dtype=F64)
