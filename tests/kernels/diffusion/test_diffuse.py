@@ -11,6 +11,7 @@ from torch.func import grad, jvp, vmap
 
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.dct import decay_map
+from vheatir.kernels.diffusion import torch_path
 from vheatir.kernels.diffusion.boundaries import BOUNDARIES, basis_of
 from vheatir.kernels.diffusion.checks import per_axis
 from vheatir.kernels.diffusion.ops import diffuse
@@ -304,10 +305,19 @@ def wave(n, half_waves, boundary):
     return (torch.sin if boundary == "zero" else torch.cos)(w * place)[None, :, None], w
 
 
-@pytest.mark.parametrize("boundary", ["periodic"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_long_axis_needs_no_table_of_the_square_of_its_length(boundary):
     x, w = wave(300_007, 50_000, boundary)  # the square would take 720 GB
     torch.testing.assert_close(diffuse(x, 3.0, boundary=boundary), math.exp(-3 * w**2) * x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 6, 9, 3), (1, 5, 6, 8, 2)], ids=str)
+def test_what_long_axes_take_gives_the_same(shape, boundary, monkeypatch):
+    monkeypatch.setattr(torch_path, "_LONGEST_DENSE", 4)
+    x, k, cotangent = inputs(shape, rows=shape[0])
+    got = run(lambda x, k: diffuse(x, k, boundary=boundary), x, k, cotangent)
+    assert_all_near(got, run(lambda x, k: definition(x, k, boundary), x, k, cotangent), F64, k)
 
 
 def second_difference(n, boundary):
