@@ -42,6 +42,8 @@ def _mirrored(lines: Tensor, weights: Tensor, boundary: str) -> tuple[Tensor, Te
 
 def _weighted(x: Tensor, axis: int, weights: Tensor, boundary: str) -> Tensor:
     """Product with weights (1 or B, N, C) in the spectrum of one axis; periodic ends have N // 2 + 1 places."""
+    if not x.numel():
+        return x  # MKL refuses transforms of nothing
     lines = _in_lines(x, axis)
     length, inner = lines.shape[2:]
     channels = x.shape[-1]

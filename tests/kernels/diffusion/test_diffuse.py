@@ -144,6 +144,26 @@ def test_first_and_second_derivatives(shape, boundary):
     assert gradgradcheck(lambda x, *k: diffuse(x, k, boundary=boundary), leaves)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_no_images_have_second_derivatives(boundary, backend):
+    x = torch.zeros(0, 4, 5, 3, requires_grad=True)
+    k = torch.ones(3, requires_grad=True)
+    y = diffuse(x, k, boundary=boundary, backend=backend)
+    (first,) = torch.autograd.grad(y.square().sum(), k, create_graph=True)
+    second = torch.autograd.grad(first.sum(), (x, k), materialize_grads=True)
+    assert [one.shape for one in second] == [x.shape, k.shape] and not first.any() and not second[1].any()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_no_images_have_diffusivities_of_their_own_beside_one_for_all(boundary):
+    x = torch.zeros(0, 4, 5, 3, requires_grad=True)
+    own = torch.zeros(0, 3, requires_grad=True)
+    y = diffuse(x, (own, 2.0), boundary=boundary)
+    assert y.shape == x.shape
+    assert [one.shape for one in torch.autograd.grad(y.sum(), (x, own))] == [x.shape, own.shape]
+
+
 def test_second_derivatives_of_the_kernel():
     x, k, _ = inputs((1, 6, 8, 2), F32)
 
