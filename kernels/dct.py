@@ -75,9 +75,11 @@ def squared_frequencies(
         dtype: of the result.
         device: of the result.
     """
-    rows = torch.arange(height, dtype=torch.float64, device=device) * (math.pi / height)
-    columns = torch.arange(width, dtype=torch.float64, device=device) * (math.pi / width)
-    return (rows.square()[:, None] + columns.square()[None]).to(dtype)
+    # Devices other than CUDA may have no float64; a CUDA graph that is captured cannot wait for a copy from the CPU.
+    where = device if torch.device(device).type == "cuda" else "cpu"
+    rows = torch.arange(height, dtype=torch.float64, device=where) * (math.pi / height)
+    columns = torch.arange(width, dtype=torch.float64, device=where) * (math.pi / width)
+    return (rows.square()[:, None] + columns.square()[None]).to(device, dtype)
 
 
 def decay_map(diffusivity: Tensor) -> Tensor:
