@@ -156,6 +156,12 @@ def test_decay_of_another_rank_is_refused(shape):
         decay_map(torch.ones(shape))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0, 3)], ids=str)
+def test_decay_without_frequencies_is_refused(shape):
+    with pytest.raises(ValueError, match=r"H, W >= 1, got \("):
+        decay_map(torch.ones(shape))
+
+
 @pytest.mark.parametrize(
     "k, message", [(2.0, r"got float; .*torch\.full"), (torch.full((4, 6, 1), 2), r"got torch\.int64; .*k\.float\(\)")]
 )
