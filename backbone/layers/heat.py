@@ -106,7 +106,7 @@ class HeatLayer(KeptForms):
         # A folded decay is as large as what is made of it: comparing would take as long.
         if not self.may_keep(*sources, compared=self.k_exp is None):
             return self._fresh_decay(embedding)
-        key = height, width, getattr(embedding, "mode", None)
+        key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
         return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
 
     def _without_embedding(self) -> ValueError:

@@ -148,6 +148,16 @@ def test_another_resize_mode_is_seen(net, x, no_grad):
     assert torch.equal(net(x), exact)
 
 
+@pytest.mark.parametrize("mode", [lambda layer: layer.eval(), freeze], ids=["compared", "frozen"])
+def test_another_fixed_diffusivity_is_seen(mode, x, no_grad):
+    layer = mode(HeatLayer(4, learned_k=False, fixed_k=1.0))
+    embedding = torch.randn(5, 7, 4)
+    before = layer(x, embedding)
+    layer.fixed_k = 9.0
+    assert torch.equal(layer(x, embedding), mode(copy.deepcopy(layer))(x, embedding))
+    assert not torch.equal(layer(x, embedding), before)
+
+
 def test_swapped_parameters_are_seen(net, x, no_grad):
     other = {name: value + 1 for name, value in net.named_parameters()}
     mine = net(x)
