@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.testing import assert_close
 
 from vheatir.backbone.layers.common import DropPath, drop_path_rates, init_linear
@@ -297,6 +298,15 @@ def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
     assert kept.keys() == with_gradients.keys() and ("op.out_norm" if norms else "op") in kept
     for name, result in kept.items():
         assert_close(result, with_gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_hook_of_all_modules_sees_the_norms(post_norm):
+    block = HeatBlock(8, post_norm=post_norm).eval()
+    called = []
+    with torch.no_grad(), register_module_forward_hook(lambda module, given, result: called.append(module)):
+        block(torch.randn(1, 4, 5, 8), torch.randn(4, 5, 8))
+    assert {block.norm1, block.norm2, block.op.out_norm} <= set(called)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
