@@ -86,8 +86,10 @@ class HeatLayer(KeptForms):
         if self.to_k is None:
             return torch.full_like(embedding[..., :1], self.fixed_k)
         # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential. An embedding that
-        # another layer made there has 16 bits, which no product here takes beside wider weights.
-        dtype = list(self.to_k.parameters())[0].dtype  # noqa: RUF015 (torch 2.9 compiles no generator here)
+        # another layer made there has 16 bits, which no product here takes beside wider weights. Quantized weights are
+        # integers or no parameters; their products take float32.
+        dtypes = [one.dtype for one in self.to_k.parameters() if one.is_floating_point()]
+        dtype = dtypes[0] if dtypes else torch.float32
         with full_precision(embedding):
             return self.to_k(embedding if embedding.dtype == dtype else embedding.to(dtype))
 

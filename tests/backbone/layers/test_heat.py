@@ -300,6 +300,16 @@ def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
         assert_close(result, with_gradients[name], msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_diffusivity_from_quantized_weights():
+    torch.manual_seed(0)
+    layer, x, embed = HeatLayer(8, reach=(1, 4)).eval(), torch.randn(1, 5, 6, 8), torch.randn(5, 6, 8)
+    quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+    assert not list(quantized.to_k.parameters())
+    with torch.no_grad():
+        assert_close(quantized(x, embed), layer(x, embed), rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("post_norm", [False, True])
 def test_a_hook_of_all_modules_sees_the_norms(post_norm):
     block = HeatBlock(8, post_norm=post_norm).eval()
