@@ -252,6 +252,22 @@ def test_without_a_working_compiler_pytorch_runs_after_one_warning(
     assert capsys.readouterr().err.count("compiling the CPU kernel") == (compiler == "false")
 
 
+@pytest.mark.parametrize("named", ["speaks", "./speaks -O1", "'speaks"], ids=["words", "relative", "quotation"])
+def test_a_compiler_of_any_words_and_place(named, tmp_path, monkeypatch):
+    """What it says may be in another encoding; a relative path is from where the process runs."""
+    script = tmp_path / "speaks"
+    script.write_bytes(b"#!/bin/sh\nprintf 'Fehler: error: unm\\366glich\\n' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CXX", named)
+    monkeypatch.setenv("VHEATIR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    with pytest.warns(UserWarning, match="there is no C" if "'" in named else "failed: Fehler: error: unm.glich"):
+        heat_conduction(torch.ones(1, 4, 6, 3), torch.ones(4, 6, 3))
+
+
 @pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut"])
 def test_a_library_in_the_cache_that_cannot_be_loaded_is_compiled_again(kept, tmp_path, monkeypatch, capsys):
     whole = native.library().path
