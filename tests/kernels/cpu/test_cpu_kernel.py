@@ -10,6 +10,7 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,6 +267,24 @@ def test_a_compiler_of_any_words_and_place(named, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
     with pytest.warns(UserWarning, match="there is no C" if "'" in named else "failed: Fehler: error: unm.glich"):
         heat_conduction(torch.ones(1, 4, 6, 3), torch.ones(4, 6, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not tell")
+@pytest.mark.parametrize("there", [False, True], ids=["nothing", "library"])
+def test_where_no_code_may_run_nothing_is_compiled(there, tmp_path, monkeypatch, capsys):
+    """The mount is pretended; a library that lies there cannot be loaded, and so is no library here."""
+    monkeypatch.setenv("VHEATIR_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    monkeypatch.setattr(cpu_build, "compiler", lambda: ["c++"])
+    monkeypatch.setattr(cpu_build, "build", lambda target: target.write_text("compiled"))
+    flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(native.os, "statvfs", lambda folder: flags)
+    if there:
+        cpu_build.cached_file(["c++"]).write_text("compiled before")
+    with pytest.warns(UserWarning, match=r"runs no code \(noexec\); name another folder by VHEATIR_CACHE"):
+        heat_conduction(torch.ones(1, 4, 6, 3), torch.ones(4, 6, 3))
+    assert "compiling" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut"])
