@@ -15,7 +15,7 @@ from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
-from vheatir.kernels.plain import full_precision, has_hooks
+from vheatir.kernels.plain import are_plain, full_precision, has_hooks
 
 _NARROW = (torch.bfloat16, torch.float16)
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
@@ -175,12 +175,21 @@ class HeatLayer(KeptForms):
         return form.nbytes() <= _MOST_KEPT_BYTES
 
 
-def _own(y: Tensor, *branch: nn.Module) -> Tensor:
-    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it."""
+def _own(y: Tensor, given: Tensor, *branch: nn.Module) -> Tensor:
+    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it.
+
+    And where it is what the branch was given, as from an `nn.Identity` in a layer's place.
+    """
     if torch.is_grad_enabled():  # then nothing is overwritten
         return y
     hooked = _global_forward_hooks or any(part._forward_hooks for module in branch for part in module.modules())
-    return y.clone() if hooked else y
+    return y.clone() if hooked or _share_memory(y, given) else y
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if one is other or not are_plain(one, other):
+        return one is other
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _sum(x: Tensor, fresh: Tensor) -> Tensor:
@@ -246,15 +255,15 @@ class HeatBlock(nn.Module):
 
     def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.post_norm:
-            x = self._post_norm(x, _own(self.op(x, embedding), self.op), self.norm1, self.gamma1)
+            x = self._post_norm(x, _own(self.op(x, embedding), x, self.op), self.norm1, self.gamma1)
             if self.mlp is None or self.norm2 is None:
                 return x
-            return self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
-        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), self.op, self.drop_path)
+            return self._post_norm(x, _own(self.mlp(x), x, self.mlp), self.norm2, self.gamma2)
+        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), x, self.op, self.drop_path)
         if self.mlp is None or self.norm2 is None:
             return _sum(x, y)
         x, y = add_norm(x, y, self.norm2)
-        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), self.mlp, self.drop_path))
+        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), y, self.mlp, self.drop_path))
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
         """Transform (B, H, W, C) maps; `embedding` as in `HeatLayer.forward`."""

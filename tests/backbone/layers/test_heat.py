@@ -310,6 +310,25 @@ def test_a_diffusivity_from_quantized_weights():
         assert_close(quantized(x, embed), layer(x, embed), rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.view(x.shape)], ids=["same", "view"])
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_branch_that_returns_its_input_leaves_the_maps_alone(post_norm, view):
+    class Skip(nn.Module):
+        def forward(self, x, embedding):
+            return view(x)
+
+    block, x = HeatBlock(8, post_norm=post_norm).eval(), torch.randn(1, 4, 5, 8)
+    block.op, block.mlp = Skip(), nn.Identity()
+    if not post_norm:
+        block.norm1 = nn.Identity()
+    expected = block(x).detach()
+    for mode in (torch.no_grad, torch.inference_mode):
+        before = x.clone()
+        with mode():
+            assert_close(block(x), expected)
+        assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("post_norm", [False, True])
 def test_a_hook_of_all_modules_sees_the_norms(post_norm):
     block = HeatBlock(8, post_norm=post_norm).eval()
