@@ -166,7 +166,8 @@ class HeatLayer(KeptForms):
         if self.learned_k and self._unfolded is None:
             raise ValueError("this layer was built in folded form: load unfolded weights to get its diffusivity back")
         restored = self._unfolded
-        self.to_k = restored.to(self.k_exp) if restored is not None else None
+        # Where the layer is now, in its type: a decay is float32 also in a layer of 16 bits.
+        self.to_k = restored.to(self.out_norm.weight) if restored is not None else None
         object.__setattr__(self, "_unfolded", None)
         self.k_exp = None
         self.drop_kept()

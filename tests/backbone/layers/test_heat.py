@@ -156,6 +156,15 @@ def test_unfolding_follows_a_move_to_another_type():
     assert layer.to_k[0].weight.dtype == torch.float64
 
 
+def test_unfolding_keeps_16_bits():
+    layer = HeatLayer(8).bfloat16()
+    before = layer.state_dict()
+    layer.fold(embedding(torch.bfloat16))
+    assert layer.k_exp.dtype == torch.float32
+    layer.unfold()
+    assert {key: value.dtype for key, value in layer.state_dict().items()} == dict.fromkeys(before, torch.bfloat16)
+
+
 def test_folding_refuses_what_makes_no_sense():
     layer, embed = HeatLayer(8).double(), embedding()
     with pytest.raises(ValueError, match=r"needs a frequency embedding: give it a parameter \(H, W, 8\)"):
