@@ -75,9 +75,11 @@ def squared_frequencies(
         dtype: of the result.
         device: of the result.
     """
-    rows = torch.arange(height, dtype=torch.float64, device=device) * (math.pi / height)
-    columns = torch.arange(width, dtype=torch.float64, device=device) * (math.pi / width)
-    return (rows.square()[:, None] + columns.square()[None]).to(dtype)
+    # Devices other than CUDA may have no float64; a CUDA graph that is captured cannot wait for a copy from the CPU.
+    where = device if torch.device(device).type == "cuda" else "cpu"
+    rows = torch.arange(height, dtype=torch.float64, device=where) * (math.pi / height)
+    columns = torch.arange(width, dtype=torch.float64, device=where) * (math.pi / width)
+    return (rows.square()[:, None] + columns.square()[None]).to(device, dtype)
 
 
 def decay_map(diffusivity: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def decay_map(diffusivity: Tensor) -> Tensor:
 
     Raises:
         TypeError: no floating tensor.
-        ValueError: neither three- nor four-dimensional.
+        ValueError: neither three- nor four-dimensional, or no frequencies.
 
     Source: vHeat, arXiv 2405.16555.
     """
@@ -107,6 +109,8 @@ def decay_map(diffusivity: Tensor) -> Tensor:
     if diffusivity.ndim not in (3, 4):
         raise ValueError(f"decay_map needs k of shape (H, W, C) or (B, H, W, C), got {tuple(diffusivity.shape)}")
     height, width = diffusivity.shape[-3:-1]
+    if height < 1 or width < 1:
+        raise ValueError(f"decay_map needs k with H, W >= 1, got {tuple(diffusivity.shape)}")
     omega2 = squared_frequencies(height, width, dtype=diffusivity.dtype, device=diffusivity.device)
     exponent = -diffusivity * omega2[..., None]
     arithmetic = torch.float64 if diffusivity.dtype == torch.float64 else torch.float32

@@ -9,6 +9,8 @@ backward is one more call of the operator, and the gradient of the decay is the 
 derivatives follow because the backward consists of the same operators.
 """
 
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 import torch
@@ -228,15 +230,14 @@ _conduct_with_spectrum.register_autograd(_backward_conduct_with_spectrum, setup_
 _conduct_prepared.register_autograd(_backward_conduct_prepared, setup_context=_save_conduct_prepared)
 _cosine_transform.register_autograd(_backward_cosine_transform, setup_context=_save_cosine_transform)
 
-_AUTOCAST_KEYS = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA": torch._C.DispatchKey.AutocastCUDA}
+_AUTOCAST_KEYS = [name for name in torch._C.DispatchKey.__members__ if name.startswith("Autocast")]  # one for a device
 _library = torch.library.Library("vheatir", "FRAGMENT")
 
 
 def register_autocast_rule(name: str) -> None:
     """Under autocast the operator keeps its input's type and none of its products is narrowed."""
     operator = getattr(torch.ops.vheatir, name).default
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    keys = reduce(or_, (torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[key]) for key in _AUTOCAST_KEYS))
 
     def rule(*args):
         with torch._C._ExcludeDispatchKeyGuard(keys):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import LayerNorm, Module, Parameter
+from torch.nn.modules.module import _has_any_global_hook
 
 _KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
 _PLAIN_KEYS = reduce(or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr() for key in _KEYS))
@@ -49,9 +50,13 @@ def full_precision(like: Tensor) -> AbstractContextManager:
 
 
 def has_hooks(module: Module) -> bool:
-    """Whether something asks to be called with the module, which a fused pass would leave out."""
+    """Whether something asks to be called with the module or with every one, which a fused pass would leave out."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or _has_any_global_hook()
     )
 
 

@@ -15,7 +15,7 @@ from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
-from vheatir.kernels.plain import full_precision
+from vheatir.kernels.plain import are_plain, full_precision, has_hooks
 
 _NARROW = (torch.bfloat16, torch.float16)
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
@@ -86,8 +86,10 @@ class HeatLayer(KeptForms):
         if self.to_k is None:
             return torch.full_like(embedding[..., :1], self.fixed_k)
         # Under autocast k would keep 8 bits only, and errors of k are amplified by the exponential. An embedding that
-        # another layer made there has 16 bits, which no product here takes beside wider weights.
-        dtype = list(self.to_k.parameters())[0].dtype  # noqa: RUF015 (torch 2.9 compiles no generator here)
+        # another layer made there has 16 bits, which no product here takes beside wider weights. Quantized weights are
+        # integers or no parameters; their products take float32.
+        dtypes = [one.dtype for one in self.to_k.parameters() if one.is_floating_point()]
+        dtype = dtypes[0] if dtypes else torch.float32
         with full_precision(embedding):
             return self.to_k(embedding if embedding.dtype == dtype else embedding.to(dtype))
 
@@ -104,10 +106,15 @@ class HeatLayer(KeptForms):
             sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
-        if not self.may_keep(*sources, compared=self.k_exp is None):
+        if not (self.may_keep(*sources, compared=self.k_exp is None) and self._depends_on_parameters_alone()):
             return self._fresh_decay(embedding)
-        key = height, width, getattr(embedding, "mode", None)
+        key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
         return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
+
+    def _depends_on_parameters_alone(self) -> bool:
+        """Whether `to_k` is as built: adapters, and hooks such as those of pruning, have states of their own."""
+        parts = [] if self.to_k is None else self.to_k.modules()
+        return all(type(part) in (nn.Sequential, nn.Linear, nn.ReLU) and not has_hooks(part) for part in parts)
 
     def _without_embedding(self) -> ValueError:
         return ValueError(
@@ -159,7 +166,8 @@ class HeatLayer(KeptForms):
         if self.learned_k and self._unfolded is None:
             raise ValueError("this layer was built in folded form: load unfolded weights to get its diffusivity back")
         restored = self._unfolded
-        self.to_k = restored.to(self.k_exp) if restored is not None else None
+        # Where the layer is now, in its type: a decay is float32 also in a layer of 16 bits.
+        self.to_k = restored.to(self.out_norm.weight) if restored is not None else None
         object.__setattr__(self, "_unfolded", None)
         self.k_exp = None
         self.drop_kept()
@@ -168,12 +176,21 @@ class HeatLayer(KeptForms):
         return form.nbytes() <= _MOST_KEPT_BYTES
 
 
-def _own(y: Tensor, *branch: nn.Module) -> Tensor:
-    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it."""
+def _own(y: Tensor, given: Tensor, *branch: nn.Module) -> Tensor:
+    """The result of a branch, to be overwritten; a copy of it where a forward hook in there may have kept it.
+
+    And where it is what the branch was given, as from an `nn.Identity` in a layer's place.
+    """
     if torch.is_grad_enabled():  # then nothing is overwritten
         return y
     hooked = _global_forward_hooks or any(part._forward_hooks for module in branch for part in module.modules())
-    return y.clone() if hooked else y
+    return y.clone() if hooked or _share_memory(y, given) else y
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if one is other or not are_plain(one, other):
+        return one is other
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _sum(x: Tensor, fresh: Tensor) -> Tensor:
@@ -239,15 +256,15 @@ class HeatBlock(nn.Module):
 
     def _forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None) -> Tensor:
         if self.post_norm:
-            x = self._post_norm(x, _own(self.op(x, embedding), self.op), self.norm1, self.gamma1)
+            x = self._post_norm(x, _own(self.op(x, embedding), x, self.op), self.norm1, self.gamma1)
             if self.mlp is None or self.norm2 is None:
                 return x
-            return self._post_norm(x, _own(self.mlp(x), self.mlp), self.norm2, self.gamma2)
-        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), self.op, self.drop_path)
+            return self._post_norm(x, _own(self.mlp(x), x, self.mlp), self.norm2, self.gamma2)
+        y = _own(self._scaled(self.op(self.norm1(x), embedding), self.gamma1), x, self.op, self.drop_path)
         if self.mlp is None or self.norm2 is None:
             return _sum(x, y)
         x, y = add_norm(x, y, self.norm2)
-        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), self.mlp, self.drop_path))
+        return _sum(x, _own(self._scaled(self.mlp(y), self.gamma2), y, self.mlp, self.drop_path))
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
         """Transform (B, H, W, C) maps; `embedding` as in `HeatLayer.forward`."""

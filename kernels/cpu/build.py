@@ -58,8 +58,15 @@ class BuildError(Exception):
 def compiler() -> list[str] | None:
     """The C++ compiler's command: that of the environment variable CXX, or the first of c++, g++, clang++; or None."""
     if named := os.environ.get("CXX"):
-        command = shlex.split(named)
-        return command if command and shutil.which(command[0]) else None
+        try:
+            command = shlex.split(named)
+        except ValueError:  # a quotation that does not end
+            return None
+        program = shutil.which(command[0]) if command else None
+        if program is None:
+            return None
+        # It is run in another folder.
+        return [os.path.abspath(program), *command[1:]] if os.path.dirname(command[0]) else command
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
@@ -121,7 +128,9 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
 
 def _run(command: list[str], folder: str) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_LONGEST_BUILD_S)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_LONGEST_BUILD_S
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode != 0:
@@ -143,7 +152,9 @@ def _has_openmp(command: list[str], folder: str) -> bool:
 def _check_target(command: list[str], machine: str) -> None:
     """That a compiler makes code for a family of processors: the first part of what it calls its machine."""
     try:
-        done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, timeout=_LONGEST_BUILD_S)
+        done = subprocess.run(
+            [*command, "-dumpmachine"], capture_output=True, text=True, errors="replace", timeout=_LONGEST_BUILD_S
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     made = done.stdout.strip() or "nothing that it names"

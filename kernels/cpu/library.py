@@ -46,8 +46,17 @@ def _say(text: str) -> None:
         sys.stderr.write(f"vheatir: {text}\n")
 
 
+def _check_runs_code(folder: Path) -> None:
+    """Raise BuildError where files may not be run: what is compiled there could not be loaded, in no process ever."""
+    if hasattr(os, "ST_NOEXEC") and os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise cpu_build.BuildError(
+            f"{folder} lies on a file system that runs no code (noexec); name another folder by VHEATIR_CACHE"
+        )
+
+
 def _compile(target: Path) -> None:
     """Build the library; a line before the wait, and one after it says how long it was."""
+    _check_runs_code(target.parent)
     _say(f"compiling the CPU kernel of heat conduction, once, for up to a minute; it is kept in {target.parent}")
     begun = time.monotonic()
     cpu_build.build(target)

@@ -39,7 +39,7 @@ def library_name() -> str:
 
 def _answer(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_QUESTION_S)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_QUESTION_S)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -102,7 +102,7 @@ def build(target: Path, architectures: list[int]) -> None:
         with tempfile.TemporaryDirectory(prefix="vheatir-build-", dir=target.parent) as folder:
             result = Path(folder, "kernels.fatbin")
             command = ["nvcc", "-fatbin", "-O3", *_FLAGS, *codes, "--threads=0", str(SOURCES / MAIN), "-o", str(result)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_BUILD_S)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_BUILD_S)
             if done.returncode != 0:
                 raise BuildError(f"nvcc failed: {(done.stderr.strip() or done.stdout.strip() or 'no message')[:2000]}")
             os.replace(result, target)

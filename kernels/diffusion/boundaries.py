@@ -46,24 +46,42 @@ def _orders(n: int, boundary: str) -> Tensor:
     return index + (boundary == ZERO)
 
 
-def _build_basis(n: int, boundary: str) -> tuple[Tensor, Tensor]:
+def _build_squares(n: int, boundary: str) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        squares = (_orders(n, boundary) * (math.pi / n)).square()
+        return (_orders(n, boundary) * (math.pi / n)).square()
+
+
+def _build_basis(n: int, boundary: str) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
         if boundary == INSULATED:
-            return dct_matrix(n), squares
+            return dct_matrix(n)
         if boundary == ZERO:
             # sin(pi (n + 1) (i + 1/2) / N) = (-1)^i cos(pi (N - n - 1) (i + 1/2) / N)
-            return dct_matrix(n).flip(0) * alternating(n, torch.float64, torch.device("cpu")), squares
+            return dct_matrix(n).flip(0) * alternating(n, torch.float64, torch.device("cpu"))
         index = torch.arange(n, device="cpu")
         order = torch.div(index + 1, 2, rounding_mode="floor")
         angle = (order[:, None] * index[None] % n).double() * (2 * math.pi / n)
         basis = math.sqrt(2 / n) * torch.where((index % 2 == 1)[:, None], angle.cos(), angle.sin())
         alone = (order == 0) | (2 * order == n)  # constant and alternating signs have no sine beside them
         basis[alone] = math.sqrt(1 / n) * angle[alone].cos()
-        return basis, squares
+        return basis
 
 
+_cached_squares = lru_cache(maxsize=32)(_build_squares)
 _cached_basis = lru_cache(maxsize=32)(_build_basis)
+
+
+def squares_of(n: int, boundary: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """w^2 of each function of `basis_of`, (n,), without the basis, which takes n times as much memory.
+
+    Args:
+        n: samples of the axis.
+        boundary: one of `BOUNDARIES`.
+        dtype: of the result.
+        device: likewise.
+    """
+    build = _cached_squares if may_cache() else _build_squares
+    return build(n, boundary).to(device, dtype)
 
 
 def basis_of(n: int, boundary: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -76,5 +94,4 @@ def basis_of(n: int, boundary: str, dtype: torch.dtype, device: torch.device) ->
         device: likewise.
     """
     build = _cached_basis if may_cache() else _build_basis
-    basis, squares = build(n, boundary)
-    return basis.to(device, dtype), squares.to(device, dtype)
+    return build(n, boundary).to(device, dtype), squares_of(n, boundary, dtype, device)

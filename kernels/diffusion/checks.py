@@ -73,5 +73,7 @@ def per_axis(k: Diffusivity, x: Tensor) -> Tensor:
     if len(k) != axes:
         raise ValueError(f"k must have one diffusivity for each of the {axes} axes of x, got {len(k)}")
     parts = [_of_axis(one, x) for one in k]
-    rows = max(len(one) for one in parts)
+    rows = 1
+    for one in parts:
+        rows = rows if len(one) == 1 else len(one)  # not the largest: of no images there are none
     return torch.stack([one.expand(rows, -1) for one in parts])

@@ -174,9 +174,9 @@ def diffuse_tensor(x: Tensor, tensor: Tensor, *, boundary: str = INSULATED, step
     axes = x.ndim - 2
     flat = tensor.reshape(-1, tensor.shape[-3] if tensor.ndim > 2 else 1, axes, axes).expand(-1, x.shape[-1], -1, -1)
     flat = (flat + flat.mT) / 2
-    sizes = flat.abs()
-    diagonal = flat.diagonal(dim1=-2, dim2=-1)
-    straight = diagonal - (sizes.sum(-1) - diagonal.abs())  # (1 or B, C, D)
+    # Not the sum of all less the diagonal: rounded, that refuses tensors which are just allowed.
+    others = flat.abs().masked_fill(torch.eye(axes, dtype=torch.bool, device=x.device), 0)
+    straight = flat.diagonal(dim1=-2, dim2=-1) - others.sum(-1)  # (1 or B, C, D)
     plain = are_plain(x, tensor)
     if plain:
         _check_values(straight, tensor, boundary)

@@ -7,6 +7,8 @@ import pytest
 import scipy.fft
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vheatir.kernels.dct import dct_matrix, decay_map, squared_frequencies
 from vheatir.kernels.diffusion.ops import diffuse
@@ -123,6 +125,26 @@ def test_frequencies_are_those_of_the_laplacian():
     torch.testing.assert_close(got[2, 3].item(), (2 * math.pi / 3) ** 2 + (3 * math.pi / 4) ** 2)
 
 
+class NoFloat64(TorchDispatchMode):
+    """Stands for a device that has no float64, as Apple's: "meta" refuses it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(
+            isinstance(one, torch.Tensor) and one.is_meta and one.dtype == torch.float64 for one in tree_leaves(out)
+        ):
+            raise TypeError(f"float64 is not there ({func})")
+        return out
+
+
+def test_decay_on_a_device_without_float64():
+    with NoFloat64():
+        k = torch.empty(5, 7, 3, device="meta")
+        assert decay_map(k).shape == k.shape
+        assert diffuse(k[None], 2.0).shape == (1, 5, 7, 3)
+        assert heat_conduction(k[None], decay_map(k)).shape == (1, 5, 7, 3)
+
+
 def test_decay_is_differentiable():
     k = torch.rand(3, 4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(decay_map, k)
@@ -131,6 +153,12 @@ def test_decay_is_differentiable():
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 1, 4, 4, 2)], ids=str)
 def test_decay_of_another_rank_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(H, W, C\)"):
+        decay_map(torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0, 3)], ids=str)
+def test_decay_without_frequencies_is_refused(shape):
+    with pytest.raises(ValueError, match=r"H, W >= 1, got \("):
         decay_map(torch.ones(shape))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from vheatir.kernels.diffusion.ops import diffuse
 from vheatir.kernels.ops import heat_conduction, prepare_decay
 from vheatir.kernels.prepared import PreparedDecay
 from vheatir.kernels.reference import hco_reference
@@ -233,6 +234,15 @@ def test_autocast_keeps_type_and_precision(form, maps, assert_near, device):
     if form == "trained":
         y.sum().backward()
         assert x.grad.dtype == decay.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device_key", ["AutocastCPU", "AutocastCUDA", "AutocastMPS", "AutocastXPU"])
+@pytest.mark.parametrize(
+    "name", ["conduct", "conduct_with_spectrum", "conduct_prepared", "cosine_transform", "diffuse"]
+)
+def test_autocast_of_every_device_has_the_rule(name, device_key):
+    diffuse(torch.ones(1, 2, 1), 1.0)  # registers its operators
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vheatir::{name}", device_key)
 
 
 def test_autocast_keeps_a_backward_inside_it_wide(maps, value_and_gradients, assert_near, device):

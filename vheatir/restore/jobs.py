@@ -5,9 +5,9 @@ import itertools
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
@@ -27,6 +27,14 @@ class Job(NamedTuple):
     def absolute(self) -> "Job":
         """The same job with local paths that hold in every folder; URLs stay."""
         return Job(_absolute(self.source), _absolute(self.target))
+
+
+class _Found(NamedTuple):
+    """A file of a file system, where it goes below OUT, and the suffixes that are taken where it was found."""
+
+    name: str
+    below: str
+    suffixes: Collection[str]
 
 
 def _absolute(where: Location) -> Location:
@@ -87,10 +95,10 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
     file_system, path = url.open()
     try:
         if glob.has_magic(path) and not file_system.exists(path):
-            found = [(name, posixpath.basename(name)) for name in sorted(file_system.glob(path))]
+            found = _matched(file_system, path)
             path = str(_searched(PurePosixPath(path)))
         elif file_system.isdir(path):
-            found = [(name, posixpath.relpath(name, path)) for name in sorted(file_system.find(path))]
+            found = _below(file_system, path)
         elif file_system.exists(path):
             yield Job(url, out / written_name(PurePosixPath(url.name)))
             return
@@ -105,18 +113,37 @@ def _expand_url(url: Url, out: Location, passed_over: "Counter[str]") -> Iterato
     if results is not None and f"{url.full(path, file_system)}/".startswith(results):  # then OUT is what is asked for
         results = None
     count = 0
-    for name, below in found:
+    for name, below, suffixes in found:
         source = url.full(name, file_system)
         hidden = any(part.startswith(".") for part in below.split("/"))
         if hidden or (results is not None and source.text.startswith(results)):
             continue
-        if source.suffix.lower() not in FORMATS:
+        if source.suffix.lower() not in suffixes:
             passed_over[source.suffix.lower()] += 1
             continue
         count += 1
         yield Job(source, out / written_name(PurePosixPath(below)))
     if not count:
         raise UserError(f"{url}: no images ({', '.join(FORMATS)}) there")
+
+
+def _matched(file_system: Any, pattern: str) -> "list[_Found]":
+    """Each file that a pattern matches, or that lies in a folder which it matches."""
+    found = []
+    searched = "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.split("/")))
+    for name, facts in sorted(file_system.glob(pattern, detail=True).items()):
+        if any(part.startswith(".") for part in name.removeprefix(searched).split("/")):
+            continue  # patterns of paths do not match hidden names, those of URLs do
+        if facts["type"] != "directory":
+            found.append(_Found(name, posixpath.basename(name), RESTORED))
+        elif "**" not in pattern:  # which already goes down
+            found += _below(file_system, name)
+    return found
+
+
+def _below(file_system: Any, folder: str) -> "list[_Found]":
+    """Each file in a folder, at any depth."""
+    return [_Found(name, posixpath.relpath(name, folder), FORMATS) for name in sorted(file_system.find(folder))]
 
 
 def _full(out: Location) -> Url | None:

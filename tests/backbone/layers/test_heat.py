@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.testing import assert_close
 
 from vheatir.backbone.layers.common import DropPath, drop_path_rates, init_linear
@@ -155,6 +156,15 @@ def test_unfolding_follows_a_move_to_another_type():
     assert layer.to_k[0].weight.dtype == torch.float64
 
 
+def test_unfolding_keeps_16_bits():
+    layer = HeatLayer(8).bfloat16()
+    before = layer.state_dict()
+    layer.fold(embedding(torch.bfloat16))
+    assert layer.k_exp.dtype == torch.float32
+    layer.unfold()
+    assert {key: value.dtype for key, value in layer.state_dict().items()} == dict.fromkeys(before, torch.bfloat16)
+
+
 def test_folding_refuses_what_makes_no_sense():
     layer, embed = HeatLayer(8).double(), embedding()
     with pytest.raises(ValueError, match=r"needs a frequency embedding: give it a parameter \(H, W, 8\)"):
@@ -297,6 +307,44 @@ def test_what_a_hook_keeps_is_not_overwritten(post_norm, mlp_ratio, norms):
     assert kept.keys() == with_gradients.keys() and ("op.out_norm" if norms else "op") in kept
     for name, result in kept.items():
         assert_close(result, with_gradients[name], msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_diffusivity_from_quantized_weights():
+    torch.manual_seed(0)
+    layer, x, embed = HeatLayer(8, reach=(1, 4)).eval(), torch.randn(1, 5, 6, 8), torch.randn(5, 6, 8)
+    quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+    assert not list(quantized.to_k.parameters())
+    with torch.no_grad():
+        assert_close(quantized(x, embed), layer(x, embed), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.view(x.shape)], ids=["same", "view"])
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_branch_that_returns_its_input_leaves_the_maps_alone(post_norm, view):
+    class Skip(nn.Module):
+        def forward(self, x, embedding):
+            return view(x)
+
+    block, x = HeatBlock(8, post_norm=post_norm).eval(), torch.randn(1, 4, 5, 8)
+    block.op, block.mlp = Skip(), nn.Identity()
+    if not post_norm:
+        block.norm1 = nn.Identity()
+    expected = block(x).detach()
+    for mode in (torch.no_grad, torch.inference_mode):
+        before = x.clone()
+        with mode():
+            assert_close(block(x), expected)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_hook_of_all_modules_sees_the_norms(post_norm):
+    block = HeatBlock(8, post_norm=post_norm).eval()
+    called = []
+    with torch.no_grad(), register_module_forward_hook(lambda module, given, result: called.append(module)):
+        block(torch.randn(1, 4, 5, 8), torch.randn(4, 5, 8))
+    assert {block.norm1, block.norm2, block.op.out_norm} <= set(called)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])

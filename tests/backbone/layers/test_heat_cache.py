@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from vheatir.backbone.layers import heat
@@ -146,6 +147,55 @@ def test_another_resize_mode_is_seen(net, x, no_grad):
     assert torch.equal(net(x), fresh(net, x)) and not torch.equal(net(x), exact)
     net.resize = "exact"
     assert torch.equal(net(x), exact)
+
+
+@pytest.mark.parametrize("mode", [lambda layer: layer.eval(), freeze], ids=["compared", "frozen"])
+def test_another_fixed_diffusivity_is_seen(mode, x, no_grad):
+    layer = mode(HeatLayer(4, learned_k=False, fixed_k=1.0))
+    embedding = torch.randn(5, 7, 4)
+    before = layer(x, embedding)
+    layer.fixed_k = 9.0
+    assert torch.equal(layer(x, embedding), mode(copy.deepcopy(layer))(x, embedding))
+    assert not torch.equal(layer(x, embedding), before)
+
+
+def with_another_mask(layer):
+    prune.random_unstructured(layer.to_k[0], "weight", 0.8)
+
+
+class Adapter(nn.Module):
+    """A linear layer and what is added to it while that is switched on."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.added, self.on = base, nn.Linear(4, 4), True
+
+    def forward(self, x):
+        return self.base(x) + self.added(x) if self.on else self.base(x)
+
+
+@pytest.mark.parametrize("mode", [lambda layer: layer.eval(), freeze], ids=["compared", "frozen"])
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        (with_another_mask, with_another_mask),
+        (lambda layer: None, lambda layer: layer.to_k[0].register_forward_hook(lambda *_: torch.full((5, 7, 4), 9.0))),
+        (
+            lambda layer: layer.to_k.insert(0, Adapter(layer.to_k.pop(0))),
+            lambda layer: setattr(layer.to_k[0], "on", False),
+        ),
+    ],
+    ids=["pruned", "hook", "adapter"],
+)
+def test_what_a_diffusivity_depends_on_beside_parameters_is_seen(first, then, mode, x, no_grad):
+    layer = HeatLayer(4, reach=(1, 4))
+    first(layer)
+    mode(layer)
+    embedding = torch.randn(5, 7, 4)
+    before = layer(x, embedding)
+    then(layer)
+    assert not torch.equal(layer(x, embedding), before)
+    assert torch.equal(layer(x, embedding), copy.deepcopy(layer)(x, embedding))
 
 
 def test_swapped_parameters_are_seen(net, x, no_grad):

@@ -10,6 +10,7 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,40 @@ def test_without_a_working_compiler_pytorch_runs_after_one_warning(
         heat_conduction(x, decay)
     assert [path for path in tmp_path.iterdir() if path.name != "build.lock"] == []
     assert capsys.readouterr().err.count("compiling the CPU kernel") == (compiler == "false")
+
+
+@pytest.mark.parametrize("named", ["speaks", "./speaks -O1", "'speaks"], ids=["words", "relative", "quotation"])
+def test_a_compiler_of_any_words_and_place(named, tmp_path, monkeypatch):
+    """What it says may be in another encoding; a relative path is from where the process runs."""
+    script = tmp_path / "speaks"
+    script.write_bytes(b"#!/bin/sh\nprintf 'Fehler: error: unm\\366glich\\n' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CXX", named)
+    monkeypatch.setenv("VHEATIR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    with pytest.warns(UserWarning, match="there is no C" if "'" in named else "failed: Fehler: error: unm.glich"):
+        heat_conduction(torch.ones(1, 4, 6, 3), torch.ones(4, 6, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not tell")
+@pytest.mark.parametrize("there", [False, True], ids=["nothing", "library"])
+def test_where_no_code_may_run_nothing_is_compiled(there, tmp_path, monkeypatch, capsys):
+    """The mount is pretended; a library that lies there cannot be loaded, and so is no library here."""
+    monkeypatch.setenv("VHEATIR_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    monkeypatch.setattr(cpu_build, "compiler", lambda: ["c++"])
+    monkeypatch.setattr(cpu_build, "build", lambda target: target.write_text("compiled"))
+    flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(native.os, "statvfs", lambda folder: flags)
+    if there:
+        cpu_build.cached_file(["c++"]).write_text("compiled before")
+    with pytest.warns(UserWarning, match=r"runs no code \(noexec\); name another folder by VHEATIR_CACHE"):
+        heat_conduction(torch.ones(1, 4, 6, 3), torch.ones(4, 6, 3))
+    assert "compiling" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut"])

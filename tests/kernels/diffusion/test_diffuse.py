@@ -11,6 +11,7 @@ from torch.func import grad, jvp, vmap
 
 from vheatir.kernels.cpu import kernel as cpu_kernel
 from vheatir.kernels.dct import decay_map
+from vheatir.kernels.diffusion import torch_path
 from vheatir.kernels.diffusion.boundaries import BOUNDARIES, basis_of
 from vheatir.kernels.diffusion.checks import per_axis
 from vheatir.kernels.diffusion.ops import diffuse
@@ -141,6 +142,26 @@ def test_first_and_second_derivatives(shape, boundary):
     leaves = [one.requires_grad_() for one in (x, *k)]
     assert gradcheck(lambda x, *k: diffuse(x, k, boundary=boundary), leaves)
     assert gradgradcheck(lambda x, *k: diffuse(x, k, boundary=boundary), leaves)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_no_images_have_second_derivatives(boundary, backend):
+    x = torch.zeros(0, 4, 5, 3, requires_grad=True)
+    k = torch.ones(3, requires_grad=True)
+    y = diffuse(x, k, boundary=boundary, backend=backend)
+    (first,) = torch.autograd.grad(y.square().sum(), k, create_graph=True)
+    second = torch.autograd.grad(first.sum(), (x, k), materialize_grads=True)
+    assert [one.shape for one in second] == [x.shape, k.shape] and not first.any() and not second[1].any()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_no_images_have_diffusivities_of_their_own_beside_one_for_all(boundary):
+    x = torch.zeros(0, 4, 5, 3, requires_grad=True)
+    own = torch.zeros(0, 3, requires_grad=True)
+    y = diffuse(x, (own, 2.0), boundary=boundary)
+    assert y.shape == x.shape
+    assert [one.shape for one in torch.autograd.grad(y.sum(), (x, own))] == [x.shape, own.shape]
 
 
 def test_second_derivatives_of_the_kernel():
@@ -295,6 +316,28 @@ def test_bases_are_orthonormal_and_heat_is_an_exponential_of_the_second_differen
     basis, squares = basis_of(n, boundary, F64, torch.device("cpu"))
     torch.testing.assert_close(basis @ basis.T, torch.eye(n, dtype=F64))
     assert squares.min() >= 0 and squares.max() <= math.pi**2 + 1e-9
+
+
+def wave(n, half_waves, boundary):
+    """So many half-waves over n samples, (1, n, 1), which the boundary condition allows, and their w."""
+    place = torch.arange(n, dtype=F64) + 0.5
+    w = math.pi * half_waves / n
+    return (torch.sin if boundary == "zero" else torch.cos)(w * place)[None, :, None], w
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_long_axis_needs_no_table_of_the_square_of_its_length(boundary):
+    x, w = wave(300_007, 50_000, boundary)  # the square would take 720 GB
+    torch.testing.assert_close(diffuse(x, 3.0, boundary=boundary), math.exp(-3 * w**2) * x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 6, 9, 3), (1, 5, 6, 8, 2)], ids=str)
+def test_what_long_axes_take_gives_the_same(shape, boundary, monkeypatch):
+    monkeypatch.setattr(torch_path, "_LONGEST_DENSE", 4)
+    x, k, cotangent = inputs(shape, rows=shape[0])
+    got = run(lambda x, k: diffuse(x, k, boundary=boundary), x, k, cotangent)
+    assert_all_near(got, run(lambda x, k: definition(x, k, boundary), x, k, cotangent), F64, k)
 
 
 def second_difference(n, boundary):

@@ -193,6 +193,16 @@ def test_each_clip_has_its_own_tensor():
         torch.testing.assert_close(got[clip : clip + 1], diffuse_tensor(x[clip : clip + 1], tensors[clip, 0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_diagonal_values_may_be_as_small_as_the_sizes_of_the_others_together(dtype):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(100):
+        half = torch.randn(3, 3, generator=generator, dtype=dtype).triu(1)
+        tensor = half + half.T
+        tensor += torch.diag(tensor.abs().sum(1))
+        diffuse_tensor(torch.zeros(1, 2, 2, 2, 1, dtype=dtype), tensor)
+
+
 @pytest.mark.parametrize("boundary", ["insulated", "periodic"])
 def test_derivatives_in_clips(boundary):
     x = torch.randn(1, 2, 3, 2, 1, dtype=F64, requires_grad=True)

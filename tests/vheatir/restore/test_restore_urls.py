@@ -5,12 +5,14 @@ import http.server
 import json
 import threading
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
+from vheatir.restore.jobs import plan_jobs
 from vheatir.restore.locations import Url, existing
 
 
@@ -82,6 +84,19 @@ def test_file_urls(command, tiny, tmp_path, capfd):
     capfd.readouterr()
 
 
+def test_patterns_of_urls_match_folders_as_those_of_paths_do(command, tiny, tmp_path, capfd):
+    tiny.image("in/named.png/c.png")
+    tiny.image("in/.hidden/d.png")
+    Path("in/notes").touch()
+    assert command("in/*", "-o", "local") == 0
+    local = capfd.readouterr().err
+    assert command(f"file://{tmp_path}/in/*", "-o", "url") == 0
+    assert tiny.below("url") == tiny.below("local") == ["a.png", "b.tif", "c.png"]
+    assert "skipped: 1 without suffix" in local and "skipped: 1 without suffix" in capfd.readouterr().err
+    assert command(f"file://{tmp_path}/in/**", "-o", "all") == 0
+    assert tiny.below("all") == ["a.png", "b.tif", "c.png"]
+
+
 def test_archives_are_read_through_chained_urls(command, tiny, tmp_path, capfd):
     packed()
     archive = f"file://{tmp_path}/in.zip"
@@ -95,6 +110,14 @@ def test_archives_are_read_through_chained_urls(command, tiny, tmp_path, capfd):
     assert Path("folder/sub/b.tif").read_bytes() == Path("local/sub/b.tif").read_bytes()
     assert command(f"zip://none::{archive}", "-o", "none") == 2
     assert f"zip://none::{archive}" in capfd.readouterr().err
+
+
+def test_patterns_of_urls_match_clips_and_folders_do_not_give_them(command, tmp_path):
+    Path("in/clip.mp4").touch()
+    for where in ("in", f"file://{tmp_path}/in"):
+        assert [str(job.target) for job in plan_jobs([f"{where}/*.mp4"], "out")] == ["out/clip.mp4"]
+        passed_over = Counter()
+        assert len(plan_jobs([where], "out", passed_over)) == 2 and passed_over == {".mp4": 1}
 
 
 @pytest.mark.parametrize("url", ["github://a/b", "zip://a::memory://none.zip", "nonsense://a"])

@@ -255,14 +255,16 @@ class Clip:
             )
 
     def _rgb(self, frame: Any) -> np.ndarray:
-        coding = self.look.coding
-        options: dict[str, Any] = {"format": WHOLE[coding.bits], "interpolation": interpolation(self.av)}
         if _has_no_differences(frame.format):
-            options |= {"dst_color_range": coding.color_range, "dst_colorspace": coding.matrix}
-        else:
-            color_range = unscaled_range(coding)
-            options |= {"src_color_range": color_range, "dst_color_range": color_range}
-        planes = frame.to_ndarray(**options)
+            return _rgb_as_stored(frame)
+        coding = self.look.coding
+        color_range = unscaled_range(coding)
+        planes = frame.to_ndarray(
+            format=WHOLE[coding.bits],
+            interpolation=interpolation(self.av),
+            src_color_range=color_range,
+            dst_color_range=color_range,
+        )
         return to_rgb(planes if coding.bits == _EIGHT_BITS else planes.transpose(2, 0, 1), coding)
 
 
@@ -343,6 +345,18 @@ def pixel_format(stored: Any, width: int, height: int) -> str:
 def _bits(stored: Any) -> int:
     """Of a sample as it is written."""
     return _EIGHT_BITS if max(part.bits for part in stored.components) <= _EIGHT_BITS else _MOST_BITS
+
+
+def _rgb_as_stored(frame: Any) -> np.ndarray:
+    """Float32 (H, W, 3), white 1, of a frame of RGB or gray.
+
+    Not by luma of the limited range: swscale rounds 8 bits to fewer steps, and makes more bits 0.4 % too bright.
+    """
+    bits = min(max(part.bits for part in frame.format.components), 16)  # more: floats
+    if bits <= _EIGHT_BITS:
+        return frame.to_ndarray(format="rgb24").astype(np.float32) / 255
+    white = 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)  # swscale shifts gray
+    return frame.to_ndarray(format="rgb48le").astype(np.float32) / white  # planar formats wrap around in some cases
 
 
 def _has_no_differences(stored: Any) -> bool:

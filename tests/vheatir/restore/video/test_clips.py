@@ -257,6 +257,24 @@ def test_gray_and_rgb_are_written_as_luma_and_differences(stored, written, weigh
     assert np.abs((got.astype(float) - given).mean((0, 1, 2))).max() < 0.6
 
 
+@pytest.mark.parametrize("stored", ["gray", "bgr0", "gray10le", "gray16le", "gbrp10le", "gbrap16le"])
+def test_frames_of_gray_and_rgb_are_read_as_they_are(stored, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("in.mkv", 2, pixel_format=stored, codec="ffv1")
+    got = next(Clip(Path("in.mkv"), 10**6).frames()).pixels
+    with av.open("in.mkv") as container:
+        frame = next(container.decode(video=0))
+    kind = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
+    white = 2 ** frame.format.components[0].bits - 1
+    planes = [np.frombuffer(bytes(plane), kind).reshape(SIZE[0], -1) for plane in frame.planes]
+    if stored == "bgr0":
+        want = planes[0].reshape(SIZE[0], -1, 4)[:, : SIZE[1], 2::-1]
+    else:
+        order = (2, 0, 1) if len(planes) > 1 else (0, 0, 0)
+        want = np.stack([planes[place][:, : SIZE[1]] for place in order], -1)
+    np.testing.assert_allclose(got, want / white, atol=1e-4)
+
+
 @pytest.mark.parametrize("stored", ["yuv420p", "yuv422p", "yuv444p10le", "yuv420p10le"])
 def test_sampling_and_bits_are_kept(stored, restorer):
     make("in.mkv", 2, pixel_format=stored)
