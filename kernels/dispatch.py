@@ -73,7 +73,7 @@ def _cpu_kernel_refusal_of(height: int, width: int, device: torch.device, dtype:
         return "the CPU kernel computes in float32, the maps are float64"
     for side in (height, width):
         if longest_product(side) > _LONGEST_PRODUCT:
-            return f"the side {side} has a prime power above {_LONGEST_PRODUCT}, whose tables would be too large"
+            return f"the side {side} has an odd prime power above {_LONGEST_PRODUCT}, whose tables would be too large"
     return None
 
 

@@ -68,22 +68,29 @@ def _register(counter: ModuleType) -> None:
 
 
 class _Listener:
-    """Waits in `sys.meta_path` for the first import of the counter, which it leaves to the other finders."""
+    """Waits in `sys.meta_path` until the counter is loaded, which it leaves to the other finders."""
+
+    def __init__(self):
+        self._asks = False
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname != _COUNTER:
+        if fullname != _COUNTER or self._asks:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _followed(spec.loader.exec_module)  # type: ignore[method-assign]
+        self._asks = True  # the search comes here, too
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asks = False
+        if spec is not None and spec.loader is not None:  # it may be asked for without a load
+            spec.loader.exec_module = self._followed(spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
+    def _followed(self, execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+        def both(module: ModuleType, /) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            while _waiting:
+                _waiting.pop()(module)
 
-def _followed(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    def both(module: ModuleType, /) -> None:
-        execute(module)
-        while _waiting:
-            _waiting.pop()(module)
-
-    return both
+        return both

@@ -1,5 +1,8 @@
 """PyTorch's own tools see the operator: the counter of operations and the profiler."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -31,6 +34,26 @@ def test_flops_of_each_form(backend, dtype, device):
 def test_the_four_products_of_the_definition_are_counted_alike(device):
     x, decay = torch.randn(B, H, W, C, device=device), torch.rand(H, W, C, device=device)
     assert counted(lambda: hco_reference(x, decay)) == CONDUCTED - B * H * W * C
+
+
+LOOKED_FOR = """
+import importlib.util, sys, torch
+from vheatir.kernels.ops import heat_conduction
+from vheatir.kernels.diffusion.ops import diffuse
+assert "torch.utils.flop_counter" not in sys.modules
+assert importlib.util.find_spec("torch.utils.flop_counter")  # as a look for an optional module
+from torch.utils.flop_counter import FlopCounterMode
+for call in (lambda x: heat_conduction(x, x[0]), lambda x: diffuse(x, 1.0)):
+    with FlopCounterMode(display=False) as counter:
+        call(torch.rand(1, 4, 5, 2))
+    assert counter.get_total_flops() > 0
+assert "vheatir.kernels.flops" not in [type(finder).__module__ for finder in sys.meta_path]
+"""
+
+
+def test_a_counter_that_was_looked_for_before_it_is_loaded_counts():
+    done = subprocess.run([sys.executable, "-c", LOOKED_FOR], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_flops_of_a_backward(device):

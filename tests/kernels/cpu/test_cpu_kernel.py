@@ -215,7 +215,7 @@ def test_a_prepared_decay_serves_where_there_is_no_kernel(maps, assert_near, mon
     [
         (torch.zeros(1, 4, 6, 3, dtype=torch.float64), "computes in float32, the maps are float64"),
         (torch.zeros(1, 4, 6, 3, device="meta"), "the maps are on meta, the CPU kernel needs them on the CPU"),
-        (torch.zeros(1, 2053, 1, 1), "the side 2053 has a prime power above 2048"),
+        (torch.zeros(1, 2053, 1, 1), "the side 2053 has an odd prime power above 2048"),
     ],
     ids=["float64", "elsewhere", "large prime"],
 )
@@ -224,6 +224,10 @@ def test_the_reason_of_a_refusal_is_an_error_only_where_the_kernel_is_asked_for(
     with pytest.raises(ValueError, match=f"backend 'cpu_kernel' cannot run: .*{message}"):
         heat_conduction(x, decay, backend="cpu_kernel")
     assert heat_conduction(x, decay).shape == x.shape
+
+
+def test_a_power_of_two_of_any_size_is_taken():
+    assert dispatch.cpu_kernel_refusal(4096, 6144, CPU) is None
 
 
 def test_the_switch_turns_it_off(monkeypatch, maps):
