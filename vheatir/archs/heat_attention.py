@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import diffusivities_of_reach, init_diffusivity_reach, resize_embedding
-from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.backbone.layers.freezing import KeptForms, depends_on_parameters_alone
 from vheatir.backbone.layers.packed import Linear
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.diffusion.ops import diffuse
@@ -37,6 +37,10 @@ class _Conduction(KeptForms):
         """What the decay is made of."""
         return [self._given_log_k()]
 
+    def _depends_on_sources_alone(self) -> bool:
+        """Whether nothing beside `_sources` changes the decay."""
+        return True
+
     def _given_log_k(self) -> nn.Parameter:
         assert self.log_k is not None, "the average over the whole map conducts nothing"
         return self.log_k
@@ -58,7 +62,7 @@ class _Conduction(KeptForms):
         sources = self._sources()
         if x.is_cpu and are_plain(x, *sources) and (k := self.diffusivity()) is not None:
             return diffuse(x, k)  # no decay map is made or read: a fifth faster; elsewhere the decay has faster kernels
-        if self.may_keep(*sources, compared=True):
+        if self.may_keep(*sources, compared=True) and self._depends_on_sources_alone():
             return heat_conduction(x, self.keep(tuple(size), sources, lambda: prepare_decay(self.decay(*size))))
         return heat_conduction(x, self.decay(*size))
 
@@ -163,6 +167,9 @@ class FrequencyAttention(HeatAttention):
 
     def _sources(self) -> list[Tensor]:
         return [self.embedding, *self.to_k.parameters()]
+
+    def _depends_on_sources_alone(self) -> bool:
+        return depends_on_parameters_alone(self.to_k)
 
     def decay(self, height: int, width: int) -> Tensor:
         """exp(-k (w_h^2 + w_w^2)), k of each frequency and channel."""
