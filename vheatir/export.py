@@ -184,7 +184,10 @@ def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Ru
 
     def run(inputs: list[Tensor]) -> Tensor:
         values = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, values)[0])
+        try:
+            return torch.from_numpy(session.run(None, values)[0])
+        except Exception as error:  # onnxruntime's errors have no other base in common
+            raise RuntimeError(str(error)) from error
 
     return run
 
