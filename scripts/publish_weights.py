@@ -84,7 +84,7 @@ def build_config(state: dict, options: Path | None) -> tuple[str, dict]:
 
 
 def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
-    """The rows of evaluation files; UserError when they were measured with other weights."""
+    """The rows of evaluation files; UserError when they were measured with other weights, or with an ensemble."""
     rows = []
     for file in files:
         try:
@@ -94,6 +94,8 @@ def read_results(files: list[Path], digest: str, task: str) -> list[dict]:
             raise UserError(f"{file}: not what `vheatir evaluate --json` writes: {error!r}") from error
         if measured != digest:
             raise UserError(f"{file}: measured with weights {measured}, these are {digest}; evaluate these")
+        if content["metadata"].get("ensemble"):
+            raise UserError(f"{file}: measured with --ensemble, which a card does not say; evaluate without")
         wrong = [row for row in content["results"] if row["task"] != task or row["restored"] is None]
         if wrong:
             raise UserError(f"{file}: holds results of another task or without restored images")

@@ -184,7 +184,10 @@ def save_onnx(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> Ru
 
     def run(inputs: list[Tensor]) -> Tensor:
         values = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, values)[0])
+        try:
+            return torch.from_numpy(session.run(None, values)[0])
+        except Exception as error:  # onnxruntime's errors have no other base in common
+            raise RuntimeError(str(error)) from error
 
     return run
 
@@ -359,17 +362,17 @@ def export(
     if time_side:
         height, width = network.img_size if is_backbone(network) else (time_side, time_side)
         found["timed"] = f"{height}x{width}"
-        exported, pytorch = _timed(run, network, time_side, Path(output))
-        found["seconds"] = {"exported": exported, "pytorch": pytorch}
+        found["seconds"] = _timed(run, network, time_side, Path(output))
     return found | {"differences": largest}
 
 
-def _timed(run: Runner, network: nn.Module, side: int, output: Path) -> tuple[float, float]:
+def _timed(run: Runner, network: nn.Module, side: int, output: Path) -> dict[str, float]:
     try:
-        return seconds(run, network, side)
+        exported, pytorch = seconds(run, network, side)
     except (AssertionError, RuntimeError) as error:  # a program's own check of its input, or no memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{output}: is written, but does not run for --time {side}: {reason}") from error
+    return {"exported": exported, "pytorch": pytorch}
 
 
 def _refuse(time_side: int | None, model: str | None, arguments: Mapping[str, Any] | None, why: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vheatir.kernels.plain import are_plain
+from vheatir.kernels.plain import are_plain, has_hooks
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -114,6 +114,14 @@ class KeptForms(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_frozen": False, "_kept": OrderedDict()}
+
+
+def depends_on_parameters_alone(layer: nn.Module) -> bool:
+    """Whether a layer computes from its input and its parameters, so that a form of its result may be kept.
+
+    So do plain linear layers and ReLUs. Adapters, and hooks such as those of pruning, have states of their own.
+    """
+    return all(type(part) in (nn.Sequential, nn.Linear, nn.ReLU) and not has_hooks(part) for part in layer.modules())
 
 
 class KeptInfo(NamedTuple):

@@ -9,13 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from vheatir.backbone.layers.common import DropPath
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach
-from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.backbone.layers.freezing import KeptForms, depends_on_parameters_alone
 from vheatir.backbone.layers.mlp import Mlp
 from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.cpu.fused_norms import add_norm, norm_add, norm_gate
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
-from vheatir.kernels.plain import are_plain, full_precision, has_hooks
+from vheatir.kernels.plain import are_plain, full_precision
 
 _NARROW = (torch.bfloat16, torch.float16)
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each call: there memory is scarcer than time
@@ -106,15 +106,11 @@ class HeatLayer(KeptForms):
             sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
-        if not (self.may_keep(*sources, compared=self.k_exp is None) and self._depends_on_parameters_alone()):
+        may_keep = self.may_keep(*sources, compared=self.k_exp is None)
+        if not may_keep or not (self.to_k is None or depends_on_parameters_alone(self.to_k)):
             return self._fresh_decay(embedding)
         key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
         return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
-
-    def _depends_on_parameters_alone(self) -> bool:
-        """Whether `to_k` is as built: adapters, and hooks such as those of pruning, have states of their own."""
-        parts = [] if self.to_k is None else self.to_k.modules()
-        return all(type(part) in (nn.Sequential, nn.Linear, nn.ReLU) and not has_hooks(part) for part in parts)
 
     def _without_embedding(self) -> ValueError:
         return ValueError(

@@ -112,6 +112,18 @@ def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
         export._timed(run, network, 8, tmp_path / "net.pt2")
 
 
+def test_an_onnx_file_that_does_not_run_is_said(tmp_path):
+    """As where the memory is too small; here for a size that the file does not take."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    from vheatir import export
+
+    network = VHeatIR(dim=8, depths=(1,)).eval()
+    run = export.save_onnx(network, tmp_path / "net.onnx", {})
+    with pytest.raises(UserError, match=r"is written, but does not run for --time 8: .*ONNXRuntimeError"):
+        export._timed(lambda inputs: run([one[0] for one in inputs]), network, 8, tmp_path / "net.onnx")
+
+
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     from vheatir.integrations.huggingface import HubVHeatIR

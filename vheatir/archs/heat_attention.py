@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.embedding import diffusivities_of_reach, init_diffusivity_reach, resize_embedding
-from vheatir.backbone.layers.freezing import KeptForms
+from vheatir.backbone.layers.freezing import KeptForms, depends_on_parameters_alone
 from vheatir.backbone.layers.packed import Linear
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.diffusion.ops import diffuse
 from vheatir.kernels.ops import PreparedDecay, heat_conduction, prepare_decay
-from vheatir.kernels.plain import are_plain, full_precision, has_hooks
+from vheatir.kernels.plain import are_plain, full_precision
 
 GRID = 8  # pixels: the side of a JPEG coder's blocks
 _MOST_KEPT_BYTES = 64 << 20  # a decay above this is made again for each pass: there memory is scarcer than time
@@ -38,7 +38,7 @@ class _Conduction(KeptForms):
         return [self._given_log_k()]
 
     def _depends_on_sources_alone(self) -> bool:
-        """Whether no hook or adapter, with a state of its own, has part in the decay."""
+        """Whether nothing beside `_sources` changes the decay."""
         return True
 
     def _given_log_k(self) -> nn.Parameter:
@@ -169,7 +169,7 @@ class FrequencyAttention(HeatAttention):
         return [self.embedding, *self.to_k.parameters()]
 
     def _depends_on_sources_alone(self) -> bool:
-        return type(self.to_k) is nn.Linear and not has_hooks(self.to_k)
+        return depends_on_parameters_alone(self.to_k)
 
     def decay(self, height: int, width: int) -> Tensor:
         """exp(-k (w_h^2 + w_w^2)), k of each frequency and channel."""

@@ -1,6 +1,7 @@
 """`Restorer`: restores images in memory or row by row with one set of weights."""
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from vheatir.restore.pixels import SMALL, filled, in_part, with_margin
 from vheatir.restore.self_ensemble import self_ensemble
 from vheatir.utils.devices import device_named
 
-_IMPORTED_IN = os.getpid()
+_PROCESSES = [secrets.token_hex(8)]  # this one last, after those that it is a fork of; numbers of processes come again
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _PROCESSES.append(secrets.token_hex(8)))
 _UNCOMPRESSED = 95.0  # the JPEG quality assumed where no trace of compression is found
 
 Rows = tuple[np.ndarray, np.ndarray | None]  # colors (rows, width, 1 or 3) and alpha (rows, width) or None, float32
@@ -147,6 +150,7 @@ class Restorer:
         self.takes_level = bool(self._color.config.get("level_map"))
         self._largest: int | None = None  # side of the tiles for which memory has been found to suffice
         self._process = os.getpid()
+        self._made_in = _PROCESSES[-1]
         self._batches = Batches(self._in_memory)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,8 +158,9 @@ class Restorer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._process != _IMPORTED_IN:  # made in another process, but not in one that this is a fork of
+        if self._made_in not in _PROCESSES:  # else made here, or in one that this is a fork of
             self._process = os.getpid()
+            self._made_in = _PROCESSES[-1]
         self._batches = Batches(self._in_memory)
         for one in (self._color, self._gray):  # copies of networks are not frozen
             if one is not None:

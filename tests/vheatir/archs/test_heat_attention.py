@@ -1,9 +1,12 @@
 """Forms of heat in gated blocks: values against the definition, gradients, any size, levels, export, frozen passes."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from vheatir.archs.heat_attention import ATTENTION, build_attention
@@ -194,6 +197,31 @@ def test_frozen_network_answers_the_same(form):
             narrow = net(image)
     error = (narrow - exact).square().mean().sqrt()
     assert narrow.dtype == torch.float32 and 0 < error < 0.03 * (exact - image).square().mean().sqrt()
+
+
+def _pruned(layer):
+    prune.random_unstructured(layer, "weight", 0.8)
+
+
+@pytest.mark.parametrize("mode", [lambda layer: layer.eval(), freeze], ids=["compared", "frozen"])
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        (_pruned, _pruned),
+        (lambda layer: None, lambda layer: layer.register_forward_hook(lambda *_: torch.ones(4, 5, 8))),
+    ],
+    ids=["pruned", "hook"],
+)
+def test_what_a_diffusivity_of_frequencies_depends_on_beside_parameters_is_seen(first, then, mode):
+    torch.manual_seed(0)
+    layer, x = build_attention("frequency", 8, (1.0, 4.0), 8), torch.randn(1, 4, 5, 8)
+    first(layer.to_k)
+    mode(layer)
+    with torch.no_grad():
+        before = layer(x)
+        then(layer.to_k)
+        assert not torch.equal(layer(x), before)
+        assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
 
 @pytest.mark.parametrize("form", FORMS)

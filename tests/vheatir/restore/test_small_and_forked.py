@@ -162,3 +162,50 @@ def test_a_restorer_can_be_copied_and_sent_to_another_process(tmp_path):
     (tmp_path / "restorer").write_bytes(pickle.dumps(restorer))
     subprocess.run([sys.executable, "-c", PICKLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
     np.testing.assert_allclose(np.load(tmp_path / "result.npy"), wanted[0], atol=1e-5)
+
+
+OTHER_CONTAINER = """
+import os, pickle, sys
+
+number = os.getpid
+os.getpid = lambda: int(sys.argv[1])  # of the first process of a container, as of the one in which it was made
+import torch, vheatir.restore.restorer
+
+os.getpid = number
+torch.set_num_threads(2)
+with open("restorer", "rb") as file:
+    pickle.load(file)._check_process()
+"""
+
+
+def test_a_restorer_may_come_from_another_container_whose_processes_have_the_same_numbers(tmp_path):
+    (tmp_path / "restorer").write_bytes(pickle.dumps(Restorer("denoise", device="cpu")))
+    arguments = [sys.executable, "-c", OTHER_CONTAINER, str(os.getpid())]
+    subprocess.run(arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
+
+
+FORK_OF_FORK = """
+import os, pickle
+import torch
+from vheatir import Restorer
+from vheatir.errors import UserError
+
+if os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+torch.set_num_threads(2)
+packed = pickle.dumps(Restorer("denoise", device="cpu"))
+pickle.loads(packed)._check_process()
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+torch.set_num_threads(2)
+try:
+    pickle.loads(packed)._check_process()
+except UserError:
+    os._exit(0)
+os._exit(3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks there")
+def test_a_restorer_that_is_sent_to_a_fork_of_a_fork_says_so_too():
+    subprocess.run([sys.executable, "-c", FORK_OF_FORK], env=os.environ | {"PYTHONPATH": ROOT}, timeout=300, check=True)

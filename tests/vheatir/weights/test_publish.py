@@ -108,6 +108,16 @@ def test_figures_of_other_weights_are_refused(publish, tmp_path, capsys):
     assert not (tmp_path / "tiny.safetensors").exists()
 
 
+def test_figures_of_an_ensemble_are_refused(publish, tmp_path, capsys):
+    publish()
+    file = evaluation(tmp_path / "figures.json", sha256(tmp_path / "tiny.safetensors"))
+    content = json.loads(file.read_text())
+    content["metadata"]["ensemble"] = True
+    file.write_text(json.dumps(content))
+    assert publish("--evaluation", file) == 2
+    assert "measured with --ensemble" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"results": []}'])
 def test_files_that_hold_no_figures_are_named(publish, tmp_path, capsys, text):
     (tmp_path / "figures.json").write_text(text)
