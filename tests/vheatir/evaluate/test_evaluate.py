@@ -252,7 +252,7 @@ def test_command_writes_table_and_json(images, tmp_path, capsys, monkeypatch):
     target = tmp_path / "deep" / "out.json"
     command = ["--task", "denoise", "--data", str(images), "--color", "--sigma", "15", "25.5", "--json", str(target)]
     assert evaluation.main([*command, "--weights", "mine", "--tile", "64", "--device", "cpu", "--limit", "2"]) == 0
-    assert asked == [("vheatir", "denoise", False, "mine", "cpu", 64, "float32")]
+    assert asked == [("vheatir", "denoise", False, "mine", "cpu", 64, "float32", False)]
     shown = capsys.readouterr()
     assert "sigma 25.5      2" in shown.out and shown.err == ""  # no progress line outside a terminal
     content = json.loads(target.read_text(encoding="utf-8"))
