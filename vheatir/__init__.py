@@ -36,7 +36,7 @@ _PUBLIC = {
     "bench": "vheatir.bench.api",
     "compare": "vheatir.compare.api",
     "evaluate": "vheatir.evaluate.api",
-    "export": "vheatir.export",
+    "export": "vheatir.export.api",
     "prepare": "vheatir.prepare.api",
     "restore": "vheatir.restore.api",
     "train": "vheatir.train.trainer",

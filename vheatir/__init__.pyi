@@ -4,7 +4,7 @@ from vheatir.archs.vheatir_arch import VHeatIR as VHeatIR
 from vheatir.bench.api import bench as bench
 from vheatir.compare.api import compare as compare
 from vheatir.evaluate.api import evaluate as evaluate
-from vheatir.export import export as export
+from vheatir.export.api import export as export
 from vheatir.kernels.dct import dct_matrix as dct_matrix
 from vheatir.kernels.dct import decay_map as decay_map
 from vheatir.kernels.diffusion.ops import diffuse as diffuse

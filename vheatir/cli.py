@@ -36,7 +36,11 @@ _TABLE = (
         "figures of images before and after restoring, by several methods, beside the truth",
     ),
     ("receptive-field", "vheatir.receptive_field", "which pixels a restored pixel depends on, with a figure"),
-    ("export", "vheatir.export", "write a network as ONNX, as a torch.export program or for the Hugging Face Hub"),
+    (
+        "export",
+        "vheatir.export.command",
+        "write a network as ONNX, as a program of PyTorch or for the Hugging Face Hub",
+    ),
     ("bench", "vheatir.bench.command", "measure speed and memory against the published formulation"),
     ("info", "vheatir.info", "versions, devices and which operator path would run"),
     ("serve", "vheatir.serve", "a local page: drop an image, restore, compare, download"),

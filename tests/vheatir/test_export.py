@@ -16,7 +16,8 @@ from vheatir.archs.vheatunet_arch import VHeatUNet
 from vheatir.backbone.layers.heat import HeatLayer
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
-from vheatir.export import _basis, _diffuse, decompositions
+from vheatir.export import api, decompositions, save
+from vheatir.export.graph import _basis, _diffuse
 from vheatir.kernels.diffusion.boundaries import BOUNDARIES, basis_of
 from vheatir.kernels.diffusion.ops import diffuse
 
@@ -93,15 +94,13 @@ def test_a_program_agrees_with_pytorch_and_runs_without_vheatir(tmp_path, monkey
 
 def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
     """Three stages halve the sides, as in the shipped weights: from 9x9 on, which docs/export.md says."""
-    from vheatir import export
-
     torch.manual_seed(0)
     shape = {"encoder": [0, 0, 0], "middle": 1, "decoder": [0, 0, 0], "attention": ["none", "none", "none", "heat"]}
     network = VHeatUNet(dim=8, **shape).eval()
     for value in network.parameters():
         if not value.any():
             torch.nn.init.normal_(value, std=0.3)
-    _, run = export.export_network(network, tmp_path / "net.pt2", {})
+    _, run = save.export_network(network, tmp_path / "net.pt2", {})
     for size in [(1, 9, 9), (3, 9, 100), (2, 17, 31)]:
         given = inputs(network, *size)
         with torch.no_grad():
@@ -109,19 +108,17 @@ def test_a_program_takes_images_whose_coarsest_maps_exceed_one_pixel(tmp_path):
     with pytest.raises(AssertionError, match=">= 9"):
         run(inputs(network, 1, 8, 9))
     with pytest.raises(UserError, match=r"is written, but does not run for --time 8: .*>= 9"):
-        export._timed(run, network, 8, tmp_path / "net.pt2")
+        api._timed(run, network, 8, tmp_path / "net.pt2")
 
 
 def test_an_onnx_file_that_does_not_run_is_said(tmp_path):
     """As where the memory is too small; here for a size that the file does not take."""
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    from vheatir import export
-
     network = VHeatIR(dim=8, depths=(1,)).eval()
-    run = export.save_onnx(network, tmp_path / "net.onnx", {})
+    run = save.save_onnx(network, tmp_path / "net.onnx", {})
     with pytest.raises(UserError, match=r"is written, but does not run for --time 8: .*ONNXRuntimeError"):
-        export._timed(lambda inputs: run([one[0] for one in inputs]), network, 8, tmp_path / "net.onnx")
+        api._timed(lambda inputs: run([one[0] for one in inputs]), network, 8, tmp_path / "net.onnx")
 
 
 def test_a_folder_for_the_hub_loads_by_the_mixin(tmp_path, monkeypatch):
@@ -201,20 +198,18 @@ def test_places_that_are_none_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):
-    from vheatir import export
-
     monkeypatch.chdir(tmp_path)
     network = saved("net.safetensors", "color")
     for target, reason in (("net.pb", ".onnx, .pt2"), ("net", ".onnx, .pt2")):
         assert vheatir_main(["export", "net.safetensors", "-o", target]) == 2
         assert reason in capsys.readouterr().err
     assert vheatir_main(["export", "none", "-o", "net.pt2"]) == 2
-    monkeypatch.setattr(export, "save_program", lambda network, path: path.touch() or (lambda given: given[0] + 1))
+    monkeypatch.setattr(save, "save_program", lambda network, path: path.touch() or (lambda given: given[0] + 1))
     with pytest.raises(UserError, match="differ from PyTorch's by"):
-        export.export_network(network, Path("net.pt2"), {})
+        save.export_network(network, Path("net.pt2"), {})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"vheatir\[export\]"):
-        export.export_network(network, Path("net.onnx"), {})
+        save.export_network(network, Path("net.onnx"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 

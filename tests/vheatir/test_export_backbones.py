@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.backbone.conftest import SMALL_MODELS
 from vheatir.backbone.models.create import create_model
 from vheatir.errors import UserError
-from vheatir.export import main
+from vheatir.export.command import main
 
 TINY = {"dims": [8, 16, 32, 64], "depths": [2, 1, 1, 1], "img_size": [32, 64], "num_classes": 5}
 

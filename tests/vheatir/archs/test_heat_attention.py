@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from vheatir.archs.heat_attention import ATTENTION, build_attention
 from vheatir.archs.vheatunet_arch import VHeatUNet, config_from_state_dict
 from vheatir.backbone import freeze
-from vheatir.export import trace
+from vheatir.export.graph import trace
 from vheatir.kernels.dct import dct_matrix
 from vheatir.kernels.reference import hco_reference
 

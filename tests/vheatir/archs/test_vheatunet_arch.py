@@ -12,7 +12,7 @@ from vheatir.archs.vheatir_arch import padded
 from vheatir.archs.vheatunet_arch import VHeatUNet, config_from_state_dict, gray_from_color
 from vheatir.backbone import freeze, kept_info
 from vheatir.backbone.layers.packed import Linear
-from vheatir.export import trace
+from vheatir.export.graph import trace
 from vheatir.kernels.reference import hco_reference
 
 TINY = {"dim": 4, "encoder": [1, 1], "middle": 1, "decoder": [1, 1], "attention": ["heat"] * 3}
