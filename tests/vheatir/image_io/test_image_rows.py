@@ -118,6 +118,43 @@ def test_premultiplied_colors_are_straight_inside_and_come_back(tmp_path, dtype)
     np.testing.assert_allclose(stored.raw(3, stored.floats(3, 20)[0]), array[3:20], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("by_rows", [None, 0])
+def test_premultiplied_colors_above_alpha_are_white_inside_and_come_back(tmp_path, dtype, by_rows):
+    """Such as glows of a renderer; divided by alpha they would be hundreds of times white, which nothing restores."""
+    top = 1 if dtype.startswith("float") else np.iinfo(dtype).max
+    array = pixels((30, 20, 4), dtype)
+    array[:9, :, 3], array[9:12, :, 3] = top / 255, 0
+    array[0, 0, :3] = 0
+    save(tmp_path / "in.tif", array, extrasamples=["assocalpha"])
+    stored = open_image(tmp_path / "in.tif", by_rows=by_rows)
+    colors, alpha = stored.floats(0, 30)
+    assert alpha is not None and colors.min() >= 0 and colors[alpha > 0].max() == 1
+    inside = (array[..., :3] <= array[..., 3:]) & (array[..., 3:] > 0)
+    straight = (array[..., :3] / array[..., 3:].clip(top / 255))[inside]
+    np.testing.assert_allclose(colors[inside], straight, rtol=1e-5)
+    np.testing.assert_allclose(stored.raw(0, colors), array, rtol=1e-6)
+    darker = stored.raw(0, colors * 0).astype(float)
+    np.testing.assert_allclose(darker[:9, :, :3], (array[:9, :, :3] - top / 255).clip(0), rtol=1e-5, atol=1e-7)
+    stored.close()
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", image)
+    if top == 1:  # floats hold them
+        np.testing.assert_allclose(tifffile.imread(tmp_path / "out.tif"), array, rtol=1e-6)
+    else:
+        assert image.pixels.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_where_alpha_is_below_zero_or_no_number_the_pixel_stays(tmp_path, kind):
+    """As resampling of floats leaves it beside an edge."""
+    array = pixels((4, 5, 4), "float32")
+    array[0, :, 3], array[1, :, 3], array[2, :, 3] = -0.01, np.nan, 0
+    save(tmp_path / "in.tif", array, extrasamples=[kind])
+    stored = open_image(tmp_path / "in.tif")
+    np.testing.assert_array_equal(stored.raw(0, stored.floats(0, 4)[0])[:3], array[:3])
+
+
 def photo_with_ifds(path, dtype, byteorder):
     """A TIFF with EXIF and GPS directories: by Pillow, or, of the byte order that Pillow does not write, by hand."""
     array = pixels((8, 9), dtype)
