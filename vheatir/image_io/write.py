@@ -23,6 +23,7 @@ from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
 QUALITY = 95  # of written JPEG and HEIC (with full-resolution color) and lossy WebP
+_XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"  # begins the segments of a JPEG that hold it
 _MOST_XMP = 65502  # bytes that a JPEG segment has for it
 _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
@@ -125,6 +126,11 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         notes.append("BMP has no place for color profile, EXIF and XMP; left out")
     if kind == "JPEG" and len(extras.get("xmp") or b"") > _MOST_XMP:
         notes.append(f"its XMP is longer than the {_MOST_XMP} bytes that a segment of a JPEG holds; left out")
+    jpeg = extras.get("jpeg")
+    if jpeg is not None and jpeg.trailer:
+        notes.append(
+            f"holds {len(jpeg.trailer)} bytes behind its image (such as the video of a motion photo); left out"
+        )
     texts = _texts_of_its_own(extras)
     if texts:
         notes.append(f"{' and '.join(texts)} are for its own format only; left out")
@@ -143,6 +149,8 @@ def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     markers = {marker for marker, _ in jpeg.segments} if jpeg is not None else set()
     if extras.get("comment") or COMMENT in markers:
         found.append("comments")
+    if jpeg is not None and any(payload.startswith(_XMP_EXTENSION) for _, payload in jpeg.segments):
+        found.append("extensions of XMP")
     if APP13 in markers or "metadata" in extras.get("heif", {}):
         found.append("IPTC data")
     chunks = extras.get("png_chunks") or ()

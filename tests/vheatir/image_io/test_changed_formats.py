@@ -213,6 +213,13 @@ def test_what_is_left_out_is_named(tmp_path):
     assert "XMP" in "; ".join(lost(extras, "BMP")) and "XMP" not in "; ".join(lost(extras, "TIFF"))
     Pillow.fromarray(smooth()).save(tmp_path / "a.jpg", comment=b"mine")
     assert "comments" in lost(read_image(tmp_path / "a.jpg").extras, "PNG")[0]
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + VIDEO)
+    named = lost(read_image(tmp_path / "a.jpg").extras, "PNG")
+    assert named[0].startswith(f"holds {len(VIDEO)} bytes behind its image") and "comments" in named[1]
+    extension = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + bytes(8) + b"<x/>"
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(extension) + 2).to_bytes(2) + extension + data[2:])
+    assert "extensions of XMP" in lost(read_image(tmp_path / "a.jpg").extras, "TIFF")[1]
     Pillow.fromarray(smooth()).save(tmp_path / "b.jpg")
     assert lost(read_image(tmp_path / "b.jpg").extras, "PNG") == ()
     tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=[(34735, 3, 4, (1, 1, 0, 0), True)])
