@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
+from vheatir.image_io.arrays import check_image
 from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, upright, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
@@ -35,9 +36,9 @@ def write_image(path: str | Path, image: Image) -> None:
     have a place for them XMP, resolution and numbers that describe the colors (`lost` says what is not).
 
     Raises:
-        TypeError: no `Image`.
+        TypeError: no `Image`, or pixels or alpha in it that are not floats.
         UserError: a suffix that is not written.
-        ValueError: the format cannot hold the bits, the alpha or the size.
+        ValueError: the format cannot hold the bits, the alpha or the size; pixels of another shape or NaN.
     """
     path = Path(path)
     if not isinstance(image, Image):
@@ -45,6 +46,7 @@ def write_image(path: str | Path, image: Image) -> None:
             f"{path}: expected an Image, got {type(image).__name__}; of an array of floats in [0, 1] make "
             "vheatir.image_io.Image(array)"
         )
+    _check_arrays(path, image)
     kind = written_format(path)
     if image.bit_depth not in DEPTHS[kind]:
         raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
@@ -54,6 +56,21 @@ def write_image(path: str | Path, image: Image) -> None:
         raise ValueError(f"{path}: {kind} cannot hold sides above {MOST_SIDE[kind]} pixels; write another format")
     channels = (1 if image.pixels.ndim == 2 else 3) + (image.alpha is not None)
     write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image, kind), image.extras)
+
+
+def _check_arrays(path: Path, image: Image) -> None:
+    """TypeError or ValueError with advice where pixels or alpha are not what `Image` says."""
+    check_image(image.pixels, f"{path}: pixels")
+    planes = {"pixels": image.pixels} | ({} if image.alpha is None else {"alpha": image.alpha})
+    for name, plane in planes.items():
+        if not isinstance(plane, np.ndarray) or not np.issubdtype(plane.dtype, np.floating):
+            got = plane.dtype if isinstance(plane, np.ndarray) else type(plane).__name__
+            advice = "bring integers to [0, 1] first, 8 bits with array.astype('float32') / 255"
+            raise TypeError(f"{path}: {name} must be floats in [0, 1], got {got}; {advice}")
+        if image.bit_depth != 32 and np.isnan(plane).any():
+            raise ValueError(f"{path}: {name} hold NaN, which only a TIFF of floats (bit_depth 32) can; replace it")
+    if image.alpha is not None and image.alpha.shape != image.pixels.shape[:2]:
+        raise ValueError(f"{path}: alpha has the shape {image.alpha.shape}, the pixels {image.pixels.shape[:2]}")
 
 
 def save_png(path: Path, image_u8: np.ndarray) -> None:
