@@ -141,6 +141,8 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         )
     if kind == "BMP" and (profile or exif or extras.get("xmp")):
         notes.append("BMP has no place for color profile, EXIF and XMP; left out")
+    if kind == "WEBP" and _is_for_gray(profile):
+        notes.append("its color profile is for gray, WebP holds gray as color; left out")
     if kind == "JPEG" and len(extras.get("xmp") or b"") > _MOST_XMP:
         notes.append(f"its XMP is longer than the {_MOST_XMP} bytes that a segment of a JPEG holds; left out")
     jpeg = extras.get("jpeg")
@@ -157,6 +159,11 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         except (ValueError, struct.error):
             notes.append("its EXIF data is damaged; all but the orientation is left out")
     return tuple(notes)
+
+
+def _is_for_gray(profile: bytes | None) -> bool:
+    """Whether a color profile explains numbers of gray alone, by the color space in its header."""
+    return (profile or b"")[16:20] == b"GRAY"
 
 
 def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
@@ -239,6 +246,8 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         file.write(_jpeg(image, options, extras.get("jpeg")))
         return
     if kind == "WEBP":
+        if _is_for_gray(options.get("icc_profile")):
+            del options["icc_profile"]
         options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
     encoded = io.BytesIO()  # into a file itself, Pillow's encoder of BMP takes no notice of a full disk
     image.save(encoded, kind, **options)

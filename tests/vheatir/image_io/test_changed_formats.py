@@ -247,6 +247,17 @@ def test_a_bmp_has_no_orientation_and_so_lies_upright(tmp_path, channels):
         assert np.array_equal(np.asarray(turned), np.rot90(pixels, -1))
 
 
+def test_a_profile_for_gray_is_not_put_beside_color(tmp_path):
+    profile = bytearray(PROFILE)
+    profile[16:20] = b"GRAY"
+    image = Image(smooth()[..., 0].astype(np.float32) / 255, extras={"icc_profile": bytes(profile)})
+    for suffix in (".jpg", ".png", ".tif", ".webp"):
+        write_image(tmp_path / f"a{suffix}", image)
+        kept = Pillow.open(tmp_path / f"a{suffix}").info.get("icc_profile")
+        assert kept == (None if suffix == ".webp" else bytes(profile))
+    assert "profile is for gray" in lost(image.extras, "WEBP")[0] and not lost(image.extras, "PNG")
+
+
 def test_light_levels_of_a_png_are_kept(tmp_path):
     levels = [(b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(range(8)))]
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, *(chunk(*level) for level in levels)))
