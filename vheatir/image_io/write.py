@@ -17,7 +17,7 @@ from vheatir.image_io.arrays import check_image
 from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, upright, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
-from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
+from vheatir.image_io.png import LIGHT_LEVELS, is_xmp, metadata_chunks, write_png
 from vheatir.image_io.tiff_exif import orientation_of, read_ifds
 from vheatir.image_io.tiff_info import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_write import write_tiff
@@ -178,6 +178,8 @@ def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     if APP13 in markers or "metadata" in extras.get("heif", {}):
         found.append("IPTC data")
     chunks = extras.get("png_chunks") or ()
+    if extras.get("heif", {}).keys() - {"metadata"} or any(kind in LIGHT_LEVELS for kind, _ in chunks):
+        found.append("light levels of HDR")
     if any(kind in (b"tEXt", b"zTXt") or (kind == b"iTXt" and not is_xmp(data)) for kind, data in chunks):
         found.append("texts")
     tiff = extras.get("tiff")

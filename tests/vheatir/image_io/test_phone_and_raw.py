@@ -163,7 +163,7 @@ def test_light_levels_and_further_metadata_of_a_heic_come_back(tmp_path):
     assert info["content_light_level"] == levels
     assert [(one["type"], one["data"]) for one in info["metadata"]] == [(block["type"], block["data"])]
     extras = read_image(tmp_path / "b.heic").extras
-    assert lost(extras, "PNG") == ("IPTC data are for its own format only; left out",)
+    assert lost(extras, "PNG") == ("IPTC data and light levels of HDR are for its own format only; left out",)
 
 
 def test_metadata_of_a_damaged_kind_is_left_out_with_a_note(tmp_path):
