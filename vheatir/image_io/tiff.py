@@ -190,6 +190,8 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
     """All pixels as stored, black 0: HW, or HWC of gray and alpha, RGB, RGBA."""
     _check_bounds(encoded, page)
     plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
+    if info.photometric == _YCBCR and int(page.compression) == 1:  # which Pillow takes for truncated
+        return _with_opencv(encoded, info, page)
     if not plain or int(page.compression) in (_OLD_JPEG, _JPEG):
         return _with_pillow(encoded, page)
     try:
@@ -227,7 +229,7 @@ def _with_pillow(encoded: Encoded, page: tifffile.TiffPage) -> np.ndarray:
 
 
 def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
-    """16 bits or floats in a compression that needs imagecodecs; OpenCV brings its own libtiff."""
+    """16 bits or floats in a compression that needs imagecodecs, or plain YCbCr; OpenCV brings its own libtiff."""
     array = None
     if page.index == 0 and (int(page.planarconfig) == 1 or page.samplesperpixel == 1):
         array = decode_with_opencv(_pixels_only(encoded, page), cv2.IMREAD_UNCHANGED)
@@ -243,6 +245,8 @@ def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> n
 def _undecodable(encoded: Encoded, page: tifffile.TiffPage) -> UserError:
     code = int(page.compression)
     name = getattr(page.compression, "name", "an unknown way")
+    if code == 1:
+        return UserError(f"{encoded.name}: the TIFF file is damaged, or of a kind that is not read; save it as RGB")
     return UserError(
         f"{encoded.name}: the TIFF file is compressed by {name} (number {code}) and cannot be decoded: it is "
         "damaged, or this kind needs `pip install imagecodecs`; else save it uncompressed, by LZW or by Deflate"
