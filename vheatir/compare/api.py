@@ -202,6 +202,10 @@ def _check_counts(count: int, degraded: Sequence[Path] | None, crops: Sequence["
     for name, given, allowed in (("--degraded", degraded, (count,)), ("--crop", crops, (1, count))):
         if given is not None and len(given) not in allowed:
             raise UserError(f"{name}: {len(given)} given for {count} images; expected one for each")
+    for crop in crops or ():
+        whole = len(crop) == 4 and all(isinstance(number, int | np.integer) for number in crop)
+        if not whole or min(crop[:2]) < 0 or min(crop[2:]) < 1:
+            raise UserError(f"--crop: expected whole X, Y >= 0 and WIDTH, HEIGHT >= 1 in pixels, got {crop}")
 
 
 def compare(  # long function: most of it says what its arguments mean

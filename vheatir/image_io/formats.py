@@ -163,8 +163,17 @@ class Stored:
     def has_alpha(self) -> bool:
         return self.channels in (2, 4)
 
-    def floats(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows as float32: colors (rows, width, 1 or 3) not multiplied with alpha, and alpha (rows, width) or None."""
+    def floats(self, start: int, stop: int, *, whole: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows as float32: colors (rows, width, 1 or 3) not multiplied with alpha, and alpha (rows, width) or None.
+
+        Premultiplied colors may lie above alpha, as light that is added does. Divided by it they would be far beyond
+        white, so they are cut there; `raw` adds what was cut.
+
+        Args:
+            start: first row.
+            stop: row behind the last one.
+            whole: divide without cutting.
+        """
         raw = self.rows(start, stop)
         values = raw.astype(np.float32)
         if self.bit_depth != 32:
@@ -174,7 +183,8 @@ class Stored:
         colors = values[..., :-1]
         alpha = values[..., -1]
         if self.premultiplied:
-            colors = colors / np.where(alpha > 0, alpha, 1)[..., None]
+            straight = colors / np.where(alpha > 0, alpha, 1)[..., None]
+            colors = straight if whole else straight.clip(np.minimum(colors, 0), np.maximum(colors, 1))
         return colors, alpha
 
     def eight_bits(self, name: str) -> np.ndarray:
@@ -215,13 +225,22 @@ class Stored:
         if not self.has_alpha:
             return to_integers(colors, self.bit_depth)
         old = self.rows(start, start + len(colors))
-        hidden = old[..., -1] == 0
+        hidden = ~(old[..., -1] > 0)  # floats may be below, or no numbers
         if self.premultiplied:
-            scale = np.float32(1 if self.bit_depth == 32 else 2**self.bit_depth - 1)
-            colors = colors * (old[..., -1:] / scale)
+            values = old / np.float32(1 if self.bit_depth == 32 else 2**self.bit_depth - 1)
+            colors = colors * values[..., -1:] + _beyond(values[..., :-1], values[..., -1])
         block = np.concatenate([to_integers(colors, self.bit_depth).astype(old.dtype), old[..., -1:]], axis=2)
         block[hidden] = old[hidden]
         return block
+
+
+def _beyond(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """What of premultiplied colors (rows, width, 1 or 3) is beyond white, and below black, under alpha (rows, width).
+
+    White is 1, or the color itself where that is more, as in floats.
+    """
+    share = np.where(alpha > 0, alpha, 1)[..., None]
+    return colors - colors.clip(share * np.minimum(colors, 0), share * np.maximum(colors, 1))
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:

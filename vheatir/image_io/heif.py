@@ -133,6 +133,10 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
         array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
     kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
+    if "xmp" in kept:
+        described = {"xmp": kept["xmp"]}
+        pillow_heif.set_orientation(described)  # the encoder would turn the image by what XMP says and EXIF does not
+        kept["xmp"] = described["xmp"]
     kept |= extras.get("heif") or {}
     nclx = extras.get("nclx")
     if not nclx and extras.get("cicp"):  # of RGB files, whose numbers name no matrix

@@ -31,7 +31,8 @@ _OPENCV = {GRAY: cv2.IMREAD_UNCHANGED, RGB: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_AN
 
 # What describes the image whatever its bit depth and color type; chunks such as bKGD and sBIT depend on them.
 _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
-_KEPT += (b"mDCV", b"cLLI", b"mDCv", b"cLLi")  # light levels of HDR, also as drafts of the standard spelled them
+LIGHT_LEVELS = (b"mDCV", b"cLLI", b"mDCv", b"cLLi")  # of HDR, also as drafts of the standard spelled them
+_KEPT += LIGHT_LEVELS
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
 _XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # keyword, not compressed, no language, no translation

@@ -53,7 +53,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read an image file of one of `FORMATS`; see `open_image` for what is refused."""
     stored = open_image(path, max_pixels=max_pixels)
     try:
-        pixels, alpha = stored.floats(0, stored.height)
+        pixels, alpha = stored.floats(0, stored.height, whole=stored.bit_depth == 32)
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read it") from None
     finally:

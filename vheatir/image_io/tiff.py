@@ -17,8 +17,8 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import ASCII, ORIENTATION, POINTERS, Entry, reaches_beyond_end, read_ifds
-from vheatir.image_io.tiff_info import MIN_IS_WHITE, RGB, TiffInfo, inverted, metadata_of
+from vheatir.image_io.tiff_exif import ASCII, BYTE, ORIENTATION, POINTERS, Entry, reaches_beyond_end, read_ifds
+from vheatir.image_io.tiff_info import MIN_IS_WHITE, RGB, STARS, TEXTS_OF_WINDOWS, TiffInfo, inverted, metadata_of
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
@@ -42,10 +42,11 @@ _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
 
 # Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC; names of
-# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data.
+# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data; what Windows writes.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
+_KEPT += (*STARS, *TEXTS_OF_WINDOWS)
 _LAYERS = 37724  # Photoshop's, which show the image as it was
 _PRIVATE = 32768  # numbers from here on are tags that companies and programs have had registered
 _OF_PIXELS = (32995, 32996, 32997, 32998, 33421, 33422)  # alpha, samples, depth and color filters, by private numbers
@@ -150,7 +151,7 @@ def _bit_depth(sample: tuple[int, int]) -> int:
 def _tag(encoded: Encoded, tag: tifffile.TiffTag) -> tuple:
     """A tag as tifffile writes it. Texts are copied as bytes: many programs write other letters than ASCII there."""
     value = tag.value
-    if int(tag.dtype) == ASCII:
+    if int(tag.dtype) == ASCII or (tag.code in TEXTS_OF_WINDOWS and int(tag.dtype) == BYTE):
         encoded.file.seek(tag.valueoffset)
         value = encoded.file.read(tag.count)
     return tag.code, int(tag.dtype), tag.count, value, True
@@ -189,6 +190,8 @@ def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndar
     """All pixels as stored, black 0: HW, or HWC of gray and alpha, RGB, RGBA."""
     _check_bounds(encoded, page)
     plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
+    if info.photometric == _YCBCR and int(page.compression) == 1:  # which Pillow takes for truncated
+        return _with_opencv(encoded, info, page)
     if not plain or int(page.compression) in (_OLD_JPEG, _JPEG):
         return _with_pillow(encoded, page)
     try:
@@ -226,7 +229,7 @@ def _with_pillow(encoded: Encoded, page: tifffile.TiffPage) -> np.ndarray:
 
 
 def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
-    """16 bits or floats in a compression that needs imagecodecs; OpenCV brings its own libtiff."""
+    """16 bits or floats in a compression that needs imagecodecs, or plain YCbCr; OpenCV brings its own libtiff."""
     array = None
     if page.index == 0 and (int(page.planarconfig) == 1 or page.samplesperpixel == 1):
         array = decode_with_opencv(_pixels_only(encoded, page), cv2.IMREAD_UNCHANGED)
@@ -242,6 +245,8 @@ def _with_opencv(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> n
 def _undecodable(encoded: Encoded, page: tifffile.TiffPage) -> UserError:
     code = int(page.compression)
     name = getattr(page.compression, "name", "an unknown way")
+    if code == 1:
+        return UserError(f"{encoded.name}: the TIFF file is damaged, or of a kind that is not read; save it as RGB")
     return UserError(
         f"{encoded.name}: the TIFF file is compressed by {name} (number {code}) and cannot be decoded: it is "
         "damaged, or this kind needs `pip install imagecodecs`; else save it uncompressed, by LZW or by Deflate"

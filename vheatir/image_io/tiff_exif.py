@@ -14,6 +14,7 @@ _INTEROPERABILITY = 40965  # inside EXIF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 ORIENTATION = 274
 _EXIF = b"Exif\0\0"
+BYTE = 1
 ASCII = 2
 SHORT = 3
 _LONG = 4

@@ -10,6 +10,7 @@ import numpy as np
 from vheatir.image_io.formats import usable_dpi
 from vheatir.image_io.tiff_exif import (
     ASCII,
+    BYTE,
     ORIENTATION,
     SHORT,
     Entry,
@@ -22,9 +23,11 @@ from vheatir.image_io.tiff_exif import (
 # PhotometricInterpretation
 MIN_IS_WHITE = 0
 RGB = 2
-_IN_EXIF = (270, 271, 272, 305, 306, 315, 33432)  # texts that EXIF of other formats holds too
+_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)  # that EXIF of other formats holds too
+TEXTS_OF_WINDOWS = (40091, 40092, 40093, 40094, 40095)  # title, comment, author, keywords, subject, in bytes
+STARS = (18246, 18249)  # rating as a number of stars and as a percentage, by Windows too
 _XMP = 700
-IN_OTHER_FORMATS = frozenset({*_IN_EXIF, _XMP, ORIENTATION})
+IN_OTHER_FORMATS = frozenset({*_TEXTS, *TEXTS_OF_WINDOWS, *STARS, _XMP, ORIENTATION})
 _PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
 
 
@@ -50,8 +53,12 @@ class TiffInfo:
 
 def metadata_of(info: TiffInfo) -> dict[str, Any]:
     """What other formats can carry of a TIFF's metadata: EXIF, XMP, dots per inch."""
-    texts = [tag for tag in info.tags if tag[0] in _IN_EXIF and isinstance(tag[3], bytes)]
-    entries = [Entry(code, kind, count, value) for code, kind, count, value, _ in texts]
+    entries = []
+    for code, kind, count, value, _ in info.tags:
+        if code in (*_TEXTS, *TEXTS_OF_WINDOWS) and isinstance(value, bytes):
+            entries.append(Entry(code, kind, count, value))
+        elif code in STARS and kind == SHORT and isinstance(value, int):
+            entries.append(Entry(code, SHORT, 1, struct.pack(info.byteorder + "HH", value, 0)))
     if info.orientation != 1:
         entries.append(Entry(ORIENTATION, SHORT, 1, struct.pack(info.byteorder + "HH", info.orientation, 0)))
     found: dict[str, Any] = {"exif": exif_block(info.byteorder, entries, info.ifds)}
@@ -82,11 +89,7 @@ def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> 
             info.byteorder = "<" if order == "<" else ">"
         except (ValueError, struct.error):
             first = []  # all but the orientation is lost, which `vheatir.image_io.write.lost` says
-        info.tags = [
-            (entry.tag, ASCII, entry.count, entry.value[: entry.count], True)
-            for entry in first
-            if entry.tag in _IN_EXIF and entry.kind == ASCII and entry.count
-        ]
+        info.tags = [tag for entry in first for tag in _tags_of(entry, info.byteorder)]
         info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
     if extras.get("xmp"):
         info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
@@ -94,6 +97,16 @@ def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> 
     if dpi:
         info.resolution = (dpi, 2)
     return info
+
+
+def _tags_of(entry: Entry, order: str) -> list[tuple]:
+    """An entry of EXIF's first directory as tifffile takes it; none where it is not for a TIFF."""
+    text = entry.kind == ASCII and entry.tag in _TEXTS
+    if entry.count and (text or (entry.kind == BYTE and entry.tag in TEXTS_OF_WINDOWS)):
+        return [(entry.tag, entry.kind, entry.count, entry.value[: entry.count], True)]
+    if entry.tag in STARS and entry.kind == SHORT and entry.count == 1:
+        return [(entry.tag, SHORT, 1, struct.unpack_from(order + "H", entry.value)[0], True)]
+    return []
 
 
 def inverted(values: np.ndarray, info: TiffInfo) -> np.ndarray:

@@ -12,13 +12,14 @@ from vheatir.image_io.tiff_exif import append_ifds
 from vheatir.image_io.tiff_info import MIN_IS_WHITE, TiffInfo, inverted
 
 _STRIP_BYTES = 1 << 18  # of written strips, before compression
+_MOST_CLASSIC = (1 << 32) - (1 << 25)  # bytes of pixels; behind 4 GiB only a BigTIFF has positions
 
 
 def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.ndarray], info: TiffInfo) -> None:
     """Write blocks of rows, (rows, width, channels) in `info.dtype`, with the tags of the file they were made from.
 
-    Black is 0 in the blocks, also where it is not in
-    the file. The file must be readable too.
+    Black is 0 in the blocks, also where it is not in the file. The file must be readable too. It is a BigTIFF where
+    the pixels need one, compressed ones as well, whose size shows at the end only.
 
     Args:
         file: opened for writing and reading.
@@ -40,6 +41,7 @@ def write_tiff(file: BinaryIO, shape: tuple[int, int, int], blocks: Iterable[np.
         shape=shape if channels > 1 else shape[:2],
         dtype=dtype,
         byteorder=info.byteorder,
+        bigtiff=height * width * channels * dtype.itemsize > _MOST_CLASSIC,
         rowsperstrip=min(rows, height),
         photometric="rgb" if channels >= 3 else gray,
         planarconfig="contig" if channels > 1 else None,

@@ -13,16 +13,18 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vheatir.errors import UserError
+from vheatir.image_io.arrays import check_image
 from vheatir.image_io.formats import DEPTHS, MOST_SIDE, Image, blocks_of, upright, usable_dpi, written_format
 from vheatir.image_io.heif import write_heif
 from vheatir.image_io.jpeg import APP13, COMMENT, JpegInfo, exif_segments, with_metadata
-from vheatir.image_io.png import is_xmp, metadata_chunks, write_png
+from vheatir.image_io.png import LIGHT_LEVELS, is_xmp, metadata_chunks, write_png
 from vheatir.image_io.tiff_exif import orientation_of, read_ifds
 from vheatir.image_io.tiff_info import IN_OTHER_FORMATS, TiffInfo, info_of
 from vheatir.image_io.tiff_write import write_tiff
 from vheatir.utils.files import atomic_open
 
 QUALITY = 95  # of written JPEG and HEIC (with full-resolution color) and lossy WebP
+_XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"  # begins the segments of a JPEG that hold it
 _MOST_XMP = 65502  # bytes that a JPEG segment has for it
 _DTYPES = {8: "uint8", 16: "uint16", 32: "float32"}
 
@@ -34,9 +36,9 @@ def write_image(path: str | Path, image: Image) -> None:
     have a place for them XMP, resolution and numbers that describe the colors (`lost` says what is not).
 
     Raises:
-        TypeError: no `Image`.
+        TypeError: no `Image`, or pixels or alpha in it that are not floats.
         UserError: a suffix that is not written.
-        ValueError: the format cannot hold the bits, the alpha or the size.
+        ValueError: the format cannot hold the bits, the alpha or the size; pixels of another shape or NaN.
     """
     path = Path(path)
     if not isinstance(image, Image):
@@ -44,6 +46,7 @@ def write_image(path: str | Path, image: Image) -> None:
             f"{path}: expected an Image, got {type(image).__name__}; of an array of floats in [0, 1] make "
             "vheatir.image_io.Image(array)"
         )
+    _check_arrays(path, image)
     kind = written_format(path)
     if image.bit_depth not in DEPTHS[kind]:
         raise ValueError(f"{path}: {kind} cannot hold {image.bit_depth} bits; set bit_depth to one of {DEPTHS[kind]}")
@@ -53,6 +56,21 @@ def write_image(path: str | Path, image: Image) -> None:
         raise ValueError(f"{path}: {kind} cannot hold sides above {MOST_SIDE[kind]} pixels; write another format")
     channels = (1 if image.pixels.ndim == 2 else 3) + (image.alpha is not None)
     write_blocks(path, (*image.pixels.shape[:2], channels), image.bit_depth, blocks_of(image, kind), image.extras)
+
+
+def _check_arrays(path: Path, image: Image) -> None:
+    """TypeError or ValueError with advice where pixels or alpha are not what `Image` says."""
+    check_image(image.pixels, f"{path}: pixels")
+    planes = {"pixels": image.pixels} | ({} if image.alpha is None else {"alpha": image.alpha})
+    for name, plane in planes.items():
+        if not isinstance(plane, np.ndarray) or not np.issubdtype(plane.dtype, np.floating):
+            got = plane.dtype if isinstance(plane, np.ndarray) else type(plane).__name__
+            advice = "bring integers to [0, 1] first, 8 bits with array.astype('float32') / 255"
+            raise TypeError(f"{path}: {name} must be floats in [0, 1], got {got}; {advice}")
+        if image.bit_depth != 32 and np.isnan(plane).any():
+            raise ValueError(f"{path}: {name} hold NaN, which only a TIFF of floats (bit_depth 32) can; replace it")
+    if image.alpha is not None and image.alpha.shape != image.pixels.shape[:2]:
+        raise ValueError(f"{path}: alpha has the shape {image.alpha.shape}, the pixels {image.pixels.shape[:2]}")
 
 
 def save_png(path: Path, image_u8: np.ndarray) -> None:
@@ -123,8 +141,15 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         )
     if kind == "BMP" and (profile or exif or extras.get("xmp")):
         notes.append("BMP has no place for color profile, EXIF and XMP; left out")
+    if kind == "WEBP" and _is_for_gray(profile):
+        notes.append("its color profile is for gray, WebP holds gray as color; left out")
     if kind == "JPEG" and len(extras.get("xmp") or b"") > _MOST_XMP:
         notes.append(f"its XMP is longer than the {_MOST_XMP} bytes that a segment of a JPEG holds; left out")
+    jpeg = extras.get("jpeg")
+    if jpeg is not None and jpeg.trailer:
+        notes.append(
+            f"holds {len(jpeg.trailer)} bytes behind its image (such as the video of a motion photo); left out"
+        )
     texts = _texts_of_its_own(extras)
     if texts:
         notes.append(f"{' and '.join(texts)} are for its own format only; left out")
@@ -136,6 +161,11 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _is_for_gray(profile: bytes | None) -> bool:
+    """Whether a color profile explains numbers of gray alone, by the color space in its header."""
+    return (profile or b"")[16:20] == b"GRAY"
+
+
 def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     """What only the format that an image came in holds, by name."""
     found = []
@@ -143,9 +173,13 @@ def _texts_of_its_own(extras: dict[str, Any]) -> list[str]:
     markers = {marker for marker, _ in jpeg.segments} if jpeg is not None else set()
     if extras.get("comment") or COMMENT in markers:
         found.append("comments")
+    if jpeg is not None and any(payload.startswith(_XMP_EXTENSION) for _, payload in jpeg.segments):
+        found.append("extensions of XMP")
     if APP13 in markers or "metadata" in extras.get("heif", {}):
         found.append("IPTC data")
     chunks = extras.get("png_chunks") or ()
+    if extras.get("heif", {}).keys() - {"metadata"} or any(kind in LIGHT_LEVELS for kind, _ in chunks):
+        found.append("light levels of HDR")
     if any(kind in (b"tEXt", b"zTXt") or (kind == b"iTXt" and not is_xmp(data)) for kind, data in chunks):
         found.append("texts")
     tiff = extras.get("tiff")
@@ -214,6 +248,8 @@ def _encode(file: BinaryIO, array: np.ndarray, kind: str, extras: dict[str, Any]
         file.write(_jpeg(image, options, extras.get("jpeg")))
         return
     if kind == "WEBP":
+        if _is_for_gray(options.get("icc_profile")):
+            del options["icc_profile"]
         options |= {"quality": QUALITY, "lossless": bool(extras.get("lossless")), "exact": True, "method": 4}
     encoded = io.BytesIO()  # into a file itself, Pillow's encoder of BMP takes no notice of a full disk
     image.save(encoded, kind, **options)

@@ -73,8 +73,9 @@ def psnrb(restored: np.ndarray, target: np.ndarray, *, border: int = 0, luma: bo
     with D_b, D_n the sums of squared differences of neighbors across and inside block edges, each divided by its
     number of pairs. As in the public code of quantization-guided JPEG artifact correction (QGAC), which later tables
     follow, the number of pairs across edges is H (W // 8 - 1) + W (H // 8 - 1), exact only for sides that are
-    multiples of 8. The grid starts at the corner of the uncut image. Below 16 pixels on both sides there is no edge
-    to count, and PSNR-B is PSNR.
+    multiples of 8. That would be none for a side of 9 to 15 pixels, which has one edge; there, and where a border
+    that is no multiple of 8 is cut off, edges are counted as they are. The grid starts at the corner of the uncut
+    image. Without an edge, up to 8 pixels on both sides, PSNR-B is PSNR.
 
     Args:
         restored: HWC RGB or HW, uint8.
@@ -211,7 +212,7 @@ def _psnrb(restored: np.ndarray, target: np.ndarray, border: int) -> float:
 def _blocking(plane: np.ndarray, phase: int) -> float:
     """The blocking effect factor of one plane whose first `phase` pixels of the 8x8 grid were cut off, on both axes."""
     height, width = plane.shape
-    edge_pairs = height * max(width // BLOCK - 1, 0) + width * max(height // BLOCK - 1, 0)
+    edge_pairs = height * _edges(width, phase) + width * _edges(height, phase)
     if edge_pairs == 0:
         return 0.0
     steps = [np.sum(np.diff(plane, axis=1) ** 2, axis=0), np.sum(np.diff(plane, axis=0) ** 2, axis=1)]  # per position
@@ -220,3 +221,9 @@ def _blocking(plane: np.ndarray, phase: int) -> float:
     inside_pairs = height * (width - 1) + width * (height - 1) - edge_pairs
     excess = across / edge_pairs - inside / inside_pairs
     return math.log2(BLOCK) / math.log2(min(height, width)) * excess if excess > 0 and min(height, width) > 1 else 0.0
+
+
+def _edges(side: int, phase: int) -> int:
+    """Block edges along a side as QGAC counts them; as they are where that leaves some out of a short or cut side."""
+    counted = side // BLOCK - 1
+    return counted if counted > 0 and phase == 0 else len(range(BLOCK - 1 - phase, side - 1, BLOCK))

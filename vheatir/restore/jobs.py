@@ -4,6 +4,8 @@ import glob
 import itertools
 import os
 import posixpath
+import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
@@ -13,7 +15,7 @@ from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
 from vheatir.restore.locations import Location, Url, location
 from vheatir.restore.video.formats import RESTORED, is_clip, written_name
-from vheatir.utils.files import files_below, may_be_file, refuse_folder
+from vheatir.utils.files import TEMPORARY_PREFIX, files_below, may_be_file, refuse_folder
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
@@ -55,7 +57,7 @@ def plan_file(source: str | Path | Url, target: str | Path | Url) -> Job:
 def plan_jobs(
     inputs: Sequence[str | Path], out: str | Path | Url, passed_over: "Counter[str] | None" = None
 ) -> list[Job]:
-    """What is read and where it goes; nothing is written here.
+    """What is read and where it goes; nothing stays written here.
 
     A file goes to OUT/name; of a folder, every image at any depth, in linked folders too, goes to
     OUT/path-below-that-folder. Clips are taken where they are named or matched by a glob, not out of folders. Hidden
@@ -68,8 +70,8 @@ def plan_jobs(
         passed_over: gets the number of files in folders and of patterns, by suffix, that are of none of our formats.
 
     Raises:
-        UserError: an input that does not exist, a glob or folder without images, two inputs with one target, or a
-            target that is an input.
+        UserError: an input that does not exist, a glob or folder without images, two inputs with one target (or with
+            two that are one where OUT ignores case), or a target that is an input.
     """
     out, passed_over = location(out), Counter() if passed_over is None else passed_over
     if isinstance(out, Path) and out.exists() and not out.is_dir():
@@ -87,6 +89,7 @@ def plan_jobs(
                     "nothing was done, restore them into different folders"
                 )
     _check_targets(jobs.values())
+    _check_case(jobs.values(), out)
     return list(jobs.values())
 
 
@@ -199,17 +202,53 @@ def _folder_jobs(folder: Path, out: Location, passed_over: "Counter[str]") -> It
         raise UserError(f"{folder}: the folder holds no images ({', '.join(FORMATS)})")
 
 
+def _is_one_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def _real(path: Location) -> Location:
     """Where a path really is, whatever way it is written."""
     return path.full(path.open()[1]) if isinstance(path, Url) else Path(os.path.realpath(path))
 
 
+def _check_case(jobs: Iterable[Job], out: Location) -> None:
+    """UserError where two targets differ in case only and OUT does not tell it, as USB sticks and Macs do not."""
+    known: dict[str, Job] = {}
+    pairs = [(known.setdefault(_without_case(job.target), job), job) for job in jobs]
+    alike = [(other, job) for other, job in pairs if other is not job]
+    if alike and isinstance(out, Path) and _ignores_case(out):
+        other, job = alike[0]
+        raise UserError(
+            f"{other.source} and {job.source} would both be written to {job.target}, where upper and lower case are "
+            "the same; nothing was done, restore them into different folders"
+        )
+
+
+def _without_case(where: Location) -> str:
+    """The same for all names that some file system takes for one."""
+    return unicodedata.normalize("NFC", str(where)).casefold()
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether names that differ in case only are one file there; False where that cannot be tried."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=TEMPORARY_PREFIX) as probe:
+            path = Path(probe.name)
+            return path.with_name(path.name.upper()).exists()
+    except OSError:
+        return False
+
+
 def _check_targets(jobs: Iterable[Job]) -> None:
     jobs = list(jobs)
     sources = {_real(job.source) for job in jobs}
+    alike = {_without_case(source): source for source in sources if isinstance(source, Path)}
     targets = {job.target for job in jobs}
     for job in jobs:
-        if _real(job.target) in sources:
+        real = _real(job.target)
+        other = alike.get(_without_case(real))
+        if real in sources or (other is not None and isinstance(real, Path) and _is_one_file(real, other)):
             raise UserError(f"{job.target} is an input and would be overwritten; nothing was done, choose another -o")
         if isinstance(job.target, Path) and job.target.is_dir():
             raise UserError(

@@ -134,7 +134,7 @@ def _read(path: Path, *, torn: bool) -> dict[str, dict[str, Any]]:
             line = json.loads(text)
             key = _key(line["input"], line.get("folder"))
             lines[key] = {"output": line["output"], "status": line["status"], **line}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if torn and number == len(texts):
                 break
             raise UserError(f"{path}: line {number} is not one of a manifest; give another file") from error

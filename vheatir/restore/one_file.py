@@ -98,7 +98,8 @@ def restore_file(
     if format_of(source) != format_of(target):
         notes += lost(stored.extras, format_of(target))
     if level.is_good:
-        notes.append(f"quality {GOOD_QUALITY} or better: left as it is; --quality {GOOD_QUALITY - 1} restores it")
+        advice = f"`vheatir restore --quality {GOOD_QUALITY - 1}` restores it"  # also read on the page of `serve`
+        notes.append(f"quality {GOOD_QUALITY} or better: left as it is; {advice}")
     if format_of(source) not in DEPTHS:
         notes.append(f"{format_of(source)} files are only read; the result is a {format_of(target)} file")
     return Outcome("done", level=level.text, notes=notes, seconds=round(time.monotonic() - begun, 3))

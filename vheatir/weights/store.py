@@ -126,8 +126,8 @@ def configured(network_g: Mapping[str, Any], source: str | Path | None) -> dict[
 def _config(path: Path, text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: its configuration is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # the second of tables in tables, a thousand deep
+        raise UserError(f"{path}: its configuration is not JSON that can be read ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: its configuration is not a table of constructor arguments")
     values = [item for value in config.values() for item in (value if isinstance(value, list) else [value])]

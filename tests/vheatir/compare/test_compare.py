@@ -127,6 +127,12 @@ def test_several_images_and_gray(photo, small_weights, tmp_path):
     assert list(images[0]["scores"]) == ["NL-means", "small"]
 
 
+@pytest.mark.parametrize("crop", [(-5, 0, 10, 10), (0, 0, 0, 5), (0.5, 0, 9, 9), (0, 0, 9)], ids=str)
+def test_a_crop_that_is_none_is_refused_before_the_work(photo, tmp_path, crop):
+    with pytest.raises(UserError, match="--crop: expected whole X, Y"):
+        vheatir.compare([photo], [tmp_path / "x.png"], task="denoise", sigma=25, methods=["input"], crops=[crop])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

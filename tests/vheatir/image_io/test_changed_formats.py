@@ -17,6 +17,8 @@ from vheatir.image_io.write import lost
 
 VIDEO = b"\0\0\0\x18ftypmp42" + b"V" * 3000
 TEXTS = {271: "Maker", 272: "Model 5", 315: "Ångström".encode().decode("latin-1"), 33432: "me"}
+TEXTS |= {316: "a phone", 18246: 4, 18249: 75}  # the last two are stars, as Windows' Explorer writes them
+TEXTS |= {tag: f"Wörter {tag}\0".encode("utf-16le") for tag in range(40091, 40096)}  # and its title, keywords, ...
 MOST = 60000
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -162,7 +164,7 @@ def described(path):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("through", [(".jpg", ".tif"), (".tif", ".jpg"), (".tif", ".png"), (".webp", ".tif", ".jpg")])
+@pytest.mark.parametrize("through", [(".tif", ".tif"), (".tif", ".jpg"), (".tif", ".png"), (".webp", ".tif", ".jpg")])
 def test_exif_survives_changes_of_format(tmp_path, through, order):
     exif = exif_of_camera(order)
     Pillow.fromarray(smooth()).save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300), icc_profile=PROFILE)
@@ -173,6 +175,8 @@ def test_exif_survives_changes_of_format(tmp_path, through, order):
         after = tmp_path / f"{number}{suffix}"
         write_image(after, read_image(before))
         assert described(after) == expected, suffix
+        assert not any("tags" in note for note in read_image(after).notes)
+        assert not any("tags" in note for note in lost(read_image(after).extras, "JPEG"))
         before = after
     assert Pillow.open(before).info["icc_profile"] == PROFILE
 
@@ -209,6 +213,13 @@ def test_what_is_left_out_is_named(tmp_path):
     assert "XMP" in "; ".join(lost(extras, "BMP")) and "XMP" not in "; ".join(lost(extras, "TIFF"))
     Pillow.fromarray(smooth()).save(tmp_path / "a.jpg", comment=b"mine")
     assert "comments" in lost(read_image(tmp_path / "a.jpg").extras, "PNG")[0]
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + VIDEO)
+    named = lost(read_image(tmp_path / "a.jpg").extras, "PNG")
+    assert named[0].startswith(f"holds {len(VIDEO)} bytes behind its image") and "comments" in named[1]
+    extension = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + bytes(8) + b"<x/>"
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(extension) + 2).to_bytes(2) + extension + data[2:])
+    assert "extensions of XMP" in lost(read_image(tmp_path / "a.jpg").extras, "TIFF")[1]
     Pillow.fromarray(smooth()).save(tmp_path / "b.jpg")
     assert lost(read_image(tmp_path / "b.jpg").extras, "PNG") == ()
     tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=[(34735, 3, 4, (1, 1, 0, 0), True)])
@@ -236,11 +247,23 @@ def test_a_bmp_has_no_orientation_and_so_lies_upright(tmp_path, channels):
         assert np.array_equal(np.asarray(turned), np.rot90(pixels, -1))
 
 
+def test_a_profile_for_gray_is_not_put_beside_color(tmp_path):
+    profile = bytearray(PROFILE)
+    profile[16:20] = b"GRAY"
+    image = Image(smooth()[..., 0].astype(np.float32) / 255, extras={"icc_profile": bytes(profile)})
+    for suffix in (".jpg", ".png", ".tif", ".webp"):
+        write_image(tmp_path / f"a{suffix}", image)
+        kept = Pillow.open(tmp_path / f"a{suffix}").info.get("icc_profile")
+        assert kept == (None if suffix == ".webp" else bytes(profile))
+    assert "profile is for gray" in lost(image.extras, "WEBP")[0] and not lost(image.extras, "PNG")
+
+
 def test_light_levels_of_a_png_are_kept(tmp_path):
     levels = [(b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(range(8)))]
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, *(chunk(*level) for level in levels)))
     write_image(tmp_path / "b.png", read_image(tmp_path / "a.png"))
-    assert read_image(tmp_path / "b.png").extras["png_chunks"] == levels
+    image = read_image(tmp_path / "b.png")
+    assert image.extras["png_chunks"] == levels and "light levels of HDR are" in "; ".join(lost(image.extras, "HEIF"))
 
 
 def test_numbers_that_describe_colors_are_kept_or_named(tmp_path):

@@ -239,6 +239,27 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, image, reason):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("how", "error", "reason"),
+    [
+        ({"pixels": np.ones((6, 9, 4), np.float32)}, ValueError, r"HWC with 3 channels or HW, got shape \(6, 9, 4\)"),
+        ({"pixels": np.ones((6, 9, 1), np.float32)}, ValueError, r"got shape \(6, 9, 1\)"),
+        ({"pixels": np.ones((6, 9, 3), np.uint8)}, TypeError, "pixels must be floats in .*, got uint8; bring"),
+        ({"pixels": [[1.0]]}, TypeError, "pixels must be a NumPy array, got list"),
+        ({"pixels": np.full((6, 9), np.nan)}, ValueError, "pixels hold NaN"),
+        ({"pixels": np.ones((6, 9)), "alpha": np.ones((6, 9), np.uint8)}, TypeError, "alpha must be floats"),
+        ({"pixels": np.ones((6, 9)), "alpha": np.ones((6, 8))}, ValueError, r"alpha has the shape \(6, 8\)"),
+    ],
+    ids=["RGBA", "one channel", "8 bits", "list", "NaN", "alpha of 8 bits", "alpha of another size"],
+)
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_pixels_that_are_none_are_refused(tmp_path, suffix, how, error, reason):
+    """RGBA made a file of too many rows, bytes one that was white all over."""
+    with pytest.raises(error, match=reason):
+        write_image(tmp_path / f"a{suffix}", Image(**how))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_writing_into_a_missing_folder_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"none.image\.png.*cannot be written"):
         write_image(tmp_path / "none" / "image.png", Image(np.zeros((2, 2), np.float32)))

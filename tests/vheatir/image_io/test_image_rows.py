@@ -1,5 +1,6 @@
 """TIFFs by rows, float kinds, EXIF directories, colors under alpha: what is read is what was stored, and comes back."""
 
+import io
 import struct
 
 import numpy as np
@@ -12,6 +13,7 @@ from vheatir.errors import UserError
 from vheatir.image_io import Image, open_image, read_image, write_image
 from vheatir.image_io.tiff_exif import Entry, append_ifds
 from vheatir.image_io.tiff_info import TiffInfo
+from vheatir.image_io.tiff_write import write_tiff
 from vheatir.image_io.write import write_blocks
 
 RNG = np.random.default_rng(0)
@@ -118,6 +120,43 @@ def test_premultiplied_colors_are_straight_inside_and_come_back(tmp_path, dtype)
     np.testing.assert_allclose(stored.raw(3, stored.floats(3, 20)[0]), array[3:20], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("by_rows", [None, 0])
+def test_premultiplied_colors_above_alpha_are_white_inside_and_come_back(tmp_path, dtype, by_rows):
+    """Such as glows of a renderer; divided by alpha they would be hundreds of times white, which nothing restores."""
+    top = 1 if dtype.startswith("float") else np.iinfo(dtype).max
+    array = pixels((30, 20, 4), dtype)
+    array[:9, :, 3], array[9:12, :, 3] = top / 255, 0
+    array[0, 0, :3] = 0
+    save(tmp_path / "in.tif", array, extrasamples=["assocalpha"])
+    stored = open_image(tmp_path / "in.tif", by_rows=by_rows)
+    colors, alpha = stored.floats(0, 30)
+    assert alpha is not None and colors.min() >= 0 and colors[alpha > 0].max() == 1
+    inside = (array[..., :3] <= array[..., 3:]) & (array[..., 3:] > 0)
+    straight = (array[..., :3] / np.where(array[..., 3:] > 0, array[..., 3:], 1))[inside]
+    np.testing.assert_allclose(colors[inside], straight, rtol=1e-5)
+    np.testing.assert_allclose(stored.raw(0, colors), array, rtol=1e-6)
+    darker = stored.raw(0, colors * 0).astype(float)
+    np.testing.assert_allclose(darker[:9, :, :3], (array[:9, :, :3] - top / 255).clip(0), rtol=1e-5, atol=1e-7)
+    stored.close()
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.tif", image)
+    if top == 1:  # floats hold them
+        np.testing.assert_allclose(tifffile.imread(tmp_path / "out.tif"), array, rtol=1e-6)
+    else:
+        assert image.pixels.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_where_alpha_is_below_zero_or_no_number_the_pixel_stays(tmp_path, kind):
+    """As resampling of floats leaves it beside an edge."""
+    array = pixels((4, 5, 4), "float32")
+    array[0, :, 3], array[1, :, 3], array[2, :, 3] = -0.01, np.nan, 0
+    save(tmp_path / "in.tif", array, extrasamples=[kind])
+    stored = open_image(tmp_path / "in.tif")
+    np.testing.assert_array_equal(stored.raw(0, stored.floats(0, 4)[0])[:3], array[:3])
+
+
 def photo_with_ifds(path, dtype, byteorder):
     """A TIFF with EXIF and GPS directories: by Pillow, or, of the byte order that Pillow does not write, by hand."""
     array = pixels((8, 9), dtype)
@@ -154,6 +193,34 @@ def test_exif_and_gps_directories_of_a_tiff_come_back(tmp_path, dtype, byteorder
     if byteorder == ">":
         with Pillow.open(tmp_path / "out.tif") as after:
             assert after.getexif().get_ifd(0xA005)[1] == "R98"
+
+
+class Sparse(io.FileIO):
+    """A file that leaves holes for strips of black pixels."""
+
+    black = bytes(2 * 40_000 * 3)
+
+    def write(self, data):
+        if data != self.black:
+            return super().write(data)
+        end = self.seek(len(data), 1)
+        self.truncate(max(end, self.seek(0, 2)))
+        self.seek(end)
+        return len(data)
+
+
+def test_more_than_4_gib_of_pixels_make_a_bigtiff(tmp_path):
+    """Positions of a classic TIFF end there; that came out as an error when all was done."""
+    height, width = 36_000, 40_000
+    block = np.zeros((1000, width, 3), np.uint8)
+    info = TiffInfo(width, height, 8, 2)
+    info.ifds = {34665: [Entry(0x9003, 2, 20, b"2024:05:01 12:00:00\0")]}
+    with Sparse(tmp_path / "a.tif", "w+") as file:
+        write_tiff(file, (height, width, 3), (block for _ in range(height // 1000)), info)
+    stored = open_image(tmp_path / "a.tif", max_pixels=height * width, by_rows=0)
+    assert stored.extras["tiff"].ifds == info.ifds and (stored.height, stored.width) == (height, width)
+    assert not stored.rows(height - 2, height).any()
+    stored.close()
 
 
 def test_a_damaged_exif_folder_is_left_out_with_a_note(tmp_path):

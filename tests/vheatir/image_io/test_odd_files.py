@@ -420,6 +420,24 @@ def test_gray_with_associated_alpha_of_8_bits(tmp_path):
         np.testing.assert_array_equal(out.asarray(), tifffile.imread(path))
 
 
+@pytest.mark.parametrize("orientation", (1, 6))
+def test_uncompressed_ycbcr(tmp_path, orientation):
+    """Which Pillow writes and then takes for truncated."""
+    y, x = np.mgrid[:13, :10]
+    shown = np.stack([x * 20 + 20, y * 15 + 30, x * 8 + y * 9 + 10], axis=2).astype(np.uint8)
+    exif = Pillow.Exif()
+    exif[274] = orientation
+    Pillow.fromarray(shown).convert("YCbCr").save(tmp_path / "a.tif", exif=exif)
+    for by_rows in BOTH:
+        stored = open_image(tmp_path / "a.tif", by_rows=by_rows)
+        assert stored.orientation == orientation
+        assert np.abs(stored.rows(0, 13).astype(int) - shown).max() <= 3
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[:-100])
+    with pytest.raises(UserError, match="ends too early"):
+        open_image(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("byteorder", "<>")
 def test_texts_of_programs_are_kept_and_their_other_data_named(tmp_path, byteorder):
     """As electron microscopes write the size of a pixel, which tifffile reads into tables of its own."""

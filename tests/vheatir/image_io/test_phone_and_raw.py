@@ -104,6 +104,20 @@ def test_heic_comes_and_goes_in_its_own_depth(bits, tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "b.heic").pixels, image.pixels, atol=0.02)
 
 
+@pytest.mark.parametrize("orientation", (1, 3))
+def test_orientation_is_what_exif_says_not_xmp(orientation, tmp_path):
+    """Programs that turn a photograph often leave the old orientation in its XMP."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" xmp:Rating="3"/></x:xmpmeta>'
+    shown = (ramp() * 255).astype(np.uint8)
+    Pillow.fromarray(shown).save(tmp_path / "a.png", exif=exif(orientation))
+    image = read_image(tmp_path / "a.png")
+    image.extras["xmp"] = xmp
+    write_image(tmp_path / "b.heic", image)
+    back = read_image(tmp_path / "b.heic")
+    np.testing.assert_allclose(back.pixels, np.rot90(image.pixels, 0 if orientation == 1 else 2), atol=0.02)
+    assert b'xmp:Rating="3"' in back.extras["xmp"]
+
+
 def test_ten_bits_survive_a_png(tmp_path):
     path = tmp_path / "a.heic"
     path.write_bytes(heic(10))
@@ -149,7 +163,7 @@ def test_light_levels_and_further_metadata_of_a_heic_come_back(tmp_path):
     assert info["content_light_level"] == levels
     assert [(one["type"], one["data"]) for one in info["metadata"]] == [(block["type"], block["data"])]
     extras = read_image(tmp_path / "b.heic").extras
-    assert lost(extras, "PNG") == ("IPTC data are for its own format only; left out",)
+    assert lost(extras, "PNG") == ("IPTC data and light levels of HDR are for its own format only; left out",)
 
 
 def test_metadata_of_a_damaged_kind_is_left_out_with_a_note(tmp_path):

@@ -46,7 +46,8 @@ def slow_psnrb(restored: np.ndarray, target: np.ndarray) -> float:
                             across += step
                         else:
                             inside += step
-        edges = height * (width // 8 - 1) + width * (height // 8 - 1)
+        down, along = (side // 8 - 1 if side >= 16 else (side - 1) // 8 for side in (height, width))
+        edges = height * along + width * down
         pairs = height * (width - 1) + width * (height - 1)
         excess = across / edges - inside / (pairs - edges)
         penalty = 3 / math.log2(min(height, width)) * max(excess, 0)
@@ -79,7 +80,9 @@ def test_ssim_of_the_smallest_image_is_one_window():
 
 
 @pytest.mark.parametrize("quality", [5, 40, None])
-@pytest.mark.parametrize("shape", [(16, 16), (24, 40), (17, 31), (9, 30), (45, 61, 3), (32, 16, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(16, 16), (24, 40), (17, 31), (9, 30), (45, 61, 3), (32, 16, 3), (12, 12), (8, 80)], ids=str
+)
 def test_psnrb_equals_a_slow_twin(shape, quality):
     restored, target = pair(shape)
     restored = restored if quality is None else jpeg_roundtrip(target, quality)
@@ -91,6 +94,22 @@ def test_psnrb_punishes_blocks_of_the_restored_image_only():
     blocky = jpeg_roundtrip(target, 5)
     assert psnrb(blocky, target) < psnr(blocky, target) - 0.5
     assert psnrb(target, blocky) == pytest.approx(psnr(target, blocky), abs=0.2)
+
+
+@pytest.mark.parametrize("border", [0, 4, 11])
+@pytest.mark.parametrize("shape", [(12, 512), (512, 15), (9, 9), (8, 64), (24, 48)], ids=str)
+def test_psnrb_is_psnr_where_all_neighbors_differ_alike(shape, border):
+    """Also of narrow and cut images: every step across an edge is divided by the pairs that it is among."""
+    shape = tuple(side + 2 * border for side in shape)
+    board = (100 + 10 * (np.indices(shape).sum(axis=0) % 2)).astype(np.uint8)
+    assert psnrb(board, board + 1, border=border) == pytest.approx(psnr(board, board + 1, border=border), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (12, 64), (64, 15)], ids=str)
+def test_psnrb_punishes_the_one_edge_of_a_narrow_image(shape):
+    target = np.full(shape, 90, np.uint8)
+    blocky = target + np.where(np.indices(shape)[shape.index(min(shape))] < 8, 10, 0).astype(np.uint8)
+    assert psnrb(blocky, target) < psnr(blocky, target) - 1
 
 
 @pytest.mark.parametrize("border", [3, 5, 8, 12])

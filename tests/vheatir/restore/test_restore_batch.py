@@ -109,6 +109,7 @@ def test_good_jpeg_files_are_left_as_they_are(command, capfd):
     assert command("good.jpg", "fair.jpg", "-o", "out", task="jpeg") == 0
     said = capfd.readouterr().err
     assert said.count("left as it is") == 1 and "JPEG quality 97 (from the file)" in said
+    assert "`vheatir restore --quality 94` restores it" in said  # which is true for the page of `serve` too
     assert Path("out/good.jpg").read_bytes() == Path("good.jpg").read_bytes()
     assert Path("out/fair.jpg").read_bytes() != Path("fair.jpg").read_bytes()
     assert command("good.jpg", "-o", "good.png", task="jpeg") == 0
@@ -265,6 +266,9 @@ def test_a_file_that_is_no_manifest_is_not_replaced(command, tiny, capfd):
     Path("notes.txt").write_text("my notes\n")
     assert command("in.png", "-o", "out", "--manifest", "notes.txt") == 2
     assert Path("notes.txt").read_text() == "my notes\n" and "line 1 is not one of a manifest" in capfd.readouterr().err
+    Path("notes.txt").write_text("[" * 100_000)
+    assert command("in.png", "-o", "out", "--manifest", "notes.txt") == 2
+    assert "line 1 is not one of a manifest" in capfd.readouterr().err
 
 
 def test_two_runs_do_not_share_a_manifest(command, tiny, tmp_path, capfd):

@@ -20,7 +20,7 @@ from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 from vheatir.image_io import Image, read_image, write_image
 from vheatir.restore import restore, workers
-from vheatir.restore.jobs import Job, plan_jobs
+from vheatir.restore.jobs import Job, _ignores_case, plan_jobs
 from vheatir.restore.restorer import Restorer
 
 ODD = Path(__file__).parents[2] / "data" / "odd" / "restore"
@@ -147,6 +147,32 @@ def test_inputs_are_never_overwritten(command, tmp_path, capfd, inputs):
     status = command(*inputs, "-o", "photos", "--overwrite")
     assert status == 2 and (tmp_path / "photos" / "a.png").read_bytes() == before
     assert capfd.readouterr().err.startswith("error: ")
+
+
+def test_inputs_are_not_overwritten_where_case_is_ignored(command, tmp_path, capfd):
+    """As on a Mac or a USB stick, where `Photos` is `photos`; here two names of one file stand for that."""
+    if _ignores_case(tmp_path):
+        pytest.skip("this file system is one of them")
+    before = image(tmp_path / "photos" / "a.png").read_bytes()
+    (tmp_path / "Photos").mkdir()
+    os.link(tmp_path / "photos" / "a.png", tmp_path / "Photos" / "a.png")
+    assert command("photos", "-o", "Photos", "--overwrite") == 2
+    assert command("photos/a.png", "-o", "Photos/A.png") == 0, "another file here"
+    assert "Photos/a.png is an input and would be overwritten" in capfd.readouterr().err
+    assert (tmp_path / "Photos" / "a.png").read_bytes() == before
+
+
+def test_results_whose_names_differ_in_case_only(command, tmp_path, capfd, monkeypatch):
+    image(tmp_path / "one" / "a.png")
+    image(tmp_path / "two" / "A.png")
+    with monkeypatch.context() as patched:
+        patched.setattr("vheatir.restore.jobs._ignores_case", lambda _folder: True)
+        assert command("one", "two", "-o", "out") == 2
+    assert "one/a.png and two/A.png would both be written to out/A.png, where upper" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    if not _ignores_case(tmp_path):
+        assert command("one", "two", "-o", "out") == 0
+        assert below(tmp_path / "out") == ["A.png", "a.png"]
 
 
 @pytest.mark.parametrize("inputs", ["photos", "photos/**/*.png", "./photos/../photos"])

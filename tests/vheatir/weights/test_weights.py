@@ -96,6 +96,7 @@ BAD = {
     "newer format": (lambda path: foreign(path, {"vheatir_format": "2", "arch": "VHeatIR"}), "format '2'"),
     "no config": (lambda path: foreign(path, {"vheatir_format": "1", "arch": "VHeatIR"}), "lacks config, task"),
     "no JSON": (lambda path: saved(path, config="{"), "not JSON"),
+    "nested config": (lambda path: saved(path, config="[" * 100_000), "not JSON that can be read"),
     "list for config": (lambda path: saved(path, config="[1]"), "not a table"),
     "unknown argument": (lambda path: saved(path, config='{"width": 8}'), "do not fit"),
     "other sizes": (lambda path: saved(path, config=json.dumps(CONFIG | {"dim": 16})), "do not fit"),
