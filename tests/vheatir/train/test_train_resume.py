@@ -113,6 +113,19 @@ def test_resume_goes_on_to_a_higher_total(train):
     assert (longer / "resolved_resumed_8.yml").is_file() and (longer / "run_resumed_8.json").is_file()
 
 
+def test_resume_does_not_need_the_weights_that_the_run_started_from(train, tmp_path):
+    first = train("train.total_iter=2", name="first")
+    start = tmp_path / "start.safetensors"
+    (first / "models" / "latest.safetensors").rename(start)
+    options = (f"path.pretrain_network_g={start}", "train.optim_g.lr=1e-3")
+    straight = train(*options, name="straight")
+    train(*options, "train.total_iter=8")
+    start.unlink()
+    resumed = train(*options, resume=True)
+    train.assert_same(resumed, straight)
+    assert str(start) in (resumed / "resolved_resumed_8.yml").read_text()
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, -1], ids=["empty", "one byte", "head", "all but one byte"])
 def test_resume_passes_over_a_cut_checkpoint(train, monkeypatch, capsys, keep):
     straight = train(*RANDOM, name="straight")
