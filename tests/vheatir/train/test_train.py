@@ -106,6 +106,21 @@ def test_the_log_notes_what_is_seldom_meant(train, small_photos, tmp_path):
         assert ("rises again" in log) is noted
 
 
+def test_the_log_of_a_resumed_run_notes_what_its_scores_do_not_compare_by(train, small_photos, tmp_path):
+    train("train.total_iter=2")
+    moved = tmp_path / "moved"
+    (moved / "val").mkdir(parents=True)
+    for path in (small_photos / "val").iterdir():
+        (moved / "val" / path.name).write_bytes(path.read_bytes())
+    more = (f"datasets.val.dataroot_gt={moved / 'val'}", "datasets.val.cache=memory", "val.val_freq=1")
+    log = (train(*more, "train.total_iter=3", resume=True) / "train.log").read_text()
+    assert "note: " not in log
+    log = (train("datasets.val.sigma=50", "val.max_images=1", resume=True) / "train.log").read_text()
+    effect = "scores do not compare with the best so far"
+    assert "note: datasets.val was {'sigma': 25, 'type': 'GaussianNoiseDataset'}, is now {'sigma': 50, " in log
+    assert f"note: val.max_images was None, is now 1: {effect}" in log and log.count("note: ") == 2
+
+
 def test_the_log_notes_options_without_effect(photo_folder):
     """Stages after the end of the run, and what a validation set does not do to whole images."""
     common = {"dataroot_gt": str(photo_folder()), "quality": 10, "double_probability": 0.5, "text_probability": 0.1}
