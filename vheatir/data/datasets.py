@@ -138,11 +138,11 @@ class JPEGDataset(SyntheticDataset):
     """Real JPEG compression, gray or color 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
-    share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:
-    as `quality`); `subsampling`: of chroma, a list of 4:2:0, 4:2:2 and 4:4:4 of which each compression draws one
-    (default: 4:2:0, as in tests). A crop reads 8 (gray) or 16 (color) pixels of context, twice that with double
-    compression. Gray is BT.601 luma in tests; in training half the crops use OpenCV's full range, since gray test sets
-    have either.
+    share of crops compressed a second time, in half of the cases on a shifted grid; `double_quality`: of that first
+    compression (default: as `quality`); `subsampling`: of chroma, a list of 4:2:0, 4:2:2 and 4:4:4 of which each
+    compression draws one (default: 4:2:0, as in tests). A crop reads 8 (gray) or 16 (color) pixels of context, twice
+    that with double compression. Gray is BT.601 luma in tests; in training half the crops use OpenCV's full range,
+    since gray test sets have either.
     `on_device` may name `jpeg_approximate`: the device compresses with kornia's differentiable codec, which is not the
     real one (docs/training.md); then `augment` may be there too. Training samples carry "jpeg": (passes, 3), the
     quality of each compression (0 for none) and the pixels cut off the top and the left after it.
