@@ -24,6 +24,10 @@ def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
                 f"note: {seen} of {len(dataset)} images of datasets.{phase} are trained on too: their scores tell "
                 "nothing about other images, and best.* may be an overfitted network"
             )
+        lines += [
+            f"note: datasets.{phase}: include or exclude has {pattern}, which no image of {dataset.source.root} matches"
+            for pattern in dataset.source.without_match
+        ]
         unused = [key for key in sorted(dataset.OF_CROPS) if phase != "train" and dataset.opt.get(key)]
         if unused:
             lines.append(

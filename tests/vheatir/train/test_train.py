@@ -121,6 +121,14 @@ def test_the_log_of_a_resumed_run_notes_what_its_scores_do_not_compare_by(train,
     assert f"note: val.max_images was None, is now 1: {effect}" in log and log.count("note: ") == 2
 
 
+def test_the_log_notes_patterns_that_match_no_image(train):
+    """As in a folder of sub-images, whose names end otherwise: what was to be left out is trained on."""
+    excluded = "datasets.train.exclude=['train0.jpg', 'train1.*', '*/train2.png']"
+    log = (train(excluded, "datasets.val.include=['val*.png']", "train.total_iter=1") / "train.log").read_text()
+    assert log.count("note: ") == 2 and "note: datasets.train: include or exclude has train0.jpg, which no image" in log
+    assert "has */train2.png, which" in log
+
+
 def test_the_log_notes_options_without_effect(photo_folder):
     """Stages after the end of the run, and what a validation set does not do to whole images."""
     common = {"dataroot_gt": str(photo_folder()), "quality": 10, "double_probability": 0.5, "text_probability": 0.1}
