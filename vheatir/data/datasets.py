@@ -231,6 +231,12 @@ class PairedDataset(RestorationDataset):
             )
         self.keys = [key for key in self.source.keys if not listed or key in listed]
         self._partner = {clean[stem]: degraded[name] for stem, name in wanted.items()}
+        one_root = self.source.root.resolve() == self.degraded.root.resolve()
+        if one_root and any(key == partner for key, partner in self._partner.items()):
+            raise UserError(
+                f"dataroot_lq: {self.degraded.root} is dataroot_gt too: images would be restored to "
+                "themselves; give the place of the degraded ones"
+            )
 
     def _listed(self, opt: dict) -> frozenset[str]:
         """The clean images of `meta_info_file`; empty without one. BasicSR's LMDBs have a list of their own."""
