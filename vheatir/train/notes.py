@@ -28,6 +28,8 @@ def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
             f"note: datasets.{phase}: include or exclude has {pattern}, which no image of {dataset.source.root} matches"
             for pattern in dataset.source.without_match
         ]
+        if dataset.source.is_lmdb and dataset.opt.get("meta_info_file"):
+            lines.append(f"note: datasets.{phase}: meta_info_file: for folders alone; of an LMDB all images are taken")
         unused = [key for key in sorted(dataset.OF_CROPS) if phase != "train" and dataset.opt.get(key)]
         if unused:
             lines.append(

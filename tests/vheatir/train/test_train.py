@@ -11,8 +11,9 @@ import yaml
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.data.camera_dataset import CameraNoiseDataset
-from vheatir.data.datasets import JPEGDataset
+from vheatir.data.datasets import JPEGDataset, PairedDataset
 from vheatir.errors import UserError
+from vheatir.prepare.patches import make_lmdb
 from vheatir.runs.checkpoints import load_latest
 from vheatir.train.command import main
 from vheatir.train.notes import notes
@@ -144,6 +145,15 @@ def test_the_log_notes_options_without_effect(photo_folder):
         "note: datasets.val: double_probability, text_probability: for training samples alone; whole images go without",
         "note: datasets.train.progressive: the stage of iteration 10 never begins, train.total_iter is 10",
     ]
+
+
+def test_the_log_notes_that_the_list_of_a_folder_is_not_that_of_an_lmdb(photo_folder, tmp_path):
+    roots = {f"dataroot_{side}": tmp_path / f"{side}.lmdb" for side in ("gt", "lq")}
+    for path in roots.values():
+        make_lmdb(photo_folder(path.stem), path)
+    pairs = PairedDataset({"phase": "train", "gt_size": 16, "meta_info_file": "list.txt", **roots})
+    lines = notes({"train": {"total_iter": 10, "scheduler": {"type": "StepLR"}}}, {"train": pairs})
+    assert lines == ["note: datasets.train: meta_info_file: for folders alone; of an LMDB all images are taken"]
 
 
 def test_written_weights_are_the_average_and_restore_images(train):
