@@ -1,6 +1,7 @@
 """The degradation that docs/howto.md adds: reproducible, and told what is wrong where something is."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def test_a_recipe_for_pairs_has_what_the_page_says(workplace):
     recipe = yaml.safe_load((ROOT / "options" / "denoise_light.yml").read_text(encoding="utf-8"))
     for phase, folder in (("train", "photos"), ("val", "held_out")):
         table = {key: value for key, value in recipe["datasets"][phase].items() if key not in taken_out}
-        places = {"type": "PairedDataset", "dataroot_gt": folder, "dataroot_lq": folder}
+        shutil.copytree(folder, f"{folder}_lq")
+        places = {"type": "PairedDataset", "dataroot_gt": folder, "dataroot_lq": f"{folder}_lq"}
         recipe["datasets"][phase] = table | places | {"exclude": None, "include": None}
     recipe["network_g"] |= shown_place.SMALL
     Path("pairs.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")

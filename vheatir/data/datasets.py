@@ -138,11 +138,11 @@ class JPEGDataset(SyntheticDataset):
     """Real JPEG compression, gray or color 4:2:0, with the 8x8 grid anywhere in it; `level` is quality / 100.
 
     Options besides the common ones: `quality` 1-100, fixed, a list or a range, as `sigma` above; `double_probability`:
-    share of crops compressed a second time on a shifted grid; `double_quality`: of that first compression (default:
-    as `quality`); `subsampling`: of chroma, a list of 4:2:0, 4:2:2 and 4:4:4 of which each compression draws one
-    (default: 4:2:0, as in tests). A crop reads 8 (gray) or 16 (color) pixels of context, twice that with double
-    compression. Gray is BT.601 luma in tests; in training half the crops use OpenCV's full range, since gray test sets
-    have either.
+    share of crops compressed a second time, in half of the cases on a shifted grid; `double_quality`: of that first
+    compression (default: as `quality`); `subsampling`: of chroma, a list of 4:2:0, 4:2:2 and 4:4:4 of which each
+    compression draws one (default: 4:2:0, as in tests). A crop reads 8 (gray) or 16 (color) pixels of context, twice
+    that with double compression. Gray is BT.601 luma in tests; in training half the crops use OpenCV's full range,
+    since gray test sets have either.
     `on_device` may name `jpeg_approximate`: the device compresses with kornia's differentiable codec, which is not the
     real one (docs/training.md); then `augment` may be there too. Training samples carry "jpeg": (passes, 3), the
     quality of each compression (0 for none) and the pixels cut off the top and the left after it.
@@ -231,6 +231,12 @@ class PairedDataset(RestorationDataset):
             )
         self.keys = [key for key in self.source.keys if not listed or key in listed]
         self._partner = {clean[stem]: degraded[name] for stem, name in wanted.items()}
+        one_root = self.source.root.resolve() == self.degraded.root.resolve()
+        if one_root and any(key == partner for key, partner in self._partner.items()):
+            raise UserError(
+                f"dataroot_lq: {self.degraded.root} is dataroot_gt too: images would be restored to "
+                "themselves; give the place of the degraded ones"
+            )
 
     def _listed(self, opt: dict) -> frozenset[str]:
         """The clean images of `meta_info_file`; empty without one. BasicSR's LMDBs have a list of their own."""

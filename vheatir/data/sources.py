@@ -179,8 +179,8 @@ class ImageSource:
     `backend` is "disk", "lmdb" or None: then a name ending in .lmdb is an LMDB. `cache="memory"` keeps decoded uint8
     arrays; they are not pickled, so fill the cache (`check`) before workers are forked, or each fills its own.
     `include` and `exclude` are shell patterns of keys; those of an LMDB have no suffix, and match patterns with
-    one too. A root `package:NAME/FOLDER` is a folder of an installed Python package, such as
-    `package:skimage/data`.
+    one too; `without_match` lists those that match no key. A root `package:NAME/FOLDER` is a folder of an installed
+    Python package, such as `package:skimage/data`.
 
     Args:
         root: a folder, an LMDB, or `package:NAME/FOLDER`.
@@ -207,6 +207,11 @@ class ImageSource:
             raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
         self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root, suffixes)
         wanted, unwanted = ([one for given in each for one in self._patterns(given)] for each in (include, exclude))
+        self.without_match = [
+            pattern
+            for pattern in (*include, *exclude)
+            if not any(fnmatchcase(key, one) for one in self._patterns(pattern) for key in self._store.keys)
+        ]
         self.keys: list[str] = [
             key
             for key in self._store.keys

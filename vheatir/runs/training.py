@@ -1,6 +1,8 @@
 """A run of the training loop in its folder: found, opened, trained, closed; the same for every command that trains."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ from vheatir.backbone.errors import DataError
 from vheatir.backbone.training.loop import Loop
 from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
+from vheatir.restore.tile_memory import is_out_of_memory
 from vheatir.runs.folder import RunFolder, logger
+
+_ENDED_WORKER = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")  # torch's words
 
 
 def find_run(
@@ -59,12 +64,21 @@ def train_in(
             opened(run)
 
     loop.processes.agree(open_folder)
+    with _want_of_memory_named(
+        loop
+    ):  # here too: torch's handler of ended loader processes raises wherever it is called
+        return _run_and_close(run, loop, lines, concluded)
+
+
+def _run_and_close(
+    run: RunFolder | None, loop: Loop, lines: Iterable[str], concluded: Callable[[RunFolder], None] | None
+) -> bool:
     try:
         for line in lines:
             logger.info("%s", line)
         if loop.step:
             logger.info("resumed at %s %d", loop.settings.unit, loop.step)
-        with loop.processes.watched():
+        with _want_of_memory_named(loop), loop.processes.watched():
             finished = loop.run()
         if finished and run is not None:
             _conclude(run, loop)
@@ -79,6 +93,28 @@ def train_in(
     finally:
         if run is not None:
             run.close()
+
+
+@contextmanager
+def _want_of_memory_named(loop: Loop) -> Iterator[None]:
+    """A UserError where memory ran out, in a step or in an evaluation, or took a loader process."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).partition("\n")[0] or type(error).__name__).strip()
+        place = f"after {loop.settings.unit} {loop.step}"
+        if is_out_of_memory(error):
+            raise UserError(
+                f"memory ran out {place} ({reason}); smaller batches or images need less, train.accumulate takes a "
+                "batch in parts, and in restoration val.tile an image of the validation; --resume goes on from the "
+                "last checkpoint"
+            ) from error
+        if _ENDED_WORKER.search(reason):
+            raise UserError(
+                f"a loader process ended {place} ({reason}), often for want of memory: fewer loader processes need "
+                "less; --resume goes on from the last checkpoint"
+            ) from error
+        raise
 
 
 def _conclude(run: RunFolder, loop: Loop) -> None:

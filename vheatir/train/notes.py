@@ -1,8 +1,11 @@
 """What is allowed, but seldom meant: said in the log before the first step."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+# keys of a data set that say where its images lie and how they are read
+_OF_PLACE = frozenset({"name", "dataroot_gt", "dataroot_lq", "io_backend", "cache", "meta_info_file"})
 
 
 def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
@@ -21,6 +24,12 @@ def notes(options: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[str]:
                 f"note: {seen} of {len(dataset)} images of datasets.{phase} are trained on too: their scores tell "
                 "nothing about other images, and best.* may be an overfitted network"
             )
+        lines += [
+            f"note: datasets.{phase}: include or exclude has {pattern}, which no image of {dataset.source.root} matches"
+            for pattern in dataset.source.without_match
+        ]
+        if dataset.source.is_lmdb and dataset.opt.get("meta_info_file"):
+            lines.append(f"note: datasets.{phase}: meta_info_file: for folders alone; of an LMDB all images are taken")
         unused = [key for key in sorted(dataset.OF_CROPS) if phase != "train" and dataset.opt.get(key)]
         if unused:
             lines.append(
@@ -55,6 +64,38 @@ def changed_images(before: Mapping[str, int], now: Mapping[str, int]) -> list[st
             effect = effects.get(phase, "scores do not compare with the best so far")
             lines.append(f"note: datasets.{phase} had {before[phase]} images, now {now[phase]}: {effect}")
     return sorted(lines)
+
+
+def measure_of(options: Mapping[str, Any], phases: Iterable[str]) -> dict[str, str]:
+    """What decides how high scores are besides network, metric and images, as text by its key; empty without sets.
+
+    Args:
+        options: of the run.
+        phases: of the validation sets.
+    """
+    found = {}
+    for phase in phases:
+        table = options["datasets"][phase]
+        found[f"datasets.{phase}"] = str({key: table[key] for key in sorted(table) if key not in _OF_PLACE})
+    if found:
+        found |= {f"val.{key}": str(options["val"].get(key) or None) for key in ("max_images", "self_ensemble")}
+    return found
+
+
+def changed_measure(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Lines for the log of a resumed run whose scores do not compare with those of the checkpoint.
+
+    Args:
+        before: `measure_of` the run that wrote the checkpoint; empty where it is not known.
+        now: the same of this run.
+    """
+    keys = sorted(before.keys() | now.keys()) if before and now else []
+    return [
+        f"note: {key} was {before.get(key, 'missing')}, is now {now.get(key, 'missing')}: scores do not compare with "
+        "the best so far"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _places(dataset: Any) -> list[str]:

@@ -12,7 +12,7 @@ from vheatir.backbone.training.signals import ignore_signals
 from vheatir.backbone.training.task import Task
 from vheatir.data.progressive import DEFAULT_BATCH
 from vheatir.data.sampling import IterationSampler
-from vheatir.train.notes import changed_images
+from vheatir.train.notes import changed_images, changed_measure, measure_of
 from vheatir.train.validation import validation_table
 
 
@@ -119,7 +119,11 @@ class RestorationTask(Task):
 
     def state(self) -> dict[str, Any]:
         """What best weights were chosen by, and the size of the data."""
-        return {"best": self.best, "metrics": self.options["val"].get("metrics"), "images": self._images()}
+        chosen = {"best": self.best, "metrics": self.options["val"].get("metrics")}
+        return {**chosen, "measure": self._measure(), "images": self._images()}
+
+    def _measure(self) -> dict[str, str]:
+        return measure_of(self.options, self.validation_sets)
 
     def _images(self) -> dict[str, int]:
         sets = {"train": self.train_set, **self.validation_sets}
@@ -135,6 +139,7 @@ class RestorationTask(Task):
         best = state.pop("best", self.best)
         metrics = state.pop("metrics", None) or {}
         self.notes = changed_images(state.pop("images", {}), self._images())
+        self.notes += changed_measure(state.pop("measure", {}), self._measure())
         super().load_state(state)
         now = self.options["val"].get("metrics") or {}
         if not (metrics and now):  # before or after, nothing is validated

@@ -63,7 +63,7 @@ class Trainer:
         datasets = build_datasets(path, options)
         self.validation_sets = dict(datasets)
         self.train_set = self.validation_sets.pop("train")
-        self.model = build_model(path, options)
+        self.model = build_model(path, options if resumed is None else _without_start(options))
         self.notes = notes(options, datasets)
         try_samples(path, self.model, self.train_set)
         try_validation(path, self.model, self.validation_sets)
@@ -120,6 +120,11 @@ class Trainer:
             run.open(self.path, recorded(self.options), list(argv))
 
         return train_in(self.run, self.loop, opened, [self.describe(), *self.notes, *self.task.notes])
+
+
+def _without_start(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run whose weights come from a checkpoint: those that it started from may be gone by now."""
+    return {**options, "path": {**options["path"], "pretrain_network_g": None}}
 
 
 def train(

@@ -208,6 +208,17 @@ def test_pairs_from_lmdbs_equal_pairs_from_folders(pairs, tmp_path):
             assert torch.equal(folder[n][name], lmdb[n][name])
 
 
+def test_one_folder_for_both_sides_is_refused(pairs, tmp_path):
+    (tmp_path / "link").symlink_to(pairs.gt, target_is_directory=True)
+    for place in (pairs.gt, tmp_path / "link"):
+        with pytest.raises(UserError, match=r"dataroot_lq: .* is dataroot_gt too"):
+            pairs.build(dataroot_lq=place)
+    (tmp_path / "list.txt").write_text("photo0.jpg (80,80,3)\n")
+    (pairs.gt / "photo0_dark.png").write_bytes((pairs.lq / "photo0.png").read_bytes())
+    both = pairs.build(dataroot_lq=pairs.gt, filename_tmpl="{}_dark", meta_info_file=tmp_path / "list.txt")
+    assert len(both) == 1 and both[0]["lq_path"].endswith("photo0_dark.png")
+
+
 def test_images_without_partner_are_listed(pairs):
     (pairs.lq / "photo0.png").unlink()
     (pairs.gt / "below" / "photo1.png").unlink()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vheatir.errors import UserError
-from vheatir.runs.checkpoints import load_latest, save_checkpoint
+from vheatir.runs.checkpoints import has_checkpoint, load_latest, save_checkpoint
 
 
 def content(iteration=1):
@@ -62,6 +62,20 @@ def test_the_best_of_a_run_resumed_with_larger_batches_is_not_taken_for_the_newe
     for iteration in (6, 7):
         save_checkpoint(tmp_path, iteration, content(iteration), keep=2, best=10)
         assert load_latest(tmp_path)["iteration"] == iteration
+
+
+def test_the_best_before_the_steps_became_fewer_is_kept_until_there_is_a_better_one(tmp_path):
+    """To go on from the best one deletes the newer ones, whatever their numbers."""
+    for iteration in (8, 10):
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=2, best=8)
+    for iteration in (6, 7, 8, 9):  # the run goes on from step 10 at step 5
+        save_checkpoint(tmp_path, iteration, content(iteration), keep=1, best=8)
+        assert load_latest(tmp_path)["iteration"] == iteration
+    for path in tmp_path.glob("iter_*.pt"):
+        path.unlink()
+    assert has_checkpoint(tmp_path) and same(load_latest(tmp_path), content(8))
+    save_checkpoint(tmp_path, 10, content(10), keep=1, best=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["iter_00000010.pt"]
 
 
 def test_no_folder_and_an_empty_one_hold_no_checkpoint(tmp_path):

@@ -11,8 +11,9 @@ import yaml
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.data.camera_dataset import CameraNoiseDataset
-from vheatir.data.datasets import JPEGDataset
+from vheatir.data.datasets import JPEGDataset, PairedDataset
 from vheatir.errors import UserError
+from vheatir.prepare.patches import make_lmdb
 from vheatir.runs.checkpoints import load_latest
 from vheatir.train.command import main
 from vheatir.train.notes import notes
@@ -106,6 +107,29 @@ def test_the_log_notes_what_is_seldom_meant(train, small_photos, tmp_path):
         assert ("rises again" in log) is noted
 
 
+def test_the_log_of_a_resumed_run_notes_what_its_scores_do_not_compare_by(train, small_photos, tmp_path):
+    train("train.total_iter=2")
+    moved = tmp_path / "moved"
+    (moved / "val").mkdir(parents=True)
+    for path in (small_photos / "val").iterdir():
+        (moved / "val" / path.name).write_bytes(path.read_bytes())
+    more = (f"datasets.val.dataroot_gt={moved / 'val'}", "datasets.val.cache=memory", "val.val_freq=1")
+    log = (train(*more, "train.total_iter=3", resume=True) / "train.log").read_text()
+    assert "note: " not in log
+    log = (train("datasets.val.sigma=50", "val.max_images=1", resume=True) / "train.log").read_text()
+    effect = "scores do not compare with the best so far"
+    assert "note: datasets.val was {'sigma': 25, 'type': 'GaussianNoiseDataset'}, is now {'sigma': 50, " in log
+    assert f"note: val.max_images was None, is now 1: {effect}" in log and log.count("note: ") == 2
+
+
+def test_the_log_notes_patterns_that_match_no_image(train):
+    """As in a folder of sub-images, whose names end otherwise: what was to be left out is trained on."""
+    excluded = "datasets.train.exclude=['train0.jpg', 'train1.*', '*/train2.png']"
+    log = (train(excluded, "datasets.val.include=['val*.png']", "train.total_iter=1") / "train.log").read_text()
+    assert log.count("note: ") == 2 and "note: datasets.train: include or exclude has train0.jpg, which no image" in log
+    assert "has */train2.png, which" in log
+
+
 def test_the_log_notes_options_without_effect(photo_folder):
     """Stages after the end of the run, and what a validation set does not do to whole images."""
     common = {"dataroot_gt": str(photo_folder()), "quality": 10, "double_probability": 0.5, "text_probability": 0.1}
@@ -121,6 +145,15 @@ def test_the_log_notes_options_without_effect(photo_folder):
         "note: datasets.val: double_probability, text_probability: for training samples alone; whole images go without",
         "note: datasets.train.progressive: the stage of iteration 10 never begins, train.total_iter is 10",
     ]
+
+
+def test_the_log_notes_that_the_list_of_a_folder_is_not_that_of_an_lmdb(photo_folder, tmp_path):
+    roots = {f"dataroot_{side}": tmp_path / f"{side}.lmdb" for side in ("gt", "lq")}
+    for path in roots.values():
+        make_lmdb(photo_folder(path.stem), path)
+    pairs = PairedDataset({"phase": "train", "gt_size": 16, "meta_info_file": "list.txt", **roots})
+    lines = notes({"train": {"total_iter": 10, "scheduler": {"type": "StepLR"}}}, {"train": pairs})
+    assert lines == ["note: datasets.train: meta_info_file: for folders alone; of an LMDB all images are taken"]
 
 
 def test_written_weights_are_the_average_and_restore_images(train):

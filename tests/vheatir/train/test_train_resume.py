@@ -113,6 +113,52 @@ def test_resume_goes_on_to_a_higher_total(train):
     assert (longer / "resolved_resumed_8.yml").is_file() and (longer / "run_resumed_8.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "words"),
+    [
+        (
+            "part_loss",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee there"),
+            "memory ran out",
+        ),
+        ("validate", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."), "memory ran out"),
+        (
+            "part_loss",
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "a loader process ended",
+        ),
+    ],
+    ids=["step", "validation", "loader"],
+)
+def test_want_of_memory_ends_the_run_with_advice_and_is_in_its_log(train, monkeypatch, where, error, words):
+    from vheatir.train.model import VHeatIRModel
+
+    def fail(self, *_arguments, **_more):
+        raise error
+
+    train("train.total_iter=4")
+    with monkeypatch.context() as patch:
+        patch.setattr(VHeatIRModel, where, fail)
+        with pytest.raises(UserError, match=rf"{words} after iteration [46] \(.*\.\)[;,] .*--resume goes on"):
+            train(resume=True)
+    folder = train(resume=True)
+    assert words in (folder / "train.log").read_text()
+    train.assert_same(folder, train(name="straight"))
+
+
+def test_resume_does_not_need_the_weights_that_the_run_started_from(train, tmp_path):
+    first = train("train.total_iter=2", name="first")
+    start = tmp_path / "start.safetensors"
+    (first / "models" / "latest.safetensors").rename(start)
+    options = (f"path.pretrain_network_g={start}", "train.optim_g.lr=1e-3")
+    straight = train(*options, name="straight")
+    train(*options, "train.total_iter=8")
+    start.unlink()
+    resumed = train(*options, resume=True)
+    train.assert_same(resumed, straight)
+    assert str(start) in (resumed / "resolved_resumed_8.yml").read_text()
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, -1], ids=["empty", "one byte", "head", "all but one byte"])
 def test_resume_passes_over_a_cut_checkpoint(train, monkeypatch, capsys, keep):
     straight = train(*RANDOM, name="straight")
