@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.backbone.conftest import SMALL, SMALL_MODELS
+from vheatir import diffuse
+from vheatir.backbone.analysis import cost
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.dense_backbones import dense_backbone
@@ -83,6 +85,25 @@ def test_the_counter_sees_the_heat_of_a_network(name):
     found = {str(key): value for key, value in counter.get_flop_counts()["Global"].items()}
     heat = sum(value for key, value in found.items() if "vheatir.conduct" in key)
     assert heat // 2 == count_macs(model, 64)["heat_conduction"] > 0
+
+
+class _Diffusing(torch.nn.Module):
+    in_chans = 3
+
+    def forward(self, image):
+        return torch.mm(diffuse(image.permute(0, 2, 3, 1), 2.0).flatten(0, 2), torch.ones(3, 1, device=image.device))
+
+
+def test_the_counter_takes_mixers_of_other_operators():
+    """`vheatir.diffuse` has 2 products of the side and 1 with the decay for each axis; what has no group is `other`."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert count_macs(_Diffusing(), 64) == {
+            "heat_conduction": 3 * 64 * 64 * (4 * 64 + 4 * 64 + 2) // 2,
+            "linear": 3 * 64 * 64,
+            "total": 3 * 64 * 64 * (4 * 64 + 1) + 3 * 64 * 64,
+        }
+        patch.delitem(cost._GROUPS, "linear")
+        assert count_macs(_Diffusing(), 64)["other"] == 3 * 64 * 64
 
 
 @pytest.mark.parametrize("name", ["vheat_tiny", "unified_heat_micro"])
