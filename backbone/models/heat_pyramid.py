@@ -92,11 +92,11 @@ class HeatPyramid(Pyramid):
         """
         if not self.folded:
             raise ValueError("this network is not folded")
-        like = next(layer.k_exp for layer in self.heat_layers() if layer.k_exp is not None)
         for layer in self.heat_layers():
             layer.unfold()
         if self._unfolded is None:
             raise ValueError("this network was built in folded form: load unfolded weights to get its embeddings back")
-        self.freq_embed = self._unfolded.to(like)
+        # Where the network is now, in its type: a decay is float32 also in a network of 16 bits.
+        self.freq_embed = self._unfolded.to(self.get_parameter(f"{self.first_conv}.weight"))
         object.__setattr__(self, "_unfolded", None)
         return self

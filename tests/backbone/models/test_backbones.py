@@ -207,3 +207,9 @@ def test_folding_changes_no_value(name, make_model):
         with pytest.raises(ValueError, match="folded for maps of 16x16"):
             model(image(96, 64).double())
         assert_close(model.unfold()(x), want)
+
+
+def test_unfolding_keeps_16_bits(make_model):
+    model = make_model("vheat_tiny").bfloat16()
+    model.fold().unfold()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
