@@ -101,7 +101,8 @@ class VHeatIR(RestorationNetwork):
         block = {"mlp_ratio": mlp_ratio, "post_norm": post_norm, "layer_scale": layer_scale, "mlp_dwconv": mlp_dwconv}
         block |= {"gate": gate, "dwconv": dwconv, "learned_k": learned_k, "fixed_k": fixed_k, "reach": reach}
         self.conv_first = ChannelsLastConv2d(planes + level_map, dim, 3, padding=1)
-        self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim))
+        # Where nothing depends on it, it asks for no gradient: DistributedDataParallel would wait for it.
+        self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim), requires_grad=learned_k)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.groups = nn.ModuleList(
             ResidualHeatGroup(dim, [next(rates) for _ in range(depth)], checkpointing=checkpointing, **block)

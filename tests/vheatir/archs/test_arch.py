@@ -157,14 +157,17 @@ def test_gradient_checkpointing_changes_neither_value_nor_gradient():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"level_map": True}, {"gate": False, "dwconv": False, "reach": [1, 4]}], ids=str
+    "changes",
+    [{}, {"level_map": True}, {"gate": False, "dwconv": False, "reach": [1, 4]}, {"learned_k": False}],
+    ids=str,
 )
 def test_every_weight_learns(changes):
+    """Those that do not must not ask for gradients: DistributedDataParallel raises where one never comes."""
     net = network(**changes).train()
     y = net(torch.rand(1, 3, 9, 11), *([torch.rand(1)] if net.level_map else []))
     y.square().sum().backward()
-    idle = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert idle == []
+    asking = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in asking.items() if parameter.grad is None or not parameter.grad.any()] == []
 
 
 @pytest.mark.parametrize("downscale", [1, 2])
