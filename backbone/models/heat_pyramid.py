@@ -60,8 +60,9 @@ class HeatPyramid(Pyramid):
         self.img_size = image_size(img_size)
         with torch.no_grad():
             for index, size in enumerate(map_sizes(img_size, len(self.dims))):
-                resized = resize_embedding(self.freq_embed[index], size, self.resize)
-                self.freq_embed[index] = nn.Parameter(resized.clone())
+                embedding = self.freq_embed[index]
+                resized = resize_embedding(embedding, size, self.resize)
+                self.freq_embed[index] = nn.Parameter(resized.clone(), requires_grad=embedding.requires_grad)
 
     @property
     def folded(self) -> bool:

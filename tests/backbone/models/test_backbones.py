@@ -168,6 +168,12 @@ def test_set_input_size_does_once_what_each_call_would_do(model_name, make_model
     assert model.img_size == (96, 64)
 
 
+def test_set_input_size_leaves_frozen_weights_frozen(model_name, make_model):
+    model = make_model(model_name).requires_grad_(False)
+    model.set_input_size(32)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_window_attention_follows_the_map(make_model):
     """The published code keeps the masks of the size it was made for, and silently mixes the wrong windows."""
     small = make_model("unified_swin_micro", img_size=64, depths=(2, 2, 2, 2)).eval()
