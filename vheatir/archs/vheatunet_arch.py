@@ -284,7 +284,7 @@ class VHeatUNet(RestorationNetwork):
 
         Raises:
             ValueError: wrong shape, or a level where none (or none where one) is expected.
-            TypeError: the image is not of a floating type.
+            TypeError: the image is not of a floating type, or one of both is no tensor.
         """
         check_inputs(image, level, self.config)
         if is_empty(image):

@@ -108,6 +108,8 @@ def test_level_that_varies_in_the_image_is_used_where_it_stands():
         ({"in_chans": 1}, [torch.zeros(1, 3, 4, 4)], ValueError, r"\(B, 1, H, W\)"),
         ({}, [torch.zeros(1, 3, 0, 4)], ValueError, r"got \(1, 3, 0, 4\)"),
         ({}, [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], TypeError, "divide 8-bit images by 255"),
+        ({}, [torch.zeros(1, 3, 4, 4).numpy()], TypeError, r"as a torch.Tensor \(B, 3, H, W\), got ndarray"),
+        ({"level_map": True}, [torch.zeros(2, 3, 4, 4), 0.1], TypeError, r"got float; .* torch.full\(\(B,\), number\)"),
         ({}, [torch.zeros(1, 3, 4, 4), torch.zeros(1)], ValueError, "takes no level"),
         ({"level_map": True}, [torch.zeros(1, 3, 4, 4)], ValueError, "needs a level"),
         ({"level_map": True}, [torch.zeros(2, 3, 4, 4), torch.zeros(1)], ValueError, r"level must be \(2,\)"),
