@@ -219,3 +219,13 @@ def test_unfolding_keeps_16_bits(make_model):
     model = make_model("vheat_tiny").bfloat16()
     model.fold().unfold()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_another_default_device_moves_nothing(make_model):
+    """As `torch.set_default_device` names one for what is made without a device."""
+    model, x = make_model("vheat_tiny").eval(), image(96, 64)
+    want = model(x)
+    with torch.device("meta"):
+        assert_close(model(x), want)
+        model.set_input_size((96, 64))
+        assert_close(model(x), want)
