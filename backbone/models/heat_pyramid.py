@@ -39,6 +39,14 @@ class HeatPyramid(Pyramid):
         for embedding in self.freq_embed:
             nn.init.trunc_normal_(embedding, std=0.02)
 
+    def keep_embeddings(self, count: int) -> None:
+        """Remove the embeddings of the stages after the first `count`; a folded network has them aside."""
+        if self.freq_embed is not None:
+            self.freq_embed = self.freq_embed[:count]
+        aside = getattr(self, "_unfolded", None)
+        if aside is not None:
+            object.__setattr__(self, "_unfolded", aside[:count])
+
     def embedding_at(self, index: int, maps: Tensor) -> EmbeddingAt | None:
         """What the heat blocks of a stage take beside the maps; None where they are folded."""
         if self.freq_embed is None:

@@ -111,3 +111,11 @@ def test_a_pruned_network_still_runs(name):
     network = create_model(name, img_size=32, num_classes=3, dims=8, depths=(1, 1, 1, 1))
     network.prune_intermediate_layers([1])
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["vheat_tiny", "unified_heat_micro"])
+def test_a_network_pruned_while_it_is_folded_unfolds_and_folds(name):
+    network = create_model(name, img_size=32, num_classes=3, dims=8, depths=(1, 1, 1, 1))
+    network.fold().prune_intermediate_layers([1])
+    assert len(network.unfold().freq_embed) == 2
+    assert network.fold()(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)
