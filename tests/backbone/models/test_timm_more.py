@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from vheatir.backbone.analysis import cost
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.dense_backbones import dense_backbone
+from vheatir.backbone.models.pyramid import image_size
 
 RESIZED = {
     "to a square": lambda model: model.set_input_size(96),
@@ -119,3 +121,10 @@ def test_a_network_pruned_while_it_is_folded_unfolds_and_folds(name):
     network.fold().prune_intermediate_layers([1])
     assert len(network.unfold().freq_embed) == 2
     assert network.fold()(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)
+
+
+def test_image_sizes_of_other_kinds_of_numbers():
+    assert image_size(np.int64(48)) == image_size(np.array([48, 48])) == image_size(48) == (48, 48)
+    for size in (48.0, (48,), (48, 48, 3), 0, (48, 0), (48, 47.5), "48"):
+        with pytest.raises(ValueError, match="an image size must be a whole number of pixels of at least 1"):
+            image_size(size)
