@@ -47,7 +47,7 @@ _GROUPS = {
     "batch_norm": ("batch_norm",),
     "pooling": ("mean",),
     "sampling": ("grid_sampler",),
-    "heat_conduction": ("conduct",),
+    "heat_conduction": ("conduct", "diffuse", "cosine_transform"),
     "convolution": ("convolution",),
     "attention": ("scaled_dot_product", "bmm", "attention"),
     "linear": ("addmm", "mm", "linear"),
@@ -55,7 +55,7 @@ _GROUPS = {
 
 
 def _group(name: str) -> str:
-    return next(group for group, parts in _GROUPS.items() if any(part in name for part in parts))
+    return next((group for group, parts in _GROUPS.items() if any(part in name for part in parts)), "other")
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

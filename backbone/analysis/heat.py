@@ -41,8 +41,8 @@ def point_response(decay: Tensor) -> Tensor:
 def spread(response: Tensor) -> Tensor:
     """(C,) root mean square distance, in pixels of the map, of a response's energy from where the point was."""
     height, width = response.shape[:2]
-    rows = torch.arange(height) - height // 2
-    columns = torch.arange(width) - width // 2
+    rows = torch.arange(height, device=response.device) - height // 2
+    columns = torch.arange(width, device=response.device) - width // 2
     distance = (rows[:, None] ** 2 + columns[None] ** 2).to(response)[..., None]
     energy = response.square()
     return ((energy * distance).sum((0, 1)) / energy.sum((0, 1))).sqrt()

@@ -187,7 +187,8 @@ class Views:
             return scaled_view(image, self.size, magnitude)
         if self.kind == "translation":
             published = self.protocol == "published"
-            drawn = torch.randint(PUBLISHED_DIRECTIONS if published else len(DIRECTIONS), ()).item()
+            directions = PUBLISHED_DIRECTIONS if published else len(DIRECTIONS)
+            drawn = torch.randint(directions, (), device="cpu").item()
             return shifted_view(image, self.size, int(magnitude), drawn, published=published)
         return rotated_view(image, self.size, magnitude, before_crop=self.kind == "pre_rotation")
 

@@ -41,14 +41,14 @@ def receptive_field(model: Pyramid, images: Iterable[Tensor], stage: int) -> Ten
     """
     field = None
     count = 0
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for batch in images:
         batch = batch.detach().requires_grad_()
         found = model.forward_intermediates(batch, [stage], stop_early=True, intermediates_only=True)
         assert isinstance(found, list)
         (maps,) = found
         center = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-        signs = torch.randint(2, center.shape, generator=generator).to(center) * 2 - 1
+        signs = torch.randint(2, center.shape, generator=generator, device="cpu").to(center) * 2 - 1
         (gradient,) = torch.autograd.grad((center * signs).sum(), batch)
         total = gradient.abs().sum((0, 1)).double().cpu()
         field, count = total if field is None else field + total, count + len(batch)
@@ -68,8 +68,8 @@ def area_ratio(field: Tensor, stage: int, share: float) -> float:
     height, width = field.shape
     y = centre_of(height, stage)
     x = centre_of(width, stage)
-    rows = torch.arange(height) + 0.5 - y
-    columns = torch.arange(width) + 0.5 - x
+    rows = torch.arange(height, device=field.device) + 0.5 - y
+    columns = torch.arange(width, device=field.device) + 0.5 - x
     distance = torch.maximum(rows.abs()[:, None], columns.abs()[None]).flatten()
     nearest, order = distance.sort()
     held = field.flatten()[order].cumsum(0)

@@ -20,7 +20,8 @@ def check_resize_mode(mode: str) -> None:
 
 def _exact_weights(source: int, target: int, like: Tensor) -> Tensor:
     """(target, source) matrix of linear interpolation at index n * source / target, held at the last entry."""
-    device = like.device if like.is_cuda else None  # a graph that is captured cannot wait for a copy from the CPU
+    # Devices other than CUDA may have no float64; a CUDA graph that is captured cannot wait for a copy from the CPU.
+    device = like.device if like.is_cuda else "cpu"
     position = torch.arange(target, dtype=torch.float64, device=device) * source / target
     position = position.clamp(max=source - 1)
     index = torch.arange(source, dtype=torch.float64, device=device)

@@ -70,6 +70,13 @@ def has_fast_onednn() -> bool:
 
 
 @cache
+def has_onednn_bfloat16() -> bool:
+    """Whether oneDNN's products take bfloat16 here: with AVX2 alone, which `has_fast_onednn` allows, they raise."""
+    operator = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return operator is not None and operator()
+
+
+@cache
 def _has_fast_onednn_gelu() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 

@@ -70,7 +70,7 @@ class MixerBlock(nn.Module):
 
 def make_factor(place: BlockPosition, shape: tuple[int, ...]) -> nn.Parameter | None:
     """The learned factor of a branch; None where the network has none."""
-    return nn.Parameter(torch.full(shape, place.layer_scale)) if place.layer_scale else None
+    return nn.Parameter(torch.full(shape, float(place.layer_scale))) if place.layer_scale else None
 
 
 def scaled(branch: Tensor, factor: Tensor | None) -> Tensor:

@@ -101,6 +101,8 @@ class DeformableSampling(nn.Module):
         self.side = round(points**0.5)
         if inner % num_heads or self.side**2 != points:
             raise ValueError(f"need a square number of points and heads that divide {inner}, got {points}, {num_heads}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
         self.num_heads = num_heads
         self.dilation_rates = tuple(dilation_rates)
         self.offset_scale = offset_scale

@@ -129,10 +129,10 @@ class ShiftedWindowBlock(AttentionBlock):
     def set_map_size(self, size: tuple[int, int]) -> None:
         window = self.window_size if self.place.dense else min(self.window_size, *size)
         if window != self.attn.window:
-            table = self.attn.relative_position_bias_table.detach()
-            resized = resize_bias_table(table, ((2 * window - 1) ** 2, table.shape[1]))
+            table = self.attn.relative_position_bias_table
+            resized = resize_bias_table(table.detach(), ((2 * window - 1) ** 2, table.shape[1]))
             self.attn.window = window
-            self.attn.relative_position_bias_table = nn.Parameter(resized)
+            self.attn.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
 
     def _attend(self, maps: Tensor) -> Tensor:
         height, width = maps.shape[1:3]

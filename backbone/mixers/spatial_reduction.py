@@ -107,8 +107,9 @@ class SpatialReductionBlock(AttentionBlock):
 
     def set_map_size(self, size: tuple[int, int]) -> None:
         if self.pos_embed is not None:
-            resized = resize_positions(self.pos_embed.detach(), (1, self.pos_embed.shape[1], *size))
-            self.pos_embed = nn.Parameter(resized.clone())
+            table = self.pos_embed
+            resized = resize_positions(table.detach(), (1, table.shape[1], *size))
+            self.pos_embed = nn.Parameter(resized.clone(), requires_grad=table.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         placed = x

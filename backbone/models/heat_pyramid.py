@@ -39,6 +39,14 @@ class HeatPyramid(Pyramid):
         for embedding in self.freq_embed:
             nn.init.trunc_normal_(embedding, std=0.02)
 
+    def keep_embeddings(self, count: int) -> None:
+        """Remove the embeddings of the stages after the first `count`; a folded network has them aside."""
+        if self.freq_embed is not None:
+            self.freq_embed = self.freq_embed[:count]
+        aside = getattr(self, "_unfolded", None)
+        if aside is not None:
+            object.__setattr__(self, "_unfolded", aside[:count])
+
     def embedding_at(self, index: int, maps: Tensor) -> EmbeddingAt | None:
         """What the heat blocks of a stage take beside the maps; None where they are folded."""
         if self.freq_embed is None:
@@ -60,8 +68,9 @@ class HeatPyramid(Pyramid):
         self.img_size = image_size(img_size)
         with torch.no_grad():
             for index, size in enumerate(map_sizes(img_size, len(self.dims))):
-                resized = resize_embedding(self.freq_embed[index], size, self.resize)
-                self.freq_embed[index] = nn.Parameter(resized.clone())
+                embedding = self.freq_embed[index]
+                resized = resize_embedding(embedding, size, self.resize)
+                self.freq_embed[index] = nn.Parameter(resized.clone(), requires_grad=embedding.requires_grad)
 
     @property
     def folded(self) -> bool:
@@ -92,11 +101,11 @@ class HeatPyramid(Pyramid):
         """
         if not self.folded:
             raise ValueError("this network is not folded")
-        like = next(layer.k_exp for layer in self.heat_layers() if layer.k_exp is not None)
         for layer in self.heat_layers():
             layer.unfold()
         if self._unfolded is None:
             raise ValueError("this network was built in folded form: load unfolded weights to get its embeddings back")
-        self.freq_embed = self._unfolded.to(like)
+        # Where the network is now, in its type: a decay is float32 also in a network of 16 bits.
+        self.freq_embed = self._unfolded.to(self.get_parameter(f"{self.first_conv}.weight"))
         object.__setattr__(self, "_unfolded", None)
         return self

@@ -206,8 +206,7 @@ class MetaArch(HeatPyramid):
     def _keep_stages(self, count: int) -> None:
         self.downsample_layers = self.downsample_layers[:count]
         self.stages, self.stage_norms = self.stages[:count], self.stage_norms[:count]
-        if self.freq_embed is not None:
-            self.freq_embed = self.freq_embed[:count]
+        self.keep_embeddings(count)
 
     def _drop_head(self) -> None:
         for name in ("stage_end_norm", "conv_head", "avg_head", "head_drop", "head"):

@@ -1,7 +1,8 @@
 """What timm expects of a four-stage backbone, written once for both families."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +18,20 @@ _Network = TypeVar("_Network", bound="Pyramid")
 
 
 def image_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a size given as one number or as two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"an image size must be positive, got {size}")
-    return int(height), int(width)
+    """Height and width of a size given as one number, NumPy's too, or as two.
+
+    Raises:
+        ValueError: neither, or a side below 1.
+    """
+    sides: tuple[Any, ...] = ()
+    if isinstance(size, Integral):
+        sides = (size, size)
+    elif isinstance(size, Iterable):
+        sides = tuple(size)
+    numbers = len(sides) == 2 and all(isinstance(side, Real) for side in sides)
+    if not numbers or min(sides) < 1 or any(side % 1 for side in sides):
+        raise ValueError(f"an image size must be a whole number of pixels of at least 1, or two of them, got {size!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def map_sizes(size: int | Sequence[int], stages: int = 4) -> list[tuple[int, int]]:

@@ -159,8 +159,7 @@ class VHeat(HeatPyramid):
         last = self.layers[-1]
         assert isinstance(last, nn.ModuleList)
         last[-1] = nn.Identity()
-        if self.freq_embed is not None:
-            self.freq_embed = self.freq_embed[:count]
+        self.keep_embeddings(count)
 
     def _drop_head(self) -> None:
         self.classifier = nn.Sequential(*(nn.Identity() for _ in range(4)))

@@ -101,7 +101,8 @@ class VHeatIR(RestorationNetwork):
         block = {"mlp_ratio": mlp_ratio, "post_norm": post_norm, "layer_scale": layer_scale, "mlp_dwconv": mlp_dwconv}
         block |= {"gate": gate, "dwconv": dwconv, "learned_k": learned_k, "fixed_k": fixed_k, "reach": reach}
         self.conv_first = ChannelsLastConv2d(planes + level_map, dim, 3, padding=1)
-        self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim))
+        # Where nothing depends on it, it asks for no gradient: DistributedDataParallel would wait for it.
+        self.freq_embed = nn.Parameter(torch.empty(embed_size, embed_size, dim), requires_grad=learned_k)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.groups = nn.ModuleList(
             ResidualHeatGroup(dim, [next(rates) for _ in range(depth)], checkpointing=checkpointing, **block)
@@ -136,7 +137,7 @@ class VHeatIR(RestorationNetwork):
 
         Raises:
             ValueError: wrong shape, or a level where none (or none where one) is expected.
-            TypeError: the image is not of a floating type.
+            TypeError: the image is not of a floating type, or one of both is no tensor.
         """
         check_inputs(image, level, self.config)
         if is_empty(image):
@@ -185,6 +186,15 @@ def check_inputs(image: Tensor, level: Tensor | None, config: Mapping) -> None:
         level: noise level or quality as `VHeatIR.forward` takes it; None without.
         config: constructor arguments of the network.
     """
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"expected images as a torch.Tensor (B, {config['in_chans']}, H, W), got {type(image).__name__}"
+        )
+    if level is not None and not isinstance(level, Tensor):
+        raise TypeError(
+            f"level must be a torch.Tensor (B,) or (B, 1, H, W), got {type(level).__name__}; for one number give "
+            "torch.full((B,), number)"
+        )
     if image.ndim != 4 or image.shape[1] != config["in_chans"] or 0 in image.shape[2:]:
         raise ValueError(f"expected images (B, {config['in_chans']}, H, W), got {tuple(image.shape)}")
     if (level is not None) != config["level_map"]:

@@ -13,7 +13,13 @@ from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttentio
 from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
 from vheatir.backbone.layers.freezing import KeptForms
-from vheatir.backbone.layers.packed import MOST_ROWS_PACKED, ChannelsLastConv2d, Linear, has_fast_onednn
+from vheatir.backbone.layers.packed import (
+    MOST_ROWS_PACKED,
+    ChannelsLastConv2d,
+    Linear,
+    has_fast_onednn,
+    has_onednn_bfloat16,
+)
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
 from vheatir.kernels.plain import are_plain, full_precision, has_hooks
 
@@ -47,14 +53,17 @@ class GatedBlock(KeptForms):
         self.scale2 = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape; float32 also under autocast."""
-        x = x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type) else x
+        """(B, H, W, C) to the same shape; of a float32 network float32 also under autocast."""
+        mixes = self.scale1.dtype == torch.float32  # else the norms have no float32 to offer
+        if mixes and x.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type):
+            x = x.float()
         attention = self.attention
         heats_gate = isinstance(attention, GateHeat)
-        may_fuse = self.may_keep(*self.parameters()) and _is_plain(x) and has_fast_onednn() and not heats_gate
+        may_fuse = self.may_keep(*self.parameters()) and _is_plain(x) and _fuses_products() and not heats_gate
         if may_fuse and self._is_as_built():
             return self._fused(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        narrows = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype("cpu") if narrows else x.dtype
         x, y = fork_norm(x, self.norm1, dtype)
         y = self.expand(y)
         if heats_gate:
@@ -128,6 +137,15 @@ def _scaled(layer: Linear, x: Tensor, scale: Tensor) -> Tensor:
 def _is_plain(x: Tensor) -> bool:
     """Whether maps are float32 on a CPU, and nothing but their values is asked for."""
     return not torch.is_grad_enabled() and are_plain(x) and x.is_cpu and x.dtype == torch.float32 and x.numel() > 0
+
+
+def _fuses_products() -> bool:
+    """Whether oneDNN has the products of `GatedBlock._fused` here, in the type that autocast asks for."""
+    if not has_fast_onednn():
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return True
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and has_onednn_bfloat16()
 
 
 class _Forms:
@@ -266,7 +284,7 @@ class VHeatUNet(RestorationNetwork):
 
         Raises:
             ValueError: wrong shape, or a level where none (or none where one) is expected.
-            TypeError: the image is not of a floating type.
+            TypeError: the image is not of a floating type, or one of both is no tensor.
         """
         check_inputs(image, level, self.config)
         if is_empty(image):

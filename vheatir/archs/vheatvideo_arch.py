@@ -229,10 +229,12 @@ class VHeatVideoNet(RestorationNetwork):
 
         Raises:
             ValueError: wrong shape.
-            TypeError: the image is not of a floating type.
+            TypeError: the image is no tensor, or not of a floating type.
         """
         colors = self.image.config["in_chans"]
         planes = self.frames * colors
+        if not isinstance(image, Tensor):
+            raise TypeError(f"expected clips as a torch.Tensor (B, {planes}, H, W), got {type(image).__name__}")
         if image.ndim != 4 or image.shape[1] not in (colors, planes) or 0 in image.shape[2:]:
             raise ValueError(
                 f"expected clips (B, {planes}, H, W) or images (B, {colors}, H, W), got {tuple(image.shape)}"

@@ -154,3 +154,18 @@ def test_figures_of_a_set_are_means_over_its_images():
     assert one["acc1"] == pytest.approx((100 * (bright[:, 1:] == labels[:, None]).double().mean(0)).tolist())
     with pytest.raises(ValueError, match="no images"):
         invariance.evaluate_views(FirstPixel(), [])
+
+
+def test_another_default_device_changes_no_figure(make_model):
+    model, images = make_model("vheat_tiny", depths=(1, 1, 1, 1)).eval(), torch.randn(2, 3, 64, 64)
+    views = invariance.Views("translation", 32, [0.0] * 3, [1.0] * 3)
+
+    def figures():
+        torch.manual_seed(0)
+        field = erf.receptive_field(model, [images], 1)
+        layers = [heat.describe_layer(decay) for *_, decay in heat.decays(model)]
+        return field.tolist(), erf.area_ratio(field, 1, 0.5), layers, views(Image.new("RGB", (50, 40))).tolist()
+
+    want = figures()
+    with torch.device("meta"):
+        assert figures() == want

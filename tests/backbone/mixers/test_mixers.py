@@ -106,6 +106,8 @@ def test_without_layer_scale_no_factor_is_learned(name):
     args |= {"sr_ratio": 2} if "sr_ratio" in MIXERS[name].per_stage else {}
     block = MIXERS[name](DIM, BlockPosition(layer_scale=0), **args)
     assert [key for key in block.state_dict() if "gamma" in key] == []
+    block = MIXERS[name](DIM, BlockPosition(layer_scale=1), **args)  # a whole number makes no weights of integers
+    assert [bool((one == 1.0).all()) for key, one in block.named_parameters() if "gamma" in key] == [True, True]
 
 
 def test_wrong_arguments_are_refused():
@@ -119,6 +121,8 @@ def test_wrong_arguments_are_refused():
         DeformableSampling(DIM, HEADS, points=8)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         DepthwiseBlock(DIM, BlockPosition(), kernel_size=4)
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        DeformableSampling(DIM, HEADS, kernel_size=4)
 
 
 def test_the_former_name_of_a_position_works():

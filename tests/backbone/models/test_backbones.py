@@ -168,6 +168,12 @@ def test_set_input_size_does_once_what_each_call_would_do(model_name, make_model
     assert model.img_size == (96, 64)
 
 
+def test_set_input_size_leaves_frozen_weights_frozen(model_name, make_model):
+    model = make_model(model_name).requires_grad_(False)
+    model.set_input_size(32)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_window_attention_follows_the_map(make_model):
     """The published code keeps the masks of the size it was made for, and silently mixes the wrong windows."""
     small = make_model("unified_swin_micro", img_size=64, depths=(2, 2, 2, 2)).eval()
@@ -207,3 +213,19 @@ def test_folding_changes_no_value(name, make_model):
         with pytest.raises(ValueError, match="folded for maps of 16x16"):
             model(image(96, 64).double())
         assert_close(model.unfold()(x), want)
+
+
+def test_unfolding_keeps_16_bits(make_model):
+    model = make_model("vheat_tiny").bfloat16()
+    model.fold().unfold()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_another_default_device_moves_nothing(make_model):
+    """As `torch.set_default_device` names one for what is made without a device."""
+    model, x = make_model("vheat_tiny").eval(), image(96, 64)
+    want = model(x)
+    with torch.device("meta"):
+        assert_close(model(x), want)
+        model.set_input_size((96, 64))
+        assert_close(model(x), want)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,9 +11,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.backbone.conftest import SMALL, SMALL_MODELS
+from vheatir import diffuse
+from vheatir.backbone.analysis import cost
 from vheatir.backbone.analysis.cost import count_macs
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.models.dense_backbones import dense_backbone
+from vheatir.backbone.models.pyramid import image_size
 
 RESIZED = {
     "to a square": lambda model: model.set_input_size(96),
@@ -85,8 +89,42 @@ def test_the_counter_sees_the_heat_of_a_network(name):
     assert heat // 2 == count_macs(model, 64)["heat_conduction"] > 0
 
 
+class _Diffusing(torch.nn.Module):
+    in_chans = 3
+
+    def forward(self, image):
+        return torch.mm(diffuse(image.permute(0, 2, 3, 1), 2.0).flatten(0, 2), torch.ones(3, 1, device=image.device))
+
+
+def test_the_counter_takes_mixers_of_other_operators():
+    """`vheatir.diffuse` has 2 products of the side and 1 with the decay for each axis; what has no group is `other`."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert count_macs(_Diffusing(), 64) == {
+            "heat_conduction": 3 * 64 * 64 * (4 * 64 + 4 * 64 + 2) // 2,
+            "linear": 3 * 64 * 64,
+            "total": 3 * 64 * 64 * (4 * 64 + 1) + 3 * 64 * 64,
+        }
+        patch.delitem(cost._GROUPS, "linear")
+        assert count_macs(_Diffusing(), 64)["other"] == 3 * 64 * 64
+
+
 @pytest.mark.parametrize("name", ["vheat_tiny", "unified_heat_micro"])
 def test_a_pruned_network_still_runs(name):
     network = create_model(name, img_size=32, num_classes=3, dims=8, depths=(1, 1, 1, 1))
     network.prune_intermediate_layers([1])
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["vheat_tiny", "unified_heat_micro"])
+def test_a_network_pruned_while_it_is_folded_unfolds_and_folds(name):
+    network = create_model(name, img_size=32, num_classes=3, dims=8, depths=(1, 1, 1, 1))
+    network.fold().prune_intermediate_layers([1])
+    assert len(network.unfold().freq_embed) == 2
+    assert network.fold()(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 4, 4)
+
+
+def test_image_sizes_of_other_kinds_of_numbers():
+    assert image_size(np.int64(48)) == image_size(np.array([48, 48])) == image_size(48) == (48, 48)
+    for size in (48.0, (48,), (48, 48, 3), 0, (48, 0), (48, 47.5), "48"):
+        with pytest.raises(ValueError, match="an image size must be a whole number of pixels of at least 1"):
+            image_size(size)

@@ -108,6 +108,8 @@ def test_level_that_varies_in_the_image_is_used_where_it_stands():
         ({"in_chans": 1}, [torch.zeros(1, 3, 4, 4)], ValueError, r"\(B, 1, H, W\)"),
         ({}, [torch.zeros(1, 3, 0, 4)], ValueError, r"got \(1, 3, 0, 4\)"),
         ({}, [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], TypeError, "divide 8-bit images by 255"),
+        ({}, [torch.zeros(1, 3, 4, 4).numpy()], TypeError, r"as a torch.Tensor \(B, 3, H, W\), got ndarray"),
+        ({"level_map": True}, [torch.zeros(2, 3, 4, 4), 0.1], TypeError, r"got float; .* torch.full\(\(B,\), number\)"),
         ({}, [torch.zeros(1, 3, 4, 4), torch.zeros(1)], ValueError, "takes no level"),
         ({"level_map": True}, [torch.zeros(1, 3, 4, 4)], ValueError, "needs a level"),
         ({"level_map": True}, [torch.zeros(2, 3, 4, 4), torch.zeros(1)], ValueError, r"level must be \(2,\)"),
@@ -157,14 +159,17 @@ def test_gradient_checkpointing_changes_neither_value_nor_gradient():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"level_map": True}, {"gate": False, "dwconv": False, "reach": [1, 4]}], ids=str
+    "changes",
+    [{}, {"level_map": True}, {"gate": False, "dwconv": False, "reach": [1, 4]}, {"learned_k": False}],
+    ids=str,
 )
 def test_every_weight_learns(changes):
+    """Those that do not must not ask for gradients: DistributedDataParallel raises where one never comes."""
     net = network(**changes).train()
     y = net(torch.rand(1, 3, 9, 11), *([torch.rand(1)] if net.level_map else []))
     y.square().sum().backward()
-    idle = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert idle == []
+    asking = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in asking.items() if parameter.grad is None or not parameter.grad.any()] == []
 
 
 @pytest.mark.parametrize("downscale", [1, 2])

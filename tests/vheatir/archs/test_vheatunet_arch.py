@@ -1,5 +1,9 @@
 """The U-shaped network: shapes, stages, configuration from weights, gray from color, frozen and bf16 passes."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +172,52 @@ def test_frozen_network_in_bf16_stays_near(monkeypatch):
             restored = net(image)
     error = (restored - wanted).square().mean().sqrt()
     assert restored.dtype == torch.float32 and 0 < error < 0.02 * (wanted - image).square().mean().sqrt()
+
+
+def test_frozen_block_computes_in_the_type_that_autocast_asks_for():
+    block, x = network(dim=16).encoder[0][0], torch.randn(1, 8, 8, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        wanted = block(x)
+        assert_close(freeze(block)(x), wanted, rtol=1e-6, atol=1e-6)
+
+
+AVX2_ALONE = """
+import torch
+from tests.vheatir.archs.test_vheatunet_arch import network
+from vheatir.backbone import freeze
+
+net, image = network(dim=16), torch.rand(1, 3, 16, 16)
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    wanted = net(image)
+    torch.testing.assert_close(freeze(net)(image), wanted, rtol=1e-2, atol=1e-2)
+"""
+
+
+def test_frozen_network_takes_bf16_where_onednn_does_not():
+    """With AVX2 alone oneDNN refuses products of bfloat16, which PyTorch makes by other means."""
+    variables = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", AVX2_ALONE], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_that_autocast_narrowed_are_summed_in_float32(dtype):
+    block, x = network(dim=16).encoder[0][0], torch.randn(1, 8, 8, 16).to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        assert block(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_another_type_run_under_autocast(dtype):
+    net, image = network(), torch.rand(1, 3, 13, 18)
+    with torch.no_grad():
+        wanted = net(image)
+        net = net.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16 if dtype == torch.float64 else dtype):
+            restored = net(image.to(dtype))
+    assert restored.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 0.05
+    assert_close(restored.float(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_weights_that_change_are_the_weights_used():

@@ -219,6 +219,8 @@ def test_other_inputs_are_refused():
         network()(torch.rand(1, 9, 8, 8))
     with pytest.raises(TypeError, match="floating point"):
         network()(torch.zeros(1, 15, 8, 8, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"as a torch.Tensor \(B, 15, H, W\), got ndarray"):
+        network()(torch.zeros(1, 15, 8, 8).numpy())
 
 
 @pytest.mark.parametrize("changes", [{}, {"frames": 3}, {"in_chans": 1}, {"mix_dim": 12, "mix_depth": 2}])
