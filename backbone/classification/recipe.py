@@ -85,7 +85,8 @@ class ClassificationTrain:
     """Length, optimizer, rates and averages.
 
     `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
-    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.
+    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's; `scheduler_args` are those of its
+    `create_scheduler_v2`, of which `num_epochs`, the length of a cycle, is `epochs` unless they state it.
     """
 
     epochs: Annotated[int, Positive] = 300

@@ -242,6 +242,7 @@ def _weights(folder: Path) -> Path:
         ("train.amp=fp16", r"train\.amp fp16 needs a CUDA device"),
         ("train.ema_decay=1.0", r"train\.ema_decay must be below 1"),
         ("train.optimizer=adamm", r"train\.optimizer adamm"),
+        ("train.optimizer=adahessian", r"train\.optimizer adahessian needs second derivatives"),
         ("train.optimizer_args={nesterow: true}", r"train\.optimizer adamw with .*nesterow"),
         ("train.scheduler=plateau", r"train\.scheduler plateau"),
         ("train.scheduler=cosin", r"train\.scheduler"),
@@ -303,6 +304,20 @@ def test_rates_that_scale_with_the_batch_go_on_with_another_one(scheduler):
     updates[1].load_state(updates[0].state())
     set_lr(5)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * train.lr, rel=0.3)
+
+
+@pytest.mark.parametrize("args", [{"cooldown_epochs": 1}, {"cycle_limit": 2}, {"warmup_prefix": True}], ids=str)
+def test_a_schedule_longer_than_the_run_is_refused(args):
+    """The run would end amid it, without the cooldown, the further cycle or the last rates."""
+    train = ClassificationTrain(epochs=4, warmup_epochs=2, scheduler="cosine", lr=1e-2, min_lr=1e-4)
+    optimizer = make_optimizer(train, nn.Linear(3, 3), 8)
+    train.scheduler_args = args
+    with pytest.raises(ValueError, match=r"takes \d epochs, .* but train\.epochs is 4; .*num_epochs"):
+        make_lr_schedule(train, optimizer, 5, 8)
+    train.scheduler_args = {**args, "num_epochs": 2}
+    set_lr = make_lr_schedule(train, optimizer, 5, 8)
+    set_lr(19)
+    assert optimizer.param_groups[0]["lr"] < 2e-3
 
 
 def test_a_recipe_needs_its_sections():
