@@ -57,9 +57,13 @@ def convert(args: argparse.Namespace) -> None:
     from safetensors.torch import save
 
     from vheatir.backbone.models.checkpoint import fit_state, read_state, without_prefix
-    from vheatir.backbone.models.create import create_model
+    from vheatir.backbone.models.create import create_model, list_models
     from vheatir.utils.files import atomic_open
 
+    if args.model not in list_models():
+        raise ValueError(f"unknown network {args.model}; known: {', '.join(list_models())}")
+    if min(args.img_size) < 1:
+        raise ValueError(f"--img-size must be above 0, got {args.img_size}")
     if len(args.img_size) > 2:
         raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")
     if args.target.suffix not in (".safetensors", ".pth"):

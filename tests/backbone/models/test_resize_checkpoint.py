@@ -73,6 +73,13 @@ def test_refusals_say_what_is_wrong(tmp_path, run):
         assert status == 2 and reason in said
 
 
+@pytest.mark.parametrize("name, size, reason", [("vheat_tyni", 64, "unknown network"), ("vheat_tiny", 0, "above 0")])
+def test_a_network_or_size_that_there_is_not_is_refused_without_a_traceback(tmp_path, run, name, size, reason):
+    torch.save({"model": {"freq_embed.0": torch.ones(56, 56, 96)}}, tmp_path / "a.pth")
+    status, _, said = run(name, tmp_path / "a.pth", tmp_path / "b.pth", "--img-size", size)
+    assert status == 2 and reason in said
+
+
 @pytest.mark.parametrize("name", ["a.pth", "b.pth", "b.safetensors"])
 def test_no_weights_are_lost(tmp_path, run, name):
     """The checkpoint under its own name, and a disk that is full: what was there stays."""
