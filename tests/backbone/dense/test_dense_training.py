@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -451,6 +452,16 @@ def test_lists_of_nothing_are_taken_where_they_mean_something():
     recipe.train.warmup_steps = 0
     make_lr_schedule(recipe.train, optimizer, 100, 5)(99)
     assert optimizer.param_groups[0]["lr"] == recipe.train.lr
+
+
+def test_classes_in_another_order_are_neither_scored_nor_learned_further(unbroken, recipes, tmp_path):
+    recipe = recipes("segment", tmp_path, data={"classes": ["ground", "blue", "red"]})
+    weights = unbroken["segment"] / "models" / "latest.safetensors"
+    with pytest.raises(UserError, match=r"'blue' is number 2 in .*latest\.safetensors, and number 1 in this set"):
+        segment(["-opt", recipe, "--eval", "--weights", str(weights)])
+    shutil.copytree(unbroken["segment"], tmp_path / "runs" / "small")
+    with pytest.raises(UserError, match="'blue' is number 2 in the run, and number 1 in this set"):
+        segment(["-opt", recipe, "--resume"])
 
 
 def test_weights_of_another_network_are_refused(unbroken, recipes, tmp_path):
