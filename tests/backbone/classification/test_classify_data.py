@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
@@ -22,9 +23,10 @@ from vheatir.backbone.classification.task import scored
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
+from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.update import Update
 from vheatir.errors import UserError
-from vheatir.pretrain import main
+from vheatir.pretrain import PretrainSession, main
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,15 @@ def test_a_zip_keeps_in_memory_what_it_is_told_to(images):
             part[2]
     finally:
         (images / "gone.zip").rename(images / "train.zip")
+
+
+def test_a_process_keeps_of_the_evaluation_set_what_it_evaluates(images, tmp_path):
+    """All of it in each of eight processes would fill the memory that `part` is to spare."""
+    recipe = small.make_recipe(tmp_path, images, data={"reader": "zip", "cache": "part"})
+    task = PretrainSession(recipe, yaml.safe_load(recipe.read_text()), Processes(1, 2)).scoring()
+    assert sorted(task.samples.reader._kept) == [1, 3, 5]
+    seen = [target for _, targets in task.loader() for target in targets.tolist()]
+    assert seen == [task.samples.reader.samples[index][1] for index in (1, 3, 5)]
 
 
 @pytest.mark.parametrize("cache", ["none", "full"])
