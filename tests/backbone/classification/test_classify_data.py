@@ -215,6 +215,15 @@ def test_a_wrong_mapping_is_named(images, tmp_path, content, message):
         main(["-opt", str(recipe), "--eval", "--set", "model.pretrained=false", "--weights", str(_weights(tmp_path))])
 
 
+def test_a_mapping_to_classes_that_the_model_lacks_shows_before_the_run(images, tmp_path):
+    """Not at the first evaluation, after an epoch."""
+    (tmp_path / "map.txt").write_text("red 70\ngreen 2\nblue 1\n")
+    recipe = small.make_recipe(tmp_path, images, val={"subset": str(tmp_path / "map.txt")})
+    with pytest.raises(UserError, match="names class 70, but the model has 3"):
+        main(["-opt", str(recipe), "--set", "data.batch_size=2"])
+    assert not (tmp_path / "runs").exists()
+
+
 def _weights(folder: Path) -> Path:
     from safetensors.torch import save_file
 
