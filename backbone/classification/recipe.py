@@ -170,6 +170,8 @@ def _check_together(recipe: ClassificationRecipe) -> None:
         raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
     if data.class_map and data.reader in ("list", "zip"):
         raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    if data.class_map and data.reader.lower().startswith("torch/"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; {data.reader} numbers its classes itself")
     if data.streamed and augment.repeats > 1:
         raise ValueError(f"augment.repeats {augment.repeats}: data.reader {data.reader} gives each image once only")
     mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None

@@ -104,6 +104,17 @@ def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
     assert read_labels(tmp_path / "a.json") == read_labels(tmp_path / "a.txt") == [("x y.png", 3), ("z.png", 0)]
 
 
+def test_folders_read_by_torchvision_have_the_same_classes(tmp_path):
+    root = small.make_images(tmp_path / "set", train=2, val=1)
+    recipe = small.make_recipe(tmp_path, root, data={"reader": "torch/image_folder"})
+    session = PretrainSession(recipe, yaml.safe_load(recipe.read_text()), Processes())
+    assert len(session.scoring().samples) == 3
+    (root / "val" / "blue" / "00.png").unlink()
+    (root / "val" / "blue").rmdir()  # green would be class 0
+    with pytest.raises(UserError, match=r"val has other classes than train.*take data\.reader folder"):
+        session.scoring()
+
+
 def drawn(plan: EpochPlan, start: int, stop: int) -> list[list[tuple[int, int]]]:
     return list(StepSampler(plan, start, stop))
 
@@ -244,6 +255,8 @@ def _weights(folder: Path) -> Path:
         ("data.reader=tape", r"data\.reader must be one of folder, list, zip, tar"),
         ("name=sweep/first", r"name must be that of the run's folder, without / and not \.\.; .*, got 'sweep/first'"),
         ("name=..", r"name must be that of the run's folder"),
+        ("data={reader: torch/cifar10, root: x, train: trian}", r"torch/cifar10 has no split 'trian'; known: train, "),
+        ("data={reader: torch/cifar10, root: x, class_map: m}", r"torch/cifar10 numbers its classes itself"),
         ("data.cache=full", r"data\.cache full keeps a ZIP's bytes in memory, but data\.reader is folder"),
         ("data.root=nowhere", r"data\.root nowhere: no such folder"),
         ("data.train=training", r"has no folder 'training'; folders there: meta, train, val"),
