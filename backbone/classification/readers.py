@@ -310,8 +310,7 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
         ValueError: see `check_classes`; or folders whose numbers nothing states.
     """
     check_classes(reader, split, num_classes)
-    if isinstance(reader, TorchvisionReader):
-        _check_folders(reader, data, split)
+    _check_folders(reader, data, split)
     if getattr(reader, "numbered_here", False) and split != data.train and len(reader.class_to_idx) != num_classes:
         raise ValueError(
             f"{split} has {len(reader.class_to_idx)} classes, the model {num_classes}, and there is no {data.train} "
@@ -324,10 +323,12 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
             _compare_lists(reader, split, file)
 
 
-def _check_folders(reader: TorchvisionReader, data: ClassificationData, split: str) -> None:
+def _check_folders(reader: Reader, data: ClassificationData, split: str) -> None:
     """Refuse folders read by torchvision, which numbers each split by itself, where a split lacks a class."""
     of_folders = data.reader.rpartition("/")[2].lower() in ("folder", "image_folder")
-    if not of_folders or split == data.train or not (Path(data.root) / data.train).is_dir():
+    if not isinstance(reader, TorchvisionReader) or not of_folders or split == data.train:
+        return
+    if not (Path(data.root) / data.train).is_dir():
         return
     training: Any = open_timm_reader(data, data.train)
     if reader.dataset.class_to_idx != training.dataset.class_to_idx:
