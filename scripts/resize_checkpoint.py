@@ -34,6 +34,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def arguments_of(source: Path, name: str) -> dict:
+    """Arguments of the network, besides its size, that weights of `vheatir pretrain` state; {} for other files."""
+    from vheatir.backbone.models.checkpoint_files import stored_model
+
+    stored = stored_model(source)
+    left_out = ("name", "img_size", "pretrained", "grad_checkpointing")
+    return {key: value for key, value in stored.items() if key not in left_out} if stored.get("name") == name else {}
+
+
 def metadata_at(source: Path, name: str, size: int | Sequence[int]) -> dict[str, str]:
     """What weights of `vheatir pretrain` say of themselves, with another image size; {} for other files."""
     from safetensors import safe_open
@@ -57,9 +66,13 @@ def convert(args: argparse.Namespace) -> None:
     from safetensors.torch import save
 
     from vheatir.backbone.models.checkpoint import fit_state, read_state, without_prefix
-    from vheatir.backbone.models.create import create_model
+    from vheatir.backbone.models.create import create_model, list_models
     from vheatir.utils.files import atomic_open
 
+    if args.model not in list_models():
+        raise ValueError(f"unknown network {args.model}; known: {', '.join(list_models())}")
+    if min(args.img_size) < 1:
+        raise ValueError(f"--img-size must be above 0, got {args.img_size}")
     if len(args.img_size) > 2:
         raise ValueError(f"--img-size takes one side or height and width, got {args.img_size}")
     if args.target.suffix not in (".safetensors", ".pth"):
@@ -68,13 +81,14 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.target}: is the checkpoint to read, which would be lost; write another file")
     state, report = read_state(args.source, args.weights)
     size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
+    arguments = {**arguments_of(args.source, args.model), "img_size": size}
     with torch.device("meta"):
-        model = create_model(args.model, img_size=size)
+        model = create_model(args.model, **arguments)
     state = without_prefix(state, model.state_dict(), report, args.weights)
     head = state.get(f"{model.head_name}.weight")
     if head is not None and len(head) != model.num_classes:
         with torch.device("meta"):
-            model = create_model(args.model, img_size=size, num_classes=len(head))
+            model = create_model(args.model, **{**arguments, "num_classes": len(head)})
     state, report = fit_state(state, model, args.embeddings, report)
     if not report.loaded:
         raise ValueError(f"{args.source} holds no weights of {args.model}")

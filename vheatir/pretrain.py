@@ -113,7 +113,7 @@ class PretrainSession(TaskSession):
     def scoring(self):
         """The task with the evaluation set."""
         with as_user_error(str(self.path)):
-            samples = self.classify.make_samples(self.recipe, self.model, False)
+            samples = self.classify.make_samples(self.recipe, self.model, False, *self.place)
             return self.classify.Classification(
                 self.recipe, self.model.num_classes, samples, self.processes, self.device
             )

@@ -22,10 +22,15 @@ class SegmentSession(DenseSession):
         return read_recipe(options)
 
     def build(self, weights: str | None) -> Any:
+        from vheatir.backbone.models.checkpoint_files import stored_model
         from vheatir.backbone.segmentation.upernet import Segmenter
+        from vheatir.backbone.training.dataset_task import check_same_classes
 
         data = self.recipe.data
         self.classes = data.classes or tuple(map(str, range(data.num_classes)))
+        stored = stored_model(weights).get("classes") if weights and data.classes else None
+        if stored:
+            check_same_classes(stored, data.classes, weights)
         self.network = {"backbone": self.recipe.backbone, "classes": self.classes}
         return Segmenter(self.body, self.recipe.head, data.num_classes)
 

@@ -26,7 +26,7 @@ def make_optimizer(train: ClassificationTrain, model: nn.Module, images_per_step
     """
     lr = scaled_lr(train, images_per_step)["base"]
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             train.optimizer,
             lr=lr,
@@ -36,6 +36,12 @@ def make_optimizer(train: ClassificationTrain, model: nn.Module, images_per_step
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"train.optimizer {train.optimizer} with {train.optimizer_args}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"train.optimizer {train.optimizer} needs second derivatives, which training does not compute; take one "
+            "of first order, such as adamw or lamb"
+        )
+    return optimizer
 
 
 def scaled_lr(train: ClassificationTrain, images_per_step: int) -> dict[str, float]:
@@ -70,19 +76,24 @@ def make_lr_schedule(
     try:
         if train.scheduler in ("plateau", "none"):
             raise ValueError("is no function of the step")
-        scheduler, _ = create_scheduler_v2(
+        scheduler, needed = create_scheduler_v2(
             optimizer,
             train.scheduler,
-            num_epochs=train.epochs,
             warmup_epochs=train.warmup_epochs,
             min_lr=rates["final"],
             warmup_lr=rates["warmup_start"],
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
-            **train.scheduler_args,
+            **{"num_epochs": train.epochs, **train.scheduler_args},
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"train.scheduler {train.scheduler} with {train.scheduler_args}: {error}") from error
     if scheduler is None:
         raise ValueError(f"train.scheduler: unknown {train.scheduler!r}; take vheat, unified, cosine, step or poly")
+    if needed > train.epochs:  # by which timm's own loop would lengthen the run
+        raise ValueError(
+            f"train.scheduler {train.scheduler} with {train.scheduler_args} takes {needed} epochs, with its cycles, "
+            f"cooldown and the warm-up before them, but train.epochs is {train.epochs}; raise that, and state the "
+            "epochs of one cycle as num_epochs in train.scheduler_args"
+        )
     return scheduler.step_update

@@ -35,6 +35,9 @@ _LIBRARIES = {
     "hfids": ("datasets", "pip install 'vheatir[readers]'"),
     "tfds": ("tensorflow_datasets", "pip install tensorflow tensorflow-datasets"),
 }
+# Data sets of torchvision of which timm takes the test images for every split whose name is not one for training.
+_OF_TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 
 
 def read_labels(path: Path) -> list[tuple[str, int]]:
@@ -204,6 +207,8 @@ def open_timm_reader(data: ClassificationData, split: str, **how) -> Reader:
     found = importlib.util.find_spec(library)
     if found is None or found.origin is None:  # a folder of that name beside the run is no library
         raise ValueError(f"data.reader {data.reader} needs {library}; run: {advice}")
+    if prefix == "torch" and data.reader.rpartition("/")[2].lower() in _OF_TWO_SPLITS and split not in _SPLITS:
+        raise ValueError(f"data.reader {data.reader} has no split {split!r}; known: {', '.join(_SPLITS)}")
     try:
         # "" leaves 16-bit numbers and orientation to `as_pixels`.
         how |= {} if prefix == "tfds" else {"input_img_mode": ""}
@@ -305,6 +310,7 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
         ValueError: see `check_classes`; or folders whose numbers nothing states.
     """
     check_classes(reader, split, num_classes)
+    _check_folders(reader, data, split)
     if getattr(reader, "numbered_here", False) and split != data.train and len(reader.class_to_idx) != num_classes:
         raise ValueError(
             f"{split} has {len(reader.class_to_idx)} classes, the model {num_classes}, and there is no {data.train} "
@@ -315,6 +321,21 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
         file = _list_for(Path(data.root), names if data.reader == "list" else (f"{data.train}_map.txt",))
         if file.is_file():
             _compare_lists(reader, split, file)
+
+
+def _check_folders(reader: Reader, data: ClassificationData, split: str) -> None:
+    """Refuse folders read by torchvision, which numbers each split by itself, where a split lacks a class."""
+    of_folders = data.reader.rpartition("/")[2].lower() in ("folder", "image_folder")
+    if not isinstance(reader, TorchvisionReader) or not of_folders or split == data.train:
+        return
+    if not (Path(data.root) / data.train).is_dir():
+        return
+    training: Any = open_timm_reader(data, data.train)
+    if reader.dataset.class_to_idx != training.dataset.class_to_idx:
+        raise ValueError(
+            f"{split} has other classes than {data.train}, and {data.reader} numbers those of each by itself; take "
+            "data.reader folder, which reads the same folders"
+        )
 
 
 def _compare_lists(reader: Reader, split: str, training: Path) -> None:

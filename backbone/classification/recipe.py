@@ -85,7 +85,8 @@ class ClassificationTrain:
     """Length, optimizer, rates and averages.
 
     `lr`, `warmup_lr` and `min_lr` are for a batch of `lr_for_batch` images and scale with it; None: they hold as they
-    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's.
+    are. `scheduler` is "vheat" or "unified" (the published tables), or one of timm's; `scheduler_args` are those of its
+    `create_scheduler_v2`, of which `num_epochs`, the length of a cycle, is `epochs` unless they state it.
     """
 
     epochs: Annotated[int, Positive] = 300
@@ -169,6 +170,8 @@ def _check_together(recipe: ClassificationRecipe) -> None:
         raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
     if data.class_map and data.reader in ("list", "zip"):
         raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    if data.class_map and data.reader.lower().startswith("torch/"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; {data.reader} numbers its classes itself")
     if data.streamed and augment.repeats > 1:
         raise ValueError(f"augment.repeats {augment.repeats}: data.reader {data.reader} gives each image once only")
     mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None

@@ -200,6 +200,9 @@ class Classification(DatasetTask):
         samples: the evaluation set.
         processes: those that train, or evaluate, together.
         device: of the network.
+
+    Raises:
+        FileNotFoundError, ValueError: `val.subset` names a file that is none, or classes that the network lacks.
     """
 
     best = "top1"
@@ -217,6 +220,11 @@ class Classification(DatasetTask):
         augment = recipe.augment
         self.recipe = recipe
         self.samples = samples
+        self.subset = None
+        if recipe.val.subset:
+            assert isinstance(samples, Samples)  # streams have no folders to map
+            subset = Subset.read(recipe.val.subset, samples.reader)
+            self.subset = subset.to(device, num_classes, recipe.val.subset_only)
         self.mix = None
         if augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None:
             self.mix = Mixup(
@@ -261,16 +269,11 @@ class Classification(DatasetTask):
         Sets of a subset of the classes are scored through `val.subset`; see `Subset`.
         """
         device = self.device
-        subset = None
-        if self.recipe.val.subset:
-            subset = Subset.read(self.recipe.val.subset, self.samples.reader).to(
-                device, cast(int, model.num_classes), self.recipe.val.subset_only
-            )
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         with frozen(model), torch.no_grad():
             for batch in checked(self.loader()):
                 images, targets = to_device(batch, device)
-                sums += scored(model(images).float(), targets, subset)
+                sums += scored(model(images).float(), targets, self.subset)
         top1, top5, loss, count = self.processes.sum_(sums).tolist()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": count}
 

@@ -93,7 +93,9 @@ def make_plan(recipe: Any, size: int, rank: int, world: int) -> EpochPlan:
         rank: of this process.
         world: how many processes there are.
     """
-    return EpochPlan(size, recipe.data.batch_size, recipe.train.accumulate, rank, world, recipe.manual_seed)
+    train = recipe.train
+    how = {"seed": recipe.manual_seed, "keeps_steps": train.steps is not None}
+    return EpochPlan(size, recipe.data.batch_size, train.accumulate, rank, world, **how)
 
 
 def make_until(recipe: Any, plan: EpochPlan) -> Epochs:

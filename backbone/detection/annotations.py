@@ -16,6 +16,7 @@ from vheatir.backbone.detection.records import (
     Record,
     box_rule,
     clipped,
+    decode,
     segmentation_rule,
 )
 from vheatir.backbone.training.schema import is_number
@@ -181,10 +182,10 @@ def _coco_instance(
         )
         return None
     x, y, width, height = map(float, entry["bbox"])
-    area = float(entry.get("area") or width * height)
+    shape = entry.get("segmentation") if masks else None
+    area = entry.get("area") or (0 if shape is None else decode(shape, *size).sum()) or width * height
     box = clipped((x, y, x + width, y + height), *size)
-    crowd = _CROWD[entry.get("iscrowd")]
-    return Instance(box, label, crowd, area, entry.get("segmentation") if masks else None)
+    return Instance(box, label, _CROWD[entry.get("iscrowd")], float(area), shape)
 
 
 def _voc_names(root: Path, split: str) -> list[str]:

@@ -224,6 +224,9 @@ class Segmentation(DatasetTask):
         right = ((scores[0].argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)
         return sum(losses.values()), {**losses, "aacc": 100 * right}
 
+    def class_names(self) -> list[str] | None:
+        return list(self.recipe.data.classes) if self.recipe.data.classes else None
+
     def loader(self) -> Iterable[Any]:
         """This process's part of the evaluation set, image by image."""
         place = (self.processes.rank, self.processes.world)

@@ -46,6 +46,8 @@ class EpochPlan:
         repeats: times that each image comes in a row, with other augmentation; an epoch stays as long.
         parted: each process draws images rank, rank + world, ... alone, which it keeps in memory.
         begun: an epoch that a run with other batches began, and how many of its images that run has seen.
+        keeps_steps: the run is counted in steps, of which it has as many left when it goes on with other batches.
+        shift: steps of such a run beyond those that its images would have taken in these batches.
     """
 
     size: int
@@ -57,6 +59,8 @@ class EpochPlan:
     repeats: int = 1
     parted: bool = False
     begun: tuple[int, int] = (-1, 0)
+    keeps_steps: bool = False
+    shift: int = 0
 
     @property
     def images_per_step(self) -> int:
@@ -76,6 +80,10 @@ class EpochPlan:
                 f"{self.batch} x {self.world} processes x train.accumulate {self.accumulate}); take smaller batches"
             )
         return steps
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch, and step within it, of a step of the run, counted from 0."""
+        return divmod(step - self.shift, self.steps_per_epoch)
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of an epoch, (steps, images of a step)."""
@@ -101,7 +109,7 @@ class EpochPlan:
             return steps * self.images_per_step
         return self.begun[1] + (steps - self.steps_per_epoch + self._left(self.begun[1])) * self.images_per_step
 
-    def resumed(self, epoch: int, images: int) -> tuple["EpochPlan", int]:
+    def resumed(self, epoch: int, images: int, step: int = 0) -> tuple["EpochPlan", int]:
         """The plan that goes on within an epoch with the next image, and the number of steps that count as done.
 
         Where each process has images of its own, whose order depends on their number, it goes on about there.
@@ -109,9 +117,11 @@ class EpochPlan:
         Args:
             epoch: that was begun, counted from 0.
             images: of it that have been seen, by all processes together.
+            step: steps that were made; they count as done where the plan `keeps_steps`.
         """
         done = (epoch + 1) * self.steps_per_epoch - self._left(images)
-        return (self if self.parted else replace(self, begun=(epoch, images))), done
+        plan = self if self.parted else replace(self, begun=(epoch, images))
+        return (replace(plan, shift=step - done), step) if self.keeps_steps else (plan, done)
 
     def _shuffled(self, indices: np.ndarray, *key: int) -> np.ndarray:
         return np.random.default_rng((self.seed, *key)).permutation(indices).repeat(self.repeats)
@@ -138,11 +148,12 @@ class StepSampler(Sampler):
         epoch = -1
         order = None
         for step in range(self.start, self.stop):
-            if step // plan.steps_per_epoch != epoch:
-                epoch = step // plan.steps_per_epoch
+            begun, within = plan.place(step)
+            if begun != epoch:
+                epoch = begun
                 order = plan.order(epoch)
             places = np.arange(plan.rank, plan.images_per_step, plan.world)
-            indices = order[step % plan.steps_per_epoch]
+            indices = order[within]
             for part in places.reshape(plan.accumulate, plan.batch):
                 yield [(int(indices[k]), mixed(plan.seed, step, int(k))) for k in part]
 

@@ -93,9 +93,9 @@ class DatasetTask(Task):
 
     def position(self, step: int) -> dict[str, Any]:
         """Epoch, and the images of it that have been seen by all processes together."""
-        epoch, within = divmod(step, self.plan.steps_per_epoch)
+        epoch, within = self.plan.place(step)
         return {"epoch": epoch, "images": self.plan.images_seen(epoch, within)}
 
     def resume_at(self, step: int, position: Mapping[str, Any]) -> int:
-        self.plan, done = self.plan.resumed(position["epoch"], position["images"])
+        self.plan, done = self.plan.resumed(position["epoch"], position["images"], step)
         return done

@@ -73,14 +73,18 @@ class Loop:
         self._unit = {"iteration": "it"}.get(until.unit, until.unit)
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on; the random state is a function of seed, step and place in the data."""
+        """All that a run needs to go on; the random state is a function of seed, step and place in the data.
+
+        Each process asks for it, since all of their losses since the last line of the log are in it.
+        """
+        window = {name: [float(total), count] for name, (total, count) in self.window.items()}
         return {
             "iteration": self.step,
             "position": self.task.position(self.step),
             "random": {"seed": self.settings.seed},
             "best": self.best,
             "awaited": self.awaited,
-            "window": {name: [float(total), count] for name, (total, count) in self.window.items()},
+            "windows": self.processes.gather(window),
             "until": self.until.state(),
             "task": self.task.state(),
             "model": self.update.state(),
@@ -106,7 +110,14 @@ class Loop:
         self.step = self.task.resume_at(state["iteration"], state["position"])
         self.best = state["best"]
         self.awaited = state.get("awaited", False)
-        self.window = state["window"]
+        self.window = self._window_of(state.get("windows") or [state["window"]])  # in older ones the first process's
+
+    def _window_of(self, windows: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+        """This process's losses since the last line of the log; the mean where other processes wrote them."""
+        if len(windows) == self.processes.world:
+            return windows[self.processes.rank]
+        shares = [[name, total / len(windows), count] for one in windows for name, (total, count) in one.items()]
+        return {name: [sum(s for key, s, _ in shares if key == name), count] for name, _, count in shares}
 
     def run(self) -> bool:
         """Train to the end; False when a signal stopped it, after a checkpoint."""
@@ -214,7 +225,8 @@ class Loop:
     def _means(self) -> dict[str, float]:
         """Means over the window and the processes."""
         device = self.update.device
-        means = torch.stack([torch.as_tensor(total / count) for total, count in self.window.values()]).to(device)
+        means = [total / count for total, count in self.window.values()]  # numbers where they are of a checkpoint
+        means = torch.stack([torch.as_tensor(one, dtype=torch.float64, device=device) for one in means])
         means = self.processes.mean_(means.float()).tolist()
         return dict(zip(self.window, means, strict=True))
 
@@ -296,9 +308,10 @@ class Loop:
                 if value.is_floating_point() and not torch.isfinite(value).all():
                     where = f"{self.settings.unit} {self.step}"
                     raise UserError(f"{where}: NaN or infinity in {name}, nothing written; {DIVERGED}")
+        state = self.state()
         if self.logger is None:
             return
         for ending, network in networks.items():
             self.logger.save_weights(f"latest{ending}", network, self.step)
         best = self.best.get("best")
-        self.logger.save(self.step, self.state(), best["iteration"] if best else None)
+        self.logger.save(self.step, state, best["iteration"] if best else None)

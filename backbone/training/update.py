@@ -16,6 +16,7 @@ _MOVING = frozenset(
     | {"T_cur", "T_i", "_schedulers"}
 )
 _HOW = ("foreach", "fused")  # how an optimizer computes its steps: the device's matter, no option of the run
+_COUNTERS = frozenset({"step", "lookahead_step"})  # of LAMB, Adan and Lookahead, which count steps beside their options
 Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -187,9 +188,9 @@ class Update:
         built = self.optimizer.state_dict()
         # torch would load the state of another optimizer without complaint, and stumble over it later
         for group, own in zip(saved["param_groups"], built["param_groups"], strict=True):
-            if group.keys() != own.keys():
+            if group.keys() - _COUNTERS != own.keys() - _COUNTERS:
                 raise ValueError("it was written with another type of the optimizer or schedule")
-            refuse_changes(self.section, group, own, moving.union(_HOW))
+            refuse_changes(self.section, group, own, moving.union(_HOW, _COUNTERS))
         groups = [
             {**group, **{name: own[name] for name in _HOW if name in own}}
             for group, own in zip(saved["param_groups"], built["param_groups"], strict=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 pytest.importorskip("timm", reason="training backbones needs the extra `backbone`")
@@ -22,9 +23,10 @@ from vheatir.backbone.classification.task import scored
 from vheatir.backbone.errors import DataError
 from vheatir.backbone.models.create import create_model
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
+from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.update import Update
 from vheatir.errors import UserError
-from vheatir.pretrain import main
+from vheatir.pretrain import PretrainSession, main
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ def test_a_zip_keeps_in_memory_what_it_is_told_to(images):
         (images / "gone.zip").rename(images / "train.zip")
 
 
+def test_a_process_keeps_of_the_evaluation_set_what_it_evaluates(images, tmp_path):
+    """All of it in each of eight processes would fill the memory that `part` is to spare."""
+    recipe = small.make_recipe(tmp_path, images, data={"reader": "zip", "cache": "part"})
+    task = PretrainSession(recipe, yaml.safe_load(recipe.read_text()), Processes(1, 2)).scoring()
+    assert sorted(task.samples.reader._kept) == [1, 3, 5]
+    seen = [target for _, targets in task.loader() for target in targets.tolist()]
+    assert seen == [task.samples.reader.samples[index][1] for index in (1, 3, 5)]
+
+
 @pytest.mark.parametrize("cache", ["none", "full"])
 @pytest.mark.parametrize(
     "place, byte, said",
@@ -91,6 +102,17 @@ def test_lists_may_be_json_and_names_may_hold_spaces(tmp_path):
     (tmp_path / "a.json").write_text('[["x y.png", 3], ["z.png", 0]]')
     (tmp_path / "a.txt").write_text("x y.png 3\n\nz.png\t0\n")
     assert read_labels(tmp_path / "a.json") == read_labels(tmp_path / "a.txt") == [("x y.png", 3), ("z.png", 0)]
+
+
+def test_folders_read_by_torchvision_have_the_same_classes(tmp_path):
+    root = small.make_images(tmp_path / "set", train=2, val=1)
+    recipe = small.make_recipe(tmp_path, root, data={"reader": "torch/image_folder"})
+    session = PretrainSession(recipe, yaml.safe_load(recipe.read_text()), Processes())
+    assert len(session.scoring().samples) == 3
+    (root / "val" / "blue" / "00.png").unlink()
+    (root / "val" / "blue").rmdir()  # green would be class 0
+    with pytest.raises(UserError, match=r"val has other classes than train.*take data\.reader folder"):
+        session.scoring()
 
 
 def drawn(plan: EpochPlan, start: int, stop: int) -> list[list[tuple[int, int]]]:
@@ -204,6 +226,15 @@ def test_a_wrong_mapping_is_named(images, tmp_path, content, message):
         main(["-opt", str(recipe), "--eval", "--set", "model.pretrained=false", "--weights", str(_weights(tmp_path))])
 
 
+def test_a_mapping_to_classes_that_the_model_lacks_shows_before_the_run(images, tmp_path):
+    """Not at the first evaluation, after an epoch."""
+    (tmp_path / "map.txt").write_text("red 70\ngreen 2\nblue 1\n")
+    recipe = small.make_recipe(tmp_path, images, val={"subset": str(tmp_path / "map.txt")})
+    with pytest.raises(UserError, match="names class 70, but the model has 3"):
+        main(["-opt", str(recipe), "--set", "data.batch_size=2"])
+    assert not (tmp_path / "runs").exists()
+
+
 def _weights(folder: Path) -> Path:
     from safetensors.torch import save_file
 
@@ -224,6 +255,8 @@ def _weights(folder: Path) -> Path:
         ("data.reader=tape", r"data\.reader must be one of folder, list, zip, tar"),
         ("name=sweep/first", r"name must be that of the run's folder, without / and not \.\.; .*, got 'sweep/first'"),
         ("name=..", r"name must be that of the run's folder"),
+        ("data={reader: torch/cifar10, root: x, train: trian}", r"torch/cifar10 has no split 'trian'; known: train, "),
+        ("data={reader: torch/cifar10, root: x, class_map: m}", r"torch/cifar10 numbers its classes itself"),
         ("data.cache=full", r"data\.cache full keeps a ZIP's bytes in memory, but data\.reader is folder"),
         ("data.root=nowhere", r"data\.root nowhere: no such folder"),
         ("data.train=training", r"has no folder 'training'; folders there: meta, train, val"),
@@ -242,6 +275,7 @@ def _weights(folder: Path) -> Path:
         ("train.amp=fp16", r"train\.amp fp16 needs a CUDA device"),
         ("train.ema_decay=1.0", r"train\.ema_decay must be below 1"),
         ("train.optimizer=adamm", r"train\.optimizer adamm"),
+        ("train.optimizer=adahessian", r"train\.optimizer adahessian needs second derivatives"),
         ("train.optimizer_args={nesterow: true}", r"train\.optimizer adamw with .*nesterow"),
         ("train.scheduler=plateau", r"train\.scheduler plateau"),
         ("train.scheduler=cosin", r"train\.scheduler"),
@@ -303,6 +337,20 @@ def test_rates_that_scale_with_the_batch_go_on_with_another_one(scheduler):
     updates[1].load_state(updates[0].state())
     set_lr(5)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * train.lr, rel=0.3)
+
+
+@pytest.mark.parametrize("args", [{"cooldown_epochs": 1}, {"cycle_limit": 2}, {"warmup_prefix": True}], ids=str)
+def test_a_schedule_longer_than_the_run_is_refused(args):
+    """The run would end amid it, without the cooldown, the further cycle or the last rates."""
+    train = ClassificationTrain(epochs=4, warmup_epochs=2, scheduler="cosine", lr=1e-2, min_lr=1e-4)
+    optimizer = make_optimizer(train, nn.Linear(3, 3), 8)
+    train.scheduler_args = args
+    with pytest.raises(ValueError, match=r"takes \d epochs, .* but train\.epochs is 4; .*num_epochs"):
+        make_lr_schedule(train, optimizer, 5, 8)
+    train.scheduler_args = {**args, "num_epochs": 2}
+    set_lr = make_lr_schedule(train, optimizer, 5, 8)
+    set_lr(19)
+    assert optimizer.param_groups[0]["lr"] < 2e-3
 
 
 def test_a_recipe_needs_its_sections():

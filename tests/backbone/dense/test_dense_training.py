@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.backbone import dense_data
-from tests.backbone.stops import interrupted_before
+from tests.backbone.stops import interrupted_before, terminated_after
 from vheatir.backbone.dense.recipe import make_lr_schedule, make_optimizer
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.detection.recipe import Detector
@@ -87,6 +88,16 @@ def test_a_run_stopped_amid_an_epoch_goes_on_as_if_it_had_not(command, unbroken,
         got, want = (load_file(folder / "models" / f"{name}.safetensors") for folder in (run, unbroken[command]))
         assert all(torch.equal(got[key], want[key]) for key in want), name
     assert curves(run) == curves(unbroken[command])
+
+
+def test_a_run_counted_in_steps_has_as_many_left_with_other_batches(recipes, tmp_path):
+    recipe = recipes("segment", tmp_path, data={"batch_size": 4})
+    with terminated_after(3):
+        assert segment(["-opt", recipe]) == 130
+    assert segment(["-opt", recipe, "--resume", "--set", "data.batch_size=2"]) == 0
+    run = tmp_path / "runs" / "small"
+    assert "resumed at step 3\n" in (run / "train.log").read_text()
+    assert [point["iteration"] for point in curves(run) if "train/loss" in point] == [2, 4, 6]
 
 
 def test_segmentation_learns(recipes, tmp_path):
@@ -441,6 +452,16 @@ def test_lists_of_nothing_are_taken_where_they_mean_something():
     recipe.train.warmup_steps = 0
     make_lr_schedule(recipe.train, optimizer, 100, 5)(99)
     assert optimizer.param_groups[0]["lr"] == recipe.train.lr
+
+
+def test_classes_in_another_order_are_neither_scored_nor_learned_further(unbroken, recipes, tmp_path):
+    recipe = recipes("segment", tmp_path, data={"classes": ["ground", "blue", "red"]})
+    weights = unbroken["segment"] / "models" / "latest.safetensors"
+    with pytest.raises(UserError, match=r"'blue' is number 2 in .*latest\.safetensors, and number 1 in this set"):
+        segment(["-opt", recipe, "--eval", "--weights", str(weights)])
+    shutil.copytree(unbroken["segment"], tmp_path / "runs" / "small")
+    with pytest.raises(UserError, match="'blue' is number 2 in the run, and number 1 in this set"):
+        segment(["-opt", recipe, "--resume"])
 
 
 def test_weights_of_another_network_are_refused(unbroken, recipes, tmp_path):

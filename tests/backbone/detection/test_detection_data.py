@@ -99,6 +99,16 @@ def test_a_box_may_exceed_its_image_by_rounding(coco):
     assert annotations.records[0].instances[0].box == (0.0, 5.0, 19.4, 25.0)
 
 
+@pytest.mark.parametrize("masks, area", [(True, 50), (False, 200)])
+def test_an_area_that_is_not_stated_is_that_of_the_mask(coco, masks, area):
+    """It decides whether an object counts as small, medium or large."""
+    triangle = [[5, 5, 25, 5, 5, 10]]
+    new = {"bbox": [5, 5, 20, 10], "segmentation": triangle}
+    assert not changed(coco, lambda t: (t["annotations"][0].update(new), t["annotations"][0].pop("area")))
+    found = read_coco(coco / "train.json", coco / "train", masks).records[0].instances[0].area
+    assert found == pytest.approx(area, abs=12 if masks else 0)
+
+
 def test_bad_voc_is_named_by_file_and_rule(tmp_path):
     root = dense_data.make_voc(tmp_path / "voc")
     annotations = root / "Annotations"

@@ -56,6 +56,17 @@ def test_weights_of_pretrain_still_say_what_they_are(tmp_path, run):
         assert {key: file.metadata()[key] for key in told} == told
 
 
+def test_networks_of_other_widths_are_built_as_their_weights_say(tmp_path, run):
+    network = {"img_size": 64, "dims": 8, "depths": [1, 1, 1, 1], "num_classes": 2}
+    source = create_model("vheat_tiny", **network)
+    told = {"model": json.dumps({"name": "vheat_tiny", **network, "grad_checkpointing": True})}
+    save_file(source.state_dict(), tmp_path / "a.safetensors", told)
+    status, said, _ = run("vheat_tiny", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--img-size", 96)
+    assert status == 0 and "resized freq_embed.0: (16, 16, 8) -> (24, 24, 8)" in said
+    report = load_checkpoint(create_model("vheat_tiny", **{**network, "img_size": 96}), tmp_path / "b.safetensors")
+    assert not report.resized and not report.missing
+
+
 def test_published_convention_appends_zeros(tmp_path, run):
     embedding = torch.ones(56, 56, 96)
     torch.save({"model": {"freq_embed.0": embedding}}, tmp_path / "a.pth")
@@ -71,6 +82,13 @@ def test_refusals_say_what_is_wrong(tmp_path, run):
     for file, reason in (("none.pth", "no checkpoint"), ("empty.pth", "is no checkpoint of tensors")):
         status, _, said = run("vheat_tiny", tmp_path / file, tmp_path / "b.pth", "--img-size", 512)
         assert status == 2 and reason in said
+
+
+@pytest.mark.parametrize("name, size, reason", [("vheat_tyni", 64, "unknown network"), ("vheat_tiny", 0, "above 0")])
+def test_a_network_or_size_that_there_is_not_is_refused_without_a_traceback(tmp_path, run, name, size, reason):
+    torch.save({"model": {"freq_embed.0": torch.ones(56, 56, 96)}}, tmp_path / "a.pth")
+    status, _, said = run(name, tmp_path / "a.pth", tmp_path / "b.pth", "--img-size", size)
+    assert status == 2 and reason in said
 
 
 @pytest.mark.parametrize("name", ["a.pth", "b.pth", "b.safetensors"])

@@ -2,12 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vheatir.backbone.training.average import Average
-from vheatir.backbone.training.batches import EpochPlan
+from vheatir.backbone.training.batches import EpochPlan, StepSampler
 from vheatir.backbone.training.until import Epochs, Seconds, Steps, TrainingClock
 
 
@@ -94,5 +95,25 @@ def test_a_run_goes_on_with_other_batches_at_the_next_image(old, new, done):
 
 
 def plan_position(plan, step):
-    epoch, within = divmod(step, plan.steps_per_epoch)
+    epoch, within = plan.place(step)
     return epoch, plan.images_seen(epoch, within)
+
+
+@pytest.mark.parametrize("old, new", [(2, 4), (4, 2), (4, 3)])
+@pytest.mark.parametrize("done", [1, 7, 12])
+def test_a_run_counted_in_steps_keeps_their_number_with_other_batches(old, new, done):
+    """With batches half as large, a run half done would be at its end; its images go on where they were."""
+    before, after = (EpochPlan(23, batch, keeps_steps=True) for batch in (old, new))
+    epoch, within = before.place(done)
+    seen = before.order(epoch)[:within].ravel().tolist()
+    plan, step = after.resumed(*plan_position(before, done), done)
+    assert step == done
+    drawn = [[index for index, _ in batch] for batch in StepSampler(plan, done, done + 16)]
+    rest = before._shuffled(range(23), epoch)[len(seen) :].tolist()
+    whole = len(rest) // new
+    assert drawn[:whole] == np.reshape(rest[: whole * new], (whole, new)).tolist()
+    assert drawn[whole] == after.order(epoch + 1)[0].tolist()
+    for later in (done + 1, done + 9):
+        again, step = after.resumed(*plan_position(plan, later), later)
+        assert step == later
+        assert list(StepSampler(again, later, done + 16)) == list(StepSampler(plan, later, done + 16))

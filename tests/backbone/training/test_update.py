@@ -1,5 +1,7 @@
 """What a resumed run takes from its checkpoint where the device or the precision is another one."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,25 @@ def test_how_a_device_computes_the_steps_may_differ_in_a_resumed_run(before, now
     for one in (straight, resumed):
         step(one)
     torch.testing.assert_close(resumed.bare.weight, straight.bare.weight)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "lookahead_sgd"])
+def test_optimizers_that_count_their_steps_go_on(name):
+    """They keep the number beside their options, where it is no option that changed."""
+    optim = pytest.importorskip("timm.optim", reason="timm's optimizers")
+    updates = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        updates.append(Update(network, optim.create_optimizer_v2(network, name, lr=0.1, weight_decay=0.01)))
+    straight, resumed = updates
+    for _ in range(3):
+        step(straight)
+    resumed.load_state(copy.deepcopy(straight.state()))
+    for _ in range(4):  # among them one in which Lookahead looks back
+        step(straight)
+        step(resumed)
+    assert torch.equal(resumed.bare.weight, straight.bare.weight)
 
 
 def test_another_rate_is_still_refused():
