@@ -51,7 +51,10 @@ def arch_of_state_dict(state: Mapping[str, Tensor]) -> str:
     if "mixer.place" in state and "image.conv_first.weight" in state:
         return "VHeatVideoNet"
     first = ", ".join(list(state)[:3])
-    raise ValueError(f"these weights belong to none of {', '.join(NETWORKS)}; the first keys are {first}")
+    raise ValueError(
+        f"these weights belong to none of {', '.join(NETWORKS)}; the first keys are {first}; weights of a network of "
+        "your own are scored by `vheatir test` with --plugin and its network_g"
+    )
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
