@@ -28,8 +28,7 @@ class SegmentSession(DenseSession):
 
         data = self.recipe.data
         self.classes = data.classes or tuple(map(str, range(data.num_classes)))
-        stored = stored_model(weights).get("classes") if weights and data.classes else None
-        if stored:
+        if weights and data.classes and (stored := stored_model(weights).get("classes")):
             check_same_classes(stored, data.classes, weights)
         self.network = {"backbone": self.recipe.backbone, "classes": self.classes}
         return Segmenter(self.body, self.recipe.head, data.num_classes)

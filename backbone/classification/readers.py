@@ -311,9 +311,10 @@ def check_evaluation_classes(reader: Reader, data: ClassificationData, split: st
     """
     check_classes(reader, split, num_classes)
     _check_folders(reader, data, split)
-    if getattr(reader, "numbered_here", False) and split != data.train and len(reader.class_to_idx) != num_classes:
+    numbered = getattr(reader, "class_to_idx", {}) if getattr(reader, "numbered_here", False) else {}
+    if numbered and split != data.train and len(numbered) != num_classes:
         raise ValueError(
-            f"{split} has {len(reader.class_to_idx)} classes, the model {num_classes}, and there is no {data.train} "
+            f"{split} has {len(numbered)} classes, the model {num_classes}, and there is no {data.train} "
             "beside it that numbers them; name all classes in data.class_map, or map them by val.subset"
         )
     if data.reader in ("list", "zip") and split != data.train:

@@ -146,7 +146,7 @@ class StepSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan = self.plan
         epoch = -1
-        order = None
+        order = np.empty(0, np.int64)
         for step in range(self.start, self.stop):
             begun, within = plan.place(step)
             if begun != epoch:
