@@ -207,3 +207,10 @@ def test_the_workflow_tests_every_python_that_is_stated():
     targets = {target for command in commands for target in re.findall(r"make ([\w-]+)", command)}
     rules = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"test", "test-oldest", "dist"} <= targets <= rules
+
+
+@pytest.mark.parametrize("page", ["docs/contributing.md", "scripts/environment.py", "scripts/preflight.py"])
+def test_a_second_index_is_added_and_replaces_none(page):
+    """PIP_ARGS are of every installation, and PyTorch's index has few of the other packages."""
+    text = (SCRIPTS.parent / page).read_text(encoding="utf-8")
+    assert re.findall(r"PIP_ARGS='(--\S+)", text) and not re.search(r"PIP_ARGS='--index-url", text)
