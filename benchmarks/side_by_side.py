@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+from vheatir.utils.timing import resident_mib
 
 
 def measured(command: str, folder: str | None) -> dict[str, float]:
@@ -31,7 +32,7 @@ def measured(command: str, folder: str | None) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command}: exit status {process.returncode}\n{said.decode(errors='replace')}")
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / 1024}
+    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": resident_mib(usage)}
 
 
 def summary(times: list[dict[str, float]], first: list[dict[str, float]]) -> dict[str, Any]:
