@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -214,3 +215,19 @@ def test_a_second_index_is_added_and_replaces_none(page):
     """PIP_ARGS are of every installation, and PyTorch's index has few of the other packages."""
     text = (SCRIPTS.parent / page).read_text(encoding="utf-8")
     assert re.findall(r"PIP_ARGS='(--\S+)", text) and not re.search(r"PIP_ARGS='--index-url", text)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this Python", "Python 3.11.2"])
+def test_the_source_archive_is_unpacked_by_every_release_of_python(monkeypatch, tmp_path, old):
+    """Python has filters of archives since 3.11.4; Debian 12 has 3.11.2."""
+    packages = _script("build_packages")
+    (tmp_path / "vheatir-1").mkdir()
+    (tmp_path / "vheatir-1" / "setup.py").touch()
+    archive = shutil.make_archive(str(tmp_path / "vheatir-1"), "gztar", tmp_path, "vheatir-1")
+    real = tarfile.TarFile.extractall
+    if old:
+        monkeypatch.delattr(tarfile, "data_filter")
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda file, path: real(file, path))
+        monkeypatch.setattr(shutil, "unpack_archive", lambda filename, extract_dir=None, format=None: None)
+    packages._unpack(Path(archive), tmp_path / "source")
+    assert (tmp_path / "source" / "vheatir-1" / "setup.py").is_file()
