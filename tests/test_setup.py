@@ -137,6 +137,23 @@ def test_a_torchvision_of_another_build_stops_the_set_up(environment, recorded, 
     assert not (tmp_path / "env" / environment.STAMP).exists()
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_an_environment_without_pip_gets_it(environment, recorded, monkeypatch, tmp_path, status):
+    """As uv makes them, and as they are left where making one was interrupted: every installation failed."""
+    runs = []
+    monkeypatch.setattr(environment.Environment, "runs", lambda self, code, quiet=False: code != "import pip")
+    ended = environment.subprocess.CompletedProcess([], status)
+    monkeypatch.setattr(environment.subprocess, "run", lambda command, **_: runs.append(command) or ended)
+    if status == 0:
+        _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+        assert recorded
+    else:
+        with pytest.raises(SystemExit, match=r"has no pip.*remove it or name another VENV="):
+            _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+        assert not recorded
+    assert [command[1:3] for command in runs] == [["-m", "ensurepip"]]
+
+
 @pytest.mark.parametrize(
     "versions, kept",
     [
