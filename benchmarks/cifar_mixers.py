@@ -67,7 +67,7 @@ def recipe_for(network: str, args: argparse.Namespace) -> Path:
 
 def call(*arguments) -> dict:
     """Run `vheatir pretrain`; returns the processor time that it took and the MiB that it held at most."""
-    from vheatir.utils.timing import resident_mib
+    from vheatir.utils.run_metadata import resident_mib
 
     process = subprocess.Popen([sys.executable, "-m", "vheatir", "pretrain", *map(str, arguments)], cwd=ROOT)
     _, status, used = os.wait4(process.pid, 0)

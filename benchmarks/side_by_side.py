@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
-from vheatir.utils.timing import resident_mib
+# torch would be memory of this process, below which Linux counts no child's
+from vheatir.utils.run_metadata import prepare_output, resident_mib, run_metadata, write_json
 
 
 def measured(command: str, folder: str | None) -> dict[str, float]:

@@ -43,8 +43,7 @@ from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 from vheatir.train.validation import validate
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
-from vheatir.utils.timing import resident_mib
+from vheatir.utils.run_metadata import prepare_output, resident_mib, run_metadata, write_json
 
 SIGMA = 25
 SHIPPED = "denoise_color_blind"

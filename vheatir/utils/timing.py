@@ -3,7 +3,6 @@
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,11 +125,6 @@ def peak_mib(function: Callable[[], object], device: torch.device) -> float:
         used += event.nbytes()
         peak = max(peak, used)
     return peak / 2**20
-
-
-def resident_mib(usage: Any) -> float:
-    """Largest resident memory in MiB out of `resource.getrusage` or `os.wait4`, whose unit differs between systems."""
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.archs.vheatunet_arch import VHeatUNet
-from vheatir.utils import timing
+from vheatir.utils import run_metadata
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
@@ -59,7 +59,7 @@ def test_resident_memory_is_in_mib_on_every_system(script, monkeypatch, system, 
     side_by_side = script("side_by_side")
     mixers = script("cifar_mixers")
     monkeypatch.setattr(sys, "platform", system)
-    assert timing.resident_mib(usage) == 300
+    assert run_metadata.resident_mib(usage) == 300
     stand_in = SimpleNamespace(wait4=lambda pid, options: (pid, 0, usage), waitstatus_to_exitcode=lambda status: 0)
     monkeypatch.setattr(side_by_side, "os", stand_in)
     assert side_by_side.measured("true", None)["peak_mib"] == 300
