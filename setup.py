@@ -59,6 +59,9 @@ class BuildWithKernels(build_py):
     """Puts compiled kernels beside the modules. An editable installation compiles them at first use instead."""
 
     def run(self):
+        if not self.editable_mode:
+            # pip builds in the checkout, where an earlier build left modules that are gone and libraries of others
+            shutil.rmtree(Path(self.build_lib, "vheatir"), ignore_errors=True)
         super().run()
         if not self.editable_mode:
             self.build_for_cpu()

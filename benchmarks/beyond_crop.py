@@ -4,6 +4,7 @@
 
 The same area is restored in each way: from every image the center of 1, 2 and 4 times the training crop is cut,
 degraded as in the evaluation protocol, and restored at once or in overlapping tiles of the training crop's size.
+Only networks with a frequency embedding (VHeatIR) have something to resize; for others `resize` is null.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from vheatir import weights
+from vheatir.backbone.layers.embedding import RESIZE_MODES
 from vheatir.backbone.layers.freezing import freeze
 from vheatir.data.sources import ImageSource
 from vheatir.evaluate.protocol import degrade, read_clean
@@ -41,14 +43,23 @@ def _restore(network, degraded: np.ndarray, tile: int) -> tuple[np.ndarray, floa
 
 
 def measure(network, images: list[np.ndarray], task: str, level: float, crop: int) -> list[dict]:
-    """Mean PSNR and seconds for each factor, way and resize mode; images smaller than the largest cut are left out."""
+    """Mean PSNR and seconds for each factor, way and resize mode; images smaller than the largest cut are left out.
+
+    Raises:
+        SystemExit: no image is large enough.
+    """
     rows, ways = [], [("whole", 0), ("tiles of the crop", crop), ("tiles of twice the crop", 2 * crop)]
+    largest = max(FACTORS) * crop
+    images = [image for image in images if min(image.shape[:2]) >= largest]
+    if not images:
+        raise SystemExit(f"expected images of at least {largest} pixels on each side; give others, or a smaller --crop")
     for factor in FACTORS:
         side = factor * crop
-        cuts = [_centre(image, side) for image in images if min(image.shape[:2]) >= max(FACTORS) * crop]
+        cuts = [_centre(image, side) for image in images]
         inputs = [degrade(cut, task, level) for cut in cuts]
-        for resize in ("exact", "published"):
-            network.resize = resize
+        for resize in RESIZE_MODES if "resize" in network.config else (None,):
+            if resize is not None:
+                network.resize = resize
             freeze(network)
             for way, tile in ways:
                 if tile >= side:
@@ -58,7 +69,7 @@ def measure(network, images: list[np.ndarray], task: str, level: float, crop: in
                 seconds = float(np.median([elapsed for _, elapsed in pairs]))
                 row = {"side": side, "resize": resize, "way": way, "images": len(cuts), "psnr": float(np.mean(scores))}
                 rows.append({**row, "median_seconds": seconds})
-                print(f"{side:>5}  {resize:<9}  {way:<24} {row['psnr']:.3f} dB  {seconds:.3f} s")
+                print(f"{side:>5}  {resize or '':<9}  {way:<24} {row['psnr']:.3f} dB  {seconds:.3f} s")
     return rows
 
 

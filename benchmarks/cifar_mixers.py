@@ -67,12 +67,14 @@ def recipe_for(network: str, args: argparse.Namespace) -> Path:
 
 def call(*arguments) -> dict:
     """Run `vheatir pretrain`; returns the processor time that it took and the MiB that it held at most."""
+    from vheatir.utils.run_metadata import resident_mib
+
     process = subprocess.Popen([sys.executable, "-m", "vheatir", "pretrain", *map(str, arguments)], cwd=ROOT)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"vheatir pretrain ended with {process.returncode}; its message is above")
-    return {"training_cpu_s": used.ru_utime + used.ru_stime, "training_peak_rss_mib": used.ru_maxrss / 1024}
+    return {"training_cpu_s": used.ru_utime + used.ru_stime, "training_peak_rss_mib": resident_mib(used)}
 
 
 def trained(network: str, args: argparse.Namespace) -> dict:

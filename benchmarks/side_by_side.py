@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+# torch would be memory of this process, below which Linux counts no child's
+from vheatir.utils.run_metadata import prepare_output, resident_mib, run_metadata, write_json
 
 
 def measured(command: str, folder: str | None) -> dict[str, float]:
@@ -31,7 +32,7 @@ def measured(command: str, folder: str | None) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command}: exit status {process.returncode}\n{said.decode(errors='replace')}")
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / 1024}
+    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": resident_mib(usage)}
 
 
 def summary(times: list[dict[str, float]], first: list[dict[str, float]]) -> dict[str, Any]:

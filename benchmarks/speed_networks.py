@@ -43,7 +43,7 @@ from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import psnr
 from vheatir.restore.tiling import DEFAULT_OVERLAP, apply_tiled, default_tile
 from vheatir.train.validation import validate
-from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
+from vheatir.utils.run_metadata import prepare_output, resident_mib, run_metadata, write_json
 
 SIGMA = 25
 SHIPPED = "denoise_color_blind"
@@ -151,7 +151,7 @@ def work(name: str, type_name: str, data: str, light: str | None) -> None:
                     restored(network, image)
                 answer |= {"seconds": time.perf_counter() - wall, "processor_s": time.process_time() - processor}
                 answer["megapixels"] = sum(image.shape[2] * image.shape[3] for image in images) / 1e6
-        answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        answer["peak_mib"] = resident_mib(resource.getrusage(resource.RUSAGE_SELF))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 import zipfile
@@ -53,6 +54,15 @@ def _native(source: Path, folder: Path, machine: str) -> Path:
     return wheel
 
 
+def _unpack(archive: Path, folder: Path) -> None:
+    """Our own archive; the first releases of Python 3.11, as in Debian 12, know no filters and need none for it."""
+    with tarfile.open(archive) as file:
+        if hasattr(tarfile, "data_filter"):
+            file.extractall(folder, filter="data")
+        else:
+            file.extractall(folder)
+
+
 def build(out: Path, machines: Sequence[str] = ()) -> list[Path]:
     """The files: source archive, pure wheel, native wheels for this processor and `machines`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +70,7 @@ def build(out: Path, machines: Sequence[str] = ()) -> list[Path]:
         top = Path(folder)
         _run("build", "--sdist", "--outdir", top, ROOT, kernel="0")
         (archive,) = top.glob("*.tar.gz")
-        shutil.unpack_archive(archive, top / "source", filter="data")
+        _unpack(archive, top / "source")
         (source,) = (top / "source").iterdir()
         _run("build", "--wheel", "--outdir", top / "pure", source, kernel="0")
         native = [_native(source, top / machine, machine) for machine in (platform.machine(), *machines)]

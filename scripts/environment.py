@@ -73,6 +73,14 @@ class Environment:
         command, stderr = [self.python, "-c", code], subprocess.DEVNULL if quiet else None
         return subprocess.run(command, env=self.variables, stderr=stderr).returncode == 0
 
+    def has_pip(self) -> bool:
+        """Whether there is pip, which is put in where it is missing: uv leaves it out, and so does an interruption."""
+        if self.runs("import pip", quiet=True):
+            return True
+        command = [self.python, "-m", "ensurepip", "--default-pip"]
+        print("+", shlex.join(command), flush=True)
+        return subprocess.run(command, env=self.variables).returncode == 0
+
     def install(self, *arguments: str) -> bool:
         command = [self.python, "-m", "pip", "install", "--disable-pip-version-check", *self.pip_args, *arguments]
         print("+", shlex.join(command), flush=True)
@@ -127,6 +135,7 @@ def main() -> None:
     environment = Environment(folder, options.pip_args)
     same = environment.runs(f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})")
     _require(same, f"{folder} was made with another Python than {sys.executable}; remove it or name another VENV=.")
+    _require(environment.has_pip(), f"{folder} has no pip, and none could be put in; remove it or name another VENV=.")
     fill(environment, options.extras)
     stamp.write_text(wanted)
 

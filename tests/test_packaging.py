@@ -228,6 +228,17 @@ def test_a_wheel_holds_every_file_once(kernel, tmp_path, monkeypatch):
     assert native == ([f"vheatir/kernels/cpu/{cpu_build.library_name()}"] if kernel == "1" else [])
 
 
+def test_a_wheel_holds_nothing_of_an_earlier_build(tmp_path, monkeypatch):
+    """pip builds in the checkout: modules that were moved since, and the kernel for other processors, lay there."""
+    old = tmp_path / "source" / "build" / "lib" / "vheatir"
+    for name in ("export.py", "kernels/cpu/libvheatir_cpu-0123456789abcdef.so", "recipes/former.yml"):
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).touch()
+    wheel = build_wheel(tmp_path, monkeypatch, "0")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
+    assert names == _expected()
+
+
 @needs_compiler
 def test_a_wheel_with_the_kernel_belongs_to_a_platform_and_to_every_python(tmp_path, monkeypatch):
     wheel = build_wheel(tmp_path, monkeypatch, "1")

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -136,6 +137,23 @@ def test_a_torchvision_of_another_build_stops_the_set_up(environment, recorded, 
     assert not (tmp_path / "env" / environment.STAMP).exists()
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_an_environment_without_pip_gets_it(environment, recorded, monkeypatch, tmp_path, status):
+    """As uv makes them, and as they are left where making one was interrupted: every installation failed."""
+    runs = []
+    monkeypatch.setattr(environment.Environment, "runs", lambda self, code, quiet=False: code != "import pip")
+    ended = environment.subprocess.CompletedProcess([], status)
+    monkeypatch.setattr(environment.subprocess, "run", lambda command, **_: runs.append(command) or ended)
+    if status == 0:
+        _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+        assert recorded
+    else:
+        with pytest.raises(SystemExit, match=r"has no pip.*remove it or name another VENV="):
+            _main(environment, monkeypatch, "--venv", str(tmp_path / "env"))
+        assert not recorded
+    assert [command[1:3] for command in runs] == [["-m", "ensurepip"]]
+
+
 @pytest.mark.parametrize(
     "versions, kept",
     [
@@ -207,3 +225,26 @@ def test_the_workflow_tests_every_python_that_is_stated():
     targets = {target for command in commands for target in re.findall(r"make ([\w-]+)", command)}
     rules = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"test", "test-oldest", "dist"} <= targets <= rules
+
+
+@pytest.mark.parametrize("page", ["docs/contributing.md", "scripts/environment.py", "scripts/preflight.py"])
+def test_a_second_index_is_added_and_replaces_none(page):
+    """PIP_ARGS are of every installation, and PyTorch's index has few of the other packages."""
+    text = (SCRIPTS.parent / page).read_text(encoding="utf-8")
+    assert re.findall(r"PIP_ARGS='(--\S+)", text) and not re.search(r"PIP_ARGS='--index-url", text)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this Python", "Python 3.11.2"])
+def test_the_source_archive_is_unpacked_by_every_release_of_python(monkeypatch, tmp_path, old):
+    """Python has filters of archives since 3.11.4; Debian 12 has 3.11.2."""
+    packages = _script("build_packages")
+    (tmp_path / "vheatir-1").mkdir()
+    (tmp_path / "vheatir-1" / "setup.py").touch()
+    archive = shutil.make_archive(str(tmp_path / "vheatir-1"), "gztar", tmp_path, "vheatir-1")
+    real = tarfile.TarFile.extractall
+    if old:
+        monkeypatch.delattr(tarfile, "data_filter")
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda file, path: real(file, path))
+        monkeypatch.setattr(shutil, "unpack_archive", lambda filename, extract_dir=None, format=None: None)
+    packages._unpack(Path(archive), tmp_path / "source")
+    assert (tmp_path / "source" / "vheatir-1" / "setup.py").is_file()

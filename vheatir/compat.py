@@ -64,7 +64,8 @@ def require_basicsr() -> None:
         raise UserError(f"training needs BasicSR 1.4.2, which is not installed; {how}")
     try:
         importlib.import_module("basicsr")
-    except ImportError as error:
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        # beside ImportError: what a torchvision of another torch, or a library that dropped a name, raises
         raise UserError(
             f"training needs BasicSR 1.4.2, which is installed but does not import ({error}); "
             "run `make setup` in a clone for an environment in which it does"

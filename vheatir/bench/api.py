@@ -6,13 +6,13 @@ turn within one process.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from vheatir.bench.case import Case
-from vheatir.bench.defaults import BENCHMARKS
+from vheatir.bench.defaults import BENCHMARKS, DECAYS, DTYPES
 from vheatir.errors import UserError
 from vheatir.utils import timing
 from vheatir.utils.devices import device_named
@@ -174,10 +174,11 @@ def bench(  # long function: most of it says what its arguments mean
         One result for each case, number of threads and candidate.
 
     Raises:
-        UserError: an unknown benchmark, a missing device, or a candidate that misses its tolerance.
+        UserError: an unknown benchmark or value, a missing device, or a candidate that misses its tolerance.
     """
     if benchmark not in BENCHMARKS:
         raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    _check_values({"dtype": dtype, "threads": threads, "rounds": rounds, "clock": clock, **options})
     if clock == "cpu" and device != "cpu":
         raise UserError(f"--clock cpu measures a processor, not --device {device}; leave it out")
     check_device(device)
@@ -201,6 +202,46 @@ def bench(  # long function: most of it says what its arguments mean
     finally:
         torch.set_num_threads(before)
     return results
+
+
+# What each argument may hold: names, or None for whole numbers from 1 on.
+_SEVERAL = {"dtype": DTYPES, "forms": ("raw", "prepared"), "threads": None, "side": None, "depths": None}
+_ONE = {"clock": tuple(timing.CLOCKS), "decay": DECAYS, "size": ("tiny", "small", "base")}
+_ONE |= {"rounds": None, "batch": None, "dim": None}
+_SIZES = {"shape": 4, "image": 2}  # numbers in each of several sizes
+
+
+def _check_values(arguments: Mapping[str, Any]) -> None:
+    """UserError for values that the command line refuses: a wrong decay would be measured as another one."""
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name in _SEVERAL:
+            known = _SEVERAL[name]
+            wanted = f"a list of {'whole numbers from 1 on' if known is None else ', '.join(known)}"
+            right = _is_list(value) and all(_is_value(one, known) for one in value)
+        elif name in _ONE:
+            known = _ONE[name]
+            wanted = "a whole number from 1 on" if known is None else " or ".join(known)
+            right = _is_value(value, known)
+        elif name in _SIZES:
+            wanted = f"a list of tuples of {_SIZES[name]} whole numbers from 1 on"
+            right = _is_list(value) and all(
+                _is_list(size) and len(size) == _SIZES[name] and all(_is_value(side, None) for side in size)
+                for size in value
+            )
+        else:
+            continue
+        if not right:
+            raise UserError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
+def _is_value(value: Any, known: tuple[str, ...] | None) -> bool:
+    return value in known if known is not None else isinstance(value, int) and value >= 1
 
 
 def check_device(device: str) -> None:

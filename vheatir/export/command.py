@@ -1,15 +1,18 @@
 """`vheatir export`: networks as ONNX, as a torch.export program, as a folder for the Hub, or for BasicSR."""
 
 import argparse
+import pickle
 import sys
 from pathlib import Path
 
 import torch
 
+from vheatir.errors import UserError
 from vheatir.export.api import export
 from vheatir.export.save import FORMATS
 from vheatir.train import publish
 from vheatir.utils.recipes import key_values
+from vheatir.weights import METADATA
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,14 +48,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _named_after(weights: str, kind: str) -> Path:
+    """The file that `--to` writes.
+
+    Raises:
+        UserError: it would replace a checkpoint that nobody named, such as the one that the weights were made of.
+    """
+    source = Path(weights)
+    suffixed = source.suffix in (*publish.CONVERTED, ".pt")
+    output = source.with_suffix(f".{kind}") if suffixed else source.with_name(f"{source.name}.{kind}")
+    if kind == "pth" and output.is_file() and not _was_exported(output):
+        raise UserError(
+            f"{output}: exists and was not written by `vheatir export`; a checkpoint of a training holds more than "
+            "these weights. Name another file by -o, or remove it"
+        )
+    return output
+
+
+def _was_exported(path: Path) -> bool:
+    """Whether a .pth file holds what our weights say of themselves."""
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return False
+    return isinstance(content, dict) and METADATA in content
+
+
 def main(argv: list[str]) -> int:
     """Entry of `vheatir export`."""
     options = _parser().parse_args(argv)
-    output = options.output
-    if options.to is not None:
-        source = Path(options.weights)
-        suffixed = source.suffix in (*publish.CONVERTED, ".pt")
-        output = source.with_suffix(f".{options.to}") if suffixed else source.with_name(f"{source.name}.{options.to}")
+    output = options.output if options.to is None else _named_after(options.weights, options.to)
     found = export(
         options.weights,
         output,

@@ -99,7 +99,11 @@ def is_backbone(network: nn.Module) -> bool:
 def example_inputs(network: Any, batch: int, height: int, width: int) -> list[Tensor]:
     """Random arguments of a network's forward: images (batch, in_chans, height, width), and levels where it takes them.
 
-    Those of a backbone have its own `img_size`.
+    Args:
+        network: a restoration network or a backbone, whose images have its own `img_size`.
+        batch: how many images.
+        height: of the images in pixels.
+        width: of the images in pixels.
     """
     if is_backbone(network):
         generator = torch.Generator().manual_seed(batch)

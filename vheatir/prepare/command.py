@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vheatir.errors import UserError
 from vheatir.prepare.defaults import FREE, OWN_TERMS
 
 _EPILOG = """\
@@ -58,6 +59,12 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def _asks_for_work(options: argparse.Namespace) -> str:
+    """Those of the given options that prepare something."""
+    given = {"--list": options.list, "--download": options.download, "--sub": options.sub, "--lmdb": options.lmdb}
+    return ", ".join(name for name, value in given.items() if value)
+
+
 def main(argv: list[str]) -> int:
     """Prepare what is named; without names show what is known."""
     options = _parser().parse_args(argv)
@@ -65,6 +72,10 @@ def main(argv: list[str]) -> int:
     from vheatir.prepare.api import prepare, sets_table
 
     if not options.names:
+        if unused := _asks_for_work(options):
+            raise UserError(
+                f"{unused}: give the NAME of what is to be prepared; alone, `vheatir prepare` lists the sets"
+            )
         _say(sets_table(options.root))
         return 0
     prepare(

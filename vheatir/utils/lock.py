@@ -5,6 +5,7 @@ workers that outlive a killed trainer would keep its run locked), and several pr
 once whether somebody holds it.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -60,11 +61,17 @@ class Lock:
 
     def release(self) -> None:
         """Give it up; nothing happens the second time."""
-        if self._descriptor is not None:
-            try:
+        if self._descriptor is None:
+            return
+        if fcntl is None:  # Windows removes no open file, and nobody can lock it in between
+            self._forget()
+            with contextlib.suppress(PermissionError):  # another process has opened it too, and will remove it
                 self.path.unlink(missing_ok=True)
-            finally:
-                self._forget()
+            return
+        try:
+            self.path.unlink(missing_ok=True)
+        finally:
+            self._forget()
 
     def _forget(self) -> None:
         if self._descriptor is not None:

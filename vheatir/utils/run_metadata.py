@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -44,6 +45,11 @@ def run_metadata(command: Sequence[str]) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def resident_mib(usage: Any) -> float:
+    """Largest resident memory in MiB out of `resource.getrusage` or `os.wait4`, whose unit differs between systems."""
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

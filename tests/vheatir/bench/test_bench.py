@@ -186,6 +186,30 @@ def test_wrong_options_are_explained(arguments, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"decay": "networks"}, "decay: expected network or uniform, got 'networks'"),
+        ({"dtype": "bfloat16"}, "dtype: expected a list of float64, .*, got 'bfloat16'"),
+        ({"dtype": ["float8"]}, "dtype: expected a list"),
+        ({"forms": ("fast",)}, "forms: expected a list of raw, prepared"),
+        ({"threads": 1}, "threads: expected a list of whole numbers"),
+        ({"threads": [0]}, "from 1 on"),
+        ({"shape": (1, 6, 9, 2)}, "shape: expected a list of tuples of 4"),
+        ({"shape": [(1, 6, 9)]}, "tuples of 4"),
+        ({"rounds": 0}, "rounds: expected a whole number from 1 on, got 0"),
+        ({"clock": "sun"}, "clock: expected wall or cpu"),
+        ({"size": "huge"}, "size: expected tiny or small or base"),
+    ],
+    ids=str,
+)
+def test_wrong_values_from_python_are_explained(arguments, message):
+    """A decay of another name was measured as uniform, and of forms of other names only the published one."""
+    kept = {"shape": [(1, 6, 9, 2)], "rounds": 1, "turn_ms": 0}
+    with pytest.raises(UserError, match=message):
+        vheatir.bench("hco", **kept | arguments)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_explained(capsys):
     assert cli.main(["bench", "hco", "--device", "cuda"]) == 2

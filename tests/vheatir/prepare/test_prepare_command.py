@@ -286,6 +286,8 @@ def test_a_server_that_does_not_answer_changes_no_choice(command, listed, monkey
         (["mine", "--list", "torn.jsonl", "--count", "1"], "after 0 rows"),
         (["mine", "--list", "rows.jsonl", "--count", "1"], "row 1 is no table"),
         (["mine", "--list", "bad.parquet", "--count", "1"], "bad.parquet"),
+        (["--list", "list.jsonl", "--count", "1", "--sub"], "--list, --sub: give the NAME"),
+        (["--download"], "--download: give the NAME"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -363,6 +363,20 @@ def test_every_form_of_pth_is_turned_into_safetensors_and_back(tmp_path, form):
         assert torch.equal(back[name], value) and torch.equal(loaded.state_dict()[name], value)
 
 
+def test_a_checkpoint_is_not_replaced_by_what_was_made_of_it(tmp_path, capsys):
+    """It held the averaged and the last weights, in float32; the way back has one of them, in float16."""
+    _, values = tiny(tmp_path)
+    checkpoint = tmp_path / "net_g_latest.pth"
+    torch.save({"params": values, "params_ema": values}, checkpoint)
+    before = checkpoint.read_bytes()
+    assert vheatir(["export", str(checkpoint), "--to", "safetensors", "--task", "jpeg"]) == 0
+    assert vheatir(["export", str(checkpoint.with_suffix(".safetensors")), "--to", "pth"]) == 2
+    assert "a checkpoint of a training holds more" in capsys.readouterr().err and checkpoint.read_bytes() == before
+    checkpoint.unlink()
+    for _ in range(2):  # its own file is written again
+        assert vheatir(["export", str(checkpoint.with_suffix(".safetensors")), "--to", "pth"]) == 0
+
+
 def test_the_way_to_pth_and_back_loses_nothing(tmp_path, monkeypatch, capsys):
     """The tensors tell neither the padding of these weights nor their task, license and data."""
     monkeypatch.chdir(tmp_path)

@@ -115,6 +115,26 @@ def test_without_locks_in_the_file_system_there_is_a_warning(tmp_path, monkeypat
     )
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["alone", "open in another process too"])
+def test_where_open_files_cannot_be_removed_the_file_is_closed_first(tmp_path, monkeypatch, elsewhere):
+    """As on Windows, which has no fcntl either: finished work ended in an error."""
+    import vheatir.utils.lock
+
+    monkeypatch.setattr(vheatir.utils.lock, "fcntl", None)
+    lock = Lock(tmp_path / "lock", *WORDS)
+    unlink = Path.unlink
+
+    def of_windows(path, missing_ok=False):
+        if elsewhere or lock._descriptor is not None:
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", of_windows)
+    lock.release()
+    lock.release()
+    assert (tmp_path / "lock").exists() is elsewhere
+
+
 @pytest.mark.parametrize("resume", [False, True], ids=["new", "resume"])
 def test_a_run_that_another_process_writes_is_neither_moved_nor_resumed(train, resume):
     folder = train("train.total_iter=2")
