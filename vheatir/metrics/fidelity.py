@@ -214,9 +214,7 @@ def _blocking(plane: np.ndarray, phase: int) -> float:
     height, width = plane.shape
     edge_pairs = height * _edges(width, phase) + width * _edges(height, phase)
     inside_pairs = height * (width - 1) + width * (height - 1) - edge_pairs
-    if (
-        edge_pairs == 0 or inside_pairs == 0
-    ):  # nothing to compare; the second where a cut leaves 2 pixels beside an edge
+    if edge_pairs == 0 or inside_pairs == 0:  # the second where a cut leaves two pixels, one on each side of an edge
         return 0.0
     steps = [np.sum(np.diff(plane, axis=1) ** 2, axis=0), np.sum(np.diff(plane, axis=0) ** 2, axis=1)]  # per position
     across = sum(float(step[BLOCK - 1 - phase :: BLOCK].sum()) for step in steps)

@@ -146,6 +146,7 @@ def test_premultiplied_colors_above_alpha_are_white_inside_and_come_back(tmp_pat
     assert top == 1 or image.pixels.max() <= 1  # floats hold more
     assert any("cut at white" in note for note in lost(image.extras, "PNG")) == (top > 1)
     write_image(tmp_path / "out.png", replace(image, bit_depth=8))
+    assert image.alpha is not None
     part = replace(image, pixels=image.pixels[:9, 1:], alpha=image.alpha[:9, 1:])
     write_image(tmp_path / "part.tif", part)
     assert tifffile.imread(tmp_path / "part.tif").shape == (9, 19, 4)
