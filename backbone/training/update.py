@@ -186,6 +186,7 @@ class Update:
             moving |= {"initial_lr"}
         (saved,) = state["optimizers"]
         built = self.optimizer.state_dict()
+        saved = _of_those_that_learn(saved, built)
         # torch would load the state of another optimizer without complaint, and stumble over it later
         for group, own in zip(saved["param_groups"], built["param_groups"], strict=True):
             if group.keys() - _COUNTERS != own.keys() - _COUNTERS:
@@ -203,6 +204,28 @@ class Update:
             scheduler.load_state_dict(saved)
         if state["scaler"]:  # empty where the run had no fp16 until now, as on another device with amp: auto
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _of_those_that_learn(saved: dict[str, Any], built: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state without parameters that it never moved, where these are what it lists beyond the run's.
+
+    Checkpoints of older versions list weights on which nothing depends, such as the embedding of a network with a fixed
+    diffusivity, which ask for no gradient now.
+
+    Args:
+        saved: state of the checkpoint's optimizer.
+        built: state of this run's optimizer.
+    """
+    listed, own = ([number for group in one["param_groups"] for number in group["params"]] for one in (saved, built))
+    moved = [number for number in listed if number in saved["state"]]
+    if len(listed) == len(own) or len(moved) != len(own):
+        return saved
+    now = dict(zip(moved, own, strict=True))
+    groups = [
+        {**group, "params": [now[number] for number in group["params"] if number in now]}
+        for group in saved["param_groups"]
+    ]
+    return {**saved, "state": {now[number]: saved["state"][number] for number in moved}, "param_groups": groups}
 
 
 def refuse_changes(section: str, saved: dict[str, Any], built: dict[str, Any], moving: frozenset[str]) -> None:

@@ -228,13 +228,13 @@ class Stored:
         hidden = ~(old[..., -1] > 0)  # floats may be below, or no numbers
         if self.premultiplied:
             values = old / np.float32(1 if self.bit_depth == 32 else 2**self.bit_depth - 1)
-            colors = colors * values[..., -1:] + _beyond(values[..., :-1], values[..., -1])
+            colors = colors * values[..., -1:] + beyond_white(values[..., :-1], values[..., -1])
         block = np.concatenate([to_integers(colors, self.bit_depth).astype(old.dtype), old[..., -1:]], axis=2)
         block[hidden] = old[hidden]
         return block
 
 
-def _beyond(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def beyond_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """What of premultiplied colors (rows, width, 1 or 3) is beyond white, and below black, under alpha (rows, width).
 
     White is 1, or the color itself where that is more, as in floats.
@@ -280,6 +280,9 @@ def blocks_of(image: Image, kind: str) -> Iterator[np.ndarray]:
     info = image.extras.get("tiff") if kind == "TIFF" else None
     premultiplied = image.alpha is not None and info is not None and info.alpha == ASSOCIATED
     height, width = image.pixels.shape[:2]
+    beyond = image.extras.get("beyond_white")
+    if beyond is not None and beyond.shape != (height, width, 1 if image.pixels.ndim == 2 else 3):
+        beyond = None  # of the image before it was cut or made gray
     for top in range(0, height, ROWS):
         colors = image.pixels[top : top + ROWS].reshape(-1, width, 1 if image.pixels.ndim == 2 else 3)
         if image.alpha is None:
@@ -288,4 +291,5 @@ def blocks_of(image: Image, kind: str) -> Iterator[np.ndarray]:
         alpha = image.alpha[top : top + ROWS, :, None]
         if premultiplied:
             colors = colors * np.where(alpha > 0, alpha, 1)
+            colors = colors if beyond is None else colors + beyond[top : top + ROWS]
         yield np.concatenate([to_integers(colors, image.bit_depth), to_integers(alpha, image.bit_depth)], axis=2)

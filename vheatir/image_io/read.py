@@ -21,7 +21,7 @@ import vheatir.image_io.pnm as pnm
 import vheatir.image_io.raw as raw
 import vheatir.image_io.tiff as tiff
 from vheatir.errors import UserError
-from vheatir.image_io.formats import FORMATS, MAX_PIXELS, Encoded, Image, Stored, format_of, upright
+from vheatir.image_io.formats import FORMATS, MAX_PIXELS, Encoded, Image, Stored, beyond_white, format_of, upright
 
 READERS: dict[str, Callable[[Encoded], Stored]] = {
     "PNG": png.read,
@@ -50,17 +50,26 @@ _SIGNATURES = (
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read an image file of one of `FORMATS`; see `open_image` for what is refused."""
+    """Read an image file of one of `FORMATS`; see `open_image` for what is refused.
+
+    Where premultiplied colors of 8 or 16 bits lie above alpha, the pixels are white; what is beyond that is among the
+    extras, and `write_image` adds it in a TIFF of the same size.
+    """
     stored = open_image(path, max_pixels=max_pixels)
+    extras = stored.extras
     try:
         pixels, alpha = stored.floats(0, stored.height, whole=stored.bit_depth == 32)
+        if stored.premultiplied and stored.bit_depth != 32:
+            values = stored.rows(0, stored.height) / np.float32(2**stored.bit_depth - 1)
+            beyond = beyond_white(values[..., :-1], values[..., -1])
+            extras = {**extras, "beyond_white": beyond} if beyond.any() else extras
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read it") from None
     finally:
         stored.close()
     pixels = np.ascontiguousarray(pixels if stored.colors == 3 else pixels[..., 0])
     alpha = None if alpha is None else np.ascontiguousarray(alpha)
-    return Image(pixels, alpha, stored.bit_depth, stored.suffix, stored.extras, stored.notes)
+    return Image(pixels, alpha, stored.bit_depth, stored.suffix, extras, stored.notes)
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, by_rows: int | None = None) -> Stored:

@@ -141,6 +141,8 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         )
     if kind == "BMP" and (profile or exif or extras.get("xmp")):
         notes.append("BMP has no place for color profile, EXIF and XMP; left out")
+    if kind != "TIFF" and extras.get("beyond_white") is not None:
+        notes.append("its premultiplied colors above alpha, such as glows, are cut at white; a TIFF keeps them")
     if kind == "WEBP" and _is_for_gray(profile):
         notes.append("its color profile is for gray, WebP holds gray as color; left out")
     if kind == "JPEG" and len(extras.get("xmp") or b"") > _MOST_XMP:

@@ -213,12 +213,12 @@ def _blocking(plane: np.ndarray, phase: int) -> float:
     """The blocking effect factor of one plane whose first `phase` pixels of the 8x8 grid were cut off, on both axes."""
     height, width = plane.shape
     edge_pairs = height * _edges(width, phase) + width * _edges(height, phase)
-    if edge_pairs == 0:
+    inside_pairs = height * (width - 1) + width * (height - 1) - edge_pairs
+    if edge_pairs == 0 or inside_pairs == 0:  # the second where a cut leaves two pixels, one on each side of an edge
         return 0.0
     steps = [np.sum(np.diff(plane, axis=1) ** 2, axis=0), np.sum(np.diff(plane, axis=0) ** 2, axis=1)]  # per position
     across = sum(float(step[BLOCK - 1 - phase :: BLOCK].sum()) for step in steps)
     inside = sum(float(step.sum()) for step in steps) - across
-    inside_pairs = height * (width - 1) + width * (height - 1) - edge_pairs
     excess = across / edge_pairs - inside / inside_pairs
     return math.log2(BLOCK) / math.log2(min(height, width)) * excess if excess > 0 and min(height, width) > 1 else 0.0
 

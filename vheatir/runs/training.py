@@ -64,9 +64,8 @@ def train_in(
             opened(run)
 
     loop.processes.agree(open_folder)
-    with _want_of_memory_named(
-        loop
-    ):  # here too: torch's handler of ended loader processes raises wherever it is called
+    # Here too: torch's handler of signals raises for a loader process that ended wherever this one just is.
+    with _want_of_memory_named(loop):
         return _run_and_close(run, loop, lines, concluded)
 
 

@@ -59,6 +59,34 @@ def test_optimizers_that_count_their_steps_go_on(name):
     assert torch.equal(resumed.bare.weight, straight.bare.weight)
 
 
+class WithAnIdleWeight(nn.Linear):
+    """As the networks with a fixed diffusivity have."""
+
+    def __init__(self, asks: bool):
+        super().__init__(3, 2)
+        self.register_parameter("idle", nn.Parameter(torch.ones(4), requires_grad=asks))
+
+
+def test_checkpoints_of_before_list_weights_that_never_moved():
+    def learn(update: Update) -> None:
+        update.bare(torch.ones(1, 3)).square().sum().backward()
+        update.optimizer.step()
+        update.optimizer.zero_grad()
+
+    updates = []
+    for asks in (True, False):
+        torch.manual_seed(0)
+        network = WithAnIdleWeight(asks)
+        asking = [one for one in network.parameters() if one.requires_grad]
+        updates.append(Update(network, torch.optim.AdamW(asking[::-1], lr=0.1)))  # the idle one is the first
+    straight, resumed = updates
+    learn(straight)
+    resumed.load_state(copy.deepcopy(straight.state()))
+    learn(straight)
+    learn(resumed)
+    torch.testing.assert_close(resumed.bare.state_dict(), straight.bare.state_dict(), rtol=0, atol=0)
+
+
 def test_another_rate_is_still_refused():
     other = updated(fused=True)
     other.optimizer.param_groups[0]["weight_decay"] = 0.5

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,7 +197,9 @@ with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
 def test_frozen_network_takes_bf16_where_onednn_does_not():
     """With AVX2 alone oneDNN refuses products of bfloat16, which PyTorch makes by other means."""
     variables = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([sys.executable, "-c", AVX2_ALONE], env=variables, capture_output=True, text=True)
+    root = Path(__file__).parents[3]  # of the package `tests`, wherever the tests are started
+    command = [sys.executable, "-c", AVX2_ALONE]
+    done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vheatir.image_io import Image, open_image, read_image, write_image
 from vheatir.image_io.tiff_exif import Entry, append_ifds
 from vheatir.image_io.tiff_info import TiffInfo
 from vheatir.image_io.tiff_write import write_tiff
-from vheatir.image_io.write import write_blocks
+from vheatir.image_io.write import lost, write_blocks
 
 RNG = np.random.default_rng(0)
 KINDS = {
@@ -141,10 +142,14 @@ def test_premultiplied_colors_above_alpha_are_white_inside_and_come_back(tmp_pat
     stored.close()
     image = read_image(tmp_path / "in.tif")
     write_image(tmp_path / "out.tif", image)
-    if top == 1:  # floats hold them
-        np.testing.assert_allclose(tifffile.imread(tmp_path / "out.tif"), array, rtol=1e-6)
-    else:
-        assert image.pixels.max() <= 1
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "out.tif"), array, rtol=1e-6)
+    assert top == 1 or image.pixels.max() <= 1  # floats hold more
+    assert any("cut at white" in note for note in lost(image.extras, "PNG")) == (top > 1)
+    write_image(tmp_path / "out.png", replace(image, bit_depth=8))
+    assert image.alpha is not None
+    part = replace(image, pixels=image.pixels[:9, 1:], alpha=image.alpha[:9, 1:])
+    write_image(tmp_path / "part.tif", part)
+    assert tifffile.imread(tmp_path / "part.tif").shape == (9, 19, 4)
 
 
 @pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])

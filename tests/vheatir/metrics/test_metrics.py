@@ -112,6 +112,11 @@ def test_psnrb_punishes_the_one_edge_of_a_narrow_image(shape):
     assert psnrb(blocky, target) < psnr(blocky, target) - 1
 
 
+def test_psnrb_is_psnr_where_a_cut_leaves_pairs_across_edges_alone():
+    restored, target = pair((16, 16))
+    assert psnrb(restored, target, border=7) == psnr(restored, target, border=7)
+
+
 @pytest.mark.parametrize("border", [3, 5, 8, 12])
 def test_psnrb_keeps_the_grid_of_the_uncut_image(border):
     target = np.full((64, 64), 100, np.uint8)
