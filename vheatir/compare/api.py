@@ -108,9 +108,7 @@ def open_columns(
 def _check_weights(name: str) -> None:
     """UserError where a method is no weights, with what it may be."""
     if name in CLASSIC:
-        raise UserError(
-            f"--methods: {name} is a method of `vheatir evaluate` only; known here: {INPUT}, nlm, and weights"
-        )
+        raise UserError(f"--methods: {name} is a method of `vheatir evaluate` only; here are {INPUT}, nlm, and weights")
     try:
         store.find(name)
     except UserError as error:
