@@ -1,6 +1,7 @@
 """The heat layer and block: every switch, checkpointing, folding, and how far a channel conducts."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -179,10 +180,14 @@ def test_folding_refuses_what_makes_no_sense():
 
 
 @pytest.mark.parametrize("dwconv", [True, False])
-@pytest.mark.parametrize("shape, hint", [((2, 8, 6, 9), "permute"), ((6, 9, 8), "got"), ((2, 6, 9, 7), "got")])
-def test_maps_of_other_shapes_are_refused(shape, hint, dwconv):
+@pytest.mark.parametrize(
+    "shape, ending",
+    [((2, 8, 6, 9), r"; bring .* by x\.permute\(0, 2, 3, 1\)"), ((6, 9, 8), ""), ((2, 6, 9, 7), "")],
+)
+def test_maps_of_other_shapes_are_refused(shape, ending, dwconv):
     layer = HeatLayer(8, dwconv=dwconv)
-    with pytest.raises(ValueError, match=rf"channels-last maps \(B, H, W, 8\), got .*{hint}|got \(.*9, [78]\)$"):
+    got = re.escape(str(shape))
+    with pytest.raises(ValueError, match=rf"channels-last maps \(B, H, W, 8\), got {got}{ending}$"):
         layer(torch.randn(shape), torch.randn(6, 9, 8))
 
 
