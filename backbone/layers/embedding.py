@@ -83,7 +83,16 @@ class EmbeddingAt:
 
 
 def check_reach(reach: object, name: str = "reach", unit: str = "pixels") -> None:
-    """ValueError where `reach` is not a shortest and a longest blur length, both above 0; `name` is that argument's."""
+    """Refuse what is not a shortest and a longest blur length.
+
+    Args:
+        reach: what was given.
+        name: of the argument, for the message.
+        unit: of the lengths, for the message.
+
+    Raises:
+        ValueError: not two lengths, or they do not rise from above 0.
+    """
     try:
         shortest, longest = reach  # pyright: ignore[reportGeneralTypeIssues]
         rises = 0 < shortest <= longest < math.inf
