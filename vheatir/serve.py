@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import http.client
 import logging
 import os
 import shutil
@@ -9,6 +10,8 @@ import signal
 import socket
 import tempfile
 import threading
+import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ _UPLOAD = "Image (PNG, JPEG, TIFF, BMP, WebP, HEIC, AVIF, camera RAW)"
 _SHOWN = 1600  # pixels of the longer side that the page gets; the download has all of them
 _KEPT_SECONDS = 3600  # uploads, and copies for the page, are deleted at the next full hour after this time
 _MOST_SECONDS = 24 * 3600  # results of a page that stays open are kept for
+_ANSWER_SECONDS = 60  # that the server has for its first page
 _WAITING = 8  # requests in the queue; more are asked to come back
 
 
@@ -324,6 +328,45 @@ def _without_proxies() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _serve(app: Any, arguments: argparse.Namespace, root: str) -> None:
+    """Serve the page until it is interrupted; UserError where its server does not start or does not answer."""
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host  # as in addresses
+    try:
+        app.launch(
+            server_name=host,
+            server_port=arguments.port,
+            max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
+            allowed_paths=[root],
+            inbrowser=arguments.open,
+            share=False,
+            footer_links=[],
+            app_kwargs=guarded(),
+        )
+    except OSError as error:  # gradio waits for the server, for 5 seconds
+        text = f"the page's server did not start at {host}:{arguments.port}: this machine is very busy, or another "
+        raise UserError(f"{text}program took the port; try again, or choose another --port") from error
+    except ValueError:
+        # gradio wants an answer from its own server within 3 seconds, which a busy machine may not give.
+        if not app.is_running:
+            raise
+        _check_answer(app)
+        if arguments.open:
+            webbrowser.open(app.local_url)
+        app.block_thread()
+
+
+def _check_answer(app: Any) -> None:
+    """End the server with a UserError where it does not answer this machine."""
+    try:
+        with urllib.request.urlopen(app.local_url, timeout=_ANSWER_SECONDS):
+            pass
+    except (OSError, http.client.HTTPException) as error:
+        app.close(verbose=False)
+        text = f"the page's server does not answer at {app.local_url}: {error}; this machine is very busy, or keeps "
+        text += "programs from reaching its own addresses; try again, or choose another --host"
+        raise UserError(text) from error
+
+
 def main(argv: list[str]) -> int:
     """Entry of `vheatir serve`; Ctrl-C, SIGTERM and SIGHUP end it, with the images that it holds."""
     arguments = _parser().parse_args(argv)
@@ -344,14 +387,5 @@ def main(argv: list[str]) -> int:
         if arguments.host not in LOOPBACK:
             logger.warning("anyone who can reach %s can use this page; it asks for no password", arguments.host)
         with contextlib.suppress(KeyboardInterrupt):
-            app.launch(
-                server_name=f"[{arguments.host}]" if ":" in arguments.host else arguments.host,  # as in addresses
-                server_port=arguments.port,
-                max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
-                allowed_paths=[root],
-                inbrowser=arguments.open,
-                share=False,
-                footer_links=[],
-                app_kwargs=guarded(),
-            )
+            _serve(app, arguments, root)
     return 0

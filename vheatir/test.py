@@ -20,6 +20,12 @@ def _row(name: str, scores: dict[str, float]) -> str:
     return f"  {name:<10}" + "".join(f"{metric} {value:8.4f}  " for metric, value in scores.items())
 
 
+def _left_by(path: Path) -> str:
+    """How to name the weights beside the options file of a run; empty for other files."""
+    found = [file for name in ("best", "latest") for file in sorted(path.parent.glob(f"models/{name}.*"))]
+    return f"; for those of this run add --set path.pretrain_network_g={found[0]}" if found else ""
+
+
 def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Scores of every test set of checked options; images go below `folder` where `val.save_img` is set.
 
@@ -40,7 +46,9 @@ def evaluate_options(path: Path, options: dict[str, Any], folder: Path) -> list[
         )
     source = options["path"].get("pretrain_network_g")
     if source is None:
-        raise UserError(f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name")
+        raise UserError(
+            f"{path}: path.pretrain_network_g is missing: the weights to test, a file or a shipped name{_left_by(path)}"
+        )
     options["network_g"] = weights.configured(options["network_g"], source)
     datasets = build_datasets(path, options)
     model = build_model(path, options)

@@ -82,8 +82,33 @@ class EmbeddingAt:
         return self._resized
 
 
+def check_reach(reach: object, name: str = "reach", unit: str = "pixels") -> None:
+    """Refuse what is not a shortest and a longest blur length.
+
+    Args:
+        reach: what was given.
+        name: of the argument, for the message.
+        unit: of the lengths, for the message.
+
+    Raises:
+        ValueError: not two lengths, or they do not rise from above 0.
+    """
+    try:
+        shortest, longest = reach  # pyright: ignore[reportGeneralTypeIssues]
+        rises = 0 < shortest <= longest < math.inf
+    except (TypeError, ValueError):
+        rises = False
+    if not rises:
+        raise ValueError(f"{name} must be two rising positive lengths in {unit}, such as (0.5, 8.0), got {reach!r}")
+
+
 def diffusivities_of_reach(reach: tuple[float, float], channels: int) -> np.ndarray:
-    """Diffusivities in squared pixels, log-spaced between blurs of reach[0] and of reach[1] pixels; (C,), float64."""
+    """Diffusivities in squared pixels, log-spaced between blurs of reach[0] and of reach[1] pixels; (C,), float64.
+
+    Raises:
+        ValueError: `reach` is not two rising lengths above 0.
+    """
+    check_reach(reach)
     # NumPy's: on the meta device torch.logspace and log load PyTorch's compiler, which takes longer than an image.
     pixels = np.logspace(math.log10(reach[0]), math.log10(reach[1]), channels)
     return pixels**2 / 2
@@ -93,9 +118,9 @@ def init_diffusivity_reach(to_k: nn.Linear, reach: tuple[float, float]) -> None:
     """Start diffusivities log-spaced over the channels, from a blur of reach[0] to one of reach[1] pixels.
 
     A channel with diffusivity k blurs over about sqrt(2k) pixels; the published start leaves every k near 0.
+
+    Raises:
+        ValueError: `reach` is not two rising lengths above 0.
     """
-    shortest, longest = reach
-    if not 0 < shortest <= longest:
-        raise ValueError(f"reach must be two rising positive lengths in pixels, got {reach}")
     with torch.no_grad():
         to_k.bias.copy_(torch.tensor(diffusivities_of_reach(reach, to_k.out_features).tolist()))

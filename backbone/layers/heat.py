@@ -38,11 +38,11 @@ class HeatLayer(KeptForms):
         dwconv: start with the depthwise 3x3 convolution.
         learned_k: diffusivity k = ReLU(linear(embedding)) per frequency and channel; otherwise the constant `fixed_k`.
         fixed_k: diffusivity in squared pixels where it is not learned.
-        reach: blur lengths in pixels between which the starting diffusivities are log-spaced over the channels;
-            None keeps the published start, which hardly conducts.
+        reach: shortest and longest blur length in pixels, between which the starting diffusivities are log-spaced
+            over the channels; None keeps the published start, which hardly conducts.
 
     Raises:
-        ValueError: `reach` does not rise from above 0.
+        ValueError: `reach` is not two lengths that rise from above 0.
 
     Source: HCO of vHeat, arXiv 2405.16555.
     """
@@ -103,6 +103,7 @@ class HeatLayer(KeptForms):
         elif embedding is None:
             raise self._without_embedding()
         else:
+            self._check_embedding(embedding, height, width)
             sources = [embedding.source if isinstance(embedding, EmbeddingAt) else embedding]
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
@@ -111,6 +112,28 @@ class HeatLayer(KeptForms):
             return self._fresh_decay(embedding)
         key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
         return self.keep(key, sources, lambda: prepare_decay(self._fresh_decay(embedding)))
+
+    def _check_maps(self, x: Tensor) -> None:
+        if x.ndim == 4 and x.shape[3] == self.dim:
+            return
+        text = f"a heat layer of {self.dim} channels expects channels-last maps (B, H, W, {self.dim}), "
+        text += f"got {tuple(x.shape)}"
+        if x.ndim == 4 and x.shape[1] == self.dim:
+            text += "; bring (B, C, H, W) to that order by x.permute(0, 2, 3, 1)"
+        raise ValueError(text)
+
+    def _check_embedding(self, embedding: Tensor | EmbeddingAt, height: int, width: int) -> None:
+        table = embedding.source if isinstance(embedding, EmbeddingAt) else embedding
+        if table.ndim < 3 or (self.learned_k and table.shape[-1] != self.dim):
+            raise ValueError(f"a frequency embedding here is (H, W, {self.dim}), got {tuple(table.shape)}")
+        if torch.compiler.is_exporting():  # an exporter with unknown sides must not ask
+            return
+        size = embedding.size if isinstance(embedding, EmbeddingAt) else table.shape[-3:-1]
+        if tuple(size) != (height, width):
+            raise ValueError(
+                f"the frequency embedding is for maps of {size[0]}x{size[1]}, got maps of {height}x{width}; "
+                'EmbeddingAt(embedding, (height, width), "exact") brings it to their size'
+            )
 
     def _without_embedding(self) -> ValueError:
         return ValueError(
@@ -131,8 +154,10 @@ class HeatLayer(KeptForms):
         """Conduct (B, H, W, C) maps; `embedding` is (H, W, C) or an `EmbeddingAt`, None where folded.
 
         Raises:
-            ValueError: the layer is folded for another size, or has no embedding.
+            ValueError: the maps or the embedding have another shape, the layer is folded for another size, or has
+                no embedding.
         """
+        self._check_maps(x)
         decay = self._decay(x.shape[1], x.shape[2], embedding)
         if self.dwconv is not None:
             x = self.dwconv(x)

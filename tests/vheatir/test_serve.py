@@ -214,6 +214,70 @@ def _uploaded(address, **headers):
         return error.code
 
 
+def _refused_by_gradio(monkeypatch):
+    """What it does where its server takes longer than three seconds for the page."""
+    gradio = pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+    monkeypatch.setattr(gradio.networking, "url_ok", lambda url: False)
+
+
+def _started(monkeypatch, *further):
+    """What `main` returns, with any free port."""
+    monkeypatch.setattr(serve.Page, "restorer", lambda *_: None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return serve.main(["--device", "cpu", "--port", str(port), *further])
+
+
+def _is_served(address):
+    try:
+        return urllib.request.urlopen(address, timeout=20).status == 200
+    except OSError:
+        return False
+
+
+def test_a_busy_machine_may_answer_late(monkeypatch):
+    """The page is served and opened although gradio waited for it in vain."""
+    gradio = pytest.importorskip("gradio", reason="pip install 'vheatir[serve]'")
+    _refused_by_gradio(monkeypatch)
+    opened = []
+    answers = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+
+    def blocked(app):
+        answers.append(_is_served(app.local_url))
+        app.close(verbose=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", blocked)
+    assert _started(monkeypatch, "--open") == 0
+    assert answers == [True] and len(opened) == 1 and not _is_served(opened[0])
+
+
+def test_a_server_that_never_answers_ends_with_advice(monkeypatch):
+    _refused_by_gradio(monkeypatch)
+
+    def ask(address, timeout):
+        asked.append(address)
+        raise TimeoutError("timed out")
+
+    asked = []
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"does not answer.*busy.*try again"):
+        patched.setattr("urllib.request.urlopen", ask)
+        _started(monkeypatch)
+    assert len(asked) == 1 and not _is_served(asked[0])
+
+
+def test_a_server_that_starts_too_late_ends_with_advice(monkeypatch):
+    class App:
+        def launch(self, **_):
+            raise OSError("Cannot find empty port in range: 7860-7860.")
+
+    monkeypatch.setattr(serve, "build", lambda page: App())
+    with pytest.raises(UserError, match=r"did not start at 127\.0\.0\.1:\d+.*busy.*another --port"):
+        _started(monkeypatch)
+
+
 def _serve_until(look, monkeypatch, host="127.0.0.1"):
     """Serve the page in this process until `look`, which gets it and its address, has returned."""
     if importlib.util.find_spec("gradio") is None:  # not imported yet: the environment of `main` matters to it

@@ -107,6 +107,17 @@ def test_what_is_missing_is_named(evaluate, capsys, overrides, message):
     assert message in err and "Traceback" not in err
 
 
+def test_the_weights_beside_the_options_of_a_run_are_named(recipe, tmp_path, capsys):
+    run = tmp_path / "experiments" / "tiny"
+    (run / "models").mkdir(parents=True)
+    (run / "resolved.yml").write_text(recipe.read_text())
+    for name in ("latest", "best"):
+        (run / "models" / f"{name}.safetensors").write_bytes(b"")
+    assert main(["test", "-opt", str(run / "resolved.yml"), "--out", str(tmp_path / "scores")]) == 2
+    expected = f"this run add --set path.pretrain_network_g={run / 'models' / 'best.safetensors'}\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_a_file_without_test_sets_is_refused(recipe, tmp_path):
     from vheatir.test import evaluate_options
     from vheatir.train.build import complete_options

@@ -1,6 +1,5 @@
 """The U-shaped restoration network: gated convolutions, and heat attention at the resolutions that are given."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from vheatir.archs.base import RestorationNetwork, is_empty
 from vheatir.archs.heat_attention import ATTENTION, GRID, GateHeat, HeatAttention, attention_of_state, build_attention
 from vheatir.archs.vheatir_arch import check_counts, check_inputs, cropped, level_plane, padded
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
+from vheatir.backbone.layers.embedding import check_reach
 from vheatir.backbone.layers.freezing import KeptForms
 from vheatir.backbone.layers.packed import (
     MOST_ROWS_PACKED,
@@ -216,7 +216,8 @@ class VHeatUNet(RestorationNetwork):
             compared with them: "quarter" (of the channels), "pooled" (maps), "frequency" (a diffusivity for each),
             "adaptive" (diffusivities computed from the features), "grid" (in the blocks of a JPEG coder; the three
             finest stages), "gate" (heat inside the gate); see `vheatir.archs.heat_attention`.
-        reach: blur lengths, in pixels of each stage's own map, between which the diffusivities start.
+        reach: shortest and longest blur length, in pixels of each stage's own map, between which the diffusivities
+            start.
         level_map: take the noise level or JPEG quality as a further input plane.
         checkpointing: recompute block activations in the backward (less memory, a third more time).
         padding: of images whose sides do not halve often enough: "reflect", mirrored, or "replicate", border pixels
@@ -341,7 +342,6 @@ def _check_config(config: Mapping) -> None:
     if len(config["decoder"]) != stages:
         raise ValueError(f"decoder must have as many stages as encoder ({stages}), got {config['decoder']!r}")
     attention = config["attention"]
-    reach = config["reach"]
     if not isinstance(attention, list | tuple) or len(attention) != stages + 1 or not set(attention) <= {*ATTENTION}:
         raise ValueError(
             f"attention must be one of {', '.join(ATTENTION)} for each of the {stages} stages and the middle, "
@@ -353,8 +353,7 @@ def _check_config(config: Mapping) -> None:
         )
     if config["padding"] not in ("reflect", "replicate"):
         raise ValueError(f"padding must be reflect or replicate, got {config['padding']!r}")
-    if not isinstance(reach, list | tuple) or len(reach) != 2 or not all(0 < length < math.inf for length in reach):
-        raise ValueError(f"reach must be two lengths above 0 in pixels, such as [0.7, 12.0], got {reach!r}")
+    check_reach(config["reach"])
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:

@@ -1,6 +1,5 @@
 """The video network: frames mixed along their motion by heat in space and time, then the U-shaped image network."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from vheatir.archs.heat_attention import HeatAttention
 from vheatir.archs.vheatir_arch import check_counts
 from vheatir.archs.vheatunet_arch import GatedBlock, VHeatUNet
 from vheatir.backbone.layers.common import to_channels_first, to_channels_last
-from vheatir.backbone.layers.embedding import diffusivities_of_reach
+from vheatir.backbone.layers.embedding import check_reach, diffusivities_of_reach
 from vheatir.backbone.layers.packed import ChannelsLastConv2d, Linear
 from vheatir.kernels.diffusion.ops import diffuse
 from vheatir.kernels.plain import full_precision
@@ -275,8 +274,7 @@ def _check_config(counts: Mapping, lengths: Mapping) -> None:
         raise ValueError(f"frames must be one of {', '.join(map(str, FRAMES))}, got {counts['frames']!r}")
     check_counts({"in_chans": 3, **counts}, ["mix_dim", "mix_depth"])
     for key, pair in lengths.items():
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(0 < one < math.inf for one in pair):
-            raise ValueError(f"{key} must be two lengths above 0, such as [0.7, 6.0], got {pair!r}")
+        check_reach(pair, key, "frames" if key == "duration" else "pixels")
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> dict:

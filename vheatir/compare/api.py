@@ -16,7 +16,7 @@ from vheatir import weights as store
 from vheatir.compare.defaults import CROP_SIZE
 from vheatir.compat import require_matplotlib
 from vheatir.errors import UserError
-from vheatir.evaluate.methods import open_method
+from vheatir.evaluate.methods import CLASSIC, open_method
 from vheatir.evaluate.protocol import LEVEL_NAMES, Method, check_figure_files, degrade, read_clean_file
 from vheatir.image_io.arrays import to_float, to_uint8
 from vheatir.metrics.fidelity import Scores, scores, scores_of_degraded
@@ -97,11 +97,22 @@ def open_columns(
                 raise UserError("nlm needs the noise level; add --sigma, or leave it out of --methods")
             columns.append(Column(label, *open_method("nlm", task, gray, None, None, None)))
         else:
+            _check_weights(name)
             columns.append(Column(label, *open_method("vheatir", task, gray, name, device, tile)))
     labels = [column.name for column in columns]
     if len(set(labels)) < len(labels) or "truth" in labels:
         raise UserError(f"--methods: two columns have the same name ({', '.join(labels)}); use LABEL=METHOD")
     return columns
+
+
+def _check_weights(name: str) -> None:
+    """UserError where a method is no weights, with what it may be."""
+    if name in CLASSIC:
+        raise UserError(f"--methods: {name} is a method of `vheatir evaluate` only; here are {INPUT}, nlm, and weights")
+    try:
+        store.find(name)
+    except UserError as error:
+        raise UserError(f"--methods takes {INPUT}, nlm, and weights; {error}") from error
 
 
 def _scores_of_input(degraded: np.ndarray, clean: np.ndarray) -> Scores:

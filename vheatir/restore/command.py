@@ -95,7 +95,7 @@ def _add_resources(add) -> None:
     add("--workers", type=int, metavar="N", help=workers_help)
     add("--engine", choices=("local", "ray"), default="local", help="ray: on the machines of a Ray cluster")
     add("--manifest", metavar="FILE", help="JSON lines, one for each input, with its result")
-    add("-q", "--quiet", action="store_true", help="show errors and notes only")
+    add("-q", "--quiet", action="store_true", help="show errors, notes and the closing summary only")
 
 
 def main(argv: list[str]) -> int:

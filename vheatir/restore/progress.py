@@ -38,7 +38,7 @@ class ConsoleProgress(Progress):
 
     Args:
         console: where it is written.
-        quiet: errors and notes only.
+        quiet: leave out levels and the time left; errors and notes are shown.
     """
 
     def __init__(self, console: Console, *, quiet: bool):

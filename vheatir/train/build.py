@@ -16,6 +16,7 @@ from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import BLOCK
+from vheatir.prepare.known_sets import find_sets
 from vheatir.train.options import check_dataset_keys, known_arguments
 from vheatir.train.publish import TASKS
 from vheatir.train.validation import restore_planes
@@ -85,9 +86,19 @@ def build_datasets(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         try:
             datasets[phase] = kind(arguments)
         except UserError as error:
-            raise UserError(f"{path}: datasets.{phase}: {error}") from error
+            raise UserError(f"{path}: datasets.{phase}: {error}{_how_to_get(phase, table)}") from error
     check_images(path, datasets, options)
     return datasets
+
+
+def _how_to_get(phase: str, table: Mapping[str, Any]) -> str:
+    """Advice for a folder of images that is not there; empty where it is."""
+    folder = table.get("dataroot_gt")
+    if not isinstance(folder, str) or Path(folder).exists():
+        return ""
+    name = Path(folder).name
+    fetch = f"`vheatir prepare {name} --download` fetches it or says how to; " if find_sets(name) else ""
+    return f"; {fetch}for other images add --set datasets.{phase}.dataroot_gt=FOLDER, also when the run is resumed"
 
 
 def completed(

@@ -1,6 +1,7 @@
 """The heat layer and block: every switch, checkpointing, folding, and how far a channel conducts."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -178,6 +179,32 @@ def test_folding_refuses_what_makes_no_sense():
         layer(maps()[:, :5])
 
 
+@pytest.mark.parametrize("dwconv", [True, False])
+@pytest.mark.parametrize(
+    "shape, ending",
+    [((2, 8, 6, 9), r"; bring .* by x\.permute\(0, 2, 3, 1\)"), ((6, 9, 8), ""), ((2, 6, 9, 7), "")],
+)
+def test_maps_of_other_shapes_are_refused(shape, ending, dwconv):
+    layer = HeatLayer(8, dwconv=dwconv)
+    got = re.escape(str(shape))
+    with pytest.raises(ValueError, match=rf"channels-last maps \(B, H, W, 8\), got {got}{ending}$"):
+        layer(torch.randn(shape), torch.randn(6, 9, 8))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_embeddings_of_other_shapes_are_refused(training):
+    layer, x = HeatLayer(8).train(training), maps(torch.float32)
+    with torch.set_grad_enabled(training):
+        for embed in (embedding(torch.float32, 16, 16), EmbeddingAt(embedding(torch.float32), (16, 16), "exact")):
+            with pytest.raises(ValueError, match=r"for maps of 16x16, got maps of 6x9; EmbeddingAt\("):
+                layer(x, embed)
+        for embed in (torch.randn(6, 9, 7), torch.randn(6, 9)):
+            with pytest.raises(ValueError, match=r"embedding here is \(H, W, 8\), got \(6, 9"):
+                layer(x, embed)
+        resized = EmbeddingAt(embedding(torch.float32, 16, 16), x.shape[1:3], "exact")
+        assert layer(x, resized).shape == x.shape
+
+
 def test_bf16_autocast_keeps_diffusivities_in_float32():
     layer, embed = HeatLayer(8), embedding(torch.float32)
     want = layer.diffusivity(embed)
@@ -237,10 +264,12 @@ def test_reach_holds_in_a_layer_that_no_network_initializes(kind):
     assert_close(k, want.expand(3, 4, 6), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("reach", [(0, 1), (3, 2), (-1, 4)])
+@pytest.mark.parametrize("reach", [(0, 1), (3, 2), (-1, 4), (1, math.inf), (1, 2, 3), 5, "15"])
 def test_reach_must_rise_from_above_zero(reach):
-    with pytest.raises(ValueError, match="rising"):
+    with pytest.raises(ValueError, match="reach must be two rising positive lengths in pixels"):
         init_diffusivity_reach(torch.nn.Linear(4, 4), reach)
+    with pytest.raises(ValueError, match="rising"):
+        HeatLayer(4, reach=reach)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

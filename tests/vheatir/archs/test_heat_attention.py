@@ -127,6 +127,12 @@ def test_lengths_start_between_those_of_reach(form):
     assert_close(pixels[[0, -1]], torch.tensor(REACH, dtype=torch.float64), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("form", ["heat", *FORMS])
+def test_falling_lengths_are_refused(form):
+    with pytest.raises(ValueError, match="reach must be two rising"):
+        build_attention(form, DIM, REACH[::-1], 8)
+
+
 def test_the_gate_starts_without_heat_and_sharpens_with_a_negative_share():
     layer, x = build_attention("gate", DIM, REACH, 8).double(), torch.randn(1, 8, 8, DIM, dtype=torch.float64)
     assert_close(layer(x), x)

@@ -117,6 +117,8 @@ def test_level_map_is_an_input_plane():
             "three finest stages",
         ),
         ({"reach": [0, 4.0]}, "reach must be"),
+        ({"reach": [5, 1]}, r"reach must be two rising .* got \[5, 1\]"),
+        ({"reach": 5}, "reach must be two rising"),
     ],
 )
 def test_arguments_that_no_network_has_are_refused(changes, message):

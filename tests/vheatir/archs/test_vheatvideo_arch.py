@@ -205,7 +205,10 @@ def test_in_float64_the_weights_of_frames_are_not_rounded():
         ({"frames": 4}, "frames must be one of 3, 5, 7"),
         ({"mix_dim": 0}, "mix_dim must be"),
         ({"mix_depth": 0.5}, "mix_depth must be"),
-        ({"duration": [0, 1]}, "duration must be two lengths"),
+        ({"duration": [0, 1]}, "duration must be two rising positive lengths in frames"),
+        ({"duration": [3, 0.3]}, "duration must be two rising"),
+        ({"mix_reach": [6, 0.7]}, "mix_reach must be two rising positive lengths in pixels"),
+        ({"reach": [5, 1]}, "reach must be two rising"),
         ({"encoder": []}, "encoder must be"),
     ],
 )

@@ -143,6 +143,8 @@ def test_a_crop_that_is_none_is_refused_before_the_work(photo, tmp_path, crop):
         (["--sigma", "25", "--crop", "0,0,9,9", "0,0,9,9"], "2 given for 1 images"),
         (["--sigma", "25", "--methods", "nlm", "nlm"], "the same name"),
         (["--sigma", "25", "--methods", "truth=nlm"], "use LABEL=METHOD"),
+        (["--sigma", "25", "--methods", "bm3d"], "bm3d is a method of `vheatir evaluate` only; here are input, nlm"),
+        (["--sigma", "25", "--methods", "none"], "takes input, nlm, and weights; .*'none' .* shipped: denoise_color_"),
         (["--degraded", "missing.png", "--methods", "nlm"], "nlm needs the noise level"),
         (["--degraded", "missing.png", "--methods", "input"], "missing.png: cannot be read"),
         (["--sigma", "25", "--zoom", "0"], "--zoom must be"),

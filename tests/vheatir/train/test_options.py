@@ -228,7 +228,11 @@ BUILD_ERRORS = [
     ("datasets.train.num_worker_per_gpu=-1", "datasets.train.num_worker_per_gpu must be at least 0"),
     ("datasets.train.sigma=loud", "datasets.train: sigma"),
     ("datasets.val.sigma=[15, 25]", "datasets.val: sigma: validation and test need one fixed value"),
-    ("datasets.train.dataroot_gt=nowhere", "datasets.train: nowhere: no such folder"),
+    (
+        "datasets.train.dataroot_gt=nowhere",
+        "nowhere: no such folder, .*; for other .* --set datasets.train.data",
+    ),
+    ("datasets.val.dataroot_gt=none/BSD432", "prepare BSD432 --download` .* --set datasets.val.dataroot_gt=FOLDER"),
     ("datasets.val.include=['*.bmp']", "datasets.val: .* no image matches"),
     ("datasets.train.gt_size=41", "datasets.train: .*5 of 5 images cannot be used"),
     ("datasets.train.gt_size=~", "datasets.train: gt_size"),
