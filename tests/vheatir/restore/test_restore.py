@@ -189,6 +189,13 @@ def test_the_network_sees_the_level_as_in_training(task, level, wanted, tmp_path
     torch.testing.assert_close(seen[0], torch.tensor([wanted]))
 
 
+def test_weights_that_make_nan_are_refused(trained):
+    restorer = Restorer("denoise", weights=trained, device="cpu")
+    restorer.network = lambda images: images / 0
+    with pytest.raises(ValueError, match="the network made NaN or infinite values"):
+        restorer.restore(noisy((20, 20, 3)))
+
+
 @pytest.mark.parametrize("strength", [0, 0.3, 1])
 def test_strength_lies_on_the_line_from_the_input_to_the_restored(trained, restorer, strength):
     image = noisy((24, 30, 3)) * 0.1 + 0.4
