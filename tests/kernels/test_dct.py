@@ -118,6 +118,11 @@ def test_decay_keeps_type_and_the_mean(dtype, device):
     assert ((decay > 0) & (decay <= 1)).all()
 
 
+def test_decay_of_half_precision_keeps_what_is_below_its_normal_numbers():
+    faint = decay_map(torch.full((1, 2, 1), 4.0, dtype=torch.float16))[0, 1, 0]
+    assert faint.item() == pytest.approx(math.exp(-4 * (math.pi / 2) ** 2), rel=0.01)  # 5.2e-5; 6.1e-5 is normal
+
+
 def test_frequencies_are_those_of_the_laplacian():
     """pi n / N per axis, squared and added."""
     got = squared_frequencies(3, 4)

@@ -77,7 +77,7 @@ def _noise_of_channel(channel: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of narrow images
         detail = pywt.dwt2(channel, "db2")[1][2]
-    detail = detail[detail != 0]  # flat parts, clipped ones for instance, tell nothing of the noise
+    detail = detail[detail != 0]  # black parts tell nothing of the noise; other flat ones, not quite 0, count as clean
     return float(np.median(np.abs(detail))) / _MEDIAN_OF_NORMAL if detail.size else 0.0
 
 

@@ -117,8 +117,8 @@ def tile_for(config: Mapping[str, Any], height: int, width: int, free: int | Non
     if free is None:
         return usual
     pixels = _SHARE * free / bytes_per_pixel(config)
-    if (usual or max(height, width)) ** 2 <= pixels or (usual == 0 and height * width <= pixels):
-        return usual
+    if usual == 0 and height * width <= pixels:
+        return 0
     return tile_below(min(pixels**0.5, tiling.DEFAULT_TILE))
 
 

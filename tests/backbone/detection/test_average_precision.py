@@ -66,6 +66,20 @@ def test_nothing_found_has_zero(annotations):
     assert as_results(nothing, 1) == []
 
 
+def test_a_result_has_corner_and_sides_and_the_mask_where_it_is_likelier_than_not():
+    masks = torch.tensor([[0.0, 0.4, 0.6], [0.5, 0.51, 1.0]])[None, None]
+    output = {"boxes": torch.tensor([[1.0, 0.5, 3, 2]]), "labels": torch.tensor([4]), "scores": torch.tensor([0.25])}
+    (result,) = as_results({**output, "masks": masks}, 7)
+    assert decode(result.pop("segmentation"), 3, 2).tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert result == {"image_id": 7, "category_id": 4, "bbox": [1, 0.5, 2, 1.5], "score": 0.25}
+
+
+def test_sizes_that_do_not_occur_have_no_figure(annotations):
+    scores = score(annotations, perfect)
+    assert {"box_ap_small", "mask_ap_small"} < set(scores)
+    assert "box_ap_large" not in scores, "none has 96x96 pixels"
+
+
 def test_crowds_are_neither_asked_for_nor_wrong(annotations):
     table = annotations.as_coco()
     table["annotations"][0]["iscrowd"] = 1

@@ -165,6 +165,14 @@ def test_boxes_and_masks_stay_together_through_views(coco, crop):
     assert len(sizes) > 1
 
 
+def test_crowds_beside_objects_are_not_trained_on(coco):
+    record = read_coco(coco / "train.json", coco / "train", True).records[0]
+    record.instances[0] = replace(record.instances[0], crowd=True)
+    _, target = DetectionImages([record], True, lambda image, target: (image, target))[0, 0]
+    assert target["labels"].tolist() == [record.instances[1].label]
+    assert len(target["boxes"]) == len(target["masks"]) == 1
+
+
 def test_views_are_a_function_of_the_seed(coco):
     annotations = read_coco(coco / "train.json", coco / "train", True)
     samples = DetectionImages(annotations.records, True, training_views(DetectionAugment((96, 112), 200, True)))

@@ -4,6 +4,8 @@ import colorsys
 import errno
 import os
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from vheatir.backbone.segmentation.dataset import LabelledImages, TrainingViews,
 from vheatir.backbone.segmentation.label_maps import class_table, find_pairs
 from vheatir.backbone.segmentation.recipe import Head, SegmentationAugment, SegmentationData, SegmentationVal
 from vheatir.backbone.segmentation.task import (
+    Segmentation,
     class_ious,
     confusion,
     pixel_loss,
@@ -74,6 +77,19 @@ def test_several_sizes_and_mirrored_views_are_averaged_as_probabilities():
     assert_close(averaged.sum(0), torch.ones(40, 60))
     single = predict(model, image, val)
     assert_close(single, torch.cat([image, image.square()]).softmax(0))
+    mirrored = SegmentationVal(scale=(60, 40), mode="whole", ratios=(1.0,))
+    assert_close(predict(model, image, mirrored, tta=True), single)
+    model.seen.clear()
+    predict(model, image, replace(mirrored, flip=False), tta=True)
+    assert len(model.seen) == 1
+
+
+def test_scores_of_a_smaller_size_come_back_to_their_pixels():
+    """A ramp stays one, but for the ends: its size changes around the middle of the image, not around a corner."""
+    ramp = torch.linspace(0, 1, 60).expand(3, 40, 60)
+    half = SegmentationVal(scale=(30, 20), mode="whole")
+    found = predict(lambda x: torch.cat([x[:, :1], 0 * x[:, :1]], 1), ramp, half)
+    assert_close(found[0, 8:-8, 8:-8], ramp[0, 8:-8, 8:-8].sigmoid(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -113,6 +129,34 @@ def test_scores_of_a_confusion_by_hand():
     assert scores["miou"] == pytest.approx(500 / 9) and scores["aacc"] == pytest.approx(500 / 7)
     assert scores["macc"] == pytest.approx(100 * (2 / 3 + 1 + 1 / 2) / 3)
     assert scores["majority_miou"] == pytest.approx(100 * 3 / 7 / 3)
+
+
+def test_a_class_that_is_predicted_but_never_there_counts_as_missed():
+    scores = segmentation_scores(torch.tensor([[1, 1], [0, 0]]))
+    assert scores["miou"] == pytest.approx(25) and scores["macc"] == pytest.approx(50)
+
+
+def test_the_loss_weighs_the_auxiliary_head_and_pixels_without_a_class_are_not_right():
+    main, auxiliary = torch.randn(2, 1, 3, 2, 2)
+    labels = torch.cat([main.argmax(1)[:, :1], torch.full((1, 1, 2), 255)], 1)
+    task = SimpleNamespace(recipe=SimpleNamespace(head=SimpleNamespace(aux_weight=0.4)))
+    total, noted = Segmentation.loss(task, lambda images: (main, auxiliary), (torch.zeros(1, 3, 2, 2), labels))
+    assert_close(noted["main"], pixel_loss(main, labels))
+    assert_close(noted["auxiliary"], 0.4 * pixel_loss(auxiliary, labels))
+    assert_close(total, noted["main"] + noted["auxiliary"])
+    assert noted["aacc"] == 100
+
+
+def test_crops_avoid_too_much_of_one_class():
+    """A fourth of the places has enough of both; of ten tries one is there nearly always."""
+    views = TrainingViews(SegmentationAugment(scale=(200, 64), ratio=(1.0, 1.0), crop=64, cat_max=0.75, color=False))
+    labels = tv_tensors.Mask((torch.arange(200) >= 160).to(torch.uint8).expand(1, 64, 200))
+    image = tv_tensors.Image(torch.zeros(3, 64, 200, dtype=torch.uint8))
+    shares = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        shares.append(views(image, labels)[1].double().mean().item())
+    assert sum(0.25 < share < 0.75 for share in shares) > 30
 
 
 def test_the_loss_is_the_mean_over_labelled_pixels():

@@ -1,6 +1,8 @@
 """When runs end, are evaluated and saved, and how the average of the weights follows them."""
 
 import copy
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,12 @@ import torch
 from torch import nn
 
 from vheatir.backbone.training.average import Average
+<<<<<<< HEAD
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
+=======
+from vheatir.backbone.training.batches import EpochPlan
+from vheatir.backbone.training.loop import Loop, LoopSettings
+>>>>>>> mutants
 from vheatir.backbone.training.until import Epochs, Seconds, Steps, TrainingClock
 
 
@@ -40,6 +47,25 @@ def test_seconds_are_those_of_the_clock_and_the_last_point_is_the_end():
     other = Seconds(10, 3, TrainingClock(torch.device("cpu")))
     other.load_state(until.state())
     assert other.done(0) and other.state() == until.state()
+
+
+def test_the_clock_adds_up_its_blocks(monkeypatch):
+    monkeypatch.setattr("time.process_time", iter([1.0, 3.0, 10.0, 11.0]).__next__)
+    monkeypatch.setattr("time.perf_counter", iter([0.0, 8.0, 20.0, 24.0]).__next__)
+    clock = TrainingClock(torch.device("cpu"), used=100, wall=1000)
+    for _ in range(2):
+        with clock:
+            pass
+    assert (clock.used, clock.wall) == (103, 1012)
+
+
+@pytest.mark.parametrize("lower, kept", [(False, [3.0, 4.0]), (True, [3.0, 2.0])])
+def test_the_best_score_is_better_than_all_before_and_a_number(lower, kept):
+    task = SimpleNamespace(best="score", lower_is_better=lower)
+    loop = Loop(task, SimpleNamespace(processes=None), Steps(9, 1, 1), LoopSettings(), None)
+    scores = [math.nan, 3.0, 3.0, 2.0, None, 4.0, math.inf, -math.inf]
+    assert [one for one in scores if loop._keep_if_best("best", nn.Identity(), one)] == kept
+    assert loop.best["best"]["value"] == kept[-1]
 
 
 def stepped(average, network, steps):

@@ -101,3 +101,19 @@ def test_precision_may_differ_in_a_resumed_run(before, now):
     resumed.load_state(straight.state())
     assert torch.equal(resumed.bare.weight, straight.bare.weight)
     assert resumed.scaler.is_enabled() == (now is torch.float16)
+
+
+@pytest.mark.parametrize("check_each", [False, True])
+def test_batches_of_a_step_are_averaged_and_the_parts_of_one_add_up(check_each):
+    """Two batches of two parts each: half of the sum of all four losses is descended."""
+    network = nn.Linear(3, 1)
+    before = network.weight.detach().clone()
+    bias = network.bias.detach().clone()[0]
+    parts = torch.randn(4, 1, 3)
+    update = Update(network, torch.optim.SGD(network.parameters(), lr=1.0), check_each=check_each)
+    marked = ((part, number == 3) for number, part in enumerate(parts))
+    noted = update.step(marked, lambda net, part: (net(part).sum(), {}), 1, batches=2)
+    torch.testing.assert_close(network.weight, before - parts.sum(0) / 2)
+    if check_each:
+        assert len(noted["loss"]) == len(noted["grad_norm"]) == 1
+        torch.testing.assert_close(noted["loss"][0], (nn.functional.linear(parts.sum(0), before) / 2).sum() + 2 * bias)

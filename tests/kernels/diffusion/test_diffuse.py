@@ -285,12 +285,18 @@ REFUSED = {
     "k a set": (TypeError, "k must be a number or a torch.Tensor.*got set", lambda: diffuse(X, {1.0})),
     "k a decay": (ValueError, r"got \(4, 6, 3\)", lambda: diffuse(X, X[0])),
     "k of another batch": (ValueError, r"got \(4, 3\)", lambda: diffuse(X, torch.ones(4, 3))),
+    "k along an axis, as long as the batch": (
+        ValueError,
+        r"got \(1, 2, 1, 3\)",
+        lambda: diffuse(X, torch.ones(1, 2, 1, 3)),
+    ),
     "k for one axis of two": (ValueError, "each of the 2 axes of x, got 1", lambda: diffuse(X, (K,))),
     "float64 k": (
         TypeError,
         r"k must be torch.float32 like x, got torch.float64; give k.to\(torch.float32\)",
         lambda: diffuse(X, K.double()),
     ),
+    "float64 k of narrow maps": (TypeError, "or float32, got torch.float64", lambda: diffuse(X.half(), K.double())),
     "k elsewhere": (ValueError, "x is on cpu, k on meta", lambda: diffuse(X, K.to("meta"))),
     "boundary": (
         ValueError,
@@ -298,6 +304,7 @@ REFUSED = {
         lambda: diffuse(X, K, boundary="open"),
     ),
     "backend": (ValueError, "unknown backend 'abacus'", lambda: diffuse(X, K, backend="abacus")),
+    "CUDA": (ValueError, "backend 'cuda' has no kernel of this operator", lambda: diffuse(X, K, backend="cuda")),
     "float64 by kernel": (ValueError, "maps are float64", lambda: diffuse(X.double(), 1.0, backend="cpu_kernel")),
     "periodic by kernel": (ValueError, "periodic", lambda: diffuse(X, K, boundary="periodic", backend="cpu_kernel")),
 }
@@ -393,4 +400,10 @@ def test_flops_are_those_of_the_definition():
 
     with FlopCounterMode(display=False) as counter:
         diffuse(torch.zeros(2, 4, 6, 3), 1.0)
-    assert counter.get_total_flops() == 2 * 4 * 6 * 3 * (4 * 4 + 4 * 6 + 2)
+    forward = 2 * 4 * 6 * 3 * (4 * 4 + 4 * 6 + 2)
+    assert counter.get_total_flops() == forward
+    x, k = torch.zeros(2, 4, 6, 3, requires_grad=True), torch.ones(3, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        diffuse(x, k).sum().backward()
+    # For each axis two spectra and a way back, and four products with what lies between them.
+    assert counter.get_total_flops() == forward + 2 * 4 * 6 * 3 * (6 * 4 + 6 * 6 + 8)

@@ -75,6 +75,9 @@ def test_what_a_frame_hides_is_not_trusted():
     _, trusted = motion_there_and_back(scene, covered)
     assert trusted[..., 36:60, 36:60].mean() < 0.3
     assert trusted[..., :16].mean() > 0.85
+    hidden = 1 - trusted  # made of squares of 5 x 5: what is left of each when it shrinks gives it back
+    centers = -F.max_pool2d(-hidden, 5, 1, 2)
+    assert torch.equal(F.max_pool2d(centers, 5, 1, 2), hidden)
 
 
 def test_warping_undoes_a_shift():
@@ -164,6 +167,17 @@ def test_frames_are_left_out_where_they_are_not_trusted():
     assert torch.equal(mixed[..., :8], clip[:, 2, ..., :8]) and (left[..., :8] == 1).all()
     assert_close(mixed[..., 8:], freely[..., 8:])
     assert_close(left[..., 8:], freely_left[..., 8:])
+
+
+def test_without_a_residual_the_mixed_frame_is_left():
+    net = network()
+    for parameter in net.image.conv_last.parameters():
+        torch.nn.init.zeros_(parameter)
+    clip = texture(32).expand(1, 15, -1, -1) + 0.02 * torch.randn(1, 15, 32, 32)
+    with torch.no_grad():
+        mixed, _, _ = net.mixer(*net.aligned(clip.unflatten(1, (5, 3))))
+        assert_close(net(clip), mixed)
+    assert (mixed - clip[:, 6:9]).abs().max() > 1e-3
 
 
 def test_a_frozen_pass_and_bf16_are_near():

@@ -12,6 +12,7 @@ from vheatir.data.camera import (
     Shot,
     Smoothing,
     ToneCurve,
+    _raw_noise,
     add_within_range,
     camera_noise,
     demosaic,
@@ -45,6 +46,10 @@ def test_tone_curve_goes_back_and_forth(gamma, contrast):
     np.testing.assert_allclose(expected * 255, ALL_VALUES, atol=0.02)
     assert (np.diff(light[..., 0].ravel()) > 0).all()
     assert curve.tone(np.array([-1, 2], np.float32)).tolist() == [0, 1]
+    fine = np.linspace(0, 1, 5003) ** 2
+    tone = fine ** (1 / gamma)
+    expected = (1 - contrast) * tone + contrast * (3 * tone**2 - 2 * tone**3)
+    assert abs((curve.tone(fine.astype(np.float32)) - expected).mean()) * 255 < 0.005, "the nearest of the table"
 
 
 def test_read_noise_follows_shot_noise_as_published():
@@ -162,6 +167,26 @@ def test_black_that_is_cut_off_lifts_dark_colors():
     assert (_mean_noise((0, 0, 40), one_sided=True) > 2).all()
 
 
+@pytest.mark.parametrize("demosaicing", [None, "bilinear"])
+def test_raw_numbers_stay_above_black_where_it_is_cut_off(demosaicing):
+    black = np.zeros((32, 32, 3), np.float32)
+    noises = [
+        _raw_noise(black, shot(demosaicing=demosaicing, one_sided=one_sided), np.random.default_rng(0))
+        for one_sided in (True, False)
+    ]
+    assert noises[0].min() == 0 < noises[0].max()
+    assert noises[1].min() < 0
+
+
+def test_the_strength_of_clipped_noise_is_that_of_the_square_of_nine_pixels():
+    noise = np.zeros((33, 33), np.float32)
+    noise[16, 16] = 50 / 255
+    changed = np.abs(add_within_range(np.full((33, 33), 10, np.uint8), noise) - 10) > 1e-3
+    expected = np.zeros_like(changed)
+    expected[12:21, 12:21] = True
+    np.testing.assert_array_equal(changed, expected)
+
+
 def test_clipping_at_black_and_white_keeps_the_mean_of_strong_noise():
     noise = np.random.default_rng(0).normal(0, 10 / 255, (256, 256)).astype(np.float32)
     for level in (0, 1, 4, 12, 30, 243, 253, 255):
@@ -232,6 +257,19 @@ def test_tail_lengthens_and_sharpening_shortens_the_autocorrelation():
     assert tail.luma[2] > plain.luma[2] + 0.05 and tail.chroma[3] > plain.chroma[3] + 0.2
     assert sharp.luma[1] < plain.luma[1] - 0.05 and sharp.luma_std > 1.2 * plain.luma_std
     assert sharp.chroma == pytest.approx(plain.chroma, abs=0.01)
+
+
+def test_a_share_of_luma_is_smoothed_three_times_as_far():
+    noise = np.zeros((61, 61, 3), np.float32)
+    noise[30, 30] = 1
+
+    def gaussian(deviation):
+        weights = np.exp(-(np.arange(-30, 31) ** 2) / (2 * deviation**2))
+        return weights / weights.sum()
+
+    found = smooth_noise(noise, Smoothing(1.0, 0.0, 0.5, 0.0, 0.0, stretch=2.25))[..., 1]
+    near, far = (np.outer(gaussian(times / 1.5), gaussian(times * 1.5)) for times in (1, 3))
+    np.testing.assert_allclose(found, 0.5 * near + 0.5 * 3 * far, atol=1e-3)
 
 
 def test_statistics_tell_dark_from_bright_and_name_their_quantiles():

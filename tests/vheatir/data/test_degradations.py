@@ -86,6 +86,12 @@ def test_wrong_qualities_are_refused(quality, error):
         jpeg_roundtrip(random_image(GRAY), quality)
 
 
+def test_more_pixels_than_jpeg_can_hold_are_refused():
+    assert jpeg_roundtrip(np.zeros((1, 65500), np.uint8), 50).shape == (1, 65500)
+    with pytest.raises(ValueError, match="at most 65500 pixels a side"):
+        jpeg_roundtrip(np.zeros((65501, 1), np.uint8), 50)
+
+
 @pytest.mark.parametrize("function", [lambda image: jpeg_roundtrip(image, 10), luma_bt601, gray_opencv, to_float])
 @pytest.mark.parametrize(
     ("image", "error"),
@@ -116,6 +122,14 @@ def test_jpeg_crop_is_a_chain_of_roundtrips_and_cuts(shape, phases):
     assert degraded.flags.c_contiguous and clean.flags.c_contiguous
 
 
+def test_jpeg_crop_stores_chroma_as_asked_for_in_each_step():
+    image = random_image(COLOR)
+    expected = jpeg_roundtrip(jpeg_roundtrip(image, 20, "4:4:4"), 60, "4:2:2")[:32, :32]
+    degraded, _ = jpeg_crop(image, 32, [20, 60], [(0, 0), (0, 0)], ["4:4:4", "4:2:2"])
+    np.testing.assert_array_equal(degraded, expected)
+    assert not np.array_equal(expected, jpeg_crop(image, 32, [20, 60], [(0, 0), (0, 0)])[0])
+
+
 @pytest.mark.parametrize("phase", [(0, 0), (3, 5), (7, 0)], ids=str)
 def test_jpeg_crop_moves_the_block_grid(phase):
     degraded, _ = jpeg_crop(random_image((80, 80)), 48, [5], [phase])
@@ -129,6 +143,7 @@ def test_jpeg_crop_moves_the_block_grid(phase):
     ("size", "qualities", "phases", "message"),
     [
         (48, [10], [(6, 0)], "needs an image of at least"),
+        (48, [10], [(0, 23)], "needs an image of at least"),
         (32, [10, 20], [(0, 0)], "one phase for each quality"),
         (32, [], [], "one phase for each quality"),
         (32, [10], [(-1, 0)], "phases >= 0"),
@@ -146,6 +161,7 @@ def test_grid_phases_are_aligned_in_half_the_cases_and_cover_the_rest(period):
     drawn = [draw_grid_phase(rng, period) for _ in range(8000)]
     assert drawn.count((0, 0)) / len(drawn) == pytest.approx(0.5 + 0.5 / period**2, abs=0.03)
     assert set(drawn) == {(y, x) for y in range(period) for x in range(period)}
+    assert draw_grid_phase(np.random.default_rng(1)) == draw_grid_phase(np.random.default_rng(1), 8) != (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from vheatir.data import datasets
 from vheatir.data.degradations import jpeg_roundtrip
 from vheatir.data.sources import ImageSource
-from vheatir.image_io.arrays import luma_bt601
+from vheatir.image_io.arrays import gray_opencv, luma_bt601
 
 KINDS = ("noise", "jpeg")
 
@@ -88,6 +88,7 @@ def test_grid_phase_is_aligned_in_half_the_crops_and_even_in_the_others(in_chans
     count, period = 1500, 16 if in_chans == 3 else 8
     for n in range(count):
         dataset[n]
+    assert max(map(max, seen)) == period - 1
     aligned = seen.pop((0, 0))
     assert abs(aligned / count - 0.5 - 0.5 / period**2) < 0.06
     for axis in (0, 1):
@@ -164,6 +165,14 @@ def test_share_of_gray_samples_with_equal_planes_in_both(kind, probability, low,
     gray = [sample for sample in (dataset[n] for n in range(200)) if is_gray(sample["gt"])]
     assert all(is_gray(sample["lq"]) for sample in gray)
     assert low <= len(gray) / 200 <= high
+
+
+def test_half_of_the_gray_jpeg_crops_are_the_luma_of_tests(photo_folder, build):
+    dataset, image = build("jpeg", photo_folder()), np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    drawn = [dataset._gray(image, rng) for _ in range(200)]
+    limited = sum(np.array_equal(gray, luma_bt601(image)) for gray in drawn)
+    assert 70 < limited < 130 and 200 - limited == sum(np.array_equal(gray, gray_opencv(image)) for gray in drawn)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -138,6 +138,12 @@ def test_psnrb_of_images_without_two_blocks_is_finite(shape):
         assert math.isfinite(psnrb(restored, target))
 
 
+def test_psnrb_of_one_row_of_pixels_is_psnr():
+    """The logarithm of its shorter side, by which the penalty is divided, is zero."""
+    restored = np.where(np.arange(40) < 8, 0, 9).astype(np.uint8)[None]
+    assert psnrb(restored, restored + 1) == psnr(restored, restored + 1)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (33, 47, 3)], ids=str)
 def test_identical_images(shape):
     flat = np.full(shape, 77, np.uint8)

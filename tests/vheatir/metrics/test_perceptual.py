@@ -5,6 +5,7 @@ those of the papers is tested where the files for it lie: weights in torch's cac
 """
 
 import json
+import math
 import os
 import sys
 import urllib.error
@@ -18,7 +19,8 @@ import torch
 from vheatir.cli import main as vheatir_main
 from vheatir.errors import UserError
 from vheatir.evaluate.api import evaluate
-from vheatir.metrics.perceptual import NAMES, Perceptual
+from vheatir.image_io.arrays import luma_bt601
+from vheatir.metrics.perceptual import NAMES, Perceptual, _images
 
 
 def photo(side=224):
@@ -62,8 +64,16 @@ def test_equal_images_are_at_0_and_more_noise_is_farther(random_features, name):
     as_color = np.repeat(gray[:, :, None], 3, axis=2)
     far = noisy(gray, 25)
     assert measure(far, gray)[name] == pytest.approx(measure(np.repeat(far[:, :, None], 3, axis=2), as_color)[name])
+    assert math.isfinite(measure(image[:32, :32], image[:32, :32])[name])
     with pytest.raises(ValueError, match="32x32 pixels, got 31x96"):
         measure(image[:31], image[:31])
+
+
+def test_networks_see_rgb_planes_from_0_to_1():
+    image = photo(40)
+    color, gray = _images("lpips", "cpu", image, image[:, :, 1])
+    np.testing.assert_allclose(color[0].permute(1, 2, 0).numpy() * 255, image, atol=1e-4)
+    assert torch.equal(gray, color[:, 1:2].expand(-1, 3, -1, -1))
 
 
 def test_niqe_prefers_photographs_to_noise_and_blur():
@@ -76,6 +86,8 @@ def test_niqe_prefers_photographs_to_noise_and_blur():
     }
     assert 2 < found["photo"] < min(found["noise"], found["blur"]) and max(found.values()) < 100
     assert measure(image, noisy(image, 50))["niqe"] == found["photo"], "the target plays no part"
+    luma = luma_bt601(image)
+    assert measure(luma, luma)["niqe"] == pytest.approx(found["photo"], rel=1e-4)
     gray = measure(image[:, :, 1], image[:, :, 1])["niqe"]
     assert gray == pytest.approx(found["photo"], rel=0.3) and gray != found["photo"]
     with pytest.raises(ValueError, match="96x192 pixels, got 191x191"):

@@ -56,7 +56,7 @@ def test_image_smaller_than_a_patch_stays_whole(photo_folder, tmp_path):
     "settings", [{"size": 0}, {"size": 32, "overlap": 32}, {"overlap": -1}, {"compress_level": 10}]
 )
 def test_impossible_patches_are_refused(photo_folder, tmp_path, settings):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"expected size >= 1 and 0 <= overlap < size|compress_level: expected 0"):
         extract_patches(photo_folder(), tmp_path / "sub", **settings)
     assert not (tmp_path / "sub").exists()
 

@@ -37,6 +37,27 @@ def test_flat_and_tiny_images_have_no_noise(shape):
     assert estimate_noise([np.full(shape, 0.5, np.float32)]) == pytest.approx(0, abs=1e-9)
 
 
+def test_noise_is_the_median_of_patches_the_mean_of_channels_and_not_that_of_black():
+    rng = np.random.default_rng(0)
+
+    def patch(*sigmas):
+        return 0.5 + np.stack([rng.normal(0, sigma / 255, (128, 128)) for sigma in sigmas], 2).astype(np.float32)
+
+    assert estimate_noise([patch(60), patch(10), patch(12)]) == pytest.approx(12, rel=0.1)
+    assert estimate_noise([patch(10, 20, 60)]) == pytest.approx(30, rel=0.1)
+    half = patch(20)
+    half[:, 64:] = 0
+    assert estimate_noise([half]) == pytest.approx(20, rel=0.1)
+    assert estimate_noise([patch(400)]) == 255
+
+
+def test_quality_is_found_where_much_is_black_or_white():
+    harsh = np.clip(2 * photo("coffee").astype(float) - 128, 0, 255).astype(np.uint8)
+    decoded = jpeg_roundtrip(harsh, 40)
+    assert 0.3 < ((decoded == 0) | (decoded == 255)).any(2).mean() < 0.9
+    assert estimate_quality([decoded]) == pytest.approx(40, abs=1)
+
+
 @pytest.mark.parametrize("quality", [5, 10, 23, 40, 60, 75, 90, 95])
 @pytest.mark.parametrize("gray", [False, True], ids=["color", "gray"])
 @pytest.mark.parametrize("name", PHOTOS)

@@ -179,6 +179,23 @@ def test_a_level_is_estimated_given_or_refused(tmp_path, restorer):
         restorer.restore(image, level=25)
 
 
+@pytest.mark.parametrize("task, level, wanted", [("denoise", 51, 0.2), ("jpeg", 40, 0.4), ("jpeg", None, 0.95)])
+def test_the_network_sees_the_level_as_in_training(task, level, wanted, tmp_path):
+    """From 0 to 1; 95 is the quality of an image that shows no trace of compression."""
+    restorer = Restorer(task, weights=write_weights(tmp_path / "a.safetensors", task, level_map=True), device="cpu")
+    network, seen = restorer.network, []
+    restorer.network = lambda images, given: seen.append(given) or network(images, given)
+    restorer.restore(noisy((64, 64, 3)), level=level)
+    torch.testing.assert_close(seen[0], torch.tensor([wanted]))
+
+
+def test_weights_that_make_nan_are_refused(trained):
+    restorer = Restorer("denoise", weights=trained, device="cpu")
+    restorer.network = lambda images: images / 0
+    with pytest.raises(ValueError, match="the network made NaN or infinite values"):
+        restorer.restore(noisy((20, 20, 3)))
+
+
 @pytest.mark.parametrize("strength", [0, 0.3, 1])
 def test_strength_lies_on_the_line_from_the_input_to_the_restored(trained, restorer, strength):
     image = noisy((24, 30, 3)) * 0.1 + 0.4
@@ -214,6 +231,12 @@ def test_colors_under_alpha_leave_no_halos_and_stay(restorer):
     np.testing.assert_array_equal(results[0][:, 20:], 0)
     np.testing.assert_array_equal(results[1][:, 20:], 1)
     assert np.abs(restorer.restore(black) - restorer.restore(white))[:, :20].max() > 0.01, "halos without alpha"
+
+
+def test_what_shows_through_a_little_is_restored(restorer):
+    image = noisy((24, 30, 3)) * 0.1 + 0.4
+    faint = restorer.restore(image, alpha=np.full((24, 30), 0.01, np.float32))
+    np.testing.assert_array_equal(faint, restorer.restore(image))
 
 
 KINDS = [(".png", 8), (".png", 16), (".tif", 16), (".tif", 32), (".jpg", 8), (".webp", 8), (".bmp", 8)]

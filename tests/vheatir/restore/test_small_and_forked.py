@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vheatir import Restorer
+from vheatir.archs.base import middle_planes
 from vheatir.archs.networks import NETWORKS
 from vheatir.backbone.layers.freezing import kept_info
 from vheatir.image_io import read_image
@@ -76,6 +77,11 @@ def test_any_networks_answer_to_flat_colors_is_taken_out(name, channels):
         for height, width in ((1, 1), (3, 30)):
             flat = torch.rand(1, channels, 1, 1).expand(1, channels, height, width)
             assert with_margin(network, flat).sub(flat).abs().max() < 1e-4
+
+
+def test_of_a_clip_of_tiny_frames_the_middle_one_is_restored():
+    clip = torch.rand(1, 5 * 3, 4, 6)
+    torch.testing.assert_close(with_margin(lambda planes: middle_planes(planes, 3), clip), clip[:, 6:9])
 
 
 def test_padding_mirrors_the_image_as_often_as_needed():

@@ -41,6 +41,14 @@ def test_tiles_fit_the_free_memory(size, free):
     assert tile <= tiling.DEFAULT_TILE
 
 
+def test_bytes_for_a_pixel_are_those_that_were_measured():
+    """In float32; with fewer, tiles would be chosen that do not fit."""
+    unet = {"encoder": [1], "dim": 32, "in_chans": 3}
+    clip = {**unet, "frames": 5, "mix_dim": 16}
+    found = [tile_memory.bytes_per_pixel(config) for config in (LIGHT, unet, clip)]
+    assert found == [4 * 80 / 4 * (12 + 36), 4 * 32 * 14, 4 * (32 * 14 + 5 * (3 * 8 + 16 * 4))]
+
+
 def test_this_machine_tells_how_much_memory_is_free():
     free = tile_memory.free_memory(torch.device("cpu"))
     if not Path("/proc/meminfo").exists():
@@ -121,6 +129,15 @@ def test_out_of_memory_is_answered_by_smaller_tiles_for_good(trained, tile):
     restorer.network.seen.clear()
     restorer.restore(image)
     assert max(restorer.network.seen) <= 64
+
+
+@pytest.mark.parametrize("overlap", [None, 30])
+def test_little_memory_makes_small_tiles_whose_overlap_fits(trained, overlap, monkeypatch):
+    image = np.random.default_rng(0).uniform(0.3, 0.7, (70, 90, 3)).astype(np.float32)
+    whole = Restorer("denoise", weights=trained, device="cpu", tile=0).restore(image)
+    monkeypatch.setattr(tile_memory, "free_memory", lambda device: 0)
+    tiled = Restorer("denoise", weights=trained, device="cpu", overlap=overlap).restore(image)
+    assert 0 < np.abs(tiled - whole).mean() < 0.02
 
 
 def test_too_little_memory_for_any_tile_is_said(trained):

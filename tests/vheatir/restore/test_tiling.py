@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from vheatir.restore.tiling import ALIGNMENT, DEFAULT_TILE, WHOLE_SIDE, apply_tiled, default_tile, plan_axis
 
 AXES = [(1, 16, 0), (16, 16, 8), (17, 16, 8), (33, 16, 0), (100, 32, 7), (100, 32, 16), (257, 64, 32), (1000, 96, 31)]
+AXES += [(100, 17, 1)]  # one pixel in two tiles
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), AXES)

@@ -81,6 +81,14 @@ def test_whole_blocks_by_hand():
         JPEGConsistencyLoss()(torch.rand(1, 3, 48, 48), torch.rand(1, 3, 48, 48), torch.ones(1, 2, 3))
 
 
+def test_consistency_is_the_mean_over_whole_blocks_alone():
+    """Flat gray comes out of the codec nearly as it went in; pixels that do not count must not dilute the mean."""
+    gray = torch.full((2, 1, 40, 40), 128 / 255)
+    passes = torch.tensor([[[30, 2, 0], [20, 3, 0]], [[0, 0, 0], [20, 1, 7]]])
+    found = JPEGConsistencyLoss()(gray, gray + 0.1, passes)
+    torch.testing.assert_close(found, torch.tensor(0.1), atol=3e-3, rtol=0)
+
+
 def test_psnr_loss_is_the_negative_psnr_and_every_image_counts_alike():
     torch.manual_seed(0)
     target = torch.rand(2, 3, 16, 16, dtype=torch.float64)
