@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from vheatir.backbone.training.average import Average
-<<<<<<< HEAD
 from vheatir.backbone.training.batches import EpochPlan, StepSampler
-=======
-from vheatir.backbone.training.batches import EpochPlan
 from vheatir.backbone.training.loop import Loop, LoopSettings
->>>>>>> mutants
 from vheatir.backbone.training.until import Epochs, Seconds, Steps, TrainingClock
 
 
