@@ -328,29 +328,29 @@ def _without_proxies() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(app: Any, arguments: argparse.Namespace, root: str) -> None:
+def _serve(app: Any, root: str, *, host: str, port: int, max_megabytes: float, opened: bool) -> None:
     """Serve the page until it is interrupted; UserError where its server does not start or does not answer."""
-    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host  # as in addresses
+    host = f"[{host}]" if ":" in host else host  # as in addresses
     try:
         app.launch(
             server_name=host,
-            server_port=arguments.port,
-            max_file_size=f"{round(arguments.max_megabytes * 1e6)}b",
+            server_port=port,
+            max_file_size=f"{round(max_megabytes * 1e6)}b",
             allowed_paths=[root],
-            inbrowser=arguments.open,
+            inbrowser=opened,
             share=False,
             footer_links=[],
             app_kwargs=guarded(),
         )
     except OSError as error:  # gradio waits for the server, for 5 seconds
-        text = f"the page's server did not start at {host}:{arguments.port}: this machine is very busy, or another "
+        text = f"the page's server did not start at {host}:{port}: this machine is very busy, or another "
         raise UserError(f"{text}program took the port; try again, or choose another --port") from error
     except ValueError:
         # gradio wants an answer from its own server within 3 seconds, which a busy machine may not give.
         if not app.is_running:
             raise
         _check_answer(app)
-        if arguments.open:
+        if opened:
             webbrowser.open(app.local_url)
         app.block_thread()
 
@@ -387,5 +387,12 @@ def main(argv: list[str]) -> int:
         if arguments.host not in LOOPBACK:
             logger.warning("anyone who can reach %s can use this page; it asks for no password", arguments.host)
         with contextlib.suppress(KeyboardInterrupt):
-            _serve(app, arguments, root)
+            _serve(
+                app,
+                root,
+                host=arguments.host,
+                port=arguments.port,
+                max_megabytes=arguments.max_megabytes,
+                opened=arguments.open,
+            )
     return 0

@@ -57,7 +57,7 @@ def _named_after(weights: str, kind: str) -> Path:
     source = Path(weights)
     suffixed = source.suffix in (*publish.CONVERTED, ".pt")
     output = source.with_suffix(f".{kind}") if suffixed else source.with_name(f"{source.name}.{kind}")
-    if kind == "pth" and output.is_file() and not _was_exported(output):
+    if kind == "pth" and output != source and output.is_file() and not _was_exported(output):
         raise UserError(
             f"{output}: exists and was not written by `vheatir export`; a checkpoint of a training holds more than "
             "these weights. Name another file by -o, or remove it"

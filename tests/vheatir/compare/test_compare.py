@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -222,7 +223,9 @@ def test_names_of_images_may_hold_anything(photo, name, tmp_path):
     assert cv2.imread(str(tmp_path / "figure.png")) is not None
 
 
-def test_a_method_that_gives_no_image_is_named_with_the_image(photo, monkeypatch):
+def test_a_method_that_gives_no_image_is_named_with_the_image(photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.safetensors").touch()
     broken = lambda image, level: np.full_like(image, np.nan)  # noqa: E731
     monkeypatch.setattr("vheatir.compare.api.open_method", lambda *_: (broken, {"method": "broken"}))
     with pytest.raises(UserError, match=rf"{photo}: diverged: image holds NaN"):
