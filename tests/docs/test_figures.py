@@ -181,3 +181,58 @@ def test_reading():
     rates = [one["median_samples_per_processor_s"] for one in found]
     table = rows("docs/training.md", "reading_bsd432.json")
     check("docs/training.md", [number for _, *cells in table for number in numbers(cells)], rates)
+
+
+# Rows of docs/architecture.md, in order, by the names of benchmarks/designs.py.
+ATTENTION = [
+    ("none", "no_attention"),
+    ("heat at the two coarse stages", "heat_coarse"),
+    ("heat at all stages, on maps averaged over 2x2 pixels", "pooled"),
+    ("average over the whole map at all stages", "mean"),
+    ("heat at the two fine stages", "heat_fine"),
+    ("heat of a quarter of the channels", "quarter"),
+    ("heat at the two fine stages, averages at the coarse ones", "heat_fine_mean_coarse"),
+    ("heat at all stages", "heat"),
+    ("no attention, heat inside the gate", "gate"),
+    ("heat at all stages, diffusivities from the features", "adaptive"),
+    ("heat at all stages, a diffusivity for each frequency and channel", "frequency"),
+]
+CHANGES = [
+    ("learning rate 2e-3", "fast"),
+    ("none", "heat"),
+    ("three levels instead of four", "two_levels"),
+    ("crops of 96", "crop_96"),
+    ("24 channels", "narrow"),
+    ("flat", "flat"),
+]
+JPEG = [
+    ("none", "no_attention"),
+    ("heat at the two coarse stages", "heat_coarse"),
+    ("heat in windows on the blocks of the coder (`grid`) at full resolution", "grid_fine"),
+    ("heat at all stages", "heat"),
+    ("average over the whole map at all stages", "mean"),
+    ("heat in windows on the blocks of the coder at all stages but the coarsest", "grid"),
+]
+
+
+@pytest.mark.parametrize(
+    "after, rows_of_table, file",
+    [
+        ("**Heat does not pay at equal time.**", ATTENTION, "designs_8_minutes.json"),
+        ("The same with other changes", CHANGES, "designs_8_minutes.json"),
+        ("**JPEG**: the same from the recipe", JPEG, "designs_8_minutes_jpeg.json"),
+    ],
+)
+def test_designs(after, rows_of_table, file):
+    page = "docs/architecture.md"
+    found = read(f"restoration/{file}")["designs"]
+    again = read("restoration/designs_8_minutes_mirrored.json")["designs"] if file == "designs_8_minutes.json" else {}
+    for (start, name), (what, *cells) in zip(rows_of_table, rows(page, after), strict=True):
+        assert what.startswith(start)
+        scores = found[name]["scores"] | again.get(name, {})
+        wanted = [found[name]["step_s"], found[name]["iterations"]]
+        wanted += [scores[phase]["psnr"] for phase in scores if phase.startswith("val_")]
+        texts = [cell.removesuffix(" M") for cell in cells]
+        if rows_of_table is CHANGES:
+            wanted = [scores["parameters"] / 1e6, *wanted]
+        check(page, numbers(texts), wanted)
