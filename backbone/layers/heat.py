@@ -108,6 +108,7 @@ class HeatLayer(KeptForms):
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
         may_keep = self.may_keep(*sources, compared=self.k_exp is None)
+        may_keep = may_keep and sources[0].ndim == 3  # decays of each image are not prepared
         if not may_keep or not (self.to_k is None or depends_on_parameters_alone(self.to_k)):
             return self._fresh_decay(embedding)
         key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
@@ -151,7 +152,11 @@ class HeatLayer(KeptForms):
         return decay_map(k.float() if k.dtype in _NARROW else k)
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
-        """Conduct (B, H, W, C) maps; `embedding` is (H, W, C) or an `EmbeddingAt`, None where folded.
+        """Conduct (B, H, W, C) maps.
+
+        Args:
+            x: the maps.
+            embedding: (H, W, C), or one for each image, (B, H, W, C); or an `EmbeddingAt`; None where folded.
 
         Raises:
             ValueError: the maps or the embedding have another shape, the layer is folded for another size, or has
@@ -170,11 +175,20 @@ class HeatLayer(KeptForms):
         return self.out_linear(x)
 
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
-        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference."""
+        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference.
+
+        Raises:
+            ValueError: folded already, or the embedding is one for each image.
+        """
         if self.k_exp is not None:
             raise ValueError(f"this layer is already folded, for maps of {_size(self.k_exp)}")
         with torch.no_grad():
             decay = self._fresh_decay(embedding)
+        if decay.ndim != 3:
+            raise ValueError(
+                f"a layer is folded for one frequency embedding (H, W, {self.dim}), which serves all images, got one "
+                f"for each of {len(decay)}"
+            )
         self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)
         object.__setattr__(self, "_unfolded", self.to_k)  # not a submodule: its weights leave the state dict
         self.to_k = None
