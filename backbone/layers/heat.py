@@ -48,6 +48,7 @@ class HeatLayer(KeptForms):
     """
 
     _most_kept = 2  # resolutions: a whole image and the tiles at its rim
+    _came_folded = False  # the decay was loaded, and so is not that of the diffusivity from before
 
     def __init__(
         self,
@@ -194,21 +195,53 @@ class HeatLayer(KeptForms):
         self.to_k = None
         self.drop_kept()
 
-    def unfold(self) -> None:
-        """Undo `fold`."""
+    def check_unfold(self) -> None:
+        """Refuse to unfold where the diffusivity is not known that belongs to the decay.
+
+        Raises:
+            ValueError: not folded, or the decay was loaded.
+        """
         if self.k_exp is None:
             raise ValueError("this layer is not folded")
-        if self.learned_k and self._unfolded is None:
-            raise ValueError("this layer was built in folded form: load unfolded weights to get its diffusivity back")
+        if self.learned_k and (self._unfolded is None or self._came_folded):
+            raise ValueError(
+                "the weights of this layer were loaded in folded form: load unfolded weights to get its diffusivity "
+                "back"
+            )
+
+    def unfold(self) -> None:
+        """Undo `fold`.
+
+        Raises:
+            ValueError: as `check_unfold`.
+        """
+        self.check_unfold()
+        self.unfold_to_load()
+
+    def unfold_to_load(self) -> None:
+        """Undo `fold` where unfolded weights are loaded next: the diffusivity is that of before, whatever it was."""
         restored = self._unfolded
         # Where the layer is now, in its type: a decay is float32 also in a layer of 16 bits.
         self.to_k = restored.to(self.out_norm.weight) if restored is not None else None
         object.__setattr__(self, "_unfolded", None)
         self.k_exp = None
+        self._came_folded = False
         self.drop_kept()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        loaded = state_dict.get(f"{prefix}k_exp")
+        if self.k_exp is not None and loaded is not None and not _same_numbers(self.k_exp, loaded):
+            self._came_folded = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _fits(self, form: PreparedDecay) -> bool:
         return form.nbytes() <= _MOST_KEPT_BYTES
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.is_meta or other.is_meta:
+        return False
+    return torch.equal(one.detach().cpu(), other.detach().to("cpu", one.dtype))
 
 
 def _own(y: Tensor, given: Tensor, *branch: nn.Module) -> Tensor:
