@@ -49,6 +49,11 @@ def full_precision(like: Tensor) -> AbstractContextManager:
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
+def is_autocast_on(like: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor; never on "meta", which has none."""
+    return not like.is_meta and torch.is_autocast_enabled(like.device.type)
+
+
 def has_hooks(module: Module) -> bool:
     """Whether something asks to be called with the module or with every one, which a fused pass would leave out."""
     return bool(

@@ -43,9 +43,11 @@ class PreparedDecay:
         dtype = compute_dtype(dtype)
         if dtype == self.dtype:
             return self
-        if self.path != CPU_KERNEL:
-            return replace(self, folded=without_subnormals(self.folded.to(dtype)))
-        height, width, _ = self.shape
-        path = choose(height, width, self.device, "torch")
-        transform = Transform(height, width, (path.halvings_h, path.halvings_w), dtype, self.device)
-        return replace(self, folded=transform.fold(unprepare(self.folded)), path=path.name)
+        # Normal tensors even in inference mode: a later training step may save them for its backward.
+        with torch.inference_mode(False), torch.no_grad():
+            if self.path != CPU_KERNEL:
+                return replace(self, folded=without_subnormals(self.folded.to(dtype)))
+            height, width, _ = self.shape
+            path = choose(height, width, self.device, "torch")
+            transform = Transform(height, width, (path.halvings_h, path.halvings_w), dtype, self.device)
+            return replace(self, folded=transform.fold(unprepare(self.folded)), path=path.name)

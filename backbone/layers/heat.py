@@ -48,6 +48,7 @@ class HeatLayer(KeptForms):
     """
 
     _most_kept = 2  # resolutions: a whole image and the tiles at its rim
+    _came_folded = False  # the decay was loaded, and so is not that of the diffusivity from before
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class HeatLayer(KeptForms):
         sources += list(self.to_k.parameters()) if self.to_k is not None else []  # torch 2.9 compiles no generator here
         # A folded decay is as large as what is made of it: comparing would take as long.
         may_keep = self.may_keep(*sources, compared=self.k_exp is None)
+        may_keep = may_keep and sources[0].ndim == 3  # decays of each image are not prepared
         if not may_keep or not (self.to_k is None or depends_on_parameters_alone(self.to_k)):
             return self._fresh_decay(embedding)
         key = height, width, getattr(embedding, "mode", None), None if self.learned_k else float(self.fixed_k)
@@ -151,7 +153,11 @@ class HeatLayer(KeptForms):
         return decay_map(k.float() if k.dtype in _NARROW else k)
 
     def forward(self, x: Tensor, embedding: Tensor | EmbeddingAt | None = None) -> Tensor:
-        """Conduct (B, H, W, C) maps; `embedding` is (H, W, C) or an `EmbeddingAt`, None where folded.
+        """Conduct (B, H, W, C) maps.
+
+        Args:
+            x: the maps.
+            embedding: (H, W, C), or one for each image, (B, H, W, C); or an `EmbeddingAt`; None where folded.
 
         Raises:
             ValueError: the maps or the embedding have another shape, the layer is folded for another size, or has
@@ -170,31 +176,72 @@ class HeatLayer(KeptForms):
         return self.out_linear(x)
 
     def fold(self, embedding: Tensor | EmbeddingAt) -> None:
-        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference."""
+        """Replace the learned diffusivity by its decay `k_exp` for one map size: the published form for inference.
+
+        Raises:
+            ValueError: folded already, or the embedding is one for each image.
+        """
         if self.k_exp is not None:
             raise ValueError(f"this layer is already folded, for maps of {_size(self.k_exp)}")
         with torch.no_grad():
             decay = self._fresh_decay(embedding)
+        if decay.ndim != 3:
+            raise ValueError(
+                f"a layer is folded for one frequency embedding (H, W, {self.dim}), which serves all images, got one "
+                f"for each of {len(decay)}"
+            )
         self.k_exp = nn.Parameter(decay.detach().clone(), requires_grad=False)
         object.__setattr__(self, "_unfolded", self.to_k)  # not a submodule: its weights leave the state dict
         self.to_k = None
         self.drop_kept()
 
-    def unfold(self) -> None:
-        """Undo `fold`."""
+    def check_unfold(self) -> None:
+        """Refuse to unfold where the diffusivity is not known that belongs to the decay.
+
+        Raises:
+            ValueError: not folded, or the decay was loaded.
+        """
         if self.k_exp is None:
             raise ValueError("this layer is not folded")
-        if self.learned_k and self._unfolded is None:
-            raise ValueError("this layer was built in folded form: load unfolded weights to get its diffusivity back")
+        if self.learned_k and (self._unfolded is None or self._came_folded):
+            raise ValueError(
+                "the weights of this layer were loaded in folded form: load unfolded weights to get its diffusivity "
+                "back"
+            )
+
+    def unfold(self) -> None:
+        """Undo `fold`.
+
+        Raises:
+            ValueError: as `check_unfold`.
+        """
+        self.check_unfold()
+        self.unfold_to_load()
+
+    def unfold_to_load(self) -> None:
+        """Undo `fold` where unfolded weights are loaded next: the diffusivity is that of before, whatever it was."""
         restored = self._unfolded
         # Where the layer is now, in its type: a decay is float32 also in a layer of 16 bits.
         self.to_k = restored.to(self.out_norm.weight) if restored is not None else None
         object.__setattr__(self, "_unfolded", None)
         self.k_exp = None
+        self._came_folded = False
         self.drop_kept()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        loaded = state_dict.get(f"{prefix}k_exp")
+        if self.k_exp is not None and loaded is not None and not _same_numbers(self.k_exp, loaded):
+            self._came_folded = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _fits(self, form: PreparedDecay) -> bool:
         return form.nbytes() <= _MOST_KEPT_BYTES
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.is_meta or other.is_meta:
+        return False
+    return torch.equal(one.detach().cpu(), other.detach().to("cpu", one.dtype))
 
 
 def _own(y: Tensor, given: Tensor, *branch: nn.Module) -> Tensor:

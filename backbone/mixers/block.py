@@ -6,7 +6,10 @@ from functools import lru_cache, wraps
 from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 from vheatir.backbone.layers.common import DropPath
 from vheatir.backbone.layers.mlp import LinearMlp
@@ -76,6 +79,40 @@ def make_factor(place: BlockPosition, shape: tuple[int, ...]) -> nn.Parameter | 
 def scaled(branch: Tensor, factor: Tensor | None) -> Tensor:
     """A branch (..., C) times its factor, whose published shapes differ."""
     return branch if factor is None else branch * factor.flatten()
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(query keys' / sqrt(d) + bias) values.
+
+    PyTorch's fused form has no tangents, and takes no bias under `vmap` that a gradient goes to; there it is the
+    formula.
+
+    Args:
+        query: (..., Q, d).
+        keys: (..., K, d).
+        values: (..., K, d).
+        bias: (..., Q, K), of the type of the others.
+
+    Returns:
+        (..., Q, d).
+    """
+    if not _needs_formula(bias):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+    logits = query * query.shape[-1] ** -0.5 @ keys.transpose(-1, -2)
+    if bias is not None:
+        logits = logits + bias
+    weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return weights.to(values.dtype) @ values
+
+
+def _needs_formula(bias: Tensor | None) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    stack = get_interpreter_stack() if torch._C._are_functorch_transforms_active() else ()
+    kinds = [one.key() for one in stack or ()]
+    return TransformType.Jvp in kinds or (bias is not None and TransformType.Vmap in kinds)
 
 
 class AttentionBlock(MixerBlock):

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
-from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, cached_table, padding_to_multiple
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, attend, cached_table, padding_to_multiple
 from vheatir.backbone.mixers.shifted_window import resize_bias_table
 
 
@@ -180,9 +180,7 @@ class HaloAttention(nn.Module):
         inside = key_mask((height, width), block, self.halo_size, self.mask_padding, maps.device)
         bias = torch.where(inside[:, None, None], self.pos_embed(query), -torch.inf).to(query.dtype)
         bias = bias.expand(query.shape[0], *bias.shape[-4:])  # len() would fix the batch of an exported graph
-        mixed = F.scaled_dot_product_attention(
-            *(one.flatten(0, 1) for one in (query, keys, values)), attn_mask=bias.flatten(0, 1)
-        )
+        mixed = attend(*(one.flatten(0, 1) for one in (query, keys, values, bias)))
         if torch.compiler.is_exporting():  # up to torch 2.9 a traced result has other strides than a real one
             mixed = mixed.clone(memory_format=torch.contiguous_format)
         blocks = {"y": maps.shape[1] // block, "x": maps.shape[2] // block}

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vheatir.backbone.layers.packed import ChannelsLastConv2d
-from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, padding_to_multiple
+from vheatir.backbone.mixers.block import AttentionBlock, BlockPosition, attend, padding_to_multiple
 from vheatir.kernels.plain import full_precision
 
 
@@ -64,7 +64,7 @@ class ReducedAttention(nn.Module):
                 source = _extend(maps, self.sr_ratio)
             source = self.norm(self.sr(source))
         keys = rearrange(self.kv(source), "b y x (t h d) -> t b h (y x) d", t=2, h=self.num_heads)
-        mixed = F.scaled_dot_product_attention(query, keys[0], keys[1])
+        mixed = attend(query, keys[0], keys[1])
         return self.proj(rearrange(mixed, "b h (y x) d -> b y x (h d)", y=maps.shape[1]))
 
 

@@ -179,7 +179,7 @@ def _match_form(state: dict, model: nn.Module) -> None:
     if folded and not network.folded:
         network.fold()
     elif network.folded and not folded:
-        network.unfold()
+        network.unfold_to_load()
 
 
 def _fitted(key: str, value: Tensor, want: torch.Size, model: nn.Module, resizers: dict[str, Callable]) -> Tensor | str:

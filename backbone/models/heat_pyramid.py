@@ -97,14 +97,24 @@ class HeatPyramid(Pyramid):
         """Undo `fold`, with the weights from before it.
 
         Raises:
-            ValueError: not folded.
+            ValueError: not folded, or the folded weights were loaded.
         """
         if not self.folded:
             raise ValueError("this network is not folded")
         for layer in self.heat_layers():
-            layer.unfold()
+            layer.check_unfold()
+        return self.unfold_to_load()
+
+    def unfold_to_load(self) -> "HeatPyramid":
+        """Undo `fold` where unfolded weights are loaded next: embeddings are those of before, whatever they were.
+
+        Raises:
+            ValueError: there are none.
+        """
         if self._unfolded is None:
             raise ValueError("this network was built in folded form: load unfolded weights to get its embeddings back")
+        for layer in self.heat_layers():
+            layer.unfold_to_load()
         # Where the network is now, in its type: a decay is float32 also in a network of 16 bits.
         self.freq_embed = self._unfolded.to(self.get_parameter(f"{self.first_conv}.weight"))
         object.__setattr__(self, "_unfolded", None)

@@ -82,15 +82,15 @@ def library_name(machine: str | None = None) -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder.
+    """Where compiled libraries are kept: VHEATIR_CACHE, or vheatir in the user's cache folder; an absolute path.
 
     Raises:
         BuildError: the user has no home folder, and no other one is named.
     """
     if stated := os.environ.get("VHEATIR_CACHE"):
-        return Path(stated)
+        return Path(stated).absolute()  # a library named without a folder is looked for elsewhere
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vheatir"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vheatir"
     except RuntimeError as error:
         raise BuildError("there is no home folder to keep compiled kernels in; name one by VHEATIR_CACHE") from error
 

@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.cpu.formulas import by_formula, formula_gradients
 from vheatir.kernels.cpu.kernel import threads_for
-from vheatir.kernels.plain import are_plain, has_hooks, normalizes_channels
+from vheatir.kernels.plain import are_plain, has_hooks, is_autocast_on, normalizes_channels
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STRIP = 8  # rows of an image that are summed to one row of a weight's gradient, as in csrc/api.h
@@ -135,11 +135,12 @@ def _taps(weight: Tensor) -> Tensor:
 
 def _gate_formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     image = x.permute(0, 3, 1, 2)
-    if x.dtype == torch.bfloat16 and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+    narrows = is_autocast_on(x)
+    if x.dtype == torch.bfloat16 and weight.dtype == torch.float32 and not narrows:
         image = image.float()
     one, other = F.conv2d(image, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1).chunk(2, dim=-1)
     y = one * other
-    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+    return y if narrows else y.to(x.dtype)
 
 
 def _native_gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -273,6 +273,18 @@ def test_training_after_inference_mode(side, maps, value_and_gradients, assert_n
     assert_near(x.grad, want["dx"], "dx through the prepared decay")
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_training_after_a_conversion_in_inference_mode(backend, maps, assert_near):
+    x, decay = maps((1, 11, 3, 2), torch.float32)
+    with torch.inference_mode():
+        wide = prepare_decay(decay.clone(), backend=backend).to_dtype(torch.float64)
+    assert not wide.folded.is_inference()
+    x = x.double().requires_grad_()
+    cotangent = torch.randn_like(x)
+    heat_conduction(x, wide).backward(cotangent)
+    assert_near(x.grad, hco_reference(cotangent, decay.double()))
+
+
 def through_pickle(value):
     return pickle.loads(pickle.dumps(value))
 

@@ -173,7 +173,13 @@ class VHeatIR(RestorationNetwork):
                 layer.fold(embedding)
 
     def unfold(self) -> None:
-        """Undo `fold`."""
+        """Undo `fold`.
+
+        Raises:
+            ValueError: not folded, or the folded weights were loaded.
+        """
+        for layer in self.heat_layers():
+            layer.check_unfold()
         for layer in self.heat_layers():
             layer.unfold()
 

@@ -21,7 +21,7 @@ from vheatir.backbone.layers.packed import (
     has_onednn_bfloat16,
 )
 from vheatir.kernels.cpu.gate import depthwise_gate, fork_norm, halves_product, residual_sum
-from vheatir.kernels.plain import are_plain, full_precision, has_hooks
+from vheatir.kernels.plain import are_plain, full_precision, has_hooks, is_autocast_on
 
 
 class GatedBlock(KeptForms):
@@ -55,14 +55,14 @@ class GatedBlock(KeptForms):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; of a float32 network float32 also under autocast."""
         mixes = self.scale1.dtype == torch.float32  # else the norms have no float32 to offer
-        if mixes and x.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type):
+        if mixes and x.dtype in (torch.bfloat16, torch.float16) and is_autocast_on(x):
             x = x.float()
         attention = self.attention
         heats_gate = isinstance(attention, GateHeat)
         may_fuse = self.may_keep(*self.parameters()) and _is_plain(x) and _fuses_products() and not heats_gate
         if may_fuse and self._is_as_built():
             return self._fused(x)
-        narrows = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
+        narrows = x.is_cpu and is_autocast_on(x) and x.dtype != torch.float64  # which autocast leaves alone
         dtype = torch.get_autocast_dtype("cpu") if narrows else x.dtype
         x, y = fork_norm(x, self.norm1, dtype)
         y = self.expand(y)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.testing import assert_close
 
+from vheatir.backbone import freeze
 from vheatir.backbone.layers.common import DropPath, drop_path_rates, init_linear
 from vheatir.backbone.layers.embedding import EmbeddingAt, init_diffusivity_reach, resize_embedding
 from vheatir.backbone.layers.heat import HeatBlock, HeatLayer
@@ -203,6 +204,19 @@ def test_embeddings_of_other_shapes_are_refused(training):
                 layer(x, embed)
         resized = EmbeddingAt(embedding(torch.float32, 16, 16), x.shape[1:3], "exact")
         assert layer(x, resized).shape == x.shape
+
+
+def test_each_image_may_have_its_own_embedding():
+    layer, x = HeatLayer(8, reach=(0.5, 8.0)).eval(), maps(torch.float32)
+    embed = torch.stack([embedding(torch.float32) for _ in x])
+    want = torch.cat([layer(one[None], own) for one, own in zip(x, embed, strict=True)]).detach()
+    assert_close(layer(x, embed), want)
+    for network in (layer, freeze(layer)):
+        with torch.no_grad():
+            assert_close(network(x, embed), want)
+    with pytest.raises(ValueError, match=rf"one for each of {len(x)}"):
+        layer.fold(embed)
+    assert layer.k_exp is None
 
 
 def test_bf16_autocast_keeps_diffusivities_in_float32():

@@ -110,6 +110,26 @@ def test_without_layer_scale_no_factor_is_learned(name):
     assert [bool((one == 1.0).all()) for key, one in block.named_parameters() if "gamma" in key] == [True, True]
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("halo", {}), ("swin", {}), ("pvt", {"sr_ratio": 2})])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of PyTorch, for operators without a batching rule
+def test_attention_under_vmap_and_with_tangents(name, arguments):
+    """Where PyTorch's fused attention would raise."""
+    block = randomized(mixer_named(name)(DIM, BlockPosition(index=1), num_heads=HEADS, **arguments))
+    parameters = list(block.parameters())
+    maps = torch.randn(2, 1, 9, 8, DIM, dtype=torch.float64)
+    one_by_one = torch.stack([block(one) for one in maps])
+    together = torch.vmap(block)(maps)
+    assert_close(together, one_by_one)
+    found = torch.autograd.grad(together.square().sum(), parameters)
+    assert_close(found, torch.autograd.grad(one_by_one.square().sum(), parameters))
+    tangent = torch.randn_like(maps[0])
+    step = 1e-6
+    with torch.no_grad():
+        _, got = torch.func.jvp(block, (maps[0],), (tangent,))
+        want = (block(maps[0] + step * tangent) - block(maps[0] - step * tangent)) / (2 * step)
+    assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"unknown token mixer 'no_such_mixer'; known: .*convnext"):
         mixer_named("no_such_mixer")

@@ -110,6 +110,9 @@ def test_merged_files_load_into_either_form(tmp_path, make_model):
     assert model.folded and not report.missing
     with torch.no_grad():
         assert_close(model(x), want)
+        with pytest.raises(ValueError, match="loaded in folded form: load unfolded weights"):
+            model.unfold()  # its embeddings are not those of the file
+        assert_close(model(x), want)
     save_file(source.unfold().state_dict(), tmp_path / "plain.safetensors")
     load_checkpoint(model, tmp_path / "plain.safetensors")
     assert not model.folded

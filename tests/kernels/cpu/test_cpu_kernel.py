@@ -291,6 +291,22 @@ def test_where_no_code_may_run_nothing_is_compiled(there, tmp_path, monkeypatch,
     assert "compiling" not in capsys.readouterr().err
 
 
+def test_the_cache_may_be_where_the_process_runs(tmp_path, monkeypatch, capsys):
+    """A name without a folder would be looked for in the system's folders."""
+    whole = native.library().path
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VHEATIR_CACHE", ".")
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(cpu_build, "library_name", lambda: "libnot-installed.so")
+    monkeypatch.setattr(cpu_build, "compiler", lambda: ["sh"])
+    monkeypatch.setattr(cpu_build, "build", lambda target: None)
+    cpu_build.cached_file(["sh"]).write_bytes(whole.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.library().functions is not None
+    assert "compiling" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut"])
 def test_a_library_in_the_cache_that_cannot_be_loaded_is_compiled_again(kept, tmp_path, monkeypatch, capsys):
     whole = native.library().path

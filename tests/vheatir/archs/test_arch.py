@@ -345,3 +345,14 @@ def test_gradients_of_each_sample_by_vmap(kind):
         net(images[number : number + 1]).square().mean().backward()
         for name, parameter in net.named_parameters():
             assert_close(found[name][number], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["VHeatIR", "VHeatUNet", "VHeatVideoNet"])
+def test_shapes_on_the_meta_device(kind, autocast):
+    """As a summary of layers asks for them; autocast of the CPU is none of another device."""
+    net = build(kind, {"dim": 8}).to("meta")
+    planes = 15 if kind == "VHeatVideoNet" else 3
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        restored = net(torch.empty(2, planes, 9, 7, device="meta"))
+    assert restored.is_meta and restored.shape == (2, 3, 9, 7) and restored.dtype == torch.float32
