@@ -98,4 +98,5 @@ class DatasetTask(Task):
 
     def resume_at(self, step: int, position: Mapping[str, Any]) -> int:
         self.plan, done = self.plan.resumed(position["epoch"], position["images"], step)
+        self.left_out = not self.plan.keeps_steps and self.plan.place(done)[0] > position["epoch"]
         return done
