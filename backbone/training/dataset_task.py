@@ -46,6 +46,11 @@ class DatasetTask(Task):
         device: of the network.
     """
 
+    saves_memory = (
+        "smaller images need less, and so does a smaller data.batch_size; a step stays the same where train.accumulate "
+        "grows as much"
+    )
+
     def __init__(self, processes: Processes, device: torch.device):
         self.processes = processes
         self.device = device

@@ -29,6 +29,7 @@ class Task(ABC):
         best: name of the score that decides which weights are best; `lower_is_better` for losses.
         left_out: whether the run goes on behind a period of the data of which too little was left for a step, so that
             none led to its end; see `resume_at`.
+        saves_memory: what of the options takes less memory, for the message where that ran out.
     """
 
     batches_per_step = 1
@@ -37,6 +38,7 @@ class Task(ABC):
     best: str = ""
     lower_is_better = False
     left_out = False
+    saves_memory = "smaller batches or images need less"
 
     @abstractmethod
     def batches(self, step: int) -> Iterable:
