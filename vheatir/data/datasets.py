@@ -9,6 +9,7 @@ A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path":
 vheatir.data.batch_degradations reads. The classes take BasicSR's option dict and do not import BasicSR.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,7 @@ from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
 
+_SHAPE = re.compile(r" +\(\d+, ?\d+, ?\d+\)( \d+)?$")  # behind the name in a line of a list
 _ALL = {"include": ["*"], "exclude": []}  # patterns of an option file that has none
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, Mapping[str, object]]
 
@@ -273,7 +275,9 @@ class PairedDataset(RestorationDataset):
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"meta_info_file: {path}: cannot be read ({error}); give a list or leave it out") from error
-        names = frozenset(line.split(" ")[0] for line in lines if line.strip())
+        known = set(self.source.keys)
+        whole = [_SHAPE.sub("", line.strip()) for line in lines if line.strip()]
+        names = frozenset(name if name in known else name.split(" ")[0] for name in whole)
         if not names:
             raise UserError(f"meta_info_file: {path}: lists no image; write a line for each, or leave it out")
         if missing := sorted(names.difference(self.source.keys)):

@@ -224,6 +224,15 @@ def test_list_and_template_choose_the_pairs(pairs):
         PairedDataset({**common, **template, "meta_info_file": str(pairs / "meta.txt")})
 
 
+def test_a_list_may_name_files_with_spaces(pairs):
+    for folder, name in (("gt", "p0.png"), ("lq", "p0_noisy.png")):
+        (pairs / folder / name).rename(pairs / folder / f"my {name}")
+    options = {"phase": "val", "dataroot_gt": str(pairs / "gt"), "dataroot_lq": str(pairs / "lq")}
+    options |= {"filename_tmpl": "{}_noisy", "meta_info_file": str(pairs / "meta.txt")}
+    (pairs / "meta.txt").write_text("my p0.png (36,41,3)\np1.png and more\np2.png\n")
+    assert PairedDataset(options).keys == ["my p0.png", "p1.png", "p2.png"]
+
+
 @pytest.mark.parametrize(
     ("patterns", "chosen"),
     [
