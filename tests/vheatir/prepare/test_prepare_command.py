@@ -288,6 +288,12 @@ def test_a_server_that_does_not_answer_changes_no_choice(command, listed, monkey
         (["mine", "--list", "bad.parquet", "--count", "1"], "bad.parquet"),
         (["--list", "list.jsonl", "--count", "1", "--sub"], "--list, --sub: give the NAME"),
         (["--download"], "--download: give the NAME"),
+        (["mine", "--shrink", "2", "--lmdb"], "--shrink: would change nothing without --sub; add it"),
+        (["mine", "--size", "64", "--min-detail", "3"], "--size, --min-detail: would change nothing without --sub"),
+        (["mine", "--compress-level", "9"], "--compress-level: would change nothing without --sub or --lmdb"),
+        (["mine", "--count", "5", "--license", "by"], "--count, --license: would change nothing without --list"),
+        (["BSD432", "--terms", "mine"], "--terms is for folders of your own"),
+        (["mine", "--terms", "mine", "--list", "list.jsonl", "--count", "1"], "--terms is for folders of your own"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
