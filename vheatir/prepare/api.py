@@ -224,6 +224,10 @@ class _Preparation:
         if earlier is not None:
             known_sets.check_unchanged(manifest, earlier, files)
             self.say(f"{name}: {len(files)} images as in {manifest}")
+            if item is None and terms not in (OWN_TERMS, earlier.get("terms")):
+                same = list(earlier["files"].values())
+                known_sets.write_manifest(manifest, name, terms, earlier.get("url"), same)
+                self.say(f"{name}: terms in {manifest}: {terms}")
             return
         with writing(manifest):
             manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,15 @@ def test_an_own_folder_is_verified_cut_and_packed(command, photo_folder, capsys)
     assert ImageSource("datasets/mine.lmdb").read("below/photo1").shape == (80, 81, 3)
 
 
+def test_terms_that_are_given_later_stand_in_the_manifest(command, photo_folder):
+    photo_folder("mine")
+    for given, terms in (([], "not stated"), (["--terms", "my own"], "my own"), ([], "my own")):
+        assert command("mine", *given) == 0
+        listed = manifest("datasets/mine.manifest.json")
+        assert listed["terms"] == terms and listed["images"] == len(listed["files"]) == 9
+        assert set(listed["files"][0]) == {"name", "sha256", "height", "width", "channels"}
+
+
 def test_what_has_changed_since_the_manifest_is_named(command, photo_folder, capsys):
     root = photo_folder("mine")
     assert command("mine") == 0
