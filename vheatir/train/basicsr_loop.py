@@ -25,7 +25,7 @@ from vheatir.data.progressive import SampleIndex
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.train.build import check_images, completed
-from vheatir.train.options import DEFAULT_METRICS, LoaderSection, LoggerSection, ValSection
+from vheatir.train.options import DEFAULT_METRICS, LoaderSection, LoggerSection, ValSection, given
 from vheatir.train.registry import register_all
 
 # As in `vheatir train`; YAML 1.1 takes them for text.
@@ -143,6 +143,9 @@ def complete(options: dict[str, Any]) -> None:
     if options["model_type"] != "VHeatIRModel":
         return
     options["num_gpu"] = min(options["num_gpu"], 1)  # each process takes one
+    for name in ("train", "val", "logger"):
+        if options.get(name):
+            options[name] = given(options[name])
     for name, kind in (("logger", LoggerSection), ("val", ValSection)):
         options[name] = {**asdict(kind()), **(options.get(name) or {})}
     if set(options["datasets"]) != {"train"} and not options["val"].get("metrics"):

@@ -204,6 +204,18 @@ def test_a_run_goes_on_to_its_last_iteration_with_other_batches(recipe, tmp_path
     assert made == list(range(1, 13))
 
 
+def test_a_key_that_is_null_means_its_default_as_in_vheatir_train():
+    """BasicSR compares iterations with what such keys hold."""
+    from vheatir.train.basicsr_loop import complete
+
+    options = {"model_type": "VHeatIRModel", "num_gpu": 0, "is_train": True, "datasets": {}}
+    options |= {"logger": {"print_freq": None, "save_checkpoint_freq": 7}, "val": {"val_freq": None}}
+    options["train"] = {"warmup_iter": None, "ema_decay": None, "mixup": None, "total_iter": 3}
+    complete(options)
+    assert (options["logger"]["print_freq"], options["logger"]["save_checkpoint_freq"]) == (100, 7)
+    assert options["val"]["val_freq"] == 5000 and options["train"] == {"total_iter": 3}
+
+
 def test_samples_are_those_of_vheatir_train_and_new_in_every_epoch(recipe, train, tmp_path):
     """Two epochs and more, so that a loop that repeats its noise would differ."""
     from vheatir.train.model import VHeatIRModel
