@@ -18,6 +18,7 @@ from vheatir.backbone.training.schema import (
 
 READERS = ("folder", "list", "zip", "tar")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")  # timm's names
+PUBLISHED_SCHEDULES = ("vheat", "unified")
 STREAMS = ("wds", "tfds", "hfids")  # prefixes of timm's readers that give images in a row
 
 
@@ -181,6 +182,11 @@ def _check_together(recipe: ClassificationRecipe) -> None:
         raise ValueError(f"train.warmup_epochs is {train.warmup_epochs}, more than train.epochs, {train.epochs}")
     if train.min_lr > train.lr:
         raise ValueError(f"train.min_lr is {train.min_lr:g}, above train.lr, {train.lr:g}: the rate would rise")
+    if train.scheduler_args and train.scheduler in PUBLISHED_SCHEDULES:
+        raise ValueError(
+            f"train.scheduler_args belongs to timm's schedules; {train.scheduler} goes by epochs, warmup_epochs, lr, "
+            f"warmup_lr and min_lr, got {train.scheduler_args}"
+        )
     minmax = augment.cutmix_minmax
     if minmax is not None and not 0 <= minmax[0] < minmax[1] <= 1:
         raise ValueError(f"augment.cutmix_minmax must be two shares, the smaller one first, got {list(minmax)}")

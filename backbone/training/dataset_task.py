@@ -46,6 +46,11 @@ class DatasetTask(Task):
         device: of the network.
     """
 
+    saves_memory = (
+        "smaller images need less, and so does a smaller data.batch_size; a step stays the same where train.accumulate "
+        "grows as much"
+    )
+
     def __init__(self, processes: Processes, device: torch.device):
         self.processes = processes
         self.device = device
@@ -98,4 +103,5 @@ class DatasetTask(Task):
 
     def resume_at(self, step: int, position: Mapping[str, Any]) -> int:
         self.plan, done = self.plan.resumed(position["epoch"], position["images"], step)
+        self.left_out = not self.plan.keeps_steps and self.plan.place(done)[0] > position["epoch"]
         return done

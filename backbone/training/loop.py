@@ -109,7 +109,7 @@ class Loop:
         self.until.load_state(state["until"])
         self.step = self.task.resume_at(state["iteration"], state["position"])
         self.best = state["best"]
-        self.awaited = state.get("awaited", False)
+        self.awaited = state.get("awaited", False) or (self.task.left_out and self.until.evaluates(self.step))
         self.window = self._window_of(state.get("windows") or [state["window"]])  # in older ones the first process's
 
     def _window_of(self, windows: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
@@ -127,7 +127,7 @@ class Loop:
         first = self.step
         self.processes.ignore_sigterm()  # again when the loop, which heeds it, is left
         with stop_on_signal() as stop, self._bar() as bar:
-            if self.awaited:  # an evaluation that failed, for which the run goes on here
+            if self.awaited:  # an evaluation that failed, or one to which no step led, see `Task.left_out`
                 self._evaluate_kept()
                 self.save()
             source = iter(self.task.batches(self.step))

@@ -27,6 +27,9 @@ class Task(ABC):
         total: name of the sum of all losses in the log; None leaves it out.
         weights_key: option that names weights to start from.
         best: name of the score that decides which weights are best; `lower_is_better` for losses.
+        left_out: whether the run goes on behind a period of the data of which too little was left for a step, so that
+            none led to its end; see `resume_at`.
+        saves_memory: what of the options takes less memory, for the message where that ran out.
     """
 
     batches_per_step = 1
@@ -34,6 +37,8 @@ class Task(ABC):
     weights_key = ""
     best: str = ""
     lower_is_better = False
+    left_out = False
+    saves_memory = "smaller batches or images need less"
 
     @abstractmethod
     def batches(self, step: int) -> Iterable:

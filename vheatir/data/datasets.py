@@ -9,6 +9,7 @@ A sample is {"lq", "gt": float32 (C, H, W), RGB in [0, 1], "lq_path", "gt_path":
 vheatir.data.batch_degradations reads. The classes take BasicSR's option dict and do not import BasicSR.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,8 @@ from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
 
+_SHAPE = re.compile(r" +\(\d+, ?\d+, ?\d+\)( \d+)?$")  # behind the name in a line of a list
+_ALL = {"include": ["*"], "exclude": []}  # patterns of an option file that has none
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, Mapping[str, object]]
 
 
@@ -203,6 +206,8 @@ class JPEGDataset(SyntheticDataset):
 class PairedDataset(RestorationDataset):
     """Degraded and clean images from two folders or LMDBs, matched by relative path without suffix.
 
+    `include` and `exclude` choose among the clean images; degraded ones come with their partners.
+
     Options besides the common ones: `dataroot_lq`; for folders also BasicSR's `filename_tmpl`, how a degraded image's
     name is made of the clean one's (`"{}_noisy"`), and `meta_info_file`, a list of the clean images to take, a line
     each (`0001.png (480,480,3)`). Both images of a pair have the same size; no gray file is paired with a color image.
@@ -212,31 +217,52 @@ class PairedDataset(RestorationDataset):
 
     def __init__(self, opt: dict):
         super().__init__(opt)
-        self.degraded = self._open(opt, "dataroot_lq")
+        self.degraded = self._open({**opt, "include": None, "exclude": None}, "dataroot_lq")
+        self._one_root = self.source.root.resolve() == self.degraded.root.resolve()
         clean = self.source.by_stem()
-        degraded = self.degraded.by_stem()
         if listed := self._listed(opt):
             clean = {stem: key for stem, key in clean.items() if key in listed}
         template = "{}" if self.source.is_lmdb else opt.get("filename_tmpl") or "{}"
         if "{}" not in str(template):
             raise UserError(f"filename_tmpl: expected a name with {{}} for the clean image's, got {template!r}")
+        include, exclude = (default if opt.get(key) is None else opt[key] for key, default in _ALL.items())
+        degraded = self._degraded_by_stem(set(self.degraded.matching(include, exclude)))
         wanted = {stem: _renamed(stem, template) for stem in clean}
-        alone = set(wanted.values()) - set(degraded)
+        alone = {name for name in wanted.values() if name not in degraded}
         if not listed:
-            alone |= set(degraded) - set(wanted.values())
+            others = {_renamed(self.source.stem(key), template) for key in self.source.matching(["*"], [])}
+            others |= set(clean) if self._one_root else set()
+            alone |= {name for name, (_, matches) in degraded.items() if matches} - others
         if alone:
             raise UserError(
                 f"{self.source.root} and {self.degraded.root}: {len(alone)} images have no partner in the other; add "
                 f"or remove them: {', '.join(sorted(alone))}"
             )
         self.keys = [key for key in self.source.keys if not listed or key in listed]
-        self._partner = {clean[stem]: degraded[name] for stem, name in wanted.items()}
-        one_root = self.source.root.resolve() == self.degraded.root.resolve()
-        if one_root and any(key == partner for key, partner in self._partner.items()):
+        self._partner = {clean[stem]: self._only(degraded[name][0]) for stem, name in wanted.items()}
+        if self._one_root and any(key == partner for key, partner in self._partner.items()):
             raise UserError(
                 f"dataroot_lq: {self.degraded.root} is dataroot_gt too: images would be restored to "
                 "themselves; give the place of the degraded ones"
             )
+
+    def _degraded_by_stem(self, matching: set[str]) -> dict[str, tuple[list[str], bool]]:
+        """Keys of the degraded images by relative path without suffix, and whether any of them matches the patterns.
+
+        Patterns choose among the clean images, whose partners may have other suffixes and names. Of two that differ in
+        their suffix alone the one that matches them counts.
+        """
+        found: dict[str, list[str]] = {}
+        for key in self.degraded.keys:
+            found.setdefault(self.degraded.stem(key), []).append(key)
+        chosen = {stem: [key for key in keys if key in matching] for stem, keys in found.items()}
+        return {stem: (chosen[stem] or keys, bool(chosen[stem])) for stem, keys in found.items()}
+
+    def _only(self, keys: list[str]) -> str:
+        if len(keys) > 1:
+            first, second = map(self.degraded.describe, keys[:2])
+            raise UserError(f"{second} and {first} differ only in suffix; keep one")
+        return keys[0]
 
     def _listed(self, opt: dict) -> frozenset[str]:
         """The clean images of `meta_info_file`; empty without one. BasicSR's LMDBs have a list of their own."""
@@ -249,7 +275,9 @@ class PairedDataset(RestorationDataset):
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"meta_info_file: {path}: cannot be read ({error}); give a list or leave it out") from error
-        names = frozenset(line.split(" ")[0] for line in lines if line.strip())
+        known = set(self.source.keys)
+        whole = [_SHAPE.sub("", line.strip()) for line in lines if line.strip()]
+        names = frozenset(name if name in known else name.split(" ")[0] for name in whole)
         if not names:
             raise UserError(f"meta_info_file: {path}: lists no image; write a line for each, or leave it out")
         if missing := sorted(names.difference(self.source.keys)):

@@ -206,22 +206,31 @@ class ImageSource:
         if cache not in CACHES:
             raise UserError(f"cache {cache!r}: expected one of {', '.join(CACHES)}")
         self._store = _Lmdb(self.root) if backend == "lmdb" else _Folder(self.root, suffixes)
-        wanted, unwanted = ([one for given in each for one in self._patterns(given)] for each in (include, exclude))
         self.without_match = [
             pattern
             for pattern in (*include, *exclude)
             if not any(fnmatchcase(key, one) for one in self._patterns(pattern) for key in self._store.keys)
         ]
-        self.keys: list[str] = [
+        self.keys: list[str] = self.matching(include, exclude)
+        if not self.keys:
+            raise UserError(f"{self.root}: no image matches include {list(include)} without exclude {list(exclude)}")
+        self._cache: dict[str, np.ndarray] | None = {} if cache == "memory" else None
+        self._process: int | None = None
+
+    def matching(self, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+        """Keys of all images that are there, whatever `keys` is, which match one of some patterns and none of others.
+
+        Args:
+            include: shell patterns of keys.
+            exclude: likewise.
+        """
+        wanted, unwanted = ([one for given in each for one in self._patterns(given)] for each in (include, exclude))
+        return [
             key
             for key in self._store.keys
             if any(fnmatchcase(key, pattern) for pattern in wanted)
             and not any(fnmatchcase(key, pattern) for pattern in unwanted)
         ]
-        if not self.keys:
-            raise UserError(f"{self.root}: no image matches include {list(include)} without exclude {list(exclude)}")
-        self._cache: dict[str, np.ndarray] | None = {} if cache == "memory" else None
-        self._process: int | None = None
 
     def _patterns(self, pattern: str) -> list[str]:
         """A pattern of file names as those of keys: those of an LMDB have no suffix, and would all slip through.
@@ -251,11 +260,15 @@ class ImageSource:
         """A path that names the image in messages and results."""
         return self._store.describe(key)
 
+    def stem(self, key: str) -> str:
+        """Relative path without suffix."""
+        return self._store.stem(key)
+
     def by_stem(self) -> dict[str, str]:
         """Relative path without suffix -> key. Two files that differ only in their suffix are refused."""
         stems: dict[str, str] = {}
         for key in self.keys:
-            stem = self._store.stem(key)
+            stem = self.stem(key)
             if stem in stems:
                 raise UserError(
                     f"{self.describe(key)} and {self.describe(stems[stem])} differ only in suffix; keep one"

@@ -20,6 +20,8 @@ from vheatir.utils.lock import Lock
 DOWNLOADS = "downloads"
 
 Say = Callable[[str], None]
+_DEFAULTS = {"size": 512, "overlap": 96, "shrink": 1, "min_detail": 0.0, "compress_level": None}
+_DEFAULTS |= {"count": None, "min_side": 512, "source": None, "license": FREE}
 
 
 def prepare(  # long function: most of it says what its arguments mean
@@ -73,6 +75,16 @@ def prepare(  # long function: most of it says what its arguments mean
         UserError: refused, or something is missing; says what to do.
     """
     names = [str(names)] if isinstance(names, str | Path) else [str(name) for name in names]
+    settings = {"size": size, "overlap": overlap, "shrink": shrink, "min_detail": min_detail}
+    if not sub:
+        _refuse_unused(settings, "--sub")
+    if not sub and not lmdb:
+        _refuse_unused({"compress_level": compress_level}, "--sub or --lmdb")
+    if url_list is None:
+        chosen_by = {"count": count, "min_side": min_side, "source": source, "license": tuple(licenses)}
+        _refuse_unused(chosen_by, "--list")
+    if terms != OWN_TERMS and (url_list is not None or all(map(known_sets.find_sets, names))):
+        raise UserError("--terms is for folders of your own: known sets and lists state theirs; leave it out")
     preparation = _Preparation(Path(root), download, say or (lambda _text: None))
     if url_list is not None:
         if len(names) > 1 or count is None or count < 1:
@@ -83,7 +95,6 @@ def prepare(  # long function: most of it says what its arguments mean
     else:
         folders = {name: preparation.obtain(name, terms) for name in names}
     found = {}
-    settings = {"size": size, "overlap": overlap, "shrink": shrink, "min_detail": min_detail}
     for name, folder in folders.items():
         label = _name(folder)
         if sub:
@@ -94,6 +105,13 @@ def prepare(  # long function: most of it says what its arguments mean
         found[name] = folder
         preparation.say(f"{name}: ready")
     return found
+
+
+def _refuse_unused(given: Mapping[str, Any], needed: str) -> None:
+    """UserError where arguments that change nothing without others have values beside their defaults."""
+    unused = [f"--{name.replace('_', '-')}" for name, value in given.items() if value != _DEFAULTS[name]]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: would change nothing without {needed}; add it, or leave them out")
 
 
 def sets_table(root: str | Path = "datasets") -> str:
@@ -206,6 +224,10 @@ class _Preparation:
         if earlier is not None:
             known_sets.check_unchanged(manifest, earlier, files)
             self.say(f"{name}: {len(files)} images as in {manifest}")
+            if item is None and terms not in (OWN_TERMS, earlier.get("terms")):
+                same = list(earlier["files"].values())
+                known_sets.write_manifest(manifest, name, terms, earlier.get("url"), same)
+                self.say(f"{name}: terms in {manifest}: {terms}")
             return
         with writing(manifest):
             manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class RunFolder:
         self.writer = None
         self.resumed: dict[str, Any] | None = None
         self._handlers: list[logging.Handler] = []
+        self.points = 0  # lines of curves.jsonl
         self._logged: list[dict[str, Any]] = []  # points of the step from which a run goes on
         self._lock: Lock | None = None
         self._guarded = (
@@ -87,7 +88,7 @@ class RunFolder:
         if self.resumed is None:
             (self.folder / "options.yml").write_bytes(given)
         else:
-            self._drop_what_came_after(self.resumed["iteration"])
+            self._drop_what_came_after(self.resumed["iteration"], self.resumed.get("points"))
         suffix = "" if self.resumed is None else f"_resumed_{self.resumed['iteration']}"
         (self.folder / f"resolved{suffix}.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         write_json(self.folder / f"run{suffix}.json", run_metadata(["vheatir", self.command, *argv]))
@@ -118,22 +119,28 @@ class RunFolder:
         self.folder.rename(archived)
         return archived
 
-    def _drop_what_came_after(self, iteration: int) -> None:
+    def _drop_what_came_after(self, iteration: int, known: int | None = None) -> None:
         """A killed run has points in its curves that will come again, and may have left half-written files.
 
-        They are those behind the last point that the checkpoint knows of. Higher numbers before it are of a run that
-        was resumed with larger batches, whose steps are fewer.
+        They are those behind the last point that the checkpoint knows of. Steps do not tell alone which these are: a
+        run that was resumed with larger batches has fewer of them, and so lower numbers behind higher ones.
+
+        Args:
+            iteration: of the checkpoint.
+            known: points that were there when it was written; None in older checkpoints.
         """
         curves = self.folder / "curves.jsonl"
         if curves.is_file():
             lines = curves.read_text("utf-8").splitlines()
             points = [finite(point) for point in map(_parsed, lines) if point is not None]
-            while points and points[-1]["iteration"] > iteration:
+            while known is None and points and points[-1]["iteration"] > iteration:
                 points.pop()
+            points = points[:known]
             with atomic_open(curves) as file:
                 for point in points:
                     file.write((json.dumps(point) + "\n").encode())
-            self._logged = [point for point in points if point["iteration"] == iteration]
+            self._logged = [point for point in points if known is None and point["iteration"] == iteration]
+            self.points = len(points)
         for left in self.folder.rglob(f"{TEMPORARY_PREFIX}*.tmp"):
             left.unlink()
 
@@ -153,6 +160,7 @@ class RunFolder:
             return
         with open(self.folder / "curves.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(point) + "\n")
+        self.points += 1
         if self.writer is not None:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, iteration)

@@ -40,7 +40,7 @@ class RunLogger:
             state: of the loop.
             best: step of the best evaluation so far; None before the first.
         """
-        save_checkpoint(self.run.checkpoints, iteration, state, self.keep, best)
+        save_checkpoint(self.run.checkpoints, iteration, state | {"points": self.run.points}, self.keep, best)
 
     def save_weights(self, name: str, network: nn.Module, step: int) -> None:
         """Write the weights of a network.

@@ -104,9 +104,8 @@ def _want_of_memory_named(loop: Loop) -> Iterator[None]:
         place = f"after {loop.settings.unit} {loop.step}"
         if is_out_of_memory(error):
             raise UserError(
-                f"memory ran out {place} ({reason}); smaller batches or images need less, train.accumulate takes a "
-                "batch in parts, and in restoration val.tile an image of the validation; --resume goes on from the "
-                "last checkpoint"
+                f"memory ran out {place} ({reason}); {loop.task.saves_memory}; --resume goes on from the last "
+                "checkpoint"
             ) from error
         if _ENDED_WORKER.search(reason):
             raise UserError(

@@ -25,7 +25,7 @@ from vheatir.data.progressive import SampleIndex
 from vheatir.data.sampling import IterationSampler
 from vheatir.errors import UserError
 from vheatir.train.build import check_images, completed
-from vheatir.train.options import DEFAULT_METRICS, LoaderSection, LoggerSection, ValSection
+from vheatir.train.options import DEFAULT_METRICS, LoaderSection, LoggerSection, ValSection, given
 from vheatir.train.registry import register_all
 
 # As in `vheatir train`; YAML 1.1 takes them for text.
@@ -143,6 +143,9 @@ def complete(options: dict[str, Any]) -> None:
     if options["model_type"] != "VHeatIRModel":
         return
     options["num_gpu"] = min(options["num_gpu"], 1)  # each process takes one
+    for name in ("train", "val", "logger"):
+        if options.get(name):
+            options[name] = given(options[name])
     for name, kind in (("logger", LoggerSection), ("val", ValSection)):
         options[name] = {**asdict(kind()), **(options.get(name) or {})}
     if set(options["datasets"]) != {"train"} and not options["val"].get("metrics"):
@@ -190,7 +193,7 @@ def load_resume_state(options: dict[str, Any]) -> dict[str, Any] | None:
     except Exception as error:  # unpicklers raise whatever they like on damaged bytes
         raise UserError(f"{source}: cannot be read ({error}); delete it to go on from the one before") from error
     check_resume(options, state["iter"])
-    options["resume_iter"] = state["iter"]
+    options.update(resume_iter=state["iter"], resume_epoch=state["epoch"])
     return state
 
 
@@ -206,19 +209,27 @@ class EpochBatches:
         epoch: iterations of an epoch.
         total: iterations of the run.
         first: iterations already done.
+        begun: the epoch in which BasicSR goes on; that of a run whose epochs were longer or shorter, with other batches
+            or processes, would be behind the run's end or long before the iteration.
     """
 
-    def __init__(self, table: dict[str, Any], stages: tuple, epoch: int, total: int, first: int):
+    def __init__(self, table: dict[str, Any], stages: tuple, epoch: int, total: int, first: int, begun: int = 0):
         self.batch = table["batch_size_per_gpu"]
         self.stages = stages
         self.per_epoch = epoch
         self.total = total
         self.first = first
         self.epoch = first // epoch
+        self.shift = begun - self.epoch
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch of the run, as BasicSR counts from the one in which it goes on."""
+        return -(-self.total // self.per_epoch) + self.shift
 
     def set_epoch(self, epoch: int) -> None:
-        """What BasicSR says before each epoch, from 0 on."""
-        self.epoch = epoch
+        """What BasicSR says before each epoch, from that on in which it goes on."""
+        self.epoch = epoch - self.shift
 
     def __len__(self) -> int:
         return self.per_epoch
@@ -257,7 +268,8 @@ def create_loaders(create: Callable, options: dict[str, Any], logger: Any) -> tu
     table = options["datasets"]["train"]
     size = table["batch_size_per_gpu"] * options["world_size"]
     epoch = -(-len(loader.dataset) * table.get("dataset_enlarge_ratio", 1) // size)  # as BasicSR counts
-    batches = EpochBatches(table, loader.dataset.stages, epoch, total, options.get("resume_iter", 0))
+    resumed = (options.get("resume_iter", 0), options.get("resume_epoch", 0))
+    batches = EpochBatches(table, loader.dataset.stages, epoch, total, *resumed)
     workers = table["num_worker_per_gpu"]
     loader = DataLoader(
         loader.dataset,
@@ -266,4 +278,4 @@ def create_loaders(create: Callable, options: dict[str, Any], logger: Any) -> tu
         pin_memory=bool(options["num_gpu"]) and table.get("pin_memory", True),
         persistent_workers=workers > 0,
     )
-    return loader, batches, val_loaders, epochs, total
+    return loader, batches, val_loaders, batches.epochs, total

@@ -159,18 +159,18 @@ def meeting_port(path: str | Path, overrides: Sequence[str] = ()) -> int | None:
     return (read_options(path, overrides).get("dist_params") or {}).get("port")
 
 
-def _given(table: Mapping[str, Any]) -> dict[str, Any]:
+def given(table: Mapping[str, Any]) -> dict[str, Any]:
     """A table without what is left to its default: `key: ~` means it, as a missing key does."""
     return {key: value for key, value in table.items() if value is not None}
 
 
 def _check_options(path: Path, options: dict[str, Any]) -> None:
     with as_user_error(str(path)):
-        fill(TopSection, _given(options))
-        for key in options.keys() - _given(options).keys():
+        fill(TopSection, given(options))
+        for key in options.keys() - given(options).keys():
             del options[key]
         for section, kind in _SECTIONS.items():
-            options[section] = _given(options.get(section) or {})
+            options[section] = given(options.get(section) or {})
             if options[section] or section != "train":
                 fill(kind, options[section], f"{section}.")
     for section in ("optim_g", "scheduler", "pixel_opt", "consistency_opt"):
@@ -239,7 +239,7 @@ def check_dataset_keys(path: Path, phase: str, dataset: Mapping[str, Any], known
     """
     loader = [one.name for one in fields(LoaderSection)] if phase == "train" else []
     with as_user_error(str(path)):
-        fill(LoaderSection, _given({key: dataset.get(key) for key in loader}), f"datasets.{phase}.")
+        fill(LoaderSection, given({key: dataset.get(key) for key in loader}), f"datasets.{phase}.")
     unknown = sorted(map(str, set(dataset) - known - set(loader)))
     if unknown:
         names = ", ".join(sorted(known | set(loader)))

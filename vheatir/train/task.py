@@ -30,6 +30,10 @@ class RestorationTask(Task):
 
     total = None
     weights_key = "path.pretrain_network_g"
+    saves_memory = (
+        "smaller batches or images need less, train.accumulate takes a batch in parts, and val.tile an image of the "
+        "validation"
+    )
 
     def __init__(
         self,

@@ -353,6 +353,16 @@ def test_a_schedule_longer_than_the_run_is_refused(args):
     assert optimizer.param_groups[0]["lr"] < 2e-3
 
 
+@pytest.mark.parametrize("scheduler", ["vheat", "unified"])
+def test_arguments_that_a_published_schedule_does_not_take_are_refused(scheduler):
+    """They changed nothing, without a word."""
+    train = {"scheduler": scheduler, "scheduler_args": {"num_epochs": 2}}
+    recipe = {"name": "x", "model": {"name": "vheat_tiny"}, "data": {"root": "."}, "train": train}
+    with pytest.raises(ValueError, match=f"train.scheduler_args belongs to timm's schedules; {scheduler} goes by"):
+        read_recipe(recipe)
+    assert read_recipe({**recipe, "train": {**train, "scheduler": "cosine"}}).train.scheduler_args == {"num_epochs": 2}
+
+
 def test_a_recipe_needs_its_sections():
     with pytest.raises(ValueError, match=r"^data is missing"):
         read_recipe({"name": "x", "model": {"name": "vheat_tiny"}})

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from vheatir.backbone.training.batches import EpochPlan
+from vheatir.backbone.training.dataset_task import DatasetTask
 from vheatir.backbone.training.loop import Loop, LoopSettings
 from vheatir.backbone.training.processes import Processes
 from vheatir.backbone.training.task import Task
-from vheatir.backbone.training.until import Steps
+from vheatir.backbone.training.until import Epochs, Steps
 from vheatir.backbone.training.update import Update
 
 WINDOWS = [{"loss": [3.0, 2]}, {"loss": [5.0, 2]}]
@@ -37,10 +39,10 @@ class Together(Processes):
         return WINDOWS
 
 
-def loop_of(processes: Processes) -> Loop:
+def loop_of(processes: Processes, task: Task | None = None, until: Epochs | None = None) -> Loop:
     network = nn.Linear(2, 2)
     update = Update(network, torch.optim.SGD(network.parameters(), lr=0.1), processes=processes)
-    return Loop(Nothing(), update, Steps(9, 9, 9), LoopSettings(), None)
+    return Loop(task or Nothing(), update, until or Steps(9, 9, 9), LoopSettings(), None)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -71,3 +73,42 @@ def test_checkpoints_of_before_have_the_losses_of_the_first_process():
     other = loop_of(Processes(1, 2))
     other.restore({**state, "window": {"loss": [3.0, 2]}})
     assert other.window == {"loss": [3.0, 2]}
+
+
+class InEpochs(DatasetTask):
+    """Ten images in batches of some size; learns nothing."""
+
+    best = "score"
+
+    def __init__(self, batch: int):
+        super().__init__(Processes(), torch.device("cpu"))
+        self.training_set = None
+        self.plan = EpochPlan(10, batch)
+
+    def batches(self, step):
+        return []
+
+    def loss(self, network, part):
+        raise AssertionError
+
+    def evaluate(self, network):
+        return {"score": 1.0}
+
+
+@pytest.mark.parametrize(("done", "every", "evaluated"), [(4, 1, True), (4, 2, False), (5, 1, False)])
+def test_the_end_of_an_epoch_with_less_than_a_batch_left_is_evaluated_on_resume(done, every, evaluated):
+    """Of ten images eight, or all, were seen in batches of 2; now they come in batches of 4."""
+    loop = loop_of(Processes(), InEpochs(2), Epochs(2, 5))
+    loop.step = done
+    other = loop_of(Processes(), InEpochs(4), Epochs(2, 2, every))
+    other.restore(loop.state())
+    assert other.step == 2 and other.awaited == evaluated
+
+
+def test_the_last_epoch_is_evaluated_though_less_than_a_batch_is_left_of_it():
+    loop = loop_of(Processes(), InEpochs(2), Epochs(1, 5))
+    loop.step = 4
+    other = loop_of(Processes(), InEpochs(4), Epochs(1, 2))
+    other.restore(loop.state())
+    assert other.run()
+    assert other.best == {"best": {"metric": "score", "value": 1.0, "iteration": 2, "epoch": 1}}

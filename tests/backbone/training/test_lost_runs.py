@@ -65,3 +65,18 @@ def test_a_failing_evaluation_loses_nothing_and_is_made_up_for(tmp_path, monkeyp
     evaluated = [line["iteration"] for line in lines if any(key.startswith("val/") for key in line)]
     assert evaluated == ([6, 12] if command == "pretrain" else [3, 6])
     assert (run / "models" / "best.safetensors").is_file()
+
+
+def test_want_of_memory_ends_with_advice_that_helps(tmp_path, monkeypatch):
+    """More of train.accumulate alone would take more images for a step, and as much memory."""
+    from vheatir.backbone.classification.task import Classification
+
+    def fail(self, model, batch):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    main, recipe, _ = case("pretrain", tmp_path)
+    monkeypatch.setattr(Classification, "loss", fail)
+    advice = "smaller data.batch_size; a step stays the same where train.accumulate grows as much; --resume goes on"
+    with pytest.raises(UserError, match=f"memory ran out after step 0 .*{advice}") as caught:
+        main(["-opt", str(recipe)])
+    assert "val.tile" not in str(caught.value)

@@ -95,6 +95,15 @@ def test_an_own_folder_is_verified_cut_and_packed(command, photo_folder, capsys)
     assert ImageSource("datasets/mine.lmdb").read("below/photo1").shape == (80, 81, 3)
 
 
+def test_terms_that_are_given_later_stand_in_the_manifest(command, photo_folder):
+    photo_folder("mine")
+    for given, terms in (([], "not stated"), (["--terms", "my own"], "my own"), ([], "my own")):
+        assert command("mine", *given) == 0
+        listed = manifest("datasets/mine.manifest.json")
+        assert listed["terms"] == terms and listed["images"] == len(listed["files"]) == 9
+        assert set(listed["files"][0]) == {"name", "sha256", "height", "width", "channels"}
+
+
 def test_what_has_changed_since_the_manifest_is_named(command, photo_folder, capsys):
     root = photo_folder("mine")
     assert command("mine") == 0
@@ -288,6 +297,12 @@ def test_a_server_that_does_not_answer_changes_no_choice(command, listed, monkey
         (["mine", "--list", "bad.parquet", "--count", "1"], "bad.parquet"),
         (["--list", "list.jsonl", "--count", "1", "--sub"], "--list, --sub: give the NAME"),
         (["--download"], "--download: give the NAME"),
+        (["mine", "--shrink", "2", "--lmdb"], "--shrink: would change nothing without --sub; add it"),
+        (["mine", "--size", "64", "--min-detail", "3"], "--size, --min-detail: would change nothing without --sub"),
+        (["mine", "--compress-level", "9"], "--compress-level: would change nothing without --sub or --lmdb"),
+        (["mine", "--count", "5", "--license", "by"], "--count, --license: would change nothing without --list"),
+        (["BSD432", "--terms", "mine"], "--terms is for folders of your own"),
+        (["mine", "--terms", "mine", "--list", "list.jsonl", "--count", "1"], "--terms is for folders of your own"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -7,6 +7,7 @@ import pytest
 
 from vheatir.runs.checkpoints import save_checkpoint
 from vheatir.runs.folder import RunFolder
+from vheatir.runs.run_logger import RunLogger
 
 
 def test_curves_hold_no_numbers_that_json_does_not_know(tmp_path):
@@ -22,6 +23,19 @@ def test_curves_hold_no_numbers_that_json_does_not_know(tmp_path):
     assert (run.folder / "curves.jsonl").read_text() == line + "\n"
 
 
+def opened(root, resume: bool) -> RunFolder:
+    """The run "mine" below a folder, as training opens it."""
+    (root / "mine.yml").write_text("name: mine\n")
+    run = RunFolder(root / "runs", "mine", resume=resume)
+    run.open(root / "mine.yml", {"logger": {"use_tb_logger": False}}, [])
+    return run
+
+
+def steps_in(run: RunFolder) -> list[int]:
+    """Of the points of the curves."""
+    return [json.loads(line)["iteration"] for line in (run.folder / "curves.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
     ("steps", "resumed_at", "kept"),
     [
@@ -32,12 +46,42 @@ def test_curves_hold_no_numbers_that_json_does_not_know(tmp_path):
     ],
 )
 def test_points_after_the_checkpoint_are_dropped_and_no_others(steps, resumed_at, kept, tmp_path):
+    """Checkpoints of older versions do not say how many points there were."""
     run = tmp_path / "runs" / "mine"
     save_checkpoint(run / "checkpoints", resumed_at, {"iteration": resumed_at}, keep=1)
     (run / "curves.jsonl").write_text("".join(f'{{"iteration": {step}, "train/loss": 1.0}}\n' for step in steps))
-    (tmp_path / "mine.yml").write_text("name: mine\n")
-    folder = RunFolder(tmp_path / "runs", "mine", resume=True)
-    folder.open(tmp_path / "mine.yml", {"logger": {"use_tb_logger": False}}, [])
+    folder = opened(tmp_path, resume=True)
     folder.close()
-    points = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
-    assert [point["iteration"] for point in points] == kept
+    assert steps_in(folder) == kept
+
+
+def test_points_of_a_run_that_was_killed_soon_after_it_took_larger_batches_come_once(tmp_path):
+    """Their steps are below those of the checkpoint, and no new one was written."""
+    run = opened(tmp_path, resume=False)
+    for step in (4, 8, 12):
+        run.log_scalars(step, {"train/loss": 1.0})
+    RunLogger(run, 2, write_weights=None).save(12, {"iteration": 12}, best=None)
+    run.close()
+    for _ in range(2):  # step 12 counts as step 6 now
+        run = opened(tmp_path, resume=True)
+        for step in (7, 9):
+            run.log_scalars(step, {"train/loss": 1.0})
+        run.close()
+    assert steps_in(run) == [4, 8, 12, 7, 9]
+    RunLogger(run, 2, write_weights=None).save(9, {"iteration": 9}, best=None)
+    run.log_scalars(11, {"train/loss": 1.0})
+    run = opened(tmp_path, resume=True)
+    run.close()
+    assert steps_in(run) == [4, 8, 12, 7, 9]
+
+
+def test_an_evaluation_that_was_noted_after_the_checkpoint_before_it_comes_once(tmp_path):
+    run = opened(tmp_path, resume=False)
+    run.log_scalars(4, {"train/loss": 1.0})
+    RunLogger(run, 2, write_weights=None).save(4, {"iteration": 4}, best=None)
+    run.log_scalars(4, {"val/psnr": 30.0})
+    run.close()
+    run = opened(tmp_path, resume=True)
+    run.log_scalars(4, {"val/psnr": 30.0})
+    run.close()
+    assert steps_in(run) == [4, 4]

@@ -184,6 +184,38 @@ def test_a_run_that_stopped_amid_an_epoch_resumes_exactly_from_any_folder(recipe
         assert_equal(resumed[key], straight[key])
 
 
+@pytest.mark.parametrize(("before", "after", "done"), [(2, 1, 4), (1, 2, 4), (1, 5, 10)])
+def test_a_run_goes_on_to_its_last_iteration_with_other_batches(recipe, tmp_path, monkeypatch, before, after, done):
+    """Epochs of the 5 images are longer or shorter then; with smaller batches the run ended before its time."""
+    from vheatir.train.model import VHeatIRModel
+
+    made = []
+    step = VHeatIRModel.optimize_parameters
+    monkeypatch.setattr(
+        VHeatIRModel, "optimize_parameters", lambda self, number: (made.append(number), step(self, number))
+    )
+    for batch, total, more in ((before, done, ()), (after, 12, ("--auto_resume",))):
+        changes = (
+            f"datasets:train:batch_size_per_gpu={batch}",
+            f"train:total_iter={total}",
+            "logger:save_checkpoint_freq=2",
+        )
+        train_there(recipe, tmp_path, *changes, more=more)
+    assert made == list(range(1, 13))
+
+
+def test_a_key_that_is_null_means_its_default_as_in_vheatir_train():
+    """BasicSR compares iterations with what such keys hold."""
+    from vheatir.train.basicsr_loop import complete
+
+    options = {"model_type": "VHeatIRModel", "num_gpu": 0, "is_train": True, "datasets": {}}
+    options |= {"logger": {"print_freq": None, "save_checkpoint_freq": 7}, "val": {"val_freq": None}}
+    options["train"] = {"warmup_iter": None, "ema_decay": None, "mixup": None, "total_iter": 3}
+    complete(options)
+    assert (options["logger"]["print_freq"], options["logger"]["save_checkpoint_freq"]) == (100, 7)
+    assert options["val"]["val_freq"] == 5000 and options["train"] == {"total_iter": 3}
+
+
 def test_samples_are_those_of_vheatir_train_and_new_in_every_epoch(recipe, train, tmp_path):
     """Two epochs and more, so that a loop that repeats its noise would differ."""
     from vheatir.train.model import VHeatIRModel

@@ -224,6 +224,50 @@ def test_list_and_template_choose_the_pairs(pairs):
         PairedDataset({**common, **template, "meta_info_file": str(pairs / "meta.txt")})
 
 
+def test_a_list_may_name_files_with_spaces(pairs):
+    for folder, name in (("gt", "p0.png"), ("lq", "p0_noisy.png")):
+        (pairs / folder / name).rename(pairs / folder / f"my {name}")
+    options = {"phase": "val", "dataroot_gt": str(pairs / "gt"), "dataroot_lq": str(pairs / "lq")}
+    options |= {"filename_tmpl": "{}_noisy", "meta_info_file": str(pairs / "meta.txt")}
+    (pairs / "meta.txt").write_text("my p0.png (36,41,3)\np1.png and more\np2.png\n")
+    assert PairedDataset(options).keys == ["my p0.png", "p1.png", "p2.png"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        ({"include": ["p1.png", "p3.png"]}, [1, 3]),
+        ({"exclude": ["p1.*"]}, [0, 2, 3]),
+        ({"include": ["p[12]*"], "exclude": ["p2.png"]}, [1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("where", ["two folders", "one folder"])
+def test_patterns_choose_clean_images_whose_partners_have_other_names(pairs, patterns, chosen, where):
+    """A template gives degraded images other names, and they may be of another format."""
+    noisy = pairs / "lq"
+    for path in sorted(noisy.iterdir()):
+        path.rename(path.with_suffix(".bmp"))
+    if where == "one folder":
+        noisy = pairs / "gt"
+        for path in sorted((pairs / "lq").iterdir()):
+            path.rename(noisy / path.name)
+        patterns = {**patterns, "exclude": [*patterns.get("exclude", []), "*_noisy.bmp"]}
+    options = {"phase": "val", "dataroot_gt": str(pairs / "gt"), "dataroot_lq": str(noisy)}
+    dataset = PairedDataset({**options, "filename_tmpl": "{}_noisy", **patterns})
+    assert dataset.keys == [f"p{number}.png" for number in chosen]
+    assert [Path(one["lq_path"]).name for one in dataset] == [f"p{number}_noisy.bmp" for number in chosen]
+
+
+def test_a_degraded_image_without_a_clean_one_is_named_unless_patterns_leave_it_out(pairs):
+    (pairs / "lq" / "p0_noisy.png").rename(pairs / "lq" / "other_noisy.png")
+    (pairs / "gt" / "p0.png").unlink()
+    options = {"phase": "val", "dataroot_gt": str(pairs / "gt"), "dataroot_lq": str(pairs / "lq")}
+    with pytest.raises(UserError, match="1 images have no partner in the other; add or remove them: other_noisy"):
+        PairedDataset({**options, "filename_tmpl": "{}_noisy"})
+    assert len(PairedDataset({**options, "filename_tmpl": "{}_noisy", "exclude": ["other*"]})) == 3
+
+
 REFUSED = [
     ("scale=4", "scale: images are restored at their own size, so scale is 1, got 4; .*vheatir.basicsr train"),
     ("model_type=RealESRGANModel", "model_type RealESRGANModel: the two-stage degradations"),
