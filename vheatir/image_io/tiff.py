@@ -113,6 +113,7 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     if _LAYERS in page.tags:
         notes += ("holds layers of Photoshop beside the whole image; they are left out",)
     turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
+    turned = turned[0] if isinstance(turned, bytes) and turned else turned  # of a writer that takes a BYTE
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
