@@ -4,12 +4,13 @@ Both look at samples, at most `PATCHES` square patches of a large image, so that
 """
 
 import statistics
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
 from einops import rearrange
+
+from vheatir.utils.quiet import quiet
 
 # at most so many patches, of so many pixels a side
 PATCHES = 9
@@ -74,8 +75,7 @@ def _noise_of_channel(channel: np.ndarray) -> float:
     # Not scikit-image, which loads all of SciPy's statistics for one quantile: half the time of importing torch.
     import pywt  # of the extra `cli`; blind weights do without it
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of narrow images
+    with quiet():  # it warns of narrow images
         detail = pywt.dwt2(channel, "db2")[1][2]
     detail = detail[detail != 0]  # black parts tell nothing of the noise; other flat ones, not quite 0, count as clean
     return float(np.median(np.abs(detail))) / _MEDIAN_OF_NORMAL if detail.size else 0.0
