@@ -59,6 +59,7 @@ def restore_clip(
             notes.append(f"went on after {before * FRAMES} frames of an earlier run")
         _fill(restorer, clip, level, encoder, segments, on_share)
         encoding.join(segments.unfinished(), container, segments.done(), clip)
+        notes += encoding.lost_metadata(segments.unfinished(), clip)
         replace_synced(segments.unfinished(), target)
         finished = True
     finally:

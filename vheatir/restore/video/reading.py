@@ -165,6 +165,8 @@ class Clip:
         kinds = {str(part.type).rpartition(".")[2] for part in frame.side_data}
         if kinds & set(_HDR):
             self.notes.append("metadata of HDR beside the color tags is not kept")
+        if "SPHERICAL" in kinds or _is_stereo(frame):
+            self.notes.append("what it says of 360 degree or stereo views is not kept; players will show it flat")
         display = None
         if _DISPLAY in kinds:
             display = tuple(np.frombuffer(bytes(frame.side_data[_DISPLAY]), np.int32).tolist())
@@ -306,6 +308,12 @@ def _stated(stream: Any, *, by_tag_only: bool) -> Fraction | None:
     if stream.duration and not by_tag_only:
         return stream.duration * stream.time_base
     return None
+
+
+def _is_stereo(frame: Any) -> bool:
+    """Whether a frame says that it holds two views; the first number of what it says is 0 for one view."""
+    found = [bytes(part)[:4] for part in frame.side_data if str(part.type).endswith("STEREO3D")]
+    return any(any(kind) for kind in found)
 
 
 def unscaled_range(coding: Coding) -> int:
