@@ -158,7 +158,9 @@ class Clip:
     def _look(self, frame: Any, stream: Any) -> Look:
         if max(part.bits for part in frame.format.components) > _MOST_BITS:
             self.notes.append(f"{frame.format.name} is written with {_MOST_BITS} bits")
-        if any(part.is_alpha for part in frame.format.components):
+        # The alpha of VP8 and VP9 is a picture of its own, which FFmpeg's decoders pass over.
+        beside = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
+        if beside or any(part.is_alpha for part in frame.format.components):
             self.notes.append("transparency is not kept")
         if frame.interlaced_frame:
             self.notes.append("the frames are interlaced and restored as they are; better deinterlace them before")

@@ -65,3 +65,11 @@ def test_a_clip_of_all_directions_is_named_as_one(restorer):
     assert restore_clip(restorer, Path("in.mp4"), Path("a.mp4"), FileOptions()).notes == []
     (note,) = restore_clip(restorer, Path("all.mp4"), Path("b.mp4"), FileOptions()).notes
     assert "360 degree" in note and "flat" in note
+
+
+def test_the_transparency_of_vp9_is_named_as_lost(restorer):
+    make("in.webm", 2, codec="libvpx-vp9", pixel_format="yuva420p")
+    outcome = restore_clip(restorer, Path("in.webm"), Path("out.webm"), FileOptions())
+    assert outcome.notes == ["transparency is not kept"] and len(read("out.webm")[0]) == 2
+    make("in.webm", 2, codec="libvpx-vp9", pixel_format="yuv420p")
+    assert restore_clip(restorer, Path("in.webm"), Path("out.webm"), FileOptions()).notes == []
