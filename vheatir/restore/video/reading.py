@@ -122,6 +122,7 @@ class Clip:
             self._may_jump = bool(self.av.format.Flags.ts_discont & self.av.format.Flags(container.format.flags))
             # Matroska counts from 0, not from the first frame, and has one length for all streams beside the tags.
             self._from_zero = "matroska" in container.format.name
+            self._start = 0 if self._from_zero else self._start_of(first, stream)
             self.stated = _stated(stream, by_tag_only=self._from_zero and len(container.streams) > 1)
 
     @contextmanager
@@ -190,6 +191,19 @@ class Clip:
             display=display,
         )
 
+    def _start_of(self, first: Any, stream: Any) -> int | None:
+        """When a recording that may begin amid others begins, in units of the time base, with a note on what is lost.
+
+        Its first frames cannot be decoded where those are missing from which they were predicted.
+        """
+        if not self._may_jump or stream.start_time is None or first.pts is None:
+            return None
+        missing = (first.pts - stream.start_time) * self.time_base
+        if missing > max(_LOST_SECONDS, _LOST_FRAMES / self.rate):
+            text = f"its first {float(missing):.1f} s hold no frame that can be decoded"
+            self.notes.append(f"{text}, as where a recording was cut; they are left out")
+        return stream.start_time
+
     def _count(self, container: Any, stream: Any) -> int:
         if stream.frames:
             return stream.frames
@@ -215,7 +229,7 @@ class Clip:
         self.jumps = []
         step = max(round(1 / (self.rate * self.time_base)), 1)
         times = _Times(step, self.jumps if self._may_jump else None)
-        begin = 0 if self._from_zero else math.inf
+        begin = math.inf if self._start is None else self._start
         with self._opened() as (container, stream):
             decoded = self._decoded(container, stream)
             for number in itertools.count():

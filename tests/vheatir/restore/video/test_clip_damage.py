@@ -171,6 +171,17 @@ def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
     assert 0 < len(read("out" + name[2:])[0]) < 40
 
 
+def test_a_recording_that_begins_amid_a_group_of_frames_is_not_said_to_end_early(restorer):
+    whole = make("whole.ts", 40, size=(96, 128), gop_size=20)
+    assert restore_clip(restorer, whole, Path("all.mkv"), FileOptions()).notes == []
+    data = whole.read_bytes()
+    assert len(data) > 10 * 188
+    Path("in.ts").write_bytes(data[len(data) // 5 // 188 * 188 :])
+    (note,) = restore_clip(restorer, Path("in.ts"), Path("out.mkv"), FileOptions()).notes
+    assert re.fullmatch(r"its first 0\.\d s hold no frame that can be decoded, as where .*", note)
+    assert len(read("out.mkv")[0]) == 20
+
+
 @pytest.mark.parametrize("count", [1, 6, 7, 8, 31])
 def test_no_frame_of_the_last_segment_is_lost(count, restorer):
     restore_clip(restorer, make("in.mp4", count), Path("out.mp4"), FileOptions())  # FFmpeg states no dts of 7 frames
