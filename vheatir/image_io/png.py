@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import Encoded, Stored, color_numbers, usable_dpi
+from vheatir.image_io.formats import Encoded, Stored, color_numbers, own_primaries, usable_dpi
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -37,8 +37,6 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder ne
 # What follows from the pixels, would not hold for others, or belongs to a single frame of an animation.
 _OF_PIXELS = (*_PIXELS, b"bKGD", b"sBIT", b"hIST", b"sPLT", b"iDOT", b"acTL", b"fcTL", b"fdAT")
 _EXIF = b"Exif\0\0"
-_SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green, blue
-_NEAR = 0.01  # of a coordinate; those of Display P3 and Adobe RGB differ by more
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
 _XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # keyword, not compressed, no language, no translation
 _METERS_PER_INCH = 0.0254
@@ -189,9 +187,7 @@ def _colors_of(chunks: dict[bytes, bytes], color_type: int) -> dict[str, Any]:
         gamma = int.from_bytes(chunks[b"gAMA"]) / 1e5
         found |= {} if abs(gamma * 2.2 - 1) < _USUAL_GAMMA else {"gamma": gamma}
     if len(chunks.get(b"cHRM", b"")) == 32 and color_type not in (GRAY, GRAY_ALPHA):
-        primaries = tuple(number / 1e5 for number in struct.unpack(">8I", chunks[b"cHRM"]))
-        if max(abs(one - usual) for one, usual in zip(primaries, _SRGB_PRIMARIES, strict=True)) > _NEAR:
-            found["primaries"] = primaries
+        found["primaries"] = own_primaries([number / 1e5 for number in struct.unpack(">8I", chunks[b"cHRM"])])
     return found
 
 
@@ -350,6 +346,8 @@ def metadata_chunks(extras: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     elif extras.get("cicp"):
         chunks.append((b"cICP", bytes([*extras["cicp"], 0, 1])))  # RGB, of full range
+    elif extras.get("primaries"):
+        chunks.append((b"cHRM", struct.pack(">8I", *(round(value * 1e5) for value in extras["primaries"]))))
     dpi = usable_dpi(extras.get("dpi"))
     if dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / _METERS_PER_INCH) for value in dpi), 1)))

@@ -304,6 +304,24 @@ def test_unusual_primaries_are_named(tmp_path, primaries, others, named):
     assert any("primaries" in note for note in lost(extras, "JPEG")) is named
 
 
+@pytest.mark.parametrize("through", [(".tif",), (".png",), (".tif", ".png"), (".png", ".tif")], ids=str)
+def test_primaries_survive_between_tiff_and_png(tmp_path, through):
+    white = (3127, 10000, 329, 1000)
+    colors = (64, 100, 33, 100, 21, 100, 71, 100, 15, 100, 6, 100)  # Adobe RGB
+    tags = [(318, 5, 2, white, True), (319, 5, 6, colors, True)]
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=tags, metadata=None)
+    before = tmp_path / "a.tif"
+    for number, suffix in enumerate(through):
+        after = tmp_path / f"{number}{suffix}"
+        image = read_image(before)
+        assert lost(image.extras, {".tif": "TIFF", ".png": "PNG"}[suffix]) == ()
+        assert any("primaries" in note for note in lost(image.extras, "JPEG"))
+        write_image(after, image)
+        before = after
+    expected = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+    assert read_image(before).extras["primaries"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_chunks_of_programs_are_named(tmp_path):
     others = (chunk(b"caBX", b"content credentials"), chunk(b"iDOT", bytes(8)), chunk(b"bKGD", bytes(6)))
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, *others, chunk(b"tEXt", b"Title\0x")))
