@@ -109,8 +109,8 @@ def _noise_of_channel(channel: np.ndarray) -> _Measured:
     smooth = np.abs(detail) <= _ROUNDING_OF_FLOATS * max(1.0, float(np.abs(channel).max()))
     large = cv2.morphologyEx(smooth.astype(np.uint8), cv2.MORPH_OPEN, np.ones((_LARGE, _LARGE), np.uint8)) > 0
     rest = ~large
-    count = np.count_nonzero(rest)
-    tells = count >= _ENOUGH_DETAILS and np.count_nonzero(smooth & rest) <= _MOST_SMOOTH * count
+    count = int(np.count_nonzero(rest))
+    tells = count >= _ENOUGH_DETAILS and int(np.count_nonzero(smooth & rest)) <= _MOST_SMOOTH * count
     # Black parts tell nothing of the noise; other flat ones, not quite 0, count as clean where they are small.
     counted = rest if tells and count <= _MOST_REST * rest.size else np.ones_like(rest)
     detail = detail[counted & (detail != 0)]
