@@ -6,7 +6,6 @@ import http.client
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from vheatir.image_io.view import as_shown
 from vheatir.restore.defaults import PRECISIONS, TASKS
 from vheatir.restore.one_file import FileOptions, find_level, restore_file
 from vheatir.restore.restorer import Restorer
+from vheatir.utils.signals import stopped_by_signals
 
 logger = logging.getLogger("vheatir.serve")
 
@@ -286,30 +286,6 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP interrupt as Ctrl-C does; by themselves they would leave the photographs behind.
-
-    Only the first one counts, so that none ends the cleaning up. What the caller ignores (`nohup`) stays ignored.
-    """
-
-    def stop(*_: Any) -> None:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    previous = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-    try:
-        for number in previous:
-            signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
     """Within it no request goes through a proxy: gradio asks its own server whether it is there, and ends if it is not.
 
@@ -375,7 +351,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--max-{name} must be above 0, got {value}")
     check_address(arguments.host, arguments.port)
     logging.basicConfig(format="%(message)s")
-    with _stopped_by_signals(), _without_proxies(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
+    with stopped_by_signals(), _without_proxies(), tempfile.TemporaryDirectory(prefix="vheatir-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "uploads")  # deleted with the results when the server ends
         page = Page(Path(root), round(arguments.max_megapixels * 1e6), arguments.device, arguments.precision)
         for task in TASKS:  # missing weights and unusable devices show before the page opens

@@ -1,6 +1,6 @@
 """What all readers and writers share: formats, an image in memory, an image as its file holds it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -38,6 +38,8 @@ STRAIGHT = 2
 ROWS = 256  # rows converted at a time, so that no second copy of the image exists
 _USUAL_PRIMARIES = (1, 2)  # H.273: those of BT.709 and sRGB, or nothing said
 _USUAL_TRANSFER = (1, 2, 6, 13)
+_SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green, blue
+_NEAR = 0.01  # of a coordinate; those of Display P3 and Adobe RGB differ by more
 _MOST_DPI = 65535  # of a JPEG
 _INTEGERS = {8: np.uint8, 16: np.uint16}
 
@@ -265,6 +267,16 @@ def color_numbers(primaries: int, transfer: int) -> tuple[int, int] | None:
     """What a file must say of its colors where no profile does, in the numbers of H.273; None for sRGB."""
     usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFER
     return None if usual else (primaries, transfer)
+
+
+def own_primaries(primaries: Sequence[float]) -> tuple[float, ...] | None:
+    """What a file must say of its primaries where no profile does; None for those of sRGB.
+
+    Args:
+        primaries: x and y of white, red, green and blue.
+    """
+    differs = max(abs(one - usual) for one, usual in zip(primaries, _SRGB_PRIMARIES, strict=True)) > _NEAR
+    return tuple(primaries) if differs else None
 
 
 def to_integers(pixels: np.ndarray, depth: int) -> np.ndarray:

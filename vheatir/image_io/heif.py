@@ -93,6 +93,7 @@ def read_avif(encoded: Encoded) -> Stored:
         array = imagecodecs.avif_decode(data, index=0)
         array = array[..., 0] if gray and array.ndim == 3 else array
     extras = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
+    extras["heif_bits"] = bits
     at = data.find(b"colrnclx")
     if at >= 0:
         extras["cicp"] = color_numbers(*struct.unpack_from(">2H", data, at + 8))

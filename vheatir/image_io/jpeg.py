@@ -6,7 +6,6 @@ is found by its distance from the end of the file, and so stays valid behind ano
 
 import io
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from vheatir.image_io.jpeg_further import images_of, names_gain_map, without_ima
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow, open_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
+from vheatir.utils.quiet import quiet
 
 _SOI = 0xD8
 _EOI = 0xD9
@@ -158,8 +158,7 @@ def _metadata(data: bytes, info: JpegInfo, end: int) -> tuple[dict, tuple[str, .
         info: of its segments; what follows the end is added to it.
         end: of the image.
     """
-    with warnings.catch_warnings(action="ignore"), open_with_pillow(io.BytesIO(data), "JPEG") as image:
-        # ignored: warnings of odd EXIF, which is carried over as it is
+    with quiet(), open_with_pillow(io.BytesIO(data), "JPEG") as image:  # odd EXIF is carried over as it is
         found = dict(image.info)
         quantization = getattr(image, "quantization", None)
     extras = {name: found.get(name) for name in ("icc_profile", "xmp", "dpi", "comment")}

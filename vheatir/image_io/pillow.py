@@ -2,7 +2,6 @@
 
 import io
 import threading
-import warnings
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image as Pillow
 from vheatir.errors import UserError
 from vheatir.image_io.formats import Encoded, Stored
 from vheatir.image_io.tiff_exif import orientation_of
+from vheatir.utils.quiet import quiet
 
 _UNREADABLE = ("CMYK", "YCCK", "LAB", "RGBX", "RGBa", "La", "F", "I")
 _lock = threading.Lock()  # Pillow's limit is global
@@ -39,8 +39,7 @@ def decode_with_pillow(
     """
     file = encoded.file if data is None else io.BytesIO(data)
     file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn about odd metadata, which the user can do nothing about
+    with quiet():  # decoders warn about odd metadata
         image = open_with_pillow(file, kind)
         encoded.check_size(*image.size)
         frames = getattr(image, "n_frames", 1)

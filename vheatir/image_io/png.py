@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vheatir.errors import UserError
-from vheatir.image_io.formats import Encoded, Stored, color_numbers, usable_dpi
+from vheatir.image_io.formats import Encoded, Stored, color_numbers, own_primaries, usable_dpi
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import orientation_of
@@ -34,6 +34,9 @@ _KEPT = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt",
 LIGHT_LEVELS = (b"mDCV", b"cLLI", b"mDCv", b"cLLi")  # of HDR, also as drafts of the standard spelled them
 _KEPT += LIGHT_LEVELS
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that a decoder needs to see
+# What follows from the pixels, would not hold for others, or belongs to a single frame of an animation.
+_OF_PIXELS = (*_PIXELS, b"bKGD", b"sBIT", b"hIST", b"sPLT", b"iDOT", b"acTL", b"fcTL", b"fdAT")
+_EXIF = b"Exif\0\0"
 _MOST_METADATA = 64 << 20  # bytes that texts and profile may have when they are inflated
 _XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # keyword, not compressed, no language, no translation
 _METERS_PER_INCH = 0.0254
@@ -52,6 +55,7 @@ class PngInfo:
     interlaced: bool
     transparent: bytes | None = None
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    left_out: set[bytes] = field(default_factory=set)  # kinds of other chunks
     pixels: bytes = b""
     behind: int = 0  # bytes that follow the end
 
@@ -73,13 +77,18 @@ def read(encoded: Encoded) -> Stored:
     exif = next((data for kind, data in info.chunks if kind == b"eXIf"), None)
     extras = {}
     if encoded.metadata:
-        exif_block = None if exif is None else b"Exif\0\0" + exif
+        exif_block = None if exif is None else _EXIF + exif
         extras = {"png_chunks": info.chunks, "icc_profile": _inflated_metadata(encoded.name, info), "exif": exif_block}
-        extras |= _colors_of(dict(info.chunks)) | _texts_of(info.chunks)
-    about = {"suffix": encoded.suffix, "extras": extras, "orientation": orientation_of(exif)}
-    if info.behind:
-        about["notes"] = (f"holds {info.behind} bytes behind the end of the image; they are left out",)
+        extras |= _colors_of(dict(info.chunks), info.color_type) | _texts_of(info.chunks)
+    about = {"suffix": encoded.suffix, "extras": extras, "orientation": orientation_of(exif), "notes": _notes(info)}
     return Stored.of_array(array, 16 if info.bit_depth == 16 else 8, **about)
+
+
+def _notes(info: PngInfo) -> tuple[str, ...]:
+    names = ", ".join(kind.decode("latin-1") for kind in sorted(info.left_out))
+    notes = (f"holds data of a program ({names}); left out",) if names else ()
+    behind = (f"holds {info.behind} bytes behind the end of the image; they are left out",) if info.behind else ()
+    return notes + behind
 
 
 def scan_png(encoded: Encoded) -> PngInfo:
@@ -93,14 +102,18 @@ def scan_png(encoded: Encoded) -> PngInfo:
                 raise UserError(f"{encoded.name}: a PNG must begin with its header chunk, this file is damaged")
             info = PngInfo(*struct.unpack_from(">IIBB", data, start), interlaced=data[start + 12] == 1)
             encoded.check_size(info.width, info.height)
-        elif kind == b"eXIf" or (kind in _KEPT and encoded.metadata):
-            info.chunks.append((kind, data[start:end]))
+        elif kind == b"eXIf":  # some writers put the beginning of JPEG's segments in front
+            info.chunks.append((kind, data[start:end].removeprefix(_EXIF)))
+        elif kind in _KEPT:
+            info.chunks += [(kind, data[start:end])] if encoded.metadata else []
         elif kind == b"tRNS":
             info.transparent = data[start:end]
         elif kind == b"acTL" and end - start == 8 and (frames := int.from_bytes(data[start : start + 4])) > 1:
             raise UserError(
                 f"{encoded.name}: an animated PNG of {frames} frames; save its frames as single images first"
             )
+        elif kind not in _OF_PIXELS:
+            info.left_out.add(kind)
         if kind in _PIXELS:
             pixels.append(data[start - 8 : end + 4])
             info.behind = len(data) - end - 4
@@ -154,18 +167,28 @@ def _transparent_gray(gray: np.ndarray, info: PngInfo) -> np.ndarray:
     return np.dstack([gray, np.where(gray == key, 0, 255).astype(np.uint8)])
 
 
-def _colors_of(chunks: dict[bytes, bytes]) -> dict[str, Any]:
+def _colors_of(chunks: dict[bytes, bytes], color_type: int) -> dict[str, Any]:
     """How the file describes its colors where no profile does, and they are not those of sRGB.
+
+    Args:
+        chunks: content by kind.
+        color_type: of the header.
 
     Returns:
         "cicp": primaries and transfer in the numbers of H.273. "gamma": the exponent of the file's tone curve.
+        "primaries": x and y of white, red, green and blue.
     """
     if len(chunks.get(b"cICP", b"")) == 4:
         return {"cicp": color_numbers(*chunks[b"cICP"][:2])}
-    if b"iCCP" in chunks or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
+    if b"iCCP" in chunks or b"sRGB" in chunks:
         return {}
-    gamma = int.from_bytes(chunks[b"gAMA"]) / 1e5
-    return {} if abs(gamma * 2.2 - 1) < _USUAL_GAMMA else {"gamma": gamma}
+    found: dict[str, Any] = {}
+    if len(chunks.get(b"gAMA", b"")) == 4:
+        gamma = int.from_bytes(chunks[b"gAMA"]) / 1e5
+        found |= {} if abs(gamma * 2.2 - 1) < _USUAL_GAMMA else {"gamma": gamma}
+    if len(chunks.get(b"cHRM", b"")) == 32 and color_type not in (GRAY, GRAY_ALPHA):
+        found["primaries"] = own_primaries([number / 1e5 for number in struct.unpack(">8I", chunks[b"cHRM"])])
+    return found
 
 
 def is_xmp(text: bytes) -> bool:
@@ -323,6 +346,8 @@ def metadata_chunks(extras: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     elif extras.get("cicp"):
         chunks.append((b"cICP", bytes([*extras["cicp"], 0, 1])))  # RGB, of full range
+    elif extras.get("primaries"):
+        chunks.append((b"cHRM", struct.pack(">8I", *(round(value * 1e5) for value in extras["primaries"]))))
     dpi = usable_dpi(extras.get("dpi"))
     if dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / _METERS_PER_INCH) for value in dpi), 1)))

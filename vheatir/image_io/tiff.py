@@ -18,7 +18,18 @@ from vheatir.image_io.formats import ASSOCIATED, STRAIGHT, Encoded, Stored
 from vheatir.image_io.opencv import decode_with_opencv
 from vheatir.image_io.pillow import decode_with_pillow
 from vheatir.image_io.tiff_exif import ASCII, BYTE, ORIENTATION, POINTERS, Entry, reaches_beyond_end, read_ifds
-from vheatir.image_io.tiff_info import MIN_IS_WHITE, RGB, STARS, TEXTS_OF_WINDOWS, TiffInfo, inverted, metadata_of
+from vheatir.image_io.tiff_info import (
+    MIN_IS_BLACK,
+    MIN_IS_WHITE,
+    PRIMARIES,
+    RGB,
+    STARS,
+    TEXTS_OF_WINDOWS,
+    WHITE_POINT,
+    TiffInfo,
+    inverted,
+    metadata_of,
+)
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 
@@ -26,7 +37,6 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong
 _INTEGER = 1
 _FLOAT = 3
 # PhotometricInterpretation
-_MIN_IS_BLACK = 1
 _PALETTE = 3
 _YCBCR = 6
 # bits of NewSubfileType
@@ -42,11 +52,12 @@ _SAMPLES = {(8, _INTEGER): "uint8", (16, _INTEGER): "uint16"}
 _SAMPLES |= {(16, _FLOAT): "float16", (32, _FLOAT): "float32", (64, _FLOAT): "float64"}
 
 # Description, make, model, orientation, software, date, artist, XMP, GeoTIFF (6 tags), copyright, IPTC; names of
-# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data; what Windows writes.
+# document, page and computer, Photoshop's resources, GDAL's metadata and value of no data; what Windows writes; colors.
 _KEPT = (270, 271, 272, 274, 305, 306, 315, 700)
 _KEPT += (33550, 33922, 34264, 34735, 34736, 34737, 33432, 33723)
 _KEPT += (269, 285, 316, 34377, 42112, 42113)
 _KEPT += (*STARS, *TEXTS_OF_WINDOWS)
+_KEPT += (WHITE_POINT, PRIMARIES)
 _LAYERS = 37724  # Photoshop's, which show the image as it was
 _PRIVATE = 32768  # numbers from here on are tags that companies and programs have had registered
 _OF_PIXELS = (32995, 32996, 32997, 32998, 33421, 33422)  # alpha, samples, depth and color filters, by private numbers
@@ -113,6 +124,7 @@ def _info(encoded: Encoded, tiff: tifffile.TiffFile, page: tifffile.TiffPage, no
     if _LAYERS in page.tags:
         notes += ("holds layers of Photoshop beside the whole image; they are left out",)
     turned = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
+    turned = turned[0] if isinstance(turned, bytes) and turned else turned  # of a writer that takes a BYTE
     return TiffInfo(
         width=page.imagewidth,
         height=page.imagelength,
@@ -163,7 +175,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
     extra = tuple(int(kind) for kind in page.extrasamples)
     bits = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
     sample = (max(bits), int(page.sampleformat))
-    if photometric not in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB, _PALETTE, _YCBCR):
+    if photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, _PALETTE, _YCBCR):
         name = getattr(page.photometric, "name", photometric)
         raise UserError(f"{encoded.name}: colors are stored as {name}; convert the file to RGB or gray first")
     known = sample in _SAMPLES or (sample[0] < 8 and sample[1] == _INTEGER)
@@ -189,7 +201,7 @@ def _checked(encoded: Encoded, page: tifffile.TiffPage) -> tuple[int, tuple[int,
 def _whole(encoded: Encoded, info: TiffInfo, page: tifffile.TiffPage) -> np.ndarray:
     """All pixels as stored, black 0: HW, or HWC of gray and alpha, RGB, RGBA."""
     _check_bounds(encoded, page)
-    plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
+    plain = info.photometric in (MIN_IS_WHITE, MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
     if info.photometric == _YCBCR and int(page.compression) == 1:  # which Pillow takes for truncated
         return _with_opencv(encoded, info, page)
     if not plain or int(page.compression) in (_OLD_JPEG, _JPEG):
@@ -312,7 +324,7 @@ class TiffRows:
             info: what its header says.
             page: the image in it.
         """
-        plain = info.photometric in (MIN_IS_WHITE, _MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
+        plain = info.photometric in (MIN_IS_WHITE, MIN_IS_BLACK, RGB) and page.dtype == np.dtype(info.dtype)
         if not plain or page.imagedepth > 1 or int(page.compression) in (_OLD_JPEG, _JPEG):
             return None
         rows = cls(encoded, info, page)

@@ -17,8 +17,9 @@ _EXIF = b"Exif\0\0"
 BYTE = 1
 ASCII = 2
 SHORT = 3
-_LONG = 4
+LONG = 4
 _LONG8 = 16
+_NUMBERS = {BYTE: "B", SHORT: "H", LONG: "I"}  # how some writers store what should be a SHORT
 _MOST_ENTRIES = 1000
 _MOST_BYTES = 1 << 24
 
@@ -89,8 +90,8 @@ def orientation_of(exif: bytes | None) -> int:
         return 1
     try:
         order, entries = first_ifd(exif.removeprefix(_EXIF), values=False)
-        value = next((entry.value for entry in entries if (entry.tag, entry.kind) == (ORIENTATION, SHORT)), b"")
-        found = struct.unpack_from(order + "H", value)[0] if value else 1
+        turned = next((entry for entry in entries if entry.tag == ORIENTATION and entry.kind in _NUMBERS), None)
+        found = 1 if turned is None else struct.unpack_from(order + _NUMBERS[turned.kind], turned.value)[0]
     except (struct.error, ValueError):
         return 1
     return found if 1 <= found <= 8 else 1
@@ -128,7 +129,7 @@ def exif_block(order: str, entries: list[Entry], ifds: dict[int, list[Entry]]) -
     if not entries and not ifds:
         return None
     layout = Layout(order, big=False)
-    pointers = [Entry(tag, _LONG, 1, b"", ifd) for tag, ifd in ifds.items()]
+    pointers = [Entry(tag, LONG, 1, b"", ifd) for tag, ifd in ifds.items()]
     file = io.BytesIO()
     file.write((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
     start = _append(file, layout, sorted([*entries, *pointers], key=lambda entry: entry.tag))
@@ -145,7 +146,7 @@ def append_ifds(file: BinaryIO, ifds: dict[int, list[Entry]]) -> None:
     records = {}
     for record in [file.read(layout.entry.size) for _ in range(count)]:
         records[layout.entry.unpack(record)[0]] = record
-    kind = _LONG8 if layout.big else _LONG
+    kind = _LONG8 if layout.big else LONG
     for tag, ifd in ifds.items():
         position = struct.pack(layout.position, _append(file, layout, ifd))
         records[tag] = layout.entry.pack(tag, kind, 1, position)
@@ -200,7 +201,7 @@ def _append(file: BinaryIO, layout: Layout, ifd: list[Entry]) -> int:
     records = []
     for tag, kind, count, value, inner in ifd:
         if inner is not None:
-            kind, count = (_LONG8, 1) if layout.big else (_LONG, 1)
+            kind, count = (_LONG8, 1) if layout.big else (LONG, 1)
             value = struct.pack(layout.position, _append(file, layout, inner))
         elif count * _SIZES.get(kind, 1) > fits:
             value = struct.pack(layout.position, _at_end(file, value))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vheatir.image_io.formats import usable_dpi
+from vheatir.image_io.formats import own_primaries, usable_dpi
 from vheatir.image_io.tiff_exif import (
     ASCII,
     BYTE,
@@ -22,12 +22,17 @@ from vheatir.image_io.tiff_exif import (
 
 # PhotometricInterpretation
 MIN_IS_WHITE = 0
+MIN_IS_BLACK = 1
 RGB = 2
 _TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)  # that EXIF of other formats holds too
 TEXTS_OF_WINDOWS = (40091, 40092, 40093, 40094, 40095)  # title, comment, author, keywords, subject, in bytes
 STARS = (18246, 18249)  # rating as a number of stars and as a percentage, by Windows too
 _XMP = 700
-IN_OTHER_FORMATS = frozenset({*_TEXTS, *TEXTS_OF_WINDOWS, *STARS, _XMP, ORIENTATION})
+WHITE_POINT = 318
+PRIMARIES = 319
+_RATIONAL = 5
+_D65 = (0.3127, 0.329)
+IN_OTHER_FORMATS = frozenset({*_TEXTS, *TEXTS_OF_WINDOWS, *STARS, _XMP, ORIENTATION, WHITE_POINT, PRIMARIES})
 _PER_UNIT = {2: 1.0, 3: 2.54}  # inches for each unit of the resolution: inch, centimeter
 
 
@@ -65,7 +70,20 @@ def metadata_of(info: TiffInfo) -> dict[str, Any]:
     found["xmp"] = next((tag[3] for tag in info.tags if tag[0] == _XMP and isinstance(tag[3], bytes)), None)
     if info.resolution and info.resolution[1] in _PER_UNIT:
         found["dpi"] = usable_dpi(value * _PER_UNIT[info.resolution[1]] for value in info.resolution[0])
+    is_gray = info.photometric in (MIN_IS_WHITE, MIN_IS_BLACK)
+    found["primaries"] = None if info.icc_profile or is_gray else _primaries_of(info)
     return found
+
+
+def _primaries_of(info: TiffInfo) -> tuple[float, ...] | None:
+    """x and y of white, red, green and blue where they are not those of sRGB."""
+    numbers: dict[int, list[float]] = {}
+    for code, kind, count, value, _ in info.tags:
+        if code in (WHITE_POINT, PRIMARIES) and kind == _RATIONAL and len(value) == 2 * count and all(value[1::2]):
+            numbers[code] = [above / below for above, below in zip(value[::2], value[1::2], strict=True)]
+    white = numbers.get(WHITE_POINT, _D65)
+    colors = numbers.get(PRIMARIES, ())
+    return own_primaries([*white, *colors]) if len(white) == 2 and len(colors) == 6 else None
 
 
 def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> TiffInfo:
@@ -93,6 +111,10 @@ def info_of(width: int, height: int, bit_depth: int, extras: dict[str, Any]) -> 
         info.tags += [(ORIENTATION, SHORT, 1, turned, True)] if turned != 1 else []
     if extras.get("xmp"):
         info.tags.append((_XMP, 1, len(extras["xmp"]), extras["xmp"], True))
+    if extras.get("primaries") and not info.icc_profile:
+        numbers = [part for value in extras["primaries"] for part in (round(value * 1e5), 100000)]
+        info.tags.append((WHITE_POINT, _RATIONAL, 2, tuple(numbers[:4]), True))
+        info.tags.append((PRIMARIES, _RATIONAL, 6, tuple(numbers[4:]), True))
     dpi = usable_dpi(extras.get("dpi"))
     if dpi:
         info.resolution = (dpi, 2)

@@ -139,6 +139,8 @@ def lost(extras: dict[str, Any], kind: str) -> tuple[str, ...]:
         notes.append(
             f"its tone curve has the exponent {extras['gamma']:g}, which only PNG can say; colors will look wrong"
         )
+    if extras.get("primaries") and kind not in ("PNG", "TIFF"):
+        notes.append("its colors have primaries of their own, which only PNG and TIFF can say; colors will look wrong")
     if kind == "BMP" and (profile or exif or extras.get("xmp")):
         notes.append("BMP has no place for color profile, EXIF and XMP; left out")
     if kind != "TIFF" and extras.get("beyond_white") is not None:

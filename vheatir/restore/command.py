@@ -6,6 +6,7 @@ from vheatir.errors import UnwrittenError
 from vheatir.image_io import MAX_PIXELS
 from vheatir.restore.defaults import DEFAULT_CRF, DEFAULT_TASK, MOST_WORKERS, PRECISIONS, TASKS
 from vheatir.utils.files import printable
+from vheatir.utils.signals import stopped_by_signals
 
 _EPILOG = """\
 OUT is a folder. A file goes to OUT/name, a folder's content to OUT/path-below-that-folder, names and suffixes stay.
@@ -98,6 +99,7 @@ def _add_resources(add) -> None:
     add("-q", "--quiet", action="store_true", help="show errors, notes and the closing summary only")
 
 
+@stopped_by_signals()
 def main(argv: list[str]) -> int:
     """Restore the named files; the exit status is 0 only when every file was done."""
     arguments = _parser().parse_args(argv)

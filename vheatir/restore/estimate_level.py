@@ -4,12 +4,14 @@ Both look at samples, at most `PATCHES` square patches of a large image, so that
 """
 
 import statistics
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from einops import rearrange
+
+from vheatir.utils.quiet import quiet
 
 # at most so many patches, of so many pixels a side
 PATCHES = 9
@@ -32,6 +34,11 @@ _LUMINANCE = np.array(
 _BT601 = np.array([0.299, 0.587, 0.114])
 _ROUNDING = 0.30  # mean square that rounding to integers leaves in a luma coefficient at the quality it was stored with
 _MEDIAN_OF_NORMAL = statistics.NormalDist().inv_cdf(0.75)  # of the absolute value, at a deviation of one
+_ROUNDING_OF_FLOATS = 1e-6  # below it a wavelet coefficient of white 1 is 0; a step of 8 bits makes 1e-4 and more
+_LARGE = 8  # coefficients, of 2 pixels each, that a square of large flat parts has on a side
+_MOST_SMOOTH = 0.05  # share of flat coefficients beside them, where there is noise; rounded noise of 0.5 has 0.02
+_MOST_REST = 0.9  # share beside large flat parts; where it is more they do not matter
+_ENOUGH_DETAILS = 256  # coefficients
 _ENOUGH_BLOCKS = 4
 _SKIPPED = 16  # of so many blocks one is looked at first
 _MOST_BLOCKS = 2000
@@ -51,34 +58,64 @@ def _spread(length: int, count: int) -> list[int]:
     return [round(index * (length - PATCH) / (count - 1)) // 8 * 8 for index in range(count)]
 
 
+class _Measured(NamedTuple):
+    """The noise of a channel of a patch, or of a patch.
+
+    Attributes:
+        level: standard deviation, white 1.
+        tells: whether little of what it was measured in is flat, as where there is noise.
+        is_flat: whether there is too little beside large flat parts.
+    """
+
+    level: float
+    tells: bool
+    is_flat: bool
+
+
 def estimate_noise(patches: Sequence[np.ndarray]) -> float:
     """Standard deviation of white Gaussian noise on the 0-255 scale, by the median of the finest diagonal wavelets.
 
     Of each patch the mean over its channels, of these the median. Fine texture counts as noise, and pixels clipped at
-    black or white hide it.
+    black or white hide it. Black is left out; so are other large flat parts and even ramps, such as saturated skies,
+    margins and drawn backgrounds, where the rest shows noise throughout. What is flat in many small places, as text
+    and the decoded blocks of JPEG are, counts as clean.
 
     Args:
         patches: float, HWC or HW, in [0, 1].
 
-    Source: Donoho and Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994); the numbers are
-        those of scikit-image's `estimate_sigma`.
+    Source: Donoho and Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994); without large
+        flat parts the numbers are those of scikit-image's `estimate_sigma`.
     """
     found = []
     for patch in patches:
         channels = np.moveaxis(patch.astype(np.float32).reshape(*patch.shape[:2], -1), 2, 0)
-        found.append(float(np.mean([_noise_of_channel(channel) for channel in channels])))
-    return min(255.0 * float(np.median(found)), MAX_SIGMA) if found else 0.0
+        of_channels = _telling([_noise_of_channel(channel) for channel in channels])
+        level = float(np.mean([one.level for one in of_channels]))
+        found.append(_Measured(level, any(one.tells for one in of_channels), all(one.is_flat for one in of_channels)))
+    return min(255.0 * float(np.median([one.level for one in _telling(found)])), MAX_SIGMA) if found else 0.0
 
 
-def _noise_of_channel(channel: np.ndarray) -> float:
+def _telling(found: list[_Measured]) -> list[_Measured]:
+    """Those that are not flat, where one of them tells of noise; else all."""
+    return [one for one in found if not one.is_flat] if any(one.tells for one in found) else found
+
+
+def _noise_of_channel(channel: np.ndarray) -> _Measured:
     # Not scikit-image, which loads all of SciPy's statistics for one quantile: half the time of importing torch.
     import pywt  # of the extra `cli`; blind weights do without it
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of narrow images
+    with quiet():  # it warns of narrow images
         detail = pywt.dwt2(channel, "db2")[1][2]
-    detail = detail[detail != 0]  # black parts tell nothing of the noise; other flat ones, not quite 0, count as clean
-    return float(np.median(np.abs(detail))) / _MEDIAN_OF_NORMAL if detail.size else 0.0
+    smooth = np.abs(detail) <= _ROUNDING_OF_FLOATS * max(1.0, float(np.abs(channel).max()))
+    large = cv2.morphologyEx(smooth.astype(np.uint8), cv2.MORPH_OPEN, np.ones((_LARGE, _LARGE), np.uint8)) > 0
+    rest = ~large
+    count = int(np.count_nonzero(rest))
+    tells = count >= _ENOUGH_DETAILS and int(np.count_nonzero(smooth & rest)) <= _MOST_SMOOTH * count
+    # Black parts tell nothing of the noise; other flat ones, not quite 0, count as clean where they are small.
+    counted = rest if tells and count <= _MOST_REST * rest.size else np.ones_like(rest)
+    detail = detail[counted & (detail != 0)]
+    level = float(np.median(np.abs(detail))) / _MEDIAN_OF_NORMAL if detail.size else 0.0
+    return _Measured(level, tells, not tells and count < _ENOUGH_DETAILS and 2 * count < rest.size)
 
 
 def luminance_table(quality: int) -> np.ndarray:

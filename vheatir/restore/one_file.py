@@ -97,6 +97,8 @@ def restore_file(
     notes = [] if is_copied else list(stored.notes)
     if format_of(source) != format_of(target):
         notes += lost(stored.extras, format_of(target))
+        if format_of(target) == "HEIF" and stored.bit_depth == 16 and "heif_bits" not in stored.extras:
+            notes.append("HEIC holds 10 bits of the 16 of each sample; PNG and TIFF hold all")
     if level.is_good:
         advice = f"`vheatir restore --quality {GOOD_QUALITY - 1}` restores it"  # also read on the page of `serve`
         notes.append(f"quality {GOOD_QUALITY} or better: left as it is; {advice}")

@@ -289,6 +289,55 @@ def test_an_unusual_gamma_is_named(tmp_path, gamma, others, named):
     assert bool(lost(read_image(tmp_path / "a.png").extras, "JPEG")) == named
 
 
+@pytest.mark.parametrize(
+    ("primaries", "others", "named"),
+    [
+        ((31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000), (), True),  # Adobe RGB
+        ((31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000), (chunk(b"sRGB", b"\0"),), False),
+        ((31270, 32902, 64000, 33000, 30000, 60000, 15000, 6000), (), False),
+    ],
+    ids=["Adobe RGB", "overruled", "sRGB"],
+)
+def test_unusual_primaries_are_named(tmp_path, primaries, others, named):
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, *others, chunk(b"cHRM", struct.pack(">8I", *primaries))))
+    extras = read_image(tmp_path / "a.png").extras
+    assert any("primaries" in note for note in lost(extras, "JPEG")) is named
+
+
+@pytest.mark.parametrize("through", [(".tif",), (".png",), (".tif", ".png"), (".png", ".tif")], ids=str)
+def test_primaries_survive_between_tiff_and_png(tmp_path, through):
+    white = (3127, 10000, 329, 1000)
+    colors = (64, 100, 33, 100, 21, 100, 71, 100, 15, 100, 6, 100)  # Adobe RGB
+    tags = [(318, 5, 2, white, True), (319, 5, 6, colors, True)]
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=tags, metadata=None)
+    before = tmp_path / "a.tif"
+    for number, suffix in enumerate(through):
+        after = tmp_path / f"{number}{suffix}"
+        image = read_image(before)
+        assert lost(image.extras, {".tif": "TIFF", ".png": "PNG"}[suffix]) == ()
+        assert any("primaries" in note for note in lost(image.extras, "JPEG"))
+        write_image(after, image)
+        before = after
+    expected = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+    assert read_image(before).extras["primaries"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_chunks_of_programs_are_named(tmp_path):
+    others = (chunk(b"caBX", b"content credentials"), chunk(b"iDOT", bytes(8)), chunk(b"bKGD", bytes(6)))
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, *others, chunk(b"tEXt", b"Title\0x")))
+    assert read_image(tmp_path / "a.png").notes == ("holds data of a program (caBX); left out",)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_exif_of_a_png_that_begins_as_in_a_jpeg_is_read_everywhere(tmp_path, suffix):
+    exif = exif_of_camera("<").tobytes()
+    assert exif.startswith(b"Exif\0\0")
+    (tmp_path / "a.png").write_bytes(png(smooth(), 2, chunk(b"eXIf", exif)))
+    Pillow.fromarray(smooth()).save(tmp_path / "b.png", exif=exif)
+    write_image(tmp_path / f"c{suffix}", read_image(tmp_path / "a.png"))
+    assert described(tmp_path / f"c{suffix}") == described(tmp_path / "b.png")
+
+
 def test_a_bmp_says_that_it_has_no_profile(tmp_path):
     Pillow.fromarray(smooth()).save(tmp_path / "a.png", icc_profile=PROFILE)
     assert "BMP has no place" in lost(read_image(tmp_path / "a.png").extras, "BMP")[0]

@@ -15,7 +15,7 @@ from PIL import ImageOps
 
 from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
-from vheatir.image_io.tiff_exif import ORIENTATION, SHORT, Entry, exif_block, orientation_of
+from vheatir.image_io.tiff_exif import BYTE, LONG, ORIENTATION, SHORT, Entry, exif_block, orientation_of
 from vheatir.image_io.write import lost
 
 ODD = Path(__file__).parents[2] / "data" / "odd"
@@ -136,6 +136,21 @@ def exif_of_orientation(number: int) -> bytes:
 def test_orientation_of_exif_that_is_none():
     assert [orientation_of(exif) for exif in (None, b"", b"Exif\0\0", b"Exif\0\0II*\0", b"x" * 40)] == [1] * 5
     assert [orientation_of(exif_of_orientation(number)) for number in range(1, 9)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("kind, code", [(BYTE, "B3x"), (LONG, "I")], ids=["byte", "long"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_orientation_of_an_unusual_type_counts_and_survives(tmp_path, kind, code, order):
+    exif = exif_block(order, [Entry(ORIENTATION, kind, 1, struct.pack(order + code, 6))], {})
+    Pillow.fromarray(pixels((6, 8, 3), "uint8")).save(tmp_path / "a.png", exif=exif)
+    assert open_image(tmp_path / "a.png").orientation == 6
+    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.png"))
+    write_image(tmp_path / "c.bmp", read_image(tmp_path / "a.png"))
+    assert open_image(tmp_path / "b.tif").orientation == 6
+    assert read_image(tmp_path / "c.bmp").pixels.shape == (8, 6, 3), "turned upright"
+    tifffile.imwrite(tmp_path / "d.tif", pixels((6, 8), "uint8"), extratags=[(ORIENTATION, kind, 1, 6, True)])
+    write_image(tmp_path / "e.png", read_image(tmp_path / "d.tif"))
+    assert open_image(tmp_path / "e.png").orientation == 6
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,24 @@ def test_what_is_only_read_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_twelve_bits_of_an_avif_reach_a_heic(tmp_path):
+    pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    (tmp_path / "a.avif").write_bytes(avif(12))
+    write_image(tmp_path / "b.heic", read_image(tmp_path / "a.avif"))
+    image = read_image(tmp_path / "b.heic")
+    assert image.extras["heif_bits"] == 12
+    np.testing.assert_allclose(image.pixels, ramp(), atol=0.01)
+
+
+def test_bits_that_a_heic_cannot_hold_are_named(tmp_path):
+    pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    write_image(tmp_path / "a.png", Image(ramp().astype(np.float32), bit_depth=16))
+    write_image(tmp_path / "b.png", Image(ramp().astype(np.float32)))
+    restorer, out = Restorer("photo"), tmp_path / "out.heic"
+    notes = [restore_file(restorer, tmp_path / name, out, FileOptions()).notes for name in ("a.png", "b.png")]
+    assert notes == [["HEIC holds 10 bits of the 16 of each sample; PNG and TIFF hold all"], []]
+
+
 @pytest.mark.parametrize(("make", "name", "result"), [(dng, "a.dng", "a.tif"), (heic, "a.heic", "a.heic")])
 def test_a_file_is_restored(make, name, result, tmp_path):
     if make is dng:

@@ -2,8 +2,10 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
+import pywt
 import skimage.data
 from PIL import Image as Pillow
 
@@ -49,6 +51,41 @@ def test_noise_is_the_median_of_patches_the_mean_of_channels_and_not_that_of_bla
     half[:, 64:] = 0
     assert estimate_noise([half]) == pytest.approx(20, rel=0.1)
     assert estimate_noise([patch(400)]) == 255
+
+
+def old_estimate(image):
+    """The median of all diagonal coefficients but exact zeros, flat or not."""
+    planes = np.moveaxis(np.atleast_3d(image.astype(np.float32)), 2, 0)
+    details = [pywt.dwt2(plane, "db2")[1][2] for plane in planes]
+    return 255 * np.mean([np.median(np.abs(detail[detail != 0])) for detail in details]) / 0.6744897501960817
+
+
+@pytest.mark.parametrize("background", [1.0, 0.7, "ramp"], ids=str)
+@pytest.mark.parametrize("sigma", [1, 20])
+def test_large_flat_parts_do_not_hide_the_noise_of_the_rest(sigma, background):
+    noisy = 0.5 + np.random.default_rng(0).normal(0, sigma / 255, (256, 256, 3)).astype(np.float32)
+    noisy = np.rint(noisy * 255) / 255
+    flat = noisy.copy()
+    flat[:, :160] = np.linspace(0.2, 0.8, 256)[:, None, None] if background == "ramp" else background
+    assert estimate_noise([flat]) == pytest.approx(sigma, rel=0.1)
+    whole = np.ones_like(flat) if background == "ramp" else np.full_like(flat, background)
+    assert estimate_noise([whole, noisy, whole]) == pytest.approx(sigma, rel=0.1), "patches that are flat throughout"
+    flat = noisy.copy()
+    flat[..., 0] = 1
+    assert estimate_noise([flat]) == pytest.approx(sigma, rel=0.1), "a channel that is saturated"
+
+
+def test_photographs_drawings_and_flat_images_keep_their_estimate():
+    photographs = [photo(name)[:256, :256] for name in PHOTOS]
+    photographs += [jpeg_roundtrip(one, quality) for one in photographs for quality in (30, 75, 90)]
+    for image in photographs:
+        assert estimate_noise([image / 255]) == pytest.approx(old_estimate(image / 255), rel=1e-6)
+    text = np.full((256, 256), 255, np.uint8)
+    for row in range(20, 256, 20):
+        cv2.putText(text, "The quick brown fox", (4, row), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 0, 1, cv2.LINE_AA)
+    text[:, 150:] = 255
+    assert estimate_noise([text / 255, np.ones((256, 256)), np.zeros((256, 256))]) < 0.1
+    assert estimate_noise([np.ones((256, 256, 3))]) == pytest.approx(0, abs=1e-3)
 
 
 def test_quality_is_found_where_much_is_black_or_white():

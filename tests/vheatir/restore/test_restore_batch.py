@@ -409,6 +409,38 @@ def test_ctrl_c_stops_between_tiles_and_closes_the_manifest(command, tiny, monke
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("restore-")]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_a_batch_leaves_no_copies_of_images_behind(command, tiny, monkeypatch, capfd, name):
+    import fsspec
+
+    from vheatir.restore.restorer import Restorer
+
+    tiny.image("a.png", (300, 300, 3))
+    fsspec.filesystem("memory").put_file("a.png", "/signals/a.png")
+    number = getattr(signal, name)
+    Path("temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(Path("temporary").absolute()))
+    patch = Restorer._patch
+
+    def killed(*arguments, **options):
+        assert list(Path("temporary").iterdir()), "the file was fetched"
+        os.kill(os.getpid(), number)
+        return patch(*arguments, **options)
+
+    monkeypatch.setattr(Restorer, "_patch", killed)
+    fallen_back = []
+    former = signal.signal(number, lambda *_: fallen_back.append(1))
+    try:
+        assert command("memory://signals/a.png", "-o", "out", "--tile", "64") == 130
+        assert fallen_back == [] and "interrupted" in capfd.readouterr().err
+        assert not list(Path("temporary").iterdir()) and not list(Path("out").iterdir())
+        os.kill(os.getpid(), number)
+        assert fallen_back == [1], "the handler is that of before"
+    finally:
+        signal.signal(number, former)
+
+
 def test_lines_of_progress_where_there_is_no_terminal(command, tiny, monkeypatch, capfd):
     from vheatir.restore import progress
 

@@ -21,7 +21,11 @@ _DESCRIBED = ("language", "title", "handler_name", "comment")  # tags of a strea
 _LEAST_STEP = Fraction(1, 1000)  # seconds between packets of sound: the unit of Matroska
 _UNSEEN = Fraction(1, 100)  # by which pixels may differ from squares: codecs and players round sizes
 _ROOMIEST = (".mkv", ".mov", ".mp4", ".webm")  # what can hold most kinds of sound first
-_OPTIONS = {"mp4": {"movflags": "faststart"}, "mov": {"movflags": "faststart"}}
+_QUICKTIME = ("mp4", "mov")
+_OF_CONTAINER = frozenset(
+    {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+)  # not the clip's
+_OF_PHONES = "com."  # begins keys such as com.apple.quicktime.location.ISO6709 and com.android.version
 
 
 class Encoder:
@@ -150,9 +154,9 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
         with (
             av.open(str(clip.path)) as source,
             av.open(str(segments[0])) as first,
-            av.open(str(target), "w", format=container.format, options=_OPTIONS.get(container.format, {})) as output,
+            av.open(str(target), "w", format=container.format, options=_options(container, source)) as output,
         ):
-            output.metadata.update(source.metadata)
+            output.metadata.update(_metadata(source))
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             mark(video.codec_context, clip)
             video.codec_context.framerate = clip.rate
@@ -172,6 +176,32 @@ def join(target: Path, container: Container, segments: Sequence[Path], clip: Cli
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{clip.path}: the restored clip cannot be written ({reason})") from error
+
+
+def _metadata(source: Any) -> dict[str, str]:
+    """What a file says of the clip, not of the container that it is."""
+    return {key: value for key, value in source.metadata.items() if key.lower() not in _OF_CONTAINER}
+
+
+def _options(container: Container, source: Any) -> dict[str, str]:
+    """Of the writer. Keys of any name have a place of their own in MP4 and MOV, beside the usual one for a few."""
+    if container.format not in _QUICKTIME:
+        return {}
+    any_key = any(key.lower().startswith(_OF_PHONES) for key in source.metadata)
+    return {"movflags": "faststart" + "+use_metadata_tags" * any_key}
+
+
+def lost_metadata(target: Path, clip: Clip) -> list[str]:
+    """What of a file's metadata its container did not take, in words.
+
+    Args:
+        target: the whole clip, as `join` wrote it.
+        clip: the source.
+    """
+    with clip.av.open(str(target)) as output, clip.av.open(str(clip.path)) as source:
+        kept = {key.lower() for key in output.metadata}
+        lost = [key for key in _metadata(source) if key.lower() not in kept]
+    return [f"metadata that the file cannot hold: {', '.join(sorted(lost))}; left out"] if lost else []
 
 
 def _describe(stream: Any, source: Any) -> None:

@@ -15,6 +15,7 @@ from vheatir.restore.restorer import Restorer
 from vheatir.restore.video.formats import container_of
 from vheatir.restore.video.reading import Clip, Frame
 from vheatir.restore.video.segments import FRAMES, Segments, replace_synced
+from vheatir.utils.files import sha256
 
 _FORMAT = 4  # of segments and their state: raised where older ones can no longer be gone on from
 
@@ -59,6 +60,7 @@ def restore_clip(
             notes.append(f"went on after {before * FRAMES} frames of an earlier run")
         _fill(restorer, clip, level, encoder, segments, on_share)
         encoding.join(segments.unfinished(), container, segments.done(), clip)
+        notes += encoding.lost_metadata(segments.unfinished(), clip)
         replace_synced(segments.unfinished(), target)
         finished = True
     finally:
@@ -165,14 +167,13 @@ def _level(restorer: Restorer, clip: Clip, options: FileOptions) -> tuple[float 
 
 def _key(restorer: Restorer, source: Path, target: Path, level: float | None, options: FileOptions) -> dict:
     """What the segments of a result depend on."""
-    status = source.stat()
     weights = hashlib.sha256()
     for name, value in sorted(restorer.network.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.cpu().numpy().tobytes())
     return {
         "format": _FORMAT,
-        "source": [status.st_size, status.st_mtime_ns],
+        "source": sha256(source),  # not its date, which is new at each run where it is fetched from a URL
         "suffix": target.suffix.lower(),
         "task": restorer.task,
         "weights": weights.hexdigest(),

@@ -122,6 +122,7 @@ class Clip:
             self._may_jump = bool(self.av.format.Flags.ts_discont & self.av.format.Flags(container.format.flags))
             # Matroska counts from 0, not from the first frame, and has one length for all streams beside the tags.
             self._from_zero = "matroska" in container.format.name
+            self._start = 0 if self._from_zero else self._start_of(first, stream)
             self.stated = _stated(stream, by_tag_only=self._from_zero and len(container.streams) > 1)
 
     @contextmanager
@@ -158,13 +159,17 @@ class Clip:
     def _look(self, frame: Any, stream: Any) -> Look:
         if max(part.bits for part in frame.format.components) > _MOST_BITS:
             self.notes.append(f"{frame.format.name} is written with {_MOST_BITS} bits")
-        if any(part.is_alpha for part in frame.format.components):
+        # The alpha of VP8 and VP9 is a picture of its own, which FFmpeg's decoders pass over.
+        beside = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
+        if beside or any(part.is_alpha for part in frame.format.components):
             self.notes.append("transparency is not kept")
         if frame.interlaced_frame:
             self.notes.append("the frames are interlaced and restored as they are; better deinterlace them before")
         kinds = {str(part.type).rpartition(".")[2] for part in frame.side_data}
         if kinds & set(_HDR):
             self.notes.append("metadata of HDR beside the color tags is not kept")
+        if "SPHERICAL" in kinds or _is_stereo(frame):
+            self.notes.append("what it says of 360 degree or stereo views is not kept; players will show it flat")
         display = None
         if _DISPLAY in kinds:
             display = tuple(np.frombuffer(bytes(frame.side_data[_DISPLAY]), np.int32).tolist())
@@ -185,6 +190,19 @@ class Clip:
             aspect=stream.sample_aspect_ratio or None,
             display=display,
         )
+
+    def _start_of(self, first: Any, stream: Any) -> int | None:
+        """When a recording that may begin amid others begins, in units of the time base, with a note on what is lost.
+
+        Its first frames cannot be decoded where those are missing from which they were predicted.
+        """
+        if not self._may_jump or stream.start_time is None or first.pts is None:
+            return None
+        missing = (first.pts - stream.start_time) * self.time_base
+        if missing > max(_LOST_SECONDS, _LOST_FRAMES / self.rate):
+            text = f"its first {float(missing):.1f} s hold no frame that can be decoded"
+            self.notes.append(f"{text}, as where a recording was cut; they are left out")
+        return stream.start_time
 
     def _count(self, container: Any, stream: Any) -> int:
         if stream.frames:
@@ -211,7 +229,7 @@ class Clip:
         self.jumps = []
         step = max(round(1 / (self.rate * self.time_base)), 1)
         times = _Times(step, self.jumps if self._may_jump else None)
-        begin = 0 if self._from_zero else math.inf
+        begin = math.inf if self._start is None else self._start
         with self._opened() as (container, stream):
             decoded = self._decoded(container, stream)
             for number in itertools.count():
@@ -306,6 +324,12 @@ def _stated(stream: Any, *, by_tag_only: bool) -> Fraction | None:
     if stream.duration and not by_tag_only:
         return stream.duration * stream.time_base
     return None
+
+
+def _is_stereo(frame: Any) -> bool:
+    """Whether a frame says that it holds two views; the first number of what it says is 0 for one view."""
+    found = [bytes(part)[:4] for part in frame.side_data if str(part.type).endswith("STEREO3D")]
+    return any(any(kind) for kind in found)
 
 
 def unscaled_range(coding: Coding) -> int:

@@ -4,12 +4,14 @@ import os
 import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 import vheatir
 from tests.vheatir.restore.video.clips import hidden, make, read
 from vheatir.errors import UserError
+from vheatir.restore.locations import fetched, location
 from vheatir.restore.one_file import FileOptions
 from vheatir.restore.video import one_clip
 from vheatir.restore.video.one_clip import restore_clip
@@ -40,6 +42,28 @@ def test_a_stopped_run_is_gone_on_with(restorer, monkeypatch):
     assert shares == sorted(shares) and shares[-1] == 1
     whole, resumed = read("whole.mp4"), read("out.mp4")
     assert whole[0] == resumed[0] and np.array_equal(whole[1], resumed[1]) and hidden() == []
+
+
+def test_a_clip_behind_a_url_is_gone_on_with_too(weights, restorer, monkeypatch):
+    """Each run fetches it anew, into another file of another date."""
+    monkeypatch.setattr(one_clip, "FRAMES", 2)
+    make("in.mp4", 6)
+    fsspec.filesystem("memory").put_file("in.mp4", "/clips/in.mp4")
+
+    def stop(share):
+        if share > 0.5:
+            raise Stopped
+
+    with pytest.raises(Stopped), fetched(location("memory://clips/in.mp4")) as local:
+        restore_clip(restorer, local, Path("out.mp4"), FileOptions(), stop)
+    (done,) = vheatir.restore("memory://clips/in.mp4", "out.mp4", task="denoise", weights=weights)
+    assert done.outcome.notes == ["went on after 2 frames of an earlier run"] and hidden() == []
+    make("other.mp4", 5)
+
+    with pytest.raises(Stopped):
+        restore_clip(restorer, Path("in.mp4"), Path("b.mp4"), FileOptions(), stop)
+    os.utime("other.mp4", ns=(os.stat("in.mp4").st_mtime_ns,) * 2)
+    assert restore_clip(restorer, Path("other.mp4"), Path("b.mp4"), FileOptions()).notes == []
 
 
 def test_the_folder_of_segments_is_emptied_under_its_lock(weights, monkeypatch):
@@ -145,6 +169,17 @@ def test_a_clip_that_breaks_off_is_restored_with_a_note(name, restorer):
     outcome = restore_clip(restorer, Path(name), Path("out" + name[2:]), FileOptions())
     assert re.search(r"frames end after \d\.\d of \d\.\d s", " ".join(outcome.notes))
     assert 0 < len(read("out" + name[2:])[0]) < 40
+
+
+def test_a_recording_that_begins_amid_a_group_of_frames_is_not_said_to_end_early(restorer):
+    whole = make("whole.ts", 40, size=(96, 128), gop_size=20)
+    assert restore_clip(restorer, whole, Path("all.mkv"), FileOptions()).notes == []
+    data = whole.read_bytes()
+    assert len(data) > 10 * 188
+    Path("in.ts").write_bytes(data[len(data) // 5 // 188 * 188 :])
+    (note,) = restore_clip(restorer, Path("in.ts"), Path("out.mkv"), FileOptions()).notes
+    assert re.fullmatch(r"its first 0\.\d s hold no frame that can be decoded, as where .*", note)
+    assert len(read("out.mkv")[0]) == 20
 
 
 @pytest.mark.parametrize("count", [1, 6, 7, 8, 31])
