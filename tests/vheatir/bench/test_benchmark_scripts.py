@@ -11,6 +11,7 @@ import pytest
 
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.archs.vheatunet_arch import VHeatUNet
+from vheatir.errors import UserError
 from vheatir.utils import run_metadata
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
@@ -66,6 +67,34 @@ def test_resident_memory_is_in_mib_on_every_system(script, monkeypatch, system, 
     monkeypatch.setattr(mixers, "os", stand_in)
     monkeypatch.setattr(mixers.subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=1, returncode=None))
     assert mixers.call()["training_peak_rss_mib"] == 300
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["true"], "'true': expected NAME=COMMAND"),
+        (["=true"], "'=true': expected NAME=COMMAND"),
+        (["a="], "'a=': expected NAME=COMMAND"),
+        (["a=true", "a=false"], "two commands are called a;"),
+        (["a=true", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_commands_that_cannot_be_measured_side_by_side_are_explained(script, tmp_path, arguments, message):
+    """The first was a traceback; of two commands of one name the former was not measured."""
+    file = tmp_path / "times.json"
+    with pytest.raises(UserError, match=message):
+        script("side_by_side").main(["--json", str(file), *arguments])
+    assert not file.exists()
+
+
+def test_commands_are_measured_side_by_side(script, tmp_path):
+    file = tmp_path / "times.json"
+    assert script("side_by_side").main(["a=true", "b=sh -c x=y", "--rounds", "1", "--json", str(file)]) == 0
+    assert {one["name"]: one["command"] for one in json.loads(file.read_text())["results"]} == {
+        "a": "true",
+        "b": "sh -c x=y",
+    }
 
 
 def test_the_peak_of_a_network_of_the_speeds_is_in_mib_too(script, monkeypatch, capsys):
