@@ -210,6 +210,24 @@ def test_wrong_values_from_python_are_explained(arguments, message):
         vheatir.bench("hco", **kept | arguments)
 
 
+@pytest.mark.parametrize(
+    "benchmark, arguments, message",
+    [
+        ("model", {"side": [64, 33]}, "side: expected multiples of 32 pixels, got 33"),
+        ("model", {"side": [32], "dtype": ["float64"]}, "dtype: model runs in float32, or by autocast"),
+        ("block", {"shape": [(1, 4, 4, 8)], "dtype": ["float64"]}, "dtype: block runs in float32, or by autocast"),
+        ("restore", {"image": [(8, 8)], "depths": [1], "dim": 50}, "SwinIR has 4 heads; take a multiple of 4"),
+    ],
+    ids=str,
+)
+def test_what_networks_do_not_take_is_explained(benchmark, arguments, message):
+    """RuntimeErrors of a wrong size, and values of float32 that were refused as wrong ones of float64."""
+    if benchmark == "restore":
+        pytest.importorskip("basicsr")
+    with pytest.raises(UserError, match=message):
+        vheatir.bench(benchmark, rounds=1, turn_ms=0, **arguments)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_explained(capsys):
     assert cli.main(["bench", "hco", "--device", "cuda"]) == 2
