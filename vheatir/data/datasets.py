@@ -22,6 +22,7 @@ from vheatir.data.drawn_text import draw_text
 from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
+from vheatir.utils.files import at_home
 
 _Degraded = tuple[np.ndarray | None, np.ndarray, float, Mapping[str, object]]
 
@@ -244,7 +245,7 @@ class PairedDataset(RestorationDataset):
             return frozenset()
         if not isinstance(opt["meta_info_file"], str | Path):
             raise UserError(f"meta_info_file: expected the name of a file, got {opt['meta_info_file']!r}")
-        path = Path(opt["meta_info_file"]).expanduser()
+        path = at_home(opt["meta_info_file"])
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

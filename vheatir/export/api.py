@@ -13,7 +13,7 @@ from vheatir.errors import UserError
 from vheatir.export.graph import is_backbone
 from vheatir.export.save import FORMATS, Runner, export_network, seconds
 from vheatir.train import publish
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import at_home, atomic_open
 from vheatir.utils.run_metadata import prepare_folder
 
 
@@ -78,6 +78,7 @@ def export(
     """
     if (output is None) == (hub is None):
         raise UserError("give either a file (.onnx, .pt2, .safetensors, .pth) or a folder for the Hub")
+    weights = at_home(weights)
     found: dict[str, Any] = {"differences": None, "seconds": None, "timed": None, "converted": None}
     if output is not None and Path(output).suffix in publish.CONVERTED:
         _refuse(time_side, model, arguments, f"{output}: holds the same weights in another form")
