@@ -197,6 +197,19 @@ def test_places_that_are_none_are_refused(tmp_path, monkeypatch, capsys):
     assert not Path("x.pt2").exists()
 
 
+def test_nan_at_one_size_is_a_difference(tmp_path, monkeypatch):
+    """The largest of some numbers and NaN was whichever came first."""
+    network = saved(tmp_path / "net.safetensors", "color")
+
+    def run(given):
+        return network(*given) * (torch.nan if given[0].shape[-2:] == (64, 48) else 1)
+
+    monkeypatch.setattr(save, "save_program", lambda network, path: path.touch() or run)
+    with pytest.raises(UserError, match="differ from PyTorch's by nan, nothing was written"):
+        save.export_network(network, tmp_path / "net.pt2", {})
+    assert not (tmp_path / "net.pt2").exists()
+
+
 def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     network = saved("net.safetensors", "color")

@@ -6,6 +6,7 @@ turn within one process.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def errors(case: Case) -> dict[str, float]:
         for key, value in candidate().items():
             want = case.expected[key]
             shares[key] = ((value.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-        worst = max(shares, key=shares.__getitem__)
+        worst = max(shares, key=lambda key: math.inf if math.isnan(shares[key]) else shares[key])
         if not shares[worst] <= limit:
             raise UserError(
                 f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "

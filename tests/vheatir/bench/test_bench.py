@@ -121,6 +121,14 @@ def test_a_result_that_is_nan_does_not_pass_the_gate(monkeypatch):
         run()
 
 
+def test_a_gradient_that_is_nan_does_not_pass_behind_a_right_value():
+    right = torch.ones(3, dtype=torch.float64)
+    found = {"y": right.float(), "dx": right.float() * torch.nan}
+    case = Case("c", "float32", CPU, {"ours": lambda: found}, {"y": right, "dx": right})
+    with pytest.raises(UserError, match="c: dx of ours is off by nan"):
+        api.errors(case)
+
+
 def test_threads_are_set_for_each_case_and_set_back():
     before = torch.get_num_threads()
     assert [result["threads"] for result in run("--raw", "--threads", "1", "2")] == [1, 1, 2, 2]
