@@ -166,6 +166,14 @@ def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
     assert name in card
 
 
+def test_the_terms_of_other_weights_are_not_those_of_the_free_ones(tmp_path):
+    """Their card says that the license of the others does not hold for them."""
+    assert vheatir_main(["export", "photo_color_blind_free", "--hub", str(tmp_path / "hub")]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: vheatir\n---\n") and "none of whose licenses forbids" in card
+    assert not (tmp_path / "hub" / "LICENSE-WEIGHTS").exists()
+
+
 @pytest.mark.parametrize("target", ["net.pt2", "net.onnx"])
 def test_a_full_disk_is_named_and_does_not_end_the_process(tmp_path, target):
     """torch's own writer of programs ends it."""

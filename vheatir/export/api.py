@@ -32,8 +32,8 @@ def save_hub(name_or_path: str | Path, folder: Path) -> None:
     if not card.is_file():
         return
     license_file = files.FOLDER / "LICENSE-WEIGHTS"
-    terms = card.parent == files.FOLDER and license_file.is_file()
-    front = "library_name: vheatir\n" + ("license: other\nlicense_link: LICENSE-WEIGHTS\n" if terms else "")
+    terms = card.parent == files.FOLDER and license_file.is_file() and license_file.name in metadata["license"]
+    front = "library_name: vheatir\n" + (f"license: other\nlicense_link: {license_file.name}\n" if terms else "")
     with atomic_open(folder / "README.md") as file:
         file.write(f"---\n{front}---\n\n".encode() + card.read_bytes())
     if terms:
