@@ -169,6 +169,22 @@ def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_image_and_one_figure_need_no_list(photo, tmp_path, kind):
+    """A path was no sequence, and a text one of letters."""
+    pair = {"degraded": kind(photo), "methods": ["input"], "task": "denoise"}
+    found = vheatir.compare(kind(photo), kind(tmp_path / "x.png"), **pair)
+    assert [one["image"] for one in found["images"]] == ["cat.png"] and (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.parametrize("change", [{"images": []}, {"methods": []}], ids=str)
+def test_nothing_to_compare_is_said(photo, tmp_path, change):
+    """They were a TypeError and an IndexError of the figure."""
+    given = {"images": [photo], "out": [tmp_path / "x.png"], "task": "denoise", "sigma": 25} | change
+    with pytest.raises(UserError, match="nothing to compare: give at least one image"):
+        vheatir.compare(**given)
+
+
 def test_a_broken_image_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):
     (tmp_path / "z.png").write_bytes(photo.read_bytes()[:900])
     monkeypatch.setattr("vheatir.compare.api.degrade", lambda *_arguments: pytest.fail("began"))
