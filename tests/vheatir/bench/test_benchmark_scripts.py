@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +53,24 @@ def test_images_that_are_too_small_for_the_largest_cut_are_named(script):
     image = np.zeros((63, 80, 3), np.uint8)
     with pytest.raises(SystemExit, match="at least 64 pixels"):
         script("beyond_crop").measure(VHeatUNet(**SMALL).eval(), [image], "denoise", 25, 16)
+
+
+WITH_OUTPUT = [
+    path for path in sorted(BENCHMARKS.glob("*.py")) if "prepare_output(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", WITH_OUTPUT, ids=lambda path: path.stem)
+def test_a_place_that_cannot_be_written_is_no_traceback(path):
+    """`run` says what a `UserError` says; half of the scripts let it out."""
+    assert path.read_text(encoding="utf-8").endswith("    raise SystemExit(run(main))\n")
+
+
+def test_a_benchmark_says_what_is_wrong(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "decays.py"), "--json", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}: is a folder"), done.stderr
 
 
 @pytest.mark.parametrize("system, unit", [("darwin", 1), ("linux", 1024)])
