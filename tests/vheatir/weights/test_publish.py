@@ -156,8 +156,8 @@ def test_options_state_what_shapes_cannot_tell(publish, tmp_path):
 
 def test_options_are_read_as_those_of_a_training(publish, tmp_path, capsys):
     """Plain YAML knows no `extends` and takes 1e-5 for text; broken YAML was a traceback."""
-    base = "network_g: {type: VHeatIR, layer_scale: 1e-5, **}".replace("**", json.dumps(CONFIG)[1:-1])
-    (tmp_path / "base.yml").write_text(base)
+    table = "{type: VHeatIR, layer_scale: 1e-5, " + json.dumps(CONFIG)[1:]
+    (tmp_path / "base.yml").write_text(f"network_g: {table}\n")
     (tmp_path / "options.yml").write_text("extends: base.yml\nname: tiny\n")
     network = VHeatIR(**CONFIG, layer_scale=1e-5)
     torch.save({"params": network.state_dict()}, tmp_path / "net_g.pth")
