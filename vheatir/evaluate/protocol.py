@@ -122,7 +122,7 @@ def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:
     if task == "denoise":
         return add_gaussian_noise(to_float(clean), level, np.random.RandomState(NOISE_SEED))
     if task == "jpeg":
-        return to_float(jpeg_roundtrip(clean, level))
+        return to_float(jpeg_roundtrip(clean, int(level) if float(level).is_integer() else level))
     raise ValueError(f"unknown task {task!r}; known: {', '.join(LEVELS)}")
 
 

@@ -87,6 +87,14 @@ def test_noise_starts_anew_for_every_image_and_level():
     np.testing.assert_array_equal(degrade(clean, "denoise", 10) - to_float(clean), first)
 
 
+def test_a_whole_quality_may_be_a_float():
+    """As `evaluate` takes it, and as `vheatir.compare(quality=10.0)` and a `--level` give it."""
+    clean = random_image(24, 32)
+    np.testing.assert_array_equal(degrade(clean, "jpeg", 10.0), degrade(clean, "jpeg", 10))
+    with pytest.raises(TypeError):
+        degrade(clean, "jpeg", 10.5)
+
+
 def test_the_method_sees_the_degraded_image_and_its_level(images):
     seen = []
 
