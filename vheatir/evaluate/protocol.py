@@ -154,7 +154,8 @@ def evaluate_image(
         ValueError: the method returned another shape or type.
     """
     degraded = degrade(clean, task, level) if photographed is None else to_float(photographed)
-    before = scores_of_degraded(degraded, clean) if task == "denoise" else scores(to_uint8(degraded), clean)
+    noisy = task == "denoise" and level > 0  # without noise float32 would round an image equal to the clean one
+    before = scores_of_degraded(degraded, clean) if noisy else scores(to_uint8(degraded), clean)
     before = {**before, **(extra_metrics(to_uint8(degraded), clean) if extra_metrics else {})}
     if method is None:
         return {"input": before, "restored": None, "seconds": 0.0}, None
