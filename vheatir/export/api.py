@@ -78,7 +78,6 @@ def export(
     """
     if (output is None) == (hub is None):
         raise UserError("give either a file (.onnx, .pt2, .safetensors, .pth) or a folder for the Hub")
-    weights = at_home(weights)
     found: dict[str, Any] = {"differences": None, "seconds": None, "timed": None, "converted": None}
     if output is not None and Path(output).suffix in publish.CONVERTED:
         _refuse(time_side, model, arguments, f"{output}: holds the same weights in another form")
@@ -137,7 +136,7 @@ def _backbone(
     Raises:
         UserError: an unknown name or argument, or weights that do not fit.
     """
-    path = Path(weights)
+    path = at_home(weights)
     if model is None:
         if not path.is_file() or path.suffix not in (".safetensors", ".pth", ".pt"):
             return None
