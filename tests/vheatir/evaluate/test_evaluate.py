@@ -97,7 +97,7 @@ def test_a_whole_quality_may_be_a_float():
     """As `evaluate` takes it, and as `vheatir.compare(quality=10.0)` and a `--level` give it."""
     clean = random_image(24, 32)
     np.testing.assert_array_equal(degrade(clean, "jpeg", 10.0), degrade(clean, "jpeg", 10))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"a whole number from 1 to 100, got 10\.5"):
         degrade(clean, "jpeg", 10.5)
 
 
