@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vheatir import weights
 from vheatir.backbone.layers.embedding import RESIZE_MODES
 from vheatir.backbone.layers.freezing import freeze
+from vheatir.cli import run
 from vheatir.data.sources import ImageSource
 from vheatir.evaluate.protocol import degrade, read_clean
 from vheatir.image_io.arrays import to_uint8
@@ -73,7 +74,7 @@ def measure(network, images: list[np.ndarray], task: str, level: float, crop: in
     return rows
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("denoise", "jpeg"), default="denoise")
     parser.add_argument("--level", type=float, default=25, help="sigma or quality")
@@ -82,7 +83,7 @@ def main() -> int:
     parser.add_argument("--crop", type=int, default=64, help="training crop in pixels")
     parser.add_argument("--limit", type=int, default=12, help="images used")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.json:
         prepare_output(arguments.json)
     name = arguments.weights or weights.DEFAULTS[arguments.task]["color"]
@@ -97,4 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run(main))

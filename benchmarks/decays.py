@@ -19,6 +19,7 @@ from vheatir.bench.case import gradients, inference
 from vheatir.bench.command import _positive, _shape
 from vheatir.bench.defaults import SHAPES
 from vheatir.bench.operator import network_diffusivities
+from vheatir.cli import run
 from vheatir.kernels.cpu import library as native
 from vheatir.kernels.dct import squared_frequencies
 from vheatir.kernels.ops import heat_conduction, prepare_decay
@@ -94,7 +95,7 @@ def measure_shape(shape: tuple[int, ...], kernels: dict[str, native.Library], ro
     return results
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     default = [(1, 200, 300, 80), (1, 128, 128, 64), *SHAPES[:2]]
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, metavar="LIBRARY", help="a kernel that another version has compiled")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="default: what 6 seconds hold, 5 to 201")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     prepare_output(options.json)
     kernels = libraries(options.before)
     torch.set_num_threads(1)
@@ -112,10 +113,10 @@ def main() -> None:
             results.append(result)
             line = "{case:<30} {kernel:<7} network {network_us:>9} us, uniform {uniform_us:>9} us, ratio {ratio}"
             sys.stdout.write(line.format(**result) + "\n")
-    metadata = run_metadata(["python", "benchmarks/decays.py", *sys.argv[1:]])
+    metadata = run_metadata(["python", "benchmarks/decays.py", *argv])
     metadata |= {"threads": 1, "clock": "cpu", "instructions": native.instructions()}
     write_json(options.json, {"metadata": metadata, "results": results})
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -16,6 +16,7 @@ from torchvision.ops import deform_conv2d
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from vheatir.backbone.mixers.deformable import DeformableSampling, sample_weighted
+from vheatir.cli import run
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 from vheatir.utils.timing import interleave, peak_mib
 
@@ -63,11 +64,11 @@ def candidates(batch: int, height: int, width: int, channels: int, heads: int) -
     }
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rounds", type=int, help="turns of each kind; default: what 4 seconds hold, 5 to 201")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     prepare_output(arguments.json)
     device, results = torch.device("cpu"), []
     for shape in SHAPES:
@@ -82,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

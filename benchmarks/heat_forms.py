@@ -7,7 +7,6 @@ logarithm of k; `--splitting` the error of rotated axes.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import scipy.fft
 import torch
 
 from vheatir.bench.command import _positive, _shape
+from vheatir.cli import run
 from vheatir.kernels.dct import decay_map
 from vheatir.kernels.diffusion.boundaries import basis_of
 from vheatir.kernels.diffusion.checks import per_axis
@@ -187,4 +187,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(run(main))

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
+from vheatir.cli import run
 from vheatir.image_io.tiff_info import TiffInfo
 from vheatir.image_io.write import write_blocks
 from vheatir.restore.defaults import PRECISIONS, TASKS
@@ -87,7 +88,7 @@ def measure(path: Path, folder: Path, arguments: argparse.Namespace) -> tuple[fl
     return peak / 2**20, time.monotonic() - begun
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="denoise")
     parser.add_argument("--weights", help="shipped name or file (default: the task's)")
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.json:
         prepare_output(arguments.json)
     results = []
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

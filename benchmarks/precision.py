@@ -24,6 +24,7 @@ import torch
 from video import MOTIONS, noisy_frames
 
 from vheatir import evaluate, weights
+from vheatir.cli import run
 from vheatir.data.moving_clips import MovingClipsDataset
 from vheatir.image_io import read_image, to_uint8
 from vheatir.metrics.fidelity import psnr
@@ -136,7 +137,7 @@ def record(results: list[dict[str, Any]], able: str) -> None:
     path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     for task in ("denoise", "jpeg", "photo"):
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, metavar="N", help="of the timing (default: %(default)s)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--record", action="store_true", help="write vheatir/weights/bf16.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     able = instructions(CPU)
     if able is None:
         parser.error("this processor has no instructions for bfloat16")
@@ -165,7 +166,7 @@ def main() -> None:
         results.append(one := measured(name, sets, options))
         sys.stdout.write(f"{name:<22} {one['change_db']} dB, {one['speedup']} times as fast\n")
         sys.stdout.flush()
-    metadata = run_metadata(["python", "benchmarks/precision.py", *sys.argv[1:]])
+    metadata = run_metadata(["python", "benchmarks/precision.py", *argv])
     metadata |= {"instructions": able, "threads": 1, "clock": "cpu", "limit": options.limit}
     metadata |= {"load_before": load, "load_after": os.getloadavg()}
     write_json(options.json, {"metadata": metadata, "results": results})
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -11,7 +11,6 @@ counts all processes: on a busy machine it says what reading costs, where second
 import argparse
 import multiprocessing
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from vheatir.cli import run
 from vheatir.data.datasets import GaussianNoiseDataset
 from vheatir.data.sampling import IterationSampler
 from vheatir.prepare.patches import make_lmdb
@@ -101,4 +101,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(run(main))

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import skimage.data
 
+from vheatir.cli import run
 from vheatir.data.degradations import add_gaussian_noise, jpeg_roundtrip
 from vheatir.data.sources import list_images
 from vheatir.errors import UserError
@@ -97,7 +98,7 @@ def view(difference: np.ndarray, output: np.ndarray, tile: int, overlap: int) ->
     return to_uint8(np.repeat(np.repeat(both, _ENLARGED, axis=0), _ENLARGED, axis=1))
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="denoise")
     parser.add_argument("--weights", help="shipped name or file (default: the task's)")
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for path in filter(None, (arguments.json, arguments.figure)):
         prepare_output(path)
     clean = photographs(arguments.photos, *arguments.size) if arguments.photos else enlarged(*arguments.size)
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

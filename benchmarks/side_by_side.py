@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 # torch would be memory of this process, below which Linux counts no child's
+from vheatir.cli import run
+from vheatir.errors import UserError
 from vheatir.utils.run_metadata import prepare_output, resident_mib, run_metadata, write_json
 
 
@@ -48,17 +50,39 @@ def summary(times: list[dict[str, float]], first: list[dict[str, float]]) -> dic
     return result
 
 
-def main() -> None:
+def named(texts: list[str]) -> dict[str, str]:
+    """Commands by name.
+
+    Args:
+        texts: NAME=COMMAND each.
+
+    Raises:
+        UserError: one without a name or a command, or two of one name, of which one would not be measured.
+    """
+    commands: dict[str, str] = {}
+    for text in texts:
+        name, _, command = text.partition("=")
+        if not (name and command):
+            raise UserError(f"{text!r}: expected NAME=COMMAND, such as restore='vheatir restore a.png -o out'")
+        if name in commands:
+            raise UserError(f"two commands are called {name}; give each its own name")
+        commands[name] = command
+    return commands
+
+
+def main(argv: list[str]) -> int:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("commands", nargs="+", metavar="NAME=COMMAND")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measured rounds (default: 7)")
     parser.add_argument("--folder", help="where the commands run (default: here)")
     parser.add_argument("--before", metavar="COMMAND", help="run before each, unmeasured, such as one that empties OUT")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    commands = named(options.commands)
+    if options.rounds < 1:
+        raise UserError(f"--rounds: expected at least 1, got {options.rounds}")
     prepare_output(options.json)
-    commands = dict(text.split("=", 1) for text in options.commands)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     load = os.getloadavg()
     for number in range(-1, options.rounds):  # the first round fills the disk's cache
@@ -70,13 +94,14 @@ def main() -> None:
                 times[name].append(one)
     first = times[next(iter(commands))]
     results = [{"name": name, "command": commands[name], **summary(times[name], first)} for name in commands]
-    metadata = run_metadata(["python", "benchmarks/side_by_side.py", *sys.argv[1:]])
+    metadata = run_metadata(["python", "benchmarks/side_by_side.py", *argv])
     metadata |= {"load_before": load, "load_after": os.getloadavg()}
     write_json(options.json, {"metadata": metadata, "results": results})
     for one in results:
         line = "{name:<12} wall {wall_s:>8} s ({wall_s_ratio}x), cpu {cpu_s:>8} s ({cpu_s_ratio}x), {peak_mib:.0f} MiB"
         sys.stdout.write(line.format(**one) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

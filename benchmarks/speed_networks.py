@@ -36,6 +36,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vheatir import weights as store
 from vheatir.archs.dncnn_arch import DnCNN
 from vheatir.backbone.layers.freezing import freeze
+from vheatir.cli import run
 from vheatir.data.datasets import GaussianNoiseDataset
 from vheatir.image_io.arrays import to_uint8
 from vheatir.image_io.read import read_image
@@ -293,7 +294,7 @@ def score(folder: Path, targets: dict[str, np.ndarray]) -> float:
     return float(np.mean([psnr(to_uint8(read_image(files[name]).pixels), target) for name, target in targets.items()]))
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of clean color images, CBSD68 for the page")
     parser.add_argument("--light", help="weights of the flat network that was shipped before; left out without")
@@ -305,7 +306,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*OURS, *PUBLISHED), default=[*OURS, *PUBLISHED])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", nargs=2, metavar=("NETWORK", "TYPE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.work:
         work(*arguments.work, str(arguments.data), arguments.light)
         return
@@ -335,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

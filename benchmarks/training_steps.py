@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vheatir.cli import run
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,7 @@ def median_step(root: Path, recipe: Path, steps: int, overrides: list[str]) -> f
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("recipe", type=Path)
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="measured steps of each process")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     prepare_output(options.json)
     overrides = [f"datasets.{phase}.dataroot_gt={options.data.resolve()}" for phase in ("train", "val")] + ["num_gpu=0"]
     versions = {"this": ROOT, "other": options.other.resolve()}
@@ -90,11 +91,11 @@ def main() -> None:
         "seconds": {name: {"median": statistics.median(all_), "rounds": all_} for name, all_ in times.items()},
         "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
     }
-    metadata = run_metadata(["python", "benchmarks/training_steps.py", *sys.argv[1:]])
+    metadata = run_metadata(["python", "benchmarks/training_steps.py", *argv])
     metadata |= {"load_before": load, "load_after": os.getloadavg()}
     write_json(options.json, {"metadata": metadata, "results": results})
     sys.stdout.write(json.dumps(results["seconds"] | {"ratio": results["ratio"]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -16,7 +16,6 @@ what counts is the difference from frame by frame.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -29,6 +28,7 @@ import torch
 from vheatir import weights
 from vheatir.archs.base import RestorationNetwork
 from vheatir.backbone import freeze
+from vheatir.cli import run
 from vheatir.data.degradations import add_gaussian_noise
 from vheatir.data.moving_clips import MovingClipsDataset
 from vheatir.errors import UserError
@@ -77,9 +77,9 @@ def measure(clean: np.ndarray, noisy: list[np.ndarray], methods: dict[str, Metho
     found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     seconds = dict.fromkeys(methods, 0.0)
     for window in windows(iter(noisy), 7):
-        for name, run in methods.items():
+        for name, method in methods.items():
             begun = time.process_time()
-            found[name].append(run(window))
+            found[name].append(method(window))
             seconds[name] += time.process_time() - begun
     return {name: scores(clean, frames) | {"seconds": seconds[name] / len(clean)} for name, frames in found.items()}
 
@@ -175,7 +175,11 @@ def sheet(
     around = list(windows(iter(noisy), 7))
     rows = []
     for number in (middle - 1, middle, middle + 1):
-        shown = [clean[number], to_uint8(noisy[number].clip(0, 1)), *(run(around[number]) for run in methods.values())]
+        shown = [
+            clean[number],
+            to_uint8(noisy[number].clip(0, 1)),
+            *(method(around[number]) for method in methods.values()),
+        ]
         parts = [image[top : top + side, left : left + side].repeat(2, 0).repeat(2, 1) for image in shown]
         rows.append(np.concatenate(parts, 1))
     save_png(arguments.sheet, np.concatenate(rows))
@@ -221,4 +225,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(run(main))

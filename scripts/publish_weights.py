@@ -30,6 +30,7 @@ from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.cli import run
 from vheatir.errors import UserError
 from vheatir.utils.files import TEMPORARY_PREFIX, atomic_open, sha256
+from vheatir.utils.recipes import find_options, load_table
 from vheatir.utils.run_metadata import prepare_folder, run_metadata
 
 LICENSES = {  # short names of licenses of this project's own weights
@@ -74,9 +75,7 @@ def build_config(state: dict, options: Path | None) -> tuple[str, dict]:
     """The network's name and constructor arguments, proven by building it and loading the state."""
     arch, config = config_from_state_dict(state)
     if options is not None:
-        import yaml
-
-        network_g = yaml.safe_load(options.read_text(encoding="utf-8"))["network_g"]
+        network_g = load_table(find_options(options))["network_g"]
         config |= {key: value for key, value in network_g.items() if key != "type"}
     network = build(arch, config)
     network.load_state_dict(state)

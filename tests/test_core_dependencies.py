@@ -82,12 +82,17 @@ def test_the_extras_hold_what_is_hidden():
         "import torch, vheatir\n"
         "net = vheatir.VHeatIR(dim=8, depths=[1], embed_size=8, downscale=2)\n"
         "assert net(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)",
+        "import sys, vheatir\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch\n"
+        "net = vheatir.VHeatUNet(dim=8, encoder=[1], middle=1, decoder=[1], attention=['heat', 'heat'])\n"
+        "assert net(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)",
         "import numpy, vheatir\n"
         "image = numpy.random.default_rng(0).random((24, 32, 3), dtype='float32')\n"
         "restored = vheatir.Restorer('denoise', device='cpu').restore(image)\n"
         "assert restored.shape == image.shape and restored.std() < image.std()",
     ],
-    ids=["operator", "network", "Restorer"],
+    ids=["operator", "flat network", "U-shaped network", "Restorer"],
 )
 def test_core_dependencies_suffice(code, run):
     done = run(code)

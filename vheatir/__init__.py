@@ -30,6 +30,7 @@ _PUBLIC = {
     "dct_matrix": "vheatir.kernels.dct",
     "hco_reference": "vheatir.kernels.reference",
     "VHeatIR": "vheatir.archs.vheatir_arch",
+    "VHeatUNet": "vheatir.archs.vheatunet_arch",
     "Restorer": "vheatir.restore.restorer",
     # The work of the commands. Each is the package or module of the same name too, which passes calls on.
     "analyze": "vheatir.analyze.api",

@@ -1,6 +1,7 @@
 # What type checkers and editors see of __init__.py, which looks these names up on first use.
 from vheatir.analyze.api import analyze as analyze
 from vheatir.archs.vheatir_arch import VHeatIR as VHeatIR
+from vheatir.archs.vheatunet_arch import VHeatUNet as VHeatUNet
 from vheatir.bench.api import bench as bench
 from vheatir.compare.api import compare as compare
 from vheatir.evaluate.api import evaluate as evaluate
@@ -24,6 +25,7 @@ __all__ = [
     "PreparedDecay",
     "Restorer",
     "VHeatIR",
+    "VHeatUNet",
     "__version__",
     "analyze",
     "bench",

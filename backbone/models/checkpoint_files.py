@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -46,7 +47,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _checked(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the .safetensors or .pth file in it")
     if not path.is_file():

@@ -166,6 +166,14 @@ def test_shipped_weights_for_the_hub_carry_their_card(tmp_path):
     assert name in card
 
 
+def test_the_terms_of_other_weights_are_not_those_of_the_free_ones(tmp_path):
+    """Their card says that the license of the others does not hold for them."""
+    assert vheatir_main(["export", "photo_color_blind_free", "--hub", str(tmp_path / "hub")]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: vheatir\n---\n") and "none of whose licenses forbids" in card
+    assert not (tmp_path / "hub" / "LICENSE-WEIGHTS").exists()
+
+
 @pytest.mark.parametrize("target", ["net.pt2", "net.onnx"])
 def test_a_full_disk_is_named_and_does_not_end_the_process(tmp_path, target):
     """torch's own writer of programs ends it."""
@@ -195,6 +203,19 @@ def test_places_that_are_none_are_refused(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("nothing can be written there") == 2 and "is a folder" in said and "at least 1 pixel" in said
     assert not Path("x.pt2").exists()
+
+
+def test_nan_at_one_size_is_a_difference(tmp_path, monkeypatch):
+    """The largest of some numbers and NaN was whichever came first."""
+    network = saved(tmp_path / "net.safetensors", "color")
+
+    def run(given):
+        return network(*given) * (torch.nan if given[0].shape[-2:] == (64, 48) else 1)
+
+    monkeypatch.setattr(save, "save_program", lambda network, path: path.touch() or run)
+    with pytest.raises(UserError, match="differ from PyTorch's by nan, nothing was written"):
+        save.export_network(network, tmp_path / "net.pt2", {})
+    assert not (tmp_path / "net.pt2").exists()
 
 
 def test_unsuitable_targets_are_refused_and_leave_nothing(tmp_path, monkeypatch, capsys):

@@ -6,13 +6,14 @@ turn within one process.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from vheatir.bench.case import Case
-from vheatir.bench.defaults import BENCHMARKS, DECAYS, DTYPES
+from vheatir.bench.defaults import BENCHMARKS, DECAYS, DTYPES, STAGE_SIDE
 from vheatir.errors import UserError
 from vheatir.utils import timing
 from vheatir.utils.devices import device_named
@@ -36,7 +37,7 @@ def errors(case: Case) -> dict[str, float]:
         for key, value in candidate().items():
             want = case.expected[key]
             shares[key] = ((value.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-        worst = max(shares, key=shares.__getitem__)
+        worst = max(shares, key=lambda key: math.inf if math.isnan(shares[key]) else shares[key])
         if not shares[worst] <= limit:
             raise UserError(
                 f"{case.name}: {worst} of {name} is off by {shares[worst]:.3g} of the largest value, allowed "
@@ -179,6 +180,7 @@ def bench(  # long function: most of it says what its arguments mean
     if benchmark not in BENCHMARKS:
         raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
     _check_values({"dtype": dtype, "threads": threads, "rounds": rounds, "clock": clock, **options})
+    _check_networks(benchmark, dtype, options)
     if clock == "cpu" and device != "cpu":
         raise UserError(f"--clock cpu measures a processor, not --device {device}; leave it out")
     check_device(device)
@@ -234,6 +236,15 @@ def _check_values(arguments: Mapping[str, Any]) -> None:
             continue
         if not right:
             raise UserError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _check_networks(benchmark: str, dtype: Sequence[str], options: Mapping[str, Any]) -> None:
+    """UserError for what networks do not take, though the operator does; values are of the right kind."""
+    if benchmark != "hco" and "float64" in dtype:
+        raise UserError(f"dtype: {benchmark} runs in float32, or by autocast in bfloat16 or float16, got 'float64'")
+    odd = [side for side in options.get("side") or () if side % STAGE_SIDE]
+    if odd:
+        raise UserError(f"side: expected multiples of {STAGE_SIDE} pixels, got {odd[0]}")
 
 
 def _is_list(value: Any) -> bool:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vheatir.bench.defaults import BENCHMARKS, BLOCKS, DECAYS, DEPTHS, DTYPES, IMAGES, SHAPES, SIDES
+from vheatir.bench.defaults import BENCHMARKS, BLOCKS, DECAYS, DEPTHS, DTYPES, IMAGES, SHAPES, SIDES, STAGE_SIDE
 from vheatir.errors import UserError
 from vheatir.utils.run_metadata import prepare_output, run_metadata, write_json
 
@@ -48,8 +48,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _stage_side(text: str) -> int:
-    if not text.isdigit() or not int(text) or int(text) % 32:
-        raise argparse.ArgumentTypeError(f"expected a multiple of 32 pixels, got {text!r}")
+    if not text.isdigit() or not int(text) or int(text) % STAGE_SIDE:
+        raise argparse.ArgumentTypeError(f"expected a multiple of {STAGE_SIDE} pixels, got {text!r}")
     return int(text)
 
 

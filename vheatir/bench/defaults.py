@@ -27,6 +27,7 @@ BLOCKS = (
     (1, 128, 128, 96),
     (1, 256, 256, 96),
 )
+STAGE_SIDE = 32  # pixels; sides of the classifier's images are multiples of it
 SIDES = (224, 512, 1024)  # pixels of square images for the classifier
 IMAGES = ((256, 256), (480, 320))  # (H, W) in pixels for the restoration network
 DEPTHS = (6, 6, 6, 6)  # blocks of each group of the restoration network

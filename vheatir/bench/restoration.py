@@ -9,6 +9,7 @@ from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.bench.case import Case
 from vheatir.bench.defaults import DEPTHS, IMAGES
 from vheatir.bench.networks import OURS, network_case
+from vheatir.errors import UserError
 
 _HEADS = 4  # of SwinIR: 16 channels each at a width of 64; with 8 heads it is slower
 
@@ -55,5 +56,7 @@ def _swinir(dim: int, depths: list[int]) -> nn.Module:
     """BasicSR's SwinIR as it denoises: windows of 8, one convolution at a group's end, features at full resolution."""
     from vheatir.archs.swinir_arch import AnySizeSwinIR  # BasicSR is an extra
 
+    if dim % _HEADS:
+        raise UserError(f"--dim {dim}: SwinIR has {_HEADS} heads; take a multiple of {_HEADS}, or --against none")
     heads = [_HEADS] * len(depths)
     return AnySizeSwinIR(img_size=128, embed_dim=dim, depths=depths, num_heads=heads, mlp_ratio=2.0)

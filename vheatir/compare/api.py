@@ -209,6 +209,10 @@ def _checked_level(
     return level
 
 
+def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(path) for path in ([given] if isinstance(given, str | Path) else given)]
+
+
 def _check_counts(count: int, degraded: Sequence[Path] | None, crops: Sequence["Crop"] | None) -> None:
     for name, given, allowed in (("--degraded", degraded, (count,)), ("--crop", crops, (1, count))):
         if given is not None and len(given) not in allowed:
@@ -220,13 +224,13 @@ def _check_counts(count: int, degraded: Sequence[Path] | None, crops: Sequence["
 
 
 def compare(  # long function: most of it says what its arguments mean
-    images: Sequence[str | Path],
-    out: Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path],
+    out: str | Path | Sequence[str | Path] = (),
     *,
     task: str,
     sigma: float | None = None,
     quality: int | None = None,
-    degraded: Sequence[str | Path] | None = None,
+    degraded: str | Path | Sequence[str | Path] | None = None,
     methods: Sequence[str] | None = None,
     gray: bool = False,
     crops: Sequence[tuple[int, int, int, int]] | None = None,
@@ -241,8 +245,8 @@ def compare(  # long function: most of it says what its arguments mean
     """Degrade clean images, restore them by several methods, and draw crops beside the truth.
 
     Args:
-        images: clean images, a row each.
-        out: figure files to write: .png, .pdf, .svg.
+        images: one or several clean images, a row each.
+        out: one or several figure files to write: .png, .pdf, .svg.
         task: "denoise", "jpeg", or "photo" for photographs beside cleaner ones, which need `degraded`.
         sigma: noise level to add for "denoise", on the 0-255 scale; for "photo" what nlm assumes.
         quality: JPEG quality to compress with for "jpeg".
@@ -264,9 +268,11 @@ def compare(  # long function: most of it says what its arguments mean
     Raises:
         UserError: arguments that do not fit together, unreadable images, or matplotlib is missing.
     """
-    images = [Path(path) for path in images]
-    out = [Path(path) for path in out]
-    degraded = None if degraded is None else [Path(path) for path in degraded]
+    images = _paths(images)
+    out = _paths(out)
+    degraded = None if degraded is None else _paths(degraded)
+    if not images or (methods is not None and not methods):
+        raise UserError("nothing to compare: give at least one image, and one method or none for the usual ones")
     level = _checked_level(task, sigma, quality, degraded)
     if task == "photo" and gray:
         raise UserError("photographs are compared in color; leave --gray out")

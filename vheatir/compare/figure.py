@@ -224,7 +224,7 @@ def draw(rows: Sequence[Row], *, errors: bool, spectra: bool, blocks: bool, zoom
 
 def _add_spectra(sheet: _Sheet, row: Row, y: float, size: tuple[int, int], first: float, column: float) -> float:
     """One line of spectra and the plot of their radial means; returns its height in pixels."""
-    wide, high = size
+    wide, high = (max(side, PANEL // 2) for side in size)  # of the whole image, however flat the crop: labels fit
     found = {version.name: log_spectrum(version.pixels) for version in row.versions()}
     low, top = np.quantile(found["truth"], [0.01, 0.9999])
     for number, spectrum in enumerate(found.values()):

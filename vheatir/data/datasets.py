@@ -23,6 +23,7 @@ from vheatir.data.drawn_text import draw_text
 from vheatir.data.sources import map_threads, raise_problems
 from vheatir.errors import UserError
 from vheatir.image_io.arrays import gray_opencv, luma_bt601, to_float
+from vheatir.utils.files import at_home
 
 _SHAPE = re.compile(r" +\(\d+, ?\d+, ?\d+\)( \d+)?$")  # behind the name in a line of a list
 _ALL = {"include": ["*"], "exclude": []}  # patterns of an option file that has none
@@ -270,7 +271,7 @@ class PairedDataset(RestorationDataset):
             return frozenset()
         if not isinstance(opt["meta_info_file"], str | Path):
             raise UserError(f"meta_info_file: expected the name of a file, got {opt['meta_info_file']!r}")
-        path = Path(opt["meta_info_file"]).expanduser()
+        path = at_home(opt["meta_info_file"])
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

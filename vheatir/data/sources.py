@@ -22,7 +22,7 @@ import numpy as np
 from vheatir.backbone.data.folders import OF_DISKS
 from vheatir.errors import UserError
 from vheatir.image_io import Stored, decode_image, decode_opencv_gray, gray_opencv, open_bytes
-from vheatir.utils.files import files_below, refuse_folder
+from vheatir.utils.files import at_home, files_below, refuse_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 CACHES = ("none", "memory")
@@ -165,7 +165,7 @@ if hasattr(os, "register_at_fork"):
 def _resolve(root: str) -> Path:
     """The folder that `root` means; `package:NAME/FOLDER` lies in an installed package."""
     if not root.startswith("package:"):
-        return Path(root).expanduser()
+        return at_home(root)
     name, _, folder = root.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

@@ -26,7 +26,7 @@ from vheatir.evaluate.protocol import (
 from vheatir.image_io.write import save_png
 from vheatir.metrics.fidelity import WINDOW
 from vheatir.metrics.perceptual import Perceptual
-from vheatir.utils.files import printable, skipped_note
+from vheatir.utils.files import at_home, printable, skipped_note
 from vheatir.utils.run_metadata import prepare_folder
 
 _logger = logging.getLogger("vheatir.evaluate")
@@ -171,7 +171,7 @@ def checked_levels(task: str, levels: Sequence[float] | None, method: Method | s
 def _open_sources(data: Sequence[str | Path], check_stems: bool) -> dict[str, ImageSource]:
     sources: dict[str, ImageSource] = {}
     for folder in data:
-        path = Path(folder).expanduser()
+        path = at_home(folder)
         if folder == "" or not path.is_dir():
             advice = "this is a file, give its folder" if path.is_file() else "check --data"
             raise UserError(f"{folder or '(empty)'}: no such folder, expected one with clean images; {advice}")

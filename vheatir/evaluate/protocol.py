@@ -117,12 +117,17 @@ def degrade(clean: np.ndarray, task: str, level: float) -> np.ndarray:
     Args:
         clean: HWC RGB or HW, uint8.
         task: "denoise" or "jpeg".
-        level: sigma on the 0-255 scale, or quality from 1 to 100.
+        level: sigma on the 0-255 scale, or a whole quality from 1 to 100.
+
+    Raises:
+        ValueError: unknown task, or a quality that JPEG does not have.
     """
     if task == "denoise":
         return add_gaussian_noise(to_float(clean), level, np.random.RandomState(NOISE_SEED))
     if task == "jpeg":
-        return to_float(jpeg_roundtrip(clean, level))
+        if not float(level).is_integer():
+            raise ValueError(f"quality must be a whole number from 1 to 100, got {level}")
+        return to_float(jpeg_roundtrip(clean, int(level)))
     raise ValueError(f"unknown task {task!r}; known: {', '.join(LEVELS)}")
 
 
@@ -154,7 +159,8 @@ def evaluate_image(
         ValueError: the method returned another shape or type.
     """
     degraded = degrade(clean, task, level) if photographed is None else to_float(photographed)
-    before = scores_of_degraded(degraded, clean) if task == "denoise" else scores(to_uint8(degraded), clean)
+    noisy = task == "denoise" and level > 0  # without noise float32 would round an image equal to the clean one
+    before = scores_of_degraded(degraded, clean) if noisy else scores(to_uint8(degraded), clean)
     before = {**before, **(extra_metrics(to_uint8(degraded), clean) if extra_metrics else {})}
     if method is None:
         return {"input": before, "restored": None, "seconds": 0.0}, None

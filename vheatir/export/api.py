@@ -13,7 +13,7 @@ from vheatir.errors import UserError
 from vheatir.export.graph import is_backbone
 from vheatir.export.save import FORMATS, Runner, export_network, seconds
 from vheatir.train import publish
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import at_home, atomic_open
 from vheatir.utils.run_metadata import prepare_folder
 
 
@@ -32,8 +32,8 @@ def save_hub(name_or_path: str | Path, folder: Path) -> None:
     if not card.is_file():
         return
     license_file = files.FOLDER / "LICENSE-WEIGHTS"
-    terms = card.parent == files.FOLDER and license_file.is_file()
-    front = "library_name: vheatir\n" + ("license: other\nlicense_link: LICENSE-WEIGHTS\n" if terms else "")
+    terms = card.parent == files.FOLDER and license_file.is_file() and license_file.name in metadata["license"]
+    front = "library_name: vheatir\n" + (f"license: other\nlicense_link: {license_file.name}\n" if terms else "")
     with atomic_open(folder / "README.md") as file:
         file.write(f"---\n{front}---\n\n".encode() + card.read_bytes())
     if terms:
@@ -136,7 +136,7 @@ def _backbone(
     Raises:
         UserError: an unknown name or argument, or weights that do not fit.
     """
-    path = Path(weights)
+    path = at_home(weights)
     if model is None:
         if not path.is_file() or path.suffix not in (".safetensors", ".pth", ".pt"):
             return None

@@ -1,6 +1,7 @@
 """ONNX files and torch.export programs: written, run and compared with PyTorch before they appear."""
 
 import io
+import math
 import os
 import statistics
 import time
@@ -106,7 +107,7 @@ def export_network(network: nn.Module, path: Path, metadata: Mapping[str, str]) 
         else:
             run = save_program(network, temporary)
         found = differences(run, network)
-        worst = max(found.values())
+        worst = max(found.values(), key=lambda one: math.inf if math.isnan(one) else one)
         if not worst <= TOLERANCE:
             raise UserError(f"{path}: its results differ from PyTorch's by {worst:.1e}, nothing was written")
         os.replace(temporary, path)

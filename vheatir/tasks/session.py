@@ -13,7 +13,7 @@ from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
 from vheatir.runs.folder import RunFolder, logger
 from vheatir.runs.training import find_run, train_in
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import at_home, atomic_open
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -149,7 +149,7 @@ def build_loop(session: TaskSession, run: RunFolder | None) -> tuple[Any, list[s
 
 def runs_of(recipe: Any) -> Path:
     """The folder of all runs; ~ in it is the user's home."""
-    return Path(recipe.path.experiments_root).expanduser()
+    return at_home(recipe.path.experiments_root)
 
 
 def train(session: TaskSession, argv: list[str], resume: bool) -> int:

@@ -12,7 +12,7 @@ from vheatir import weights
 from vheatir.archs.networks import build, config_from_state_dict, name_of
 from vheatir.backbone.training.loop import DIVERGED
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open, writing
+from vheatir.utils.files import at_home, atomic_open, writing
 from vheatir.utils.recipes import find_options, load_table
 from vheatir.utils.run_metadata import prepare_output
 
@@ -185,8 +185,9 @@ def convert(source: str | Path, output: Path, task: str | None, opt: str | Path 
     Raises:
         UserError: not the other kind of file, or not the weights of a network of ours.
     """
-    is_checkpoint = Path(source).suffix in (".pth", ".pt")
-    if is_checkpoint == (output.suffix == ".pth") or output.resolve() == Path(source).resolve():
+    source = at_home(source)
+    is_checkpoint = source.suffix in (".pth", ".pt")
+    if is_checkpoint == (output.suffix == ".pth") or output.resolve() == source.resolve():
         raise UserError(
             f"{source}: {output.suffix} files are made of {'safetensors' if is_checkpoint else '.pth'} files"
         )
@@ -195,7 +196,7 @@ def convert(source: str | Path, output: Path, task: str | None, opt: str | Path 
     prepare_output(output)
     with writing(output):
         if is_checkpoint:
-            key, remark = to_safetensors(Path(source), output, task, opt)
+            key, remark = to_safetensors(source, output, task, opt)
             return f"{output}: the weights under {key} of {source}, in float16{remark}"
         network = to_pth(source, output)
     table = {"type": name_of(network), **network.config}

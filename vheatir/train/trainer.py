@@ -28,6 +28,7 @@ from vheatir.train.options import read_options, recorded
 from vheatir.train.publish import write_weights
 from vheatir.train.registry import load_plugins, register_all
 from vheatir.train.task import RestorationTask
+from vheatir.utils.files import at_home
 from vheatir.utils.recipes import find_options
 
 
@@ -166,7 +167,7 @@ def train(
         return path, complete_options(path, options, is_train=True, processes=processes)
 
     path, options = processes.agree(read)
-    root = Path(options["path"].get("experiments_root") or "experiments").expanduser()
+    root = at_home(options["path"].get("experiments_root") or "experiments")
     again = auto_resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     goes_on = resume or (again and has_checkpoint(root / options["name"] / "checkpoints"))
     run, resumed = find_run(processes, root, options["name"], goes_on)

@@ -19,6 +19,11 @@ FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _BLOCK = 1 << 20  # bytes hashed at a time
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with the user's home for `~` at its start; that of a user whom the system does not know stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` only when the block ends without an exception.

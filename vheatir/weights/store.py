@@ -17,7 +17,7 @@ from torch import Tensor
 from vheatir.archs.base import RestorationNetwork
 from vheatir.archs.networks import NETWORKS, build
 from vheatir.errors import UserError
-from vheatir.utils.files import atomic_open
+from vheatir.utils.files import at_home, atomic_open
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".safetensors"
@@ -46,11 +46,11 @@ def available() -> list[str]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a shipped name or of a path."""
+    """The file of a shipped name or of a path, in which `~` is the user's home."""
     shipped = FOLDER / f"{name_or_path}{SUFFIX}"
     if str(name_or_path) in available():
         return shipped
-    path = Path(name_or_path)
+    path = at_home(name_or_path)
     if path.is_file():
         return path
     if any(str(name_or_path) in names.values() for names in DEFAULTS.values()):
@@ -183,7 +183,7 @@ def load_checkpoint(path: str | Path, wanted: str | None = None) -> tuple[dict[s
     one, else `params`, else the file itself as a state dict. Read with `weights_only=True`: a file that wants to run
     code is refused.
     """
-    path = Path(path)
+    path = at_home(path)
     content = _of_run(_content(path))
     if wanted is not None and (not isinstance(content, dict) or wanted not in content):
         known = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
@@ -205,7 +205,7 @@ def checkpoint_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: as `load_checkpoint`, or metadata that are no longer whole.
     """
-    path = Path(path)
+    path = at_home(path)
     content = _content(path)
     found = content.get(METADATA) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(one, str) for pair in found.items() for one in pair):

@@ -121,6 +121,14 @@ def test_a_result_that_is_nan_does_not_pass_the_gate(monkeypatch):
         run()
 
 
+def test_a_gradient_that_is_nan_does_not_pass_behind_a_right_value():
+    right = torch.ones(3, dtype=torch.float64)
+    found = {"y": right.float(), "dx": right.float() * torch.nan}
+    case = Case("c", "float32", CPU, {"ours": lambda: found}, {"y": right, "dx": right})
+    with pytest.raises(UserError, match="c: dx of ours is off by nan"):
+        api.errors(case)
+
+
 def test_threads_are_set_for_each_case_and_set_back():
     before = torch.get_num_threads()
     assert [result["threads"] for result in run("--raw", "--threads", "1", "2")] == [1, 1, 2, 2]
@@ -208,6 +216,24 @@ def test_wrong_values_from_python_are_explained(arguments, message):
     kept = {"shape": [(1, 6, 9, 2)], "rounds": 1, "turn_ms": 0}
     with pytest.raises(UserError, match=message):
         vheatir.bench("hco", **kept | arguments)
+
+
+@pytest.mark.parametrize(
+    "benchmark, arguments, message",
+    [
+        ("model", {"side": [64, 33]}, "side: expected multiples of 32 pixels, got 33"),
+        ("model", {"side": [32], "dtype": ["float64"]}, "dtype: model runs in float32, or by autocast"),
+        ("block", {"shape": [(1, 4, 4, 8)], "dtype": ["float64"]}, "dtype: block runs in float32, or by autocast"),
+        ("restore", {"image": [(8, 8)], "depths": [1], "dim": 50}, "SwinIR has 4 heads; take a multiple of 4"),
+    ],
+    ids=str,
+)
+def test_what_networks_do_not_take_is_explained(benchmark, arguments, message):
+    """RuntimeErrors of a wrong size, and values of float32 that were refused as wrong ones of float64."""
+    if benchmark == "restore":
+        pytest.importorskip("basicsr")
+    with pytest.raises(UserError, match=message):
+        vheatir.bench(benchmark, rounds=1, turn_ms=0, **arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

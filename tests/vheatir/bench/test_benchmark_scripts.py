@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import pytest
 
 from vheatir.archs.vheatir_arch import VHeatIR
 from vheatir.archs.vheatunet_arch import VHeatUNet
+from vheatir.errors import UserError
 from vheatir.utils import run_metadata
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
@@ -52,6 +55,24 @@ def test_images_that_are_too_small_for_the_largest_cut_are_named(script):
         script("beyond_crop").measure(VHeatUNet(**SMALL).eval(), [image], "denoise", 25, 16)
 
 
+WITH_OUTPUT = [
+    path for path in sorted(BENCHMARKS.glob("*.py")) if "prepare_output(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", WITH_OUTPUT, ids=lambda path: path.stem)
+def test_a_place_that_cannot_be_written_is_no_traceback(path):
+    """`run` says what a `UserError` says; half of the scripts let it out."""
+    assert path.read_text(encoding="utf-8").endswith("    raise SystemExit(run(main))\n")
+
+
+def test_a_benchmark_says_what_is_wrong(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "decays.py"), "--json", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}: is a folder"), done.stderr
+
+
 @pytest.mark.parametrize("system, unit", [("darwin", 1), ("linux", 1024)])
 def test_resident_memory_is_in_mib_on_every_system(script, monkeypatch, system, unit):
     """macOS counts bytes, Linux kibibytes."""
@@ -66,6 +87,34 @@ def test_resident_memory_is_in_mib_on_every_system(script, monkeypatch, system, 
     monkeypatch.setattr(mixers, "os", stand_in)
     monkeypatch.setattr(mixers.subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=1, returncode=None))
     assert mixers.call()["training_peak_rss_mib"] == 300
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["true"], "'true': expected NAME=COMMAND"),
+        (["=true"], "'=true': expected NAME=COMMAND"),
+        (["a="], "'a=': expected NAME=COMMAND"),
+        (["a=true", "a=false"], "two commands are called a;"),
+        (["a=true", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_commands_that_cannot_be_measured_side_by_side_are_explained(script, tmp_path, arguments, message):
+    """The first was a traceback; of two commands of one name the former was not measured."""
+    file = tmp_path / "times.json"
+    with pytest.raises(UserError, match=message):
+        script("side_by_side").main(["--json", str(file), *arguments])
+    assert not file.exists()
+
+
+def test_commands_are_measured_side_by_side(script, tmp_path):
+    file = tmp_path / "times.json"
+    assert script("side_by_side").main(["a=true", "b=sh -c x=y", "--rounds", "1", "--json", str(file)]) == 0
+    assert {one["name"]: one["command"] for one in json.loads(file.read_text())["results"]} == {
+        "a": "true",
+        "b": "sh -c x=y",
+    }
 
 
 def test_the_peak_of_a_network_of_the_speeds_is_in_mib_too(script, monkeypatch, capsys):

@@ -95,6 +95,17 @@ def test_every_pixel_of_a_crop_is_a_square_of_the_figure():
     assert texts == ["input", "truth", "title", "9.00 dB  0.5000  B 8.00"]
 
 
+@pytest.mark.parametrize("crop, zoom", [((0, 0, 240, 20), None), ((0, 0, 20, 20), 1), ((5, 0, 1, 60), 2)])
+def test_spectra_have_room_beside_flat_and_small_crops(crop, zoom):
+    """Below 52 pixels the plot of their means had a negative height, a ValueError after all restoring."""
+    clean = np.random.default_rng(0).integers(0, 256, (60, 250), np.uint8)
+    row = Row("title", clean, [Shown("x", clean, {"psnr": 9.0, "ssim": 0.5, "psnrb": 8.0})], crop)
+    figure = draw([row, row], errors=False, spectra=True, blocks=False, zoom=zoom)
+    plots = [axes.get_window_extent() for axes in figure.axes if axes.get_xlabel() == "cycles / pixel"]
+    assert len(plots) == 2 and min(min(box.width, box.height) for box in plots) >= 60
+    assert plots[0].y0 > plots[1].y1
+
+
 def test_error_map_and_spectrum_have_the_units_they_claim():
     rng = np.random.default_rng(0)
     noise = np.clip(rng.normal(128, 10, (128, 96)), 0, 255).round().astype(np.uint8)
@@ -156,6 +167,22 @@ def test_wrong_arguments_are_refused(photo, change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         main([str(photo), "--task", "denoise", *change, "-o", str(tmp_path / "x.png")])
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_image_and_one_figure_need_no_list(photo, tmp_path, kind):
+    """A path was no sequence, and a text one of letters."""
+    pair = {"degraded": kind(photo), "methods": ["input"], "task": "denoise"}
+    found = vheatir.compare(kind(photo), kind(tmp_path / "x.png"), **pair)
+    assert [one["image"] for one in found["images"]] == ["cat.png"] and (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.parametrize("change", [{"images": []}, {"methods": []}], ids=str)
+def test_nothing_to_compare_is_said(photo, tmp_path, change):
+    """They were a TypeError and an IndexError of the figure."""
+    given = {"images": [photo], "out": [tmp_path / "x.png"], "task": "denoise", "sigma": 25} | change
+    with pytest.raises(UserError, match="nothing to compare: give at least one image"):
+        vheatir.compare(**given)
 
 
 def test_a_broken_image_at_the_end_shows_before_any_work(photo, tmp_path, monkeypatch):

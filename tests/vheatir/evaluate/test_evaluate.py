@@ -87,6 +87,20 @@ def test_noise_starts_anew_for_every_image_and_level():
     np.testing.assert_array_equal(degrade(clean, "denoise", 10) - to_float(clean), first)
 
 
+def test_without_noise_the_input_equals_the_clean_image():
+    """The rounding of float32 was scored, as 157 dB."""
+    record, _ = evaluate_image(random_image(24, 32), "denoise", 0, None)
+    assert record["input"]["psnr"] == math.inf and record["input"]["ssim"] == 1
+
+
+def test_a_whole_quality_may_be_a_float():
+    """As `evaluate` takes it, and as `vheatir.compare(quality=10.0)` and a `--level` give it."""
+    clean = random_image(24, 32)
+    np.testing.assert_array_equal(degrade(clean, "jpeg", 10.0), degrade(clean, "jpeg", 10))
+    with pytest.raises(ValueError, match=r"a whole number from 1 to 100, got 10\.5"):
+        degrade(clean, "jpeg", 10.5)
+
+
 def test_the_method_sees_the_degraded_image_and_its_level(images):
     seen = []
 

@@ -154,6 +154,20 @@ def test_options_state_what_shapes_cannot_tell(publish, tmp_path):
     assert weights.load(tmp_path / "tiny.safetensors")[0].config["resize"] == "published"
 
 
+def test_options_are_read_as_those_of_a_training(publish, tmp_path, capsys):
+    """Plain YAML knows no `extends` and takes 1e-5 for text; broken YAML was a traceback."""
+    table = "{type: VHeatIR, layer_scale: 1e-5, " + json.dumps(CONFIG)[1:]
+    (tmp_path / "base.yml").write_text(f"network_g: {table}\n")
+    (tmp_path / "options.yml").write_text("extends: base.yml\nname: tiny\n")
+    network = VHeatIR(**CONFIG, layer_scale=1e-5)
+    torch.save({"params": network.state_dict()}, tmp_path / "net_g.pth")
+    assert publish("--options", tmp_path / "options.yml") == 0
+    assert weights.load(tmp_path / "tiny.safetensors")[0].config["layer_scale"] == 1e-5
+    (tmp_path / "options.yml").write_text("network_g: [")
+    assert publish("--options", tmp_path / "options.yml") == 2
+    assert "options.yml: not valid YAML" in capsys.readouterr().err
+
+
 def test_other_networks_are_refused(publish, checkpoint, tmp_path, capsys):
     torch.save({"params": {"conv.weight": torch.zeros(3, 3)}}, checkpoint)
     assert publish() == 2

@@ -10,7 +10,10 @@ import torch
 
 from vheatir import weights
 from vheatir.archs.vheatir_arch import VHeatIR
+from vheatir.backbone.models.checkpoint import read_state
 from vheatir.errors import UserError
+from vheatir.evaluate.api import evaluate
+from vheatir.export.api import export
 
 CONFIG = {"in_chans": 3, "dim": 8, "depths": [1, 1], "embed_size": 8, "downscale": 2}
 METADATA = {"task": "denoise", "color": "color", "levels": "sigma 0-55", "license": "non-commercial research"}
@@ -63,6 +66,30 @@ def test_names_are_files_of_the_package_and_paths_are_files(tmp_path, monkeypatc
         weights.find("yours")
     with pytest.raises(UserError, match="the package holds no file denoise_color_blind"):
         weights.find("denoise_color_blind")
+
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+    """As in the folders of a recipe; no shell expands it in `--set path.pretrain_network_g=~/mine.safetensors`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    network = saved(tmp_path / "mine.safetensors")
+    torch.save({"params": network.state_dict()}, tmp_path / "mine.pth")
+    assert weights.find("~/mine.safetensors") == tmp_path / "mine.safetensors"
+    assert weights.configured({"type": "VHeatIR"}, "~/mine.safetensors")["dim"] == 8
+    assert weights.load_checkpoint("~/mine.pth")[1] == "params"
+    assert weights.checkpoint_metadata("~/mine.pth") == {}
+    torch.save({"model": network.state_dict()}, tmp_path / "model.pth")
+    assert set(read_state("~/model.pth")[0]) == set(network.state_dict())
+    export("~/mine.pth", tmp_path / "again.safetensors", task="denoise")
+    assert weights.load(tmp_path / "again.safetensors")[1]["task"] == "denoise"
+
+
+def test_a_tilde_before_an_unknown_name_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "~nobody_here.safetensors")
+    assert weights.find("~nobody_here.safetensors").is_file()
+    (tmp_path / "~nobody_here").mkdir()
+    with pytest.raises(UserError, match="~nobody_here"):  # holds no image
+        evaluate("~nobody_here", "denoise", 25, gray=True, method=None)
 
 
 def foreign(path, metadata):
