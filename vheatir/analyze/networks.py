@@ -119,6 +119,8 @@ def choose(
     for path in map(Path, weights):
         with as_user_error():
             described = stored_model(path)
+        if "backbone" in described:
+            raise UserError(f"{path}: weights of a detector or segmenter; expected those of a classifier")
         described = described or ({"name": model[0]} if len(model) == 1 else {})
         if not described:
             raise UserError(f"{path} does not say which network it belongs to; add --model NAME")

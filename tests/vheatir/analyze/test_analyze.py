@@ -199,6 +199,15 @@ def test_files_without_arguments_need_a_name(weights, tmp_path):
         main(["heat", "--weights", str(weights), str(weights), "-o", str(tmp_path)])
 
 
+@pytest.mark.parametrize("named", [[], ["--model", "vheat_tiny"]])
+def test_weights_of_detectors_and_segmenters_are_refused(named, tmp_path):
+    file = tmp_path / "best.safetensors"
+    described = {"backbone": {"name": "vheat_tiny"}, "classes": ["car"]}
+    save_file({"body.outnorm0.weight": torch.ones(8)}, file, {"model": json.dumps(described)})
+    with pytest.raises(UserError, match=r"best\.safetensors: weights of a detector or segmenter"):
+        main(["heat", "--weights", str(file), *named, "-o", str(tmp_path)])
+
+
 def test_images_of_a_folder_are_found_behind_links_and_without_hidden_ones(tmp_path):
     for name in ("set/a.png", "elsewhere/b.png"):
         (tmp_path / name).parent.mkdir()
