@@ -305,4 +305,5 @@ def _voc_instance(
         return None
     box = clipped((x0 - 1, y0 - 1, x1, y1), *size)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    return Instance(box, labels[name], _text(entry, "difficult") == "1", area)
+    difficult = _text(entry, "difficult") == "1"
+    return Instance(box, labels[name], difficult, area, difficult=difficult)
