@@ -106,7 +106,8 @@ def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if not all(np.isfinite(box)) or x1 <= x0 or y1 <= y0:
         return "a box without area"
-    if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
+    beyond = x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK
+    if beyond or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         return "a box outside its image"
     return None
 

@@ -104,6 +104,13 @@ def test_an_area_that_is_not_stated_is_that_of_the_mask(coco, masks, area):
     """It decides whether an object counts as small, medium or large."""
     triangle = [[5, 5, 25, 5, 5, 10]]
     new = {"bbox": [5, 5, 20, 10], "segmentation": triangle}
+@pytest.mark.parametrize("box", [[dense_data.WIDTH, 5, 1, 20], [-1, 5, 1, 20], [5, dense_data.HEIGHT, 20, 0.5]])
+def test_a_box_beside_its_image_is_named(coco, box):
+    """No detection could match what is left of it, an empty box."""
+    (problem,) = changed(coco, lambda table: table["annotations"][0].update(bbox=box))
+    assert "1.png: a box outside its image" in problem
+
+
     assert not changed(coco, lambda t: (t["annotations"][0].update(new), t["annotations"][0].pop("area")))
     found = read_coco(coco / "train.json", coco / "train", masks).records[0].instances[0].area
     assert found == pytest.approx(area, abs=12 if masks else 0)
