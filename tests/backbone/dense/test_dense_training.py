@@ -140,6 +140,25 @@ def test_evaluation_repeats_the_figures_of_the_run(command, unbroken, recipes, t
 
 
 @pytest.mark.parametrize("command", MAINS)
+def test_an_image_that_a_run_skips_is_skipped_when_it_is_scored(command, tmp_path):
+    from vheatir.detect import DetectSession
+    from vheatir.segment import SegmentSession
+
+    makers = {
+        "detect": (dense_data.make_coco, dense_data.detection_recipe, DetectSession, "val/2.png"),
+        "segment": (dense_data.make_label_maps, dense_data.segmentation_recipe, SegmentSession, "images/val/p1.jpg"),
+    }
+    make, write, kind, image = makers[command]
+    root = make(tmp_path / "data")
+    content = (root / image).read_bytes()
+    (root / image).write_bytes(content[: len(content) // 2])
+    recipe = write(tmp_path, root, data={"invalid": "skip"})
+    for mode in ("train", "eval"):
+        task = kind(recipe, dense_data.yaml.safe_load(recipe.read_text()), mode).task()
+        assert len(task.samples) == 2, mode
+
+
+@pytest.mark.parametrize("command", MAINS)
 def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
