@@ -430,6 +430,12 @@ def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
         ("segment", {"val": {"ratios": [0.5, 0]}}, r"val\.ratios must be numbers above 0"),
         ("segment", {"data": {"classes": [0, 1, 2]}}, r"data\.classes must be a list of texts, got \[0, 1, 2\]"),
         ("segment", {"data": {"classes": []}}, r"data\.classes must not be empty, got \[\]"),
+        (
+            "segment",
+            {"data": {"classes": ["a", "b", "a"]}},
+            r"data\.classes must name each but once, got \['a'",
+        ),
+        ("detect", {"data": {"classes": ["red", "red"]}}, r"data\.classes must name each but once"),
         ("segment", {"head": {"pool_scales": [0, 2]}}, r"head\.pool_scales must be numbers above 0"),
         ("detect", {"augment": {"short_sides": [0]}}, r"augment\.short_sides must be numbers above 0"),
         ("detect", {"augment": {"short_sides": []}}, r"augment\.short_sides must be numbers above 0"),
