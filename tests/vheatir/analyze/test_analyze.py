@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.backbone.classification import small
 from vheatir.analyze import figures
@@ -115,6 +115,22 @@ def test_invariance(weights, tmp_path, protocol):
     again = analyze(tmp_path / "b", "invariance", *common[:-1], "1", "--workers", "1", "--kinds", "translation")
     shifts = again["results"][0]["kinds"]["translation"]
     assert shifts["acc1"] == pytest.approx(row["kinds"]["translation"]["acc1"])  # neither batches nor processes matter
+
+
+def test_classes_have_the_numbers_of_the_weights(weights, tmp_path):
+    """Otherwise top-1 would be that of other classes, as after a training with `data.class_map`."""
+    root = small.make_images(tmp_path / "set", train=1, val=1)
+    names = ["red", "green", "blue"]  # not in the order of the folders
+    file = tmp_path / "ordered.safetensors"
+    save_file(load_file(weights), file, {"model": json.dumps(small.SMALL), "classes": json.dumps(names)})
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    common = ["--weights", file, "--data", root, "--kinds", "scale"]
+    with pytest.raises(UserError, match=r"'blue' is number 2 in .*ordered\.safetensors.* file for --class-map"):
+        analyze(tmp_path / "a", "invariance", *common)
+    found = analyze(tmp_path / "b", "invariance", *common, "--class-map", tmp_path / "names.txt")
+    assert found["results"][0]["kinds"]["scale"]["images"] == 3
+    with pytest.raises(UserError, match=r"class_map belongs to data\.reader folder"):
+        analyze(tmp_path / "c", "invariance", *common, "--reader", "list", "--class-map", tmp_path / "names.txt")
 
 
 def test_receptive_field_before_and_after_training(weights, tmp_path):
