@@ -154,6 +154,12 @@ def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 4
 
 
+def test_one_network_may_be_named_without_a_list(weights):
+    assert [one.label for one in choose("vheat_tiny", (), {}, "cpu").networks] == ["vheat_tiny"]
+    for path in (weights, str(weights)):
+        assert [one.label for one in choose((), path, {}, "cpu").networks] == ["mine"]
+
+
 @pytest.mark.parametrize("place", ["", "models", "mine/models"])
 def test_a_run_has_its_name_wherever_the_command_is_called(weights, place, monkeypatch):
     file = Path(place, weights.name)
