@@ -188,13 +188,18 @@ def _plot(run: RunFolder) -> None:
         logger.warning("no plots (%s); curves.jsonl has the numbers", error)
 
 
+def best_file(recipe: Any) -> Path:
+    """Where the recipe's run keeps its best weights, once it has some."""
+    return runs_of(recipe) / recipe.name / "models" / "best.safetensors"
+
+
 def best_weights(recipe: Any, otherwise: str = "") -> str:
     """The best weights of the recipe's run.
 
     Raises:
         UserError: there are none; `otherwise` says what else could be done.
     """
-    best = runs_of(recipe) / recipe.name / "models" / "best.safetensors"
+    best = best_file(recipe)
     if not best.is_file():
         raise UserError(f"{best} does not exist; give --weights FILE{otherwise}")
     return str(best)

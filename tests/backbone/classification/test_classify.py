@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.backbone.classification import small
 from tests.backbone.stops import interrupted_before, terminated_after
+from vheatir.backbone.classification import task as classify
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -248,6 +249,21 @@ def test_the_best_weights_of_the_run_are_the_default(images, tmp_path):
     recipe = str(small.make_recipe(tmp_path, images))
     with pytest.raises(UserError, match=r"best\.safetensors does not exist; give --weights"):
         main(["-opt", recipe, "--eval"])
+
+
+def test_a_run_from_released_weights_is_scored_by_its_own(unbroken, images, tmp_path, monkeypatch, capsys):
+    """Its recipe says `pretrained`, too, and the start has other scores."""
+    build = classify.create_model
+    monkeypatch.setattr(classify, "create_model", lambda name, pretrained, **others: build(name, **others))
+    recipe = str(small.make_recipe(tmp_path, images, model={"pretrained": True}))
+    assert main(["-opt", recipe, "--eval", "--json", str(tmp_path / "start.json")]) == 0
+    assert json.loads((tmp_path / "start.json").read_text())["weights"] is None
+    assert "weights: those released" in capsys.readouterr().out
+    shutil.copytree(unbroken, tmp_path / "runs" / "small")
+    assert main(["-opt", recipe, "--eval", "--json", str(tmp_path / "run.json")]) == 0
+    best = tmp_path / "runs" / "small" / "models" / "best.safetensors"
+    assert json.loads((tmp_path / "run.json").read_text())["weights"] == str(best)
+    assert f"weights: {best}" in capsys.readouterr().out
 
 
 def test_throughput_is_measured_on_the_folded_form(images, tmp_path, capsys):
