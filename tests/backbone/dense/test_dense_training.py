@@ -20,6 +20,7 @@ from torch import nn
 
 from tests.backbone import dense_data
 from tests.backbone.stops import interrupted_before, terminated_after
+from vheatir.backbone.dense.cost import cost_at
 from vheatir.backbone.dense.recipe import make_lr_schedule, make_optimizer
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.detection.recipe import Detector
@@ -320,6 +321,17 @@ def test_costs_by_size(command, recipes, tmp_path):
     assert square["merged"]["parameters"]["trainable"] < square["training"]["parameters"]["total"]
     assert square["merged"]["macs"]["heat_conduction"] == square["training"]["macs"]["heat_conduction"] > 0
     assert square["pass"]["median_s"] > 0 and square["pass"]["peak_mib"] > 0
+
+
+def test_a_detectors_cost_is_that_of_the_padded_image():
+    detector = build_detector(build_features(dict(dense_data.SMALL)), Detector(channels=8), 2)
+    computed = []
+    detector.backbone.register_forward_pre_hook(lambda module, inputs: computed.append(tuple(inputs[0].shape[2:])))
+    detector.transform.min_size = (60,)
+    with torch.no_grad():
+        detector.eval()([torch.rand(3, 60, 97)])
+    assert computed == [(64, 128)]
+    assert cost_at(detector, (60, 97)) == cost_at(detector, (64, 128))
 
 
 @pytest.mark.parametrize("embeddings", ["relative", "index"])
