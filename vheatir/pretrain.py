@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.session import TaskSession, best_file, best_weights, train
+from vheatir.tasks.session import TaskSession, best_file, best_weights, refuse_folded, train
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
 from vheatir.utils.recipes import find_options, load_table
@@ -89,7 +89,11 @@ class PretrainSession(TaskSession):
 
     def pretrained(self) -> str | None:
         file = self.recipe.path.finetune
-        return self.load(file, False) if file else None
+        if not file:
+            return None
+        report = self.load(file, False)
+        refuse_folded(self.model, file)
+        return report
 
     def samples(self):
         return self.classify.make_samples(self.recipe, self.model, True, *self.place)

@@ -82,6 +82,20 @@ class TaskSession(ABC):
         """Loss and evaluation, a `DatasetTask`."""
 
 
+def refuse_folded(network: Any, file: str) -> None:
+    """Raise UserError where a network took the folded form of the weights that a run was to start from.
+
+    Args:
+        network: the backbone, after loading.
+        file: the weights.
+    """
+    if getattr(network, "folded", False):
+        raise UserError(
+            f"{file}: weights in folded form, whose diffusivities cannot be trained and which serve one image size "
+            "alone; start from the weights before folding"
+        )
+
+
 def _write_weights(metadata: dict[str, str], folder: Path, name: str, network: Any, step: int) -> None:
     """Write a network's tensors as .safetensors, with the model's arguments."""
     from safetensors.torch import save

@@ -274,6 +274,15 @@ def test_throughput_is_measured_on_the_folded_form(images, tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
+def test_a_run_does_not_start_from_folded_weights(images, tmp_path):
+    """Their diffusivities are fixed, and `--resume` refused the run's own checkpoints."""
+    arguments = {key: value for key, value in small.SMALL.items() if key != "name"}
+    torch.save(classify.create_model("vheat_tiny", **arguments).eval().fold().state_dict(), tmp_path / "folded.pth")
+    with pytest.raises(UserError, match=r"folded\.pth: weights in folded form"):
+        main(["-opt", str(small.make_recipe(tmp_path, images)), "--finetune", str(tmp_path / "folded.pth")])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_finetuning_to_other_classes_and_another_size(unbroken, images, tmp_path):
     model = {"num_classes": 5, "img_size": 48}
     recipe = small.make_recipe(

@@ -352,6 +352,16 @@ def test_a_classifiers_checkpoint_is_the_start_in_either_convention(embeddings, 
     assert "resized freq_embed.0: (8, 8, 8) -> (16, 16, 8)" in log and "outnorm0.weight" in log
 
 
+@pytest.mark.parametrize("command", MAINS)
+def test_a_run_does_not_start_from_folded_weights(command, recipes, tmp_path):
+    """They fail at images of other sizes, and neither `--resume` nor `--eval` took the run."""
+    arguments = {key: value for key, value in dense_data.SMALL.items() if key != "name"}
+    torch.save({"model": create_model("vheat_tiny", **arguments).eval().fold().state_dict()}, tmp_path / "folded.pth")
+    with pytest.raises(UserError, match=r"folded\.pth: weights in folded form"):
+        MAINS[command](["-opt", recipes(command, tmp_path), "--pretrained", str(tmp_path / "folded.pth")])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_resnet_starts_from_a_classifier_too(tmp_path):
     network = build_features({"name": "resnet18"})
     state = {**network.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
