@@ -159,6 +159,18 @@ def test_an_image_that_a_run_skips_is_skipped_when_it_is_scored(command, tmp_pat
         assert len(task.samples) == 2, mode
 
 
+def test_an_evaluation_set_of_which_nothing_is_left_is_refused(tmp_path):
+    """Its scores were NaN, so that no weights were ever the best."""
+    root = dense_data.make_label_maps(tmp_path / "data")
+    for path in (root / "labels" / "val").iterdir():
+        with Image.open(path) as labels:
+            labels.convert("RGB").save(path)
+    recipe = dense_data.segmentation_recipe(tmp_path, root, data={"invalid": "skip"})
+    with pytest.raises(UserError, match=r"the evaluation set has no images left.*data\.val"):
+        segment(["-opt", str(recipe)])
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("command", MAINS)
 def test_what_is_found_is_drawn(command, unbroken, recipes, tmp_path):
     folder = tmp_path / "in"
