@@ -57,7 +57,8 @@ def cost_at(model: nn.Module, size: tuple[int, int]) -> dict[str, dict]:
             that of what it computes.
     """
     if isinstance(model, FasterRCNN):
-        step = model.transform.size_divisible
+        resizing: Any = model.transform
+        step: int = resizing.size_divisible
         size = (-(-size[0] // step) * step, -(-size[1] // step) * step)
     forms = {"training": model, "merged": folded_for(model, size)}
     report = {}

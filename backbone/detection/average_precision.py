@@ -22,6 +22,8 @@ class _Evaluation(COCOeval):
     In a crowd every detection that lies inside is one of it; in a difficult object it may well be a false one.
     """
 
+    _gts: dict[tuple[int, int], list[dict]]  # made by pycocotools, which states no types
+
     def computeIoU(self, imgId: int, catId: int) -> Any:
         difficult = [one for one in self._gts[imgId, catId] if one.get("difficult")]
         for one in difficult:
