@@ -73,7 +73,8 @@ class DetectSession(DenseSession):
 
         recipe = self.recipe
         annotations = self._annotations(training=False)
-        if self.mode == "train":  # a broken image shows before the run, not after an epoch
+        # A broken image shows before the run, not after an epoch; one that a run has skipped is skipped again.
+        if self.mode == "train" or recipe.data.invalid == "skip":
             whole = decodable([record.file for record in annotations.records], recipe.data.invalid)
             annotations.records = [record for record in annotations.records if record.file in whole]
         return Detection(annotations, recipe.detector.masks, recipe.data.workers, self.processes, self.device)

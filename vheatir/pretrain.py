@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes, add_arguments, started
 from vheatir.errors import UserError
-from vheatir.tasks.session import TaskSession, best_weights, train
+from vheatir.tasks.session import TaskSession, best_file, best_weights, refuse_folded, train
 from vheatir.utils import run_metadata
 from vheatir.utils.plugins import import_plugin
 from vheatir.utils.recipes import find_options, load_table
@@ -89,7 +89,11 @@ class PretrainSession(TaskSession):
 
     def pretrained(self) -> str | None:
         file = self.recipe.path.finetune
-        return self.load(file, False) if file else None
+        if not file:
+            return None
+        report = self.load(file, False)
+        refuse_folded(self.model, file)
+        return report
 
     def samples(self):
         return self.classify.make_samples(self.recipe, self.model, True, *self.place)
@@ -127,9 +131,10 @@ class PretrainSession(TaskSession):
 
 
 def _weights_to_evaluate(session: PretrainSession, given: str | None) -> str | None:
-    if given is not None or session.recipe.model.get("pretrained"):
-        return given
-    return best_weights(session.recipe, ", or --set model.pretrained=true")
+    """The weights that are given, or the best of the run; None for released ones, where there is no run."""
+    if given is None and session.recipe.model.get("pretrained") and not best_file(session.recipe).is_file():
+        return None
+    return given or best_weights(session.recipe, ", or --set model.pretrained=true")
 
 
 def evaluate_weights(session: PretrainSession, weights: str | None) -> dict[str, Any]:
@@ -167,6 +172,7 @@ def measure_throughput(session: PretrainSession) -> dict[str, Any]:
 def _lines(name: str, size: tuple[int, int], result: dict[str, Any]) -> Iterator[str]:
     yield f"{name} at {size[0]}x{size[1]}"
     if "scores" in result:
+        yield f"weights: {result['weights'] or 'those released'}"
         yield "top-1 {top1:.3f} %, top-5 {top5:.3f} %, loss {loss:.4f} on {images:.0f} images".format(
             **result["scores"]
         )

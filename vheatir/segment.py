@@ -41,7 +41,8 @@ class SegmentSession(DenseSession):
         data = self.recipe.data
         pairs, problems = find_pairs(data, training)
         report_problems(problems, data.invalid)
-        if not training and self.mode == "train":  # a broken image shows before the run, not after an epoch
+        # A broken image shows before the run, not after an epoch; one that a run has skipped is skipped again.
+        if not training and (self.mode == "train" or data.invalid == "skip"):
             whole = decodable([pair.image for pair in pairs], data.invalid)
             pairs = [pair for pair in pairs if pair.image in whole]
         return LabelledImages(pairs, class_table(data), TrainingViews(self.recipe.augment) if training else None)

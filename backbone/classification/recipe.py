@@ -158,6 +158,21 @@ def read_recipe(options: Mapping) -> ClassificationRecipe:
     return recipe
 
 
+def check_class_map(data: ClassificationData) -> None:
+    """Refuse a class map that the reader would not look at.
+
+    Args:
+        data: names the reader.
+
+    Raises:
+        ValueError: there is such a map.
+    """
+    if data.class_map and data.reader in ("list", "zip"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
+    if data.class_map and data.reader.lower().startswith("torch/"):
+        raise ValueError(f"data.class_map belongs to data.reader folder; {data.reader} numbers its classes itself")
+
+
 def _check_together(recipe: ClassificationRecipe) -> None:
     data = recipe.data
     augment = recipe.augment
@@ -169,10 +184,7 @@ def _check_together(recipe: ClassificationRecipe) -> None:
         )
     if data.cache != "none" and data.reader != "zip":
         raise ValueError(f"data.cache {data.cache} keeps a ZIP's bytes in memory, but data.reader is {data.reader}")
-    if data.class_map and data.reader in ("list", "zip"):
-        raise ValueError(f"data.class_map belongs to data.reader folder; the lists of {data.reader} number the classes")
-    if data.class_map and data.reader.lower().startswith("torch/"):
-        raise ValueError(f"data.class_map belongs to data.reader folder; {data.reader} numbers its classes itself")
+    check_class_map(data)
     if data.streamed and augment.repeats > 1:
         raise ValueError(f"augment.repeats {augment.repeats}: data.reader {data.reader} gives each image once only")
     mixing = augment.mixup > 0 or augment.cutmix > 0 or augment.cutmix_minmax is not None

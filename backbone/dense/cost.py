@@ -53,8 +53,13 @@ def cost_at(model: nn.Module, size: tuple[int, int]) -> dict[str, dict]:
 
     Args:
         model: a segmenter or a detector.
-        size: height and width that the network computes, after resizing.
+        size: height and width of the image, after resizing; a detector pads them to multiples of 32, and its cost is
+            that of what it computes.
     """
+    if isinstance(model, FasterRCNN):
+        resizing: Any = model.transform
+        step: int = resizing.size_divisible
+        size = (-(-size[0] // step) * step, -(-size[1] // step) * step)
     forms = {"training": model, "merged": folded_for(model, size)}
     report = {}
     for form, network in forms.items():

@@ -118,12 +118,17 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
         by_image[one["image_id"]].append({"id": f"number {place} of the list", **one})
     records = []
     seen = set()
+    files = set()
     for one in tables["images"]:
         path = folder / str(one["file_name"])
         if one["id"] in seen:
             problems.append(Problem(str(path), "an image id that is taken", f"{file.name}: id {one['id']}"))
             continue
         seen.add(one["id"])
+        if path in files:
+            problems.append(Problem(str(path), _TWICE, f"{file.name}: id {one['id']} too"))
+            continue
+        files.add(path)
         if not (is_number(one["width"]) and is_number(one["height"])):
             stated = f"{file.name}: {one['width']!r} x {one['height']!r}"
             problems.append(Problem(str(path), "a size that is no numbers", stated))
@@ -141,6 +146,7 @@ def read_coco(file: Path, folder: Path, masks: bool, classes: tuple[str, ...] | 
     return Annotations(records, classes, problems)
 
 
+_TWICE = "an image that is listed twice"
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
 
@@ -233,13 +239,19 @@ def read_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     """
     problems = []
     found = []
+    files = set()
     for name in _voc_names(root, split):
         file = root / "Annotations" / f"{name}.xml"
         tree = _parsed(file)
         if isinstance(tree, Problem):
             problems.append(tree)
             continue
-        found.append((file, _voc_image(root, name, tree.findtext("filename", "").strip()), tree))
+        image = _voc_image(root, name, tree.findtext("filename", "").strip())
+        if image in files:
+            problems.append(Problem(str(image), _TWICE, f"{name} in the list of {split}"))
+            continue
+        files.add(image)
+        found.append((file, image, tree))
     if classes is None:
         classes = tuple(sorted({_text(one, "name") for *_, tree in found for one in tree.iter("object")}))
     if not classes:
@@ -305,4 +317,5 @@ def _voc_instance(
         return None
     box = clipped((x0 - 1, y0 - 1, x1, y1), *size)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    return Instance(box, labels[name], _text(entry, "difficult") == "1", area)
+    difficult = _text(entry, "difficult") == "1"
+    return Instance(box, labels[name], difficult, area, difficult=difficult)

@@ -16,6 +16,24 @@ _FIGURES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 _KINDS: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}
 
 
+class _Evaluation(COCOeval):
+    """COCO's evaluation, in which `difficult` objects are ignored as crowds are, but overlap as single objects do.
+
+    In a crowd every detection that lies inside is one of it; in a difficult object it may well be a false one.
+    """
+
+    _gts: dict[tuple[int, int], list[dict]]  # made by pycocotools, which states no types
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        difficult = [one for one in self._gts[imgId, catId] if one.get("difficult")]
+        for one in difficult:
+            one["iscrowd"] = 0
+        overlaps = super().computeIoU(imgId, catId)
+        for one in difficult:
+            one["iscrowd"] = 1
+        return overlaps
+
+
 def as_results(output: dict[str, Tensor], number: int) -> list[dict]:
     """COCO's result entries of one image's detections.
 
@@ -45,7 +63,7 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
     each image; perfect detections have 100.
 
     Args:
-        truth: a table in COCO's format.
+        truth: a table in COCO's format; objects that have `iscrowd` and `difficult` are VOC's.
         results: entries as `as_results` makes them.
         masks: score masks too.
     """
@@ -62,7 +80,7 @@ def average_precision(truth: dict, results: list[dict], masks: bool) -> dict[str
             entries = [{k: v for k, v in one.items() if kind == "mask" or k != "segmentation"} for one in results]
             if kind == "mask":
                 entries = [{k: v for k, v in one.items() if k != "bbox"} for one in entries]
-            evaluation = COCOeval(known, known.loadRes(entries), _KINDS[kind])
+            evaluation = _Evaluation(known, known.loadRes(entries), _KINDS[kind])
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from vheatir.backbone.dense.recipe import DenseRun, check_together
-from vheatir.backbone.training.schema import AllPositive, NotEmpty, NotNegative, Positive, Share, fill, one_of
+from vheatir.backbone.training.schema import (
+    AllPositive,
+    Different,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Share,
+    fill,
+    one_of,
+)
 
 FORMATS = ("coco", "voc")
 
@@ -33,7 +42,7 @@ class DetectionData:
     train_images: str = "train2017"
     val_images: str = "val2017"
     num_classes: Annotated[int | None, Positive] = None
-    classes: Annotated[tuple[str, ...] | None, NotEmpty] = None
+    classes: Annotated[tuple[str, ...] | None, NotEmpty, Different] = None
     invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"
     batch_size: Annotated[int, Positive] = 2
     workers: Annotated[int, NotNegative] = 4

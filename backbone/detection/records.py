@@ -21,6 +21,7 @@ class Instance:
         box: x0, y0, x1, y1 in pixels, with x1 and y1 outside.
         label: class from 1 on; 0 is the background.
         crowd: a group, or an object too hard to count: ignored in training and in the recall denominator.
+        difficult: it is such an object, no group.
         area: pixels of the object; of its box where it has no mask.
         segmentation: polygons or run lengths as COCO has them; None where only boxes are known.
     """
@@ -30,6 +31,7 @@ class Instance:
     crowd: bool = False
     area: float = 0.0
     segmentation: list | dict | None = None
+    difficult: bool = False
 
 
 @dataclass
@@ -65,7 +67,10 @@ class Annotations:
         return [record for record in self.records if any(not instance.crowd for instance in record.instances)]
 
     def as_coco(self) -> dict:
-        """The split as COCO's table, with classes and images numbered as here; what pycocotools scores against."""
+        """The split as COCO's table, with classes and images numbered as here; what `average_precision` scores against.
+
+        Objects have a `difficult` beside COCO's keys.
+        """
         annotations = []
         for record in self.records:
             for instance in record.instances:
@@ -77,6 +82,7 @@ class Annotations:
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": instance.area,
                     "iscrowd": int(instance.crowd),
+                    "difficult": int(instance.difficult),
                 }
                 if instance.segmentation is not None:
                     entry["segmentation"] = instance.segmentation
@@ -100,7 +106,8 @@ def box_rule(box: Sequence[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if not all(np.isfinite(box)) or x1 <= x0 or y1 <= y0:
         return "a box without area"
-    if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
+    beyond = x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK
+    if beyond or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         return "a box outside its image"
     return None
 

@@ -8,6 +8,7 @@ from vheatir.backbone.dense.recipe import DenseRun, check_together
 from vheatir.backbone.training.schema import (
     AllPositive,
     Ascending,
+    Different,
     NotEmpty,
     NotNegative,
     Positive,
@@ -45,7 +46,7 @@ class SegmentationData:
     train: str | None = None
     val: str | None = None
     num_classes: Annotated[int, Positive] = 150
-    classes: Annotated[tuple[str, ...] | None, NotEmpty] = None
+    classes: Annotated[tuple[str, ...] | None, NotEmpty, Different] = None
     ignore: tuple[int, ...] | None = None
     label_ids: tuple[int, ...] | None = None
     invalid: Annotated[str, one_of("refuse", "skip")] = "refuse"

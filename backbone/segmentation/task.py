@@ -194,6 +194,9 @@ class Segmentation(DatasetTask):
         processes: those that train, or evaluate, together.
         device: of the network.
         tta: evaluate with views of several sizes.
+
+    Raises:
+        ValueError: the evaluation set is empty.
     """
 
     best = "miou"
@@ -208,6 +211,8 @@ class Segmentation(DatasetTask):
         tta: bool = False,
     ):
         super().__init__(processes, device)
+        if not len(samples):
+            raise ValueError("the evaluation set has no images left, see the log; name another one in data.val")
         self.recipe = recipe
         self.samples = samples
         self.tta = tta

@@ -45,6 +45,7 @@ NotNegative = at_least(0)
 Ascending = Rule("must be two numbers above 0, the smaller one first", lambda pair: 0 < pair[0] <= pair[1])
 AllPositive = Rule("must be numbers above 0", lambda numbers: bool(numbers) and min(numbers) > 0)
 NotEmpty = Rule("must not be empty", bool)
+Different = Rule("must name each but once", lambda names: len(set(names)) == len(names))
 Share = Rule("must lie between 0 and 1", lambda value: 0 <= value <= 1)
 Amp = one_of(*AMP_TYPES)
 FolderName = Rule(

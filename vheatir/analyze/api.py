@@ -44,8 +44,8 @@ _NEEDED = ("timm", "torchvision", "matplotlib")
 def analyze(
     analysis: str,
     *,
-    model: Sequence[str] = (),
-    weights: Sequence[str | Path] = (),
+    model: str | Sequence[str] = (),
+    weights: str | Path | Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -57,8 +57,10 @@ def analyze(
 
     Args:
         analysis: "cost", "heat", "invariance" or "receptive-field".
-        model: names of backbones, with random weights; or the one that `weights` of other programs belong to.
-        weights: trained weights of `vheatir pretrain`, or other files. "cost" takes all backbones where none is named.
+        model: name of a backbone, or several, with random weights; or the one that `weights` of other programs belong
+            to.
+        weights: trained weights of `vheatir pretrain`, or other files; a path or several. "cost" takes all backbones
+            where none is named.
         arguments: of the networks, such as {"img_size": 64}.
         device: torch device; by default CUDA where there is one.
         seed: of random weights and directions.

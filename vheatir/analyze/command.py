@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", required=True, help="folder of the data set")
     one.add_argument("--reader", default="folder", help="folder, list, zip, tar, torch/NAME or hfds/NAME")
     one.add_argument("--split", default="val")
+    one.add_argument("--class-map", metavar="FILE", help="names of the classes in the order of the weights' numbers")
     one.add_argument("--limit", type=_positive, help="images, spread over the set; default: all")
     one = parsers["receptive-field"]
     one.add_argument("--images", type=Path, help="folder of images; default: normal noise")

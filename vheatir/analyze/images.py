@@ -1,6 +1,6 @@
 """Images for `vheatir analyze`: views of a labeled set, images of a folder, or noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from torchvision.transforms import functional as T
 from vheatir.backbone.analysis.invariance import Views, standard_view
 from vheatir.backbone.classification.dataset import Samples
 from vheatir.backbone.classification.readers import check_evaluation_classes, make_reader
-from vheatir.backbone.classification.recipe import ClassificationData
+from vheatir.backbone.classification.recipe import ClassificationData, check_class_map
 from vheatir.backbone.data.pixels import SUFFIXES, ImageError, OfOneChannel, color_statistics, read_pixels
+from vheatir.backbone.models.checkpoint_files import stored_classes
 from vheatir.backbone.models.pyramid import Pyramid
 from vheatir.backbone.training.batches import checked, mixed
+from vheatir.backbone.training.dataset_task import check_same_classes
 from vheatir.utils.files import files_below, refuse_folder
 
 
@@ -43,6 +45,8 @@ def view_batches(
     batch: int,
     workers: int,
     seed: int,
+    class_map: str | None = None,
+    weights: Path | None = None,
 ) -> tuple[list[float], Iterator[tuple[Tensor, Tensor]]]:
     """Batches of changed views of a labeled set.
 
@@ -59,16 +63,20 @@ def view_batches(
         batch: images at once.
         workers: processes that read images.
         seed: of the drawn directions.
+        class_map: file with the names of the classes in the order of their numbers; None takes the set's own order.
+        weights: the file of the network's weights; where it states classes, those of the set must have their numbers.
 
     Returns:
         The magnitudes of the change, and batches (views, classes) on the model's device.
 
     Raises:
-        FileNotFoundError, ValueError: the set cannot be read, or its reader gives images in a row only.
+        FileNotFoundError, ValueError: the set cannot be read, its reader gives images in a row only, or its classes
+            have other numbers than those of the weights.
     """
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
-    described = ClassificationData(data, reader)
+    described = ClassificationData(data, reader, class_map=class_map)
+    check_class_map(described)
     if described.streamed:
         raise ValueError(
             f"--reader {reader} gives images in a row only; views need any image: take folder, list, zip, tar, "
@@ -77,10 +85,21 @@ def view_batches(
     found = make_reader(described, split)
     check_evaluation_classes(found, described, split, model.num_classes)
     samples = Samples(found, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)
+    _check_order(samples.classes, weights)
     keys = [(index, mixed(seed, index)) for index in _spread(len(samples), limit)]
     loader = DataLoader(samples, batch, sampler=keys, num_workers=workers, collate_fn=samples.collate)
     device = next(model.parameters()).device
     return views.magnitudes, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
+
+
+def _check_order(classes: Sequence[str] | None, weights: Path | None) -> None:
+    stored = [] if weights is None else stored_classes(weights)
+    if not stored or not classes:
+        return
+    try:
+        check_same_classes(stored, classes, str(weights))
+    except ValueError as error:
+        raise ValueError(f"{error}; list the classes in the order of the weights in a file for --class-map") from error
 
 
 def image_batches(model: Pyramid, folder: Path | None, limit: int, batch: int, seed: int) -> Iterator[Tensor]:

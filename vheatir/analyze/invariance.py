@@ -22,6 +22,7 @@ def invariance(
     limit: int | None = None,
     batch: int = 8,
     workers: int = 0,
+    class_map: str | Path | None = None,
 ) -> Analysis:
     """Robustness of networks to shifts, rotations and scales, on a labeled set.
 
@@ -36,6 +37,7 @@ def invariance(
         limit: images, spread over the set; None for all.
         batch: images of a pass.
         workers: processes that read images.
+        class_map: file with the names of the classes in the order of their numbers, as `data.class_map` of the run.
     """
     rows = []
     for network in chosen.networks:
@@ -54,6 +56,8 @@ def invariance(
                     batch=batch,
                     workers=workers,
                     seed=chosen.seed,
+                    class_map=None if class_map is None else str(class_map),
+                    weights=network.weights,
                 )
                 found[kind] = {"levels": magnitudes, **evaluate_views(model, batches)}
             consistency = found[kind]["consistency"]

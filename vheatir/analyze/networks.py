@@ -92,8 +92,8 @@ class Analysis:
 
 
 def choose(
-    model: Sequence[str],
-    weights: Sequence[str | Path],
+    model: str | Sequence[str],
+    weights: str | Path | Sequence[str | Path],
     arguments: Mapping[str, Any],
     device: str | None = None,
     seed: int = 0,
@@ -103,8 +103,8 @@ def choose(
     """The networks that are named, each once.
 
     Args:
-        model: names of backbones.
-        weights: files of weights; those that do not say their network belong to `model`.
+        model: name of a backbone, or several.
+        weights: path of a file of weights, or several; those that do not say their network belong to `model`.
         arguments: of the networks, in place of those in the files.
         device: torch device; CUDA where there is one by default.
         seed: of fresh weights and what else is drawn.
@@ -113,12 +113,16 @@ def choose(
     Raises:
         UserError: none, or weights of an unknown network.
     """
+    model = [model] if isinstance(model, str) else model
+    weights = [weights] if isinstance(weights, str | Path) else weights
     if all_by_default and not weights and not model:
         model = list_models()
     found = []
     for path in map(Path, weights):
         with as_user_error():
             described = stored_model(path)
+        if "backbone" in described:
+            raise UserError(f"{path}: weights of a detector or segmenter; expected those of a classifier")
         described = described or ({"name": model[0]} if len(model) == 1 else {})
         if not described:
             raise UserError(f"{path} does not say which network it belongs to; add --model NAME")

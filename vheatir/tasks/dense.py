@@ -13,7 +13,7 @@ from vheatir.backbone.errors import as_user_error
 from vheatir.backbone.training.processes import Processes
 from vheatir.errors import UserError
 from vheatir.image_io.formats import FORMATS
-from vheatir.tasks.session import TaskSession
+from vheatir.tasks.session import TaskSession, refuse_folded
 from vheatir.utils import run_metadata
 from vheatir.utils.files import atomic_open, files_below, printable, refuse_folder, skipped_note
 from vheatir.utils.timing import interleave, peak_mib
@@ -97,6 +97,7 @@ class DenseSession(TaskSession):
             return None
         with as_user_error(str(self.path)):
             report = load_features(self.body, paths.pretrained, paths.pretrained_weights, paths.pretrained_embeddings)
+        refuse_folded(self.body, paths.pretrained)
         return f"{paths.pretrained}: {report}"
 
     def plan(self, size: int) -> "EpochPlan":

@@ -82,6 +82,20 @@ class TaskSession(ABC):
         """Loss and evaluation, a `DatasetTask`."""
 
 
+def refuse_folded(network: Any, file: str) -> None:
+    """Raise UserError where a network took the folded form of the weights that a run was to start from.
+
+    Args:
+        network: the backbone, after loading.
+        file: the weights.
+    """
+    if getattr(network, "folded", False):
+        raise UserError(
+            f"{file}: weights in folded form, whose diffusivities cannot be trained and which serve one image size "
+            "alone; start from the weights before folding"
+        )
+
+
 def _write_weights(metadata: dict[str, str], folder: Path, name: str, network: Any, step: int) -> None:
     """Write a network's tensors as .safetensors, with the model's arguments."""
     from safetensors.torch import save
@@ -188,13 +202,18 @@ def _plot(run: RunFolder) -> None:
         logger.warning("no plots (%s); curves.jsonl has the numbers", error)
 
 
+def best_file(recipe: Any) -> Path:
+    """Where the recipe's run keeps its best weights, once it has some."""
+    return runs_of(recipe) / recipe.name / "models" / "best.safetensors"
+
+
 def best_weights(recipe: Any, otherwise: str = "") -> str:
     """The best weights of the recipe's run.
 
     Raises:
         UserError: there are none; `otherwise` says what else could be done.
     """
-    best = runs_of(recipe) / recipe.name / "models" / "best.safetensors"
+    best = best_file(recipe)
     if not best.is_file():
         raise UserError(f"{best} does not exist; give --weights FILE{otherwise}")
     return str(best)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.backbone.classification import small
 from tests.backbone.stops import interrupted_before, terminated_after
+from vheatir.backbone.classification import task as classify
 from vheatir.errors import UserError
 from vheatir.pretrain import main
 
@@ -250,12 +251,36 @@ def test_the_best_weights_of_the_run_are_the_default(images, tmp_path):
         main(["-opt", recipe, "--eval"])
 
 
+def test_a_run_from_released_weights_is_scored_by_its_own(unbroken, images, tmp_path, monkeypatch, capsys):
+    """Its recipe says `pretrained`, too, and the start has other scores."""
+    build = classify.create_model
+    monkeypatch.setattr(classify, "create_model", lambda name, pretrained, **others: build(name, **others))
+    recipe = str(small.make_recipe(tmp_path, images, model={"pretrained": True}))
+    assert main(["-opt", recipe, "--eval", "--json", str(tmp_path / "start.json")]) == 0
+    assert json.loads((tmp_path / "start.json").read_text())["weights"] is None
+    assert "weights: those released" in capsys.readouterr().out
+    shutil.copytree(unbroken, tmp_path / "runs" / "small")
+    assert main(["-opt", recipe, "--eval", "--json", str(tmp_path / "run.json")]) == 0
+    best = tmp_path / "runs" / "small" / "models" / "best.safetensors"
+    assert json.loads((tmp_path / "run.json").read_text())["weights"] == str(best)
+    assert f"weights: {best}" in capsys.readouterr().out
+
+
 def test_throughput_is_measured_on_the_folded_form(images, tmp_path, capsys):
     recipe = str(small.make_recipe(tmp_path, images, val={"throughput_warmup": 1, "throughput_passes": 3}))
     assert main(["-opt", recipe, "--throughput", "--json", str(tmp_path / "t.json")]) == 0
     speed = json.loads((tmp_path / "t.json").read_text())["throughput"]
     assert speed["batch"] == 5 and speed["passes"] == 3 and speed["images_per_s"] > 0
     assert "images/s" in capsys.readouterr().out
+
+
+def test_a_run_does_not_start_from_folded_weights(images, tmp_path):
+    """Their diffusivities are fixed, and `--resume` refused the run's own checkpoints."""
+    arguments = {key: value for key, value in small.SMALL.items() if key != "name"}
+    torch.save(classify.create_model("vheat_tiny", **arguments).eval().fold().state_dict(), tmp_path / "folded.pth")
+    with pytest.raises(UserError, match=r"folded\.pth: weights in folded form"):
+        main(["-opt", str(small.make_recipe(tmp_path, images)), "--finetune", str(tmp_path / "folded.pth")])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_finetuning_to_other_classes_and_another_size(unbroken, images, tmp_path):

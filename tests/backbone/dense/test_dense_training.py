@@ -20,6 +20,7 @@ from torch import nn
 
 from tests.backbone import dense_data
 from tests.backbone.stops import interrupted_before, terminated_after
+from vheatir.backbone.dense.cost import cost_at
 from vheatir.backbone.dense.recipe import make_lr_schedule, make_optimizer
 from vheatir.backbone.detection.model import build_detector
 from vheatir.backbone.detection.recipe import Detector
@@ -137,6 +138,37 @@ def test_evaluation_repeats_the_figures_of_the_run(command, unbroken, recipes, t
         assert set(result["iou"]) == {"ground", "red", "blue"}
         assert segment(["-opt", recipe, "--eval", "--tta", "--weights", str(weights), "--json", str(out)]) == 0
         assert json.loads(out.read_text())["tta"] is True
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_an_image_that_a_run_skips_is_skipped_when_it_is_scored(command, tmp_path):
+    from vheatir.detect import DetectSession
+    from vheatir.segment import SegmentSession
+
+    makers = {
+        "detect": (dense_data.make_coco, dense_data.detection_recipe, DetectSession, "val/2.png"),
+        "segment": (dense_data.make_label_maps, dense_data.segmentation_recipe, SegmentSession, "images/val/p1.jpg"),
+    }
+    make, write, kind, image = makers[command]
+    root = make(tmp_path / "data")
+    content = (root / image).read_bytes()
+    (root / image).write_bytes(content[: len(content) // 2])
+    recipe = write(tmp_path, root, data={"invalid": "skip"})
+    for mode in ("train", "eval"):
+        task = kind(recipe, dense_data.yaml.safe_load(recipe.read_text()), mode).task()
+        assert len(task.samples) == 2, mode
+
+
+def test_an_evaluation_set_of_which_nothing_is_left_is_refused(tmp_path):
+    """Its scores were NaN, so that no weights were ever the best."""
+    root = dense_data.make_label_maps(tmp_path / "data")
+    for path in (root / "labels" / "val").iterdir():
+        with Image.open(path) as labels:
+            labels.convert("RGB").save(path)
+    recipe = dense_data.segmentation_recipe(tmp_path, root, data={"invalid": "skip"})
+    with pytest.raises(UserError, match=r"the evaluation set has no images left.*data\.val"):
+        segment(["-opt", str(recipe)])
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("command", MAINS)
@@ -303,6 +335,17 @@ def test_costs_by_size(command, recipes, tmp_path):
     assert square["pass"]["median_s"] > 0 and square["pass"]["peak_mib"] > 0
 
 
+def test_a_detectors_cost_is_that_of_the_padded_image():
+    detector = build_detector(build_features(dict(dense_data.SMALL)), Detector(channels=8), 2)
+    computed = []
+    detector.backbone.register_forward_pre_hook(lambda module, inputs: computed.append(tuple(inputs[0].shape[2:])))
+    detector.transform.min_size = (60,)
+    with torch.no_grad():
+        detector.eval()([torch.rand(3, 60, 97)])
+    assert computed == [(64, 128)]
+    assert cost_at(detector, (60, 97)) == cost_at(detector, (64, 128))
+
+
 @pytest.mark.parametrize("embeddings", ["relative", "index"])
 def test_a_classifiers_checkpoint_is_the_start_in_either_convention(embeddings, recipes, tmp_path):
     classifier = create_model("vheat_tiny", img_size=32, dims=8, depths=[1, 1, 1, 1], num_classes=4)
@@ -319,6 +362,16 @@ def test_a_classifiers_checkpoint_is_the_start_in_either_convention(embeddings, 
     assert rest is None or rest.abs().max() < 1e-5
     log = (tmp_path / "runs" / "small" / "train.log").read_text()
     assert "resized freq_embed.0: (8, 8, 8) -> (16, 16, 8)" in log and "outnorm0.weight" in log
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_a_run_does_not_start_from_folded_weights(command, recipes, tmp_path):
+    """They fail at images of other sizes, and neither `--resume` nor `--eval` took the run."""
+    arguments = {key: value for key, value in dense_data.SMALL.items() if key != "name"}
+    torch.save({"model": create_model("vheat_tiny", **arguments).eval().fold().state_dict()}, tmp_path / "folded.pth")
+    with pytest.raises(UserError, match=r"folded\.pth: weights in folded form"):
+        MAINS[command](["-opt", recipes(command, tmp_path), "--pretrained", str(tmp_path / "folded.pth")])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_resnet_starts_from_a_classifier_too(tmp_path):
@@ -411,6 +464,12 @@ def test_training_images_keep_their_size_and_evaluated_ones_are_resized():
         ("segment", {"val": {"ratios": [0.5, 0]}}, r"val\.ratios must be numbers above 0"),
         ("segment", {"data": {"classes": [0, 1, 2]}}, r"data\.classes must be a list of texts, got \[0, 1, 2\]"),
         ("segment", {"data": {"classes": []}}, r"data\.classes must not be empty, got \[\]"),
+        (
+            "segment",
+            {"data": {"classes": ["a", "b", "a"]}},
+            r"data\.classes must name each but once, got \['a'",
+        ),
+        ("detect", {"data": {"classes": ["red", "red"]}}, r"data\.classes must name each but once"),
         ("segment", {"head": {"pool_scales": [0, 2]}}, r"head\.pool_scales must be numbers above 0"),
         ("detect", {"augment": {"short_sides": [0]}}, r"augment\.short_sides must be numbers above 0"),
         ("detect", {"augment": {"short_sides": []}}, r"augment\.short_sides must be numbers above 0"),

@@ -1,5 +1,8 @@
 """Average precision: perfect detections have 100, and known flaws what they cost."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ pytest.importorskip("pycocotools", reason="detection needs the extra `detection`
 from tests.backbone import dense_data
 from vheatir.backbone.detection.annotations import read_coco
 from vheatir.backbone.detection.average_precision import as_results, average_precision
-from vheatir.backbone.detection.records import decode
+from vheatir.backbone.detection.records import Annotations, Instance, Record, decode
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,23 @@ def test_sizes_that_do_not_occur_have_no_figure(annotations):
     scores = score(annotations, perfect)
     assert {"box_ap_small", "mask_ap_small"} < set(scores)
     assert "box_ap_large" not in scores, "none has 96x96 pixels"
+
+
+def test_detections_inside_a_difficult_object_are_not_excused():
+    """As VOC has it: what overlaps the object by half is ignored, what merely lies inside it is wrong."""
+    boxes = [(0.0, 0.0, 100.0, 100.0), (10.0, 10.0, 30.0, 30.0)]
+    hard, plain = (Instance(box, 1, number == 0, 400.0, difficult=number == 0) for number, box in enumerate(boxes))
+    wrong = {"image_id": 1, "category_id": 1, "bbox": [60.0, 60.0, 20.0, 20.0], "score": 0.9}
+    same = {**wrong, "bbox": [0.0, 0.0, 90.0, 100.0]}
+    right = {**wrong, "bbox": [10.0, 10.0, 20.0, 20.0], "score": 0.8}
+
+    def scored(first: Instance, *results: dict) -> float:
+        truth = Annotations([Record(Path("a.png"), 1, 100, 100, [first, plain])], ("a",)).as_coco()
+        return average_precision(truth, list(results), False)["box_ap50"]
+
+    assert scored(hard, same, same, right) == pytest.approx(100)
+    assert scored(hard, wrong, right) == pytest.approx(50)
+    assert scored(replace(hard, difficult=False), wrong, right) == pytest.approx(100)
 
 
 def test_crowds_are_neither_asked_for_nor_wrong(annotations):

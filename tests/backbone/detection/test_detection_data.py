@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,10 @@ def test_voc_counts_pixels_from_one(tmp_path):
         (lambda t: t["images"][0].update(file_name="no.png"), r"no\.png: the file is missing"),
         (lambda t: t["images"][0].update(width=71), r"1\.png: another size than its annotation states"),
         (lambda t: t["images"].append(t["images"][0]), r"1\.png: an image id that is taken"),
+        (
+            lambda t: t["images"].append({**t["images"][0], "id": 99}),
+            r"1\.png: an image that is listed twice \(train\.json: id 99 too\)",
+        ),
     ],
 )
 def test_bad_coco_is_named_by_file_and_rule(coco, change, found):
@@ -97,6 +102,13 @@ def test_a_box_may_exceed_its_image_by_rounding(coco):
     assert not changed(coco, lambda table: table["annotations"][0].update(bbox=[-0.6, 5, 20, 20]))
     annotations = read_coco(coco / "train.json", coco / "train", False)
     assert annotations.records[0].instances[0].box == (0.0, 5.0, 19.4, 25.0)
+
+
+@pytest.mark.parametrize("box", [[dense_data.WIDTH, 5, 1, 20], [-1, 5, 1, 20], [5, dense_data.HEIGHT, 20, 0.5]])
+def test_a_box_beside_its_image_is_named(coco, box):
+    """No detection could match what is left of it, an empty box."""
+    (problem,) = changed(coco, lambda table: table["annotations"][0].update(bbox=box))
+    assert "1.png: a box outside its image" in problem
 
 
 @pytest.mark.parametrize("masks, area", [(True, 50), (False, 200)])
@@ -129,6 +141,15 @@ def test_bad_voc_is_named_by_file_and_rule(tmp_path):
     with pytest.raises(DataError, match=r"the data break \d rules:\n  .*p0\.xml: not XML"):
         report_problems(annotations.problems, "refuse")
     report_problems(annotations.problems, "skip")
+
+
+def test_names_that_a_list_of_voc_repeats_are_told(tmp_path):
+    root = dense_data.make_voc(tmp_path / "voc")
+    names = root / "ImageSets" / "Main" / "train.txt"
+    names.write_text(names.read_text() + "p1.png\n")
+    found = read_voc(root, "train")
+    assert [record.file.name for record in found.records] == ["p0.png", "p1.png", "p2.png", "p3.png"]
+    assert [(Path(one.file).name, one.rule) for one in found.problems] == [("p1.png", "an image that is listed twice")]
 
 
 def test_what_is_missing_as_a_whole_is_named(coco, tmp_path):

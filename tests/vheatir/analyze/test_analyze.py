@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("timm", reason="backbones need the extra `backbone`")
 
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.backbone.classification import small
 from vheatir.analyze import figures
@@ -117,6 +117,22 @@ def test_invariance(weights, tmp_path, protocol):
     assert shifts["acc1"] == pytest.approx(row["kinds"]["translation"]["acc1"])  # neither batches nor processes matter
 
 
+def test_classes_have_the_numbers_of_the_weights(weights, tmp_path):
+    """Otherwise top-1 would be that of other classes, as after a training with `data.class_map`."""
+    root = small.make_images(tmp_path / "set", train=1, val=1)
+    names = ["red", "green", "blue"]  # not in the order of the folders
+    file = tmp_path / "ordered.safetensors"
+    save_file(load_file(weights), file, {"model": json.dumps(small.SMALL), "classes": json.dumps(names)})
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    common = ["--weights", file, "--data", root, "--kinds", "scale"]
+    with pytest.raises(UserError, match=r"'blue' is number 2 in .*ordered\.safetensors.* file for --class-map"):
+        analyze(tmp_path / "a", "invariance", *common)
+    found = analyze(tmp_path / "b", "invariance", *common, "--class-map", tmp_path / "names.txt")
+    assert found["results"][0]["kinds"]["scale"]["images"] == 3
+    with pytest.raises(UserError, match=r"class_map belongs to data\.reader folder"):
+        analyze(tmp_path / "c", "invariance", *common, "--reader", "list", "--class-map", tmp_path / "names.txt")
+
+
 def test_receptive_field_before_and_after_training(weights, tmp_path):
     rows = analyze(tmp_path / "noise", "receptive-field", "--weights", weights, "--limit", "2", "--stage", "1")
     assert [row["state"] for row in rows["results"]] == ["at the start", "trained"]
@@ -136,6 +152,12 @@ def test_heat_images(weights, tmp_path):
 def test_heat_images_of_several_networks_have_names_of_their_own(tmp_path):
     analyze(tmp_path, "heat", "--model", "vheat_tiny", "unified_heat_micro", *SIZES)
     assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_one_network_may_be_named_without_a_list(weights):
+    assert [one.label for one in choose("vheat_tiny", (), {}, "cpu").networks] == ["vheat_tiny"]
+    for path in (weights, str(weights)):
+        assert [one.label for one in choose((), path, {}, "cpu").networks] == ["mine"]
 
 
 @pytest.mark.parametrize("place", ["", "models", "mine/models"])
@@ -197,6 +219,15 @@ def test_files_without_arguments_need_a_name(weights, tmp_path):
         main(["heat", "--weights", str(weights), "--set", "num_classes=5", "-o", str(tmp_path)])
     with pytest.raises(UserError, match="two networks have one name"):
         main(["heat", "--weights", str(weights), str(weights), "-o", str(tmp_path)])
+
+
+@pytest.mark.parametrize("named", [[], ["--model", "vheat_tiny"]])
+def test_weights_of_detectors_and_segmenters_are_refused(named, tmp_path):
+    file = tmp_path / "best.safetensors"
+    described = {"backbone": {"name": "vheat_tiny"}, "classes": ["car"]}
+    save_file({"body.outnorm0.weight": torch.ones(8)}, file, {"model": json.dumps(described)})
+    with pytest.raises(UserError, match=r"best\.safetensors: weights of a detector or segmenter"):
+        main(["heat", "--weights", str(file), *named, "-o", str(tmp_path)])
 
 
 def test_images_of_a_folder_are_found_behind_links_and_without_hidden_ones(tmp_path):
