@@ -111,7 +111,7 @@ def choose(
         all_by_default: take all backbones where nothing is named.
 
     Raises:
-        UserError: none, or weights of an unknown network.
+        UserError: none, weights of an unknown network, or names that are none of the weights'.
     """
     model = [model] if isinstance(model, str) else model
     weights = [weights] if isinstance(weights, str | Path) else weights
@@ -129,6 +129,13 @@ def choose(
         run = path.absolute().parent.parent.name  # of a path from within the run's folder too
         label = run if run and path.stem in _NAMES_OF_RUNS else path.stem
         found.append(Network(label, {**described, "pretrained": False, **arguments}, path))
+    known = {one.arguments["name"] for one in found}
+    unused = [name for name in model if found and name not in known]
+    if unused:
+        raise UserError(
+            f"{', '.join(unused)}: the weights belong to {', '.join(sorted(known))}; give either weights or names, or "
+            "the one name that weights of other programs belong to"
+        )
     if not weights:
         found = [Network(name, {"name": name, **arguments}) for name in model]
     if not found:

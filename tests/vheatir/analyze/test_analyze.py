@@ -221,6 +221,12 @@ def test_files_without_arguments_need_a_name(weights, tmp_path):
         main(["heat", "--weights", str(weights), str(weights), "-o", str(tmp_path)])
 
 
+def test_a_network_beside_weights_of_another_is_not_passed_over(weights):
+    with pytest.raises(UserError, match=r"^unified_swin_micro: the weights belong to vheat_tiny; give either"):
+        choose(["vheat_tiny", "unified_swin_micro"], [weights], {}, "cpu")
+    assert [one.label for one in choose(["vheat_tiny"], [weights], {}, "cpu").networks] == ["mine"]
+
+
 @pytest.mark.parametrize("named", [[], ["--model", "vheat_tiny"]])
 def test_weights_of_detectors_and_segmenters_are_refused(named, tmp_path):
     file = tmp_path / "best.safetensors"
