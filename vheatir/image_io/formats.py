@@ -270,11 +270,13 @@ def color_numbers(primaries: int, transfer: int) -> tuple[int, int] | None:
 
 
 def own_primaries(primaries: Sequence[float]) -> tuple[float, ...] | None:
-    """What a file must say of its primaries where no profile does; None for those of sRGB.
+    """What a file must say of its primaries where no profile does; None for those of sRGB, or beyond [0, 1].
 
     Args:
         primaries: x and y of white, red, green and blue.
     """
+    if not all(0 <= one <= 1 for one in primaries):  # no numbers of colors; other formats might not hold them
+        return None
     differs = max(abs(one - usual) for one, usual in zip(primaries, _SRGB_PRIMARIES, strict=True)) > _NEAR
     return tuple(primaries) if differs else None
 

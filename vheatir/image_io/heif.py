@@ -16,7 +16,7 @@ from vheatir.image_io.avif_items import further_images
 from vheatir.image_io.formats import Encoded, Stored, color_numbers
 from vheatir.image_io.optional import library
 from vheatir.image_io.pillow import decode_with_pillow
-from vheatir.image_io.tiff_exif import orientation_of
+from vheatir.image_io.tiff_exif import orientation_of, with_usual_orientation
 
 _EXTRA = "phone"
 # What a display needs to know of HDR, and further blocks such as IPTC, as pillow-heif names them on both ways.
@@ -134,6 +134,8 @@ def write_heif(file: BinaryIO, array: np.ndarray, extras: dict[str, Any], qualit
         steps = (array.astype(np.uint32) * (2**bits - 1) + 32767) // 65535
         array = (steps << (16 - bits)).astype(np.uint16)  # the encoder shifts back
     kept: dict[str, Any] = {key: extras[key] for key in ("icc_profile", "exif", "xmp") if extras.get(key)}
+    if "exif" in kept:  # the encoder turns the image as it says
+        kept["exif"] = with_usual_orientation(kept["exif"])
     if "xmp" in kept:
         described = {"xmp": kept["xmp"]}
         pillow_heif.set_orientation(described)  # the encoder would turn the image by what XMP says and EXIF does not

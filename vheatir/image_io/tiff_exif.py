@@ -97,6 +97,27 @@ def orientation_of(exif: bytes | None) -> int:
     return found if 1 <= found <= 8 else 1
 
 
+def with_usual_orientation(exif: bytes) -> bytes:
+    """EXIF whose orientation, where it is not upright, has the type that all readers know: SHORT."""
+    turned = orientation_of(exif)
+    if turned == 1:
+        return exif
+    block = exif.removeprefix(_EXIF)
+    file = io.BytesIO(block)
+    layout, start = _header(file)
+    file.seek(start)
+    (count,) = layout.head.unpack(file.read(layout.head.size))
+    for place in range(file.tell(), file.tell() + count * layout.entry.size, layout.entry.size):
+        file.seek(place)
+        tag, kind, _, _ = layout.entry.unpack(file.read(layout.entry.size))
+        if tag == ORIENTATION and kind in _NUMBERS:
+            file.seek(place)
+            value = struct.pack(layout.order + "HH", turned, 0)
+            file.write(layout.entry.pack(ORIENTATION, SHORT, 1, value))
+            break
+    return exif[: len(exif) - len(block)] + file.getvalue()
+
+
 def first_ifd(block: bytes, *, values: bool = True) -> tuple[str, list[Entry]]:
     """Byte order, "<" or ">", and the entries of the first directory of a block that is laid out as a TIFF.
 

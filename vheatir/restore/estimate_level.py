@@ -35,7 +35,9 @@ _BT601 = np.array([0.299, 0.587, 0.114])
 _ROUNDING = 0.30  # mean square that rounding to integers leaves in a luma coefficient at the quality it was stored with
 _MEDIAN_OF_NORMAL = statistics.NormalDist().inv_cdf(0.75)  # of the absolute value, at a deviation of one
 _ROUNDING_OF_FLOATS = 1e-6  # below it a wavelet coefficient of white 1 is 0; a step of 8 bits makes 1e-4 and more
-_LARGE = 8  # coefficients, of 2 pixels each, that a square of large flat parts has on a side
+_LARGE = (
+    9  # coefficients, of 2 pixels each, on a side of squares in large flat parts; odd, or OpenCV moves these by one
+)
 _MOST_SMOOTH = 0.05  # share of flat coefficients beside them, where there is noise; rounded noise of 0.5 has 0.02
 _MOST_REST = 0.9  # share beside large flat parts; where it is more they do not matter
 _ENOUGH_DETAILS = 256  # coefficients

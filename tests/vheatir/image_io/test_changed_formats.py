@@ -322,6 +322,13 @@ def test_primaries_survive_between_tiff_and_png(tmp_path, through):
     assert read_image(before).extras["primaries"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_primaries_that_are_none_do_not_matter(tmp_path):
+    tags = [(318, 5, 2, (2**32 - 1, 1, 329, 1000), True), (319, 5, 6, (3, 10) * 6, True)]
+    tifffile.imwrite(tmp_path / "a.tif", smooth(), photometric="rgb", extratags=tags, metadata=None)
+    write_image(tmp_path / "b.png", read_image(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png").pixels, read_image(tmp_path / "a.tif").pixels)
+
+
 def test_chunks_of_programs_are_named(tmp_path):
     others = (chunk(b"caBX", b"content credentials"), chunk(b"iDOT", bytes(8)), chunk(b"bKGD", bytes(6)))
     (tmp_path / "a.png").write_bytes(png(smooth(), 2, *others, chunk(b"tEXt", b"Title\0x")))

@@ -12,7 +12,7 @@ from PIL import ImageCms, features
 
 from vheatir.errors import UserError
 from vheatir.image_io import Image, decode_image, open_image, read_image, write_image
-from vheatir.image_io.tiff_exif import orientation_of
+from vheatir.image_io.tiff_exif import BYTE, LONG, ORIENTATION, SHORT, Entry, exif_block, orientation_of
 from vheatir.image_io.view import as_shown
 from vheatir.image_io.write import lost
 from vheatir.restore.jobs import plan_jobs
@@ -386,6 +386,19 @@ def test_twelve_bits_of_an_avif_reach_a_heic(tmp_path):
     image = read_image(tmp_path / "b.heic")
     assert image.extras["heif_bits"] == 12
     np.testing.assert_allclose(image.pixels, ramp(), atol=0.01)
+
+
+@pytest.mark.parametrize("kind, code", [(SHORT, "H2x"), (BYTE, "B3x"), (LONG, "I")], ids=["short", "byte", "long"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_heic_is_turned_by_an_orientation_of_any_type(tmp_path, kind, code, order):
+    pytest.importorskip("pillow_heif", reason="pip install 'vheatir[phone]'")
+    exif = exif_block(order, [Entry(ORIENTATION, kind, 1, struct.pack(order + code, 6))], {})
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:16, :16] = 255
+    Pillow.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    write_image(tmp_path / "b.heic", read_image(tmp_path / "a.png"))
+    turned = read_image(tmp_path / "b.heic").pixels
+    np.testing.assert_allclose(turned, np.rot90(pixels, -1) / 255, atol=0.1)
 
 
 def test_bits_that_a_heic_cannot_hold_are_named(tmp_path):

@@ -75,6 +75,15 @@ def test_large_flat_parts_do_not_hide_the_noise_of_the_rest(sigma, background):
     assert estimate_noise([flat]) == pytest.approx(sigma, rel=0.1), "a channel that is saturated"
 
 
+@pytest.mark.parametrize("turned", [0, 1, 2, 3])
+def test_several_large_flat_parts_do_not_hide_it_either(turned):
+    """Nothing flat may be left over at their rims."""
+    noisy = 0.5 + np.random.default_rng(0).normal(0, 20 / 255, (256, 256)).astype(np.float32)
+    for left in range(0, 256, 64):
+        noisy[:, left : left + 44] = 1
+    assert estimate_noise([np.rot90(noisy, turned)]) == pytest.approx(20, rel=0.15)
+
+
 def test_photographs_drawings_and_flat_images_keep_their_estimate():
     photographs = [photo(name)[:256, :256] for name in PHOTOS]
     photographs += [jpeg_roundtrip(one, quality) for one in photographs for quality in (30, 75, 90)]
