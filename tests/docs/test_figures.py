@@ -236,3 +236,24 @@ def test_designs(after, rows_of_table, file):
         if rows_of_table is CHANGES:
             wanted = [scores["parameters"] / 1e6, *wanted]
         check(page, numbers(texts), wanted)
+
+
+HALF_HOURS = [
+    ("heat at the two coarse stages", "heat_coarse"),
+    ("heat at all stages, on maps averaged", "pooled"),
+    ("none", "no_attention"),
+    ("average over the whole map", "mean"),
+    ("heat at the two fine stages", "heat_fine"),
+]
+
+
+def test_designs_of_half_an_hour():
+    page = "docs/architecture.md"
+    seeds = [read(f"restoration/designs_30_minutes{seed}.json")["designs"] for seed in ("", "_seed_1")]
+    for (start, name), (what, *cells) in zip(HALF_HOURS, rows(page, "**Half an hour each**"), strict=True):
+        assert what.startswith(start)
+        assert {one[name]["iterations"] for one in seeds} == {seeds[0][name]["iterations"]}
+        wanted = [seeds[0][name]["step_s"], seeds[0][name]["iterations"]]
+        for phase in ("val_15", "val_25", "val_50"):
+            wanted += [one[name]["scores"][phase]["psnr"] for one in seeds]
+        check(page, numbers(cells), wanted)
