@@ -175,6 +175,10 @@ def test_options_are_read_as_those_of_a_training(publish, tmp_path, capsys):
     (tmp_path / "options.yml").write_text("network_g: [")
     assert publish("--options", tmp_path / "options.yml") == 2
     assert "options.yml: not valid YAML" in capsys.readouterr().err
+    for text in ("name: tiny\n", "network_g: VHeatIR\n"):
+        (tmp_path / "options.yml").write_text(text)
+        assert publish("--options", tmp_path / "options.yml") == 2
+        assert "options.yml: holds no table network_g" in capsys.readouterr().err
 
 
 def test_other_networks_are_refused(publish, checkpoint, tmp_path, capsys):
