@@ -75,7 +75,10 @@ def build_config(state: dict, options: Path | None) -> tuple[str, dict]:
     """The network's name and constructor arguments, proven by building it and loading the state."""
     arch, config = config_from_state_dict(state)
     if options is not None:
-        network_g = load_table(find_options(options))["network_g"]
+        path = find_options(options)
+        network_g = load_table(path).get("network_g")
+        if not isinstance(network_g, dict):
+            raise UserError(f"{path}: holds no table network_g; give the options file of the training to --options")
         config |= {key: value for key, value in network_g.items() if key != "type"}
     network = build(arch, config)
     network.load_state_dict(state)

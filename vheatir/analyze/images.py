@@ -1,6 +1,7 @@
 """Images for `vheatir analyze`: views of a labeled set, images of a folder, or noise."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,20 +77,33 @@ def view_batches(
     statistics = color_statistics(model.pretrained_cfg, _channels(model))
     views = Views(kind, _side(model), statistics["mean"], statistics["std"], protocol)
     described = ClassificationData(data, reader, class_map=class_map)
-    check_class_map(described)
+    with _of_recipes():
+        check_class_map(described)
     if described.streamed:
         raise ValueError(
             f"--reader {reader} gives images in a row only; views need any image: take folder, list, zip, tar, "
             "torch/NAME or hfds/NAME"
         )
     found = make_reader(described, split)
-    check_evaluation_classes(found, described, split, model.num_classes)
+    with _of_recipes():
+        check_evaluation_classes(found, described, split, model.num_classes)
     samples = Samples(found, views if model.in_chans == 3 else OfOneChannel(views), model.num_classes)
     _check_order(samples.classes, weights)
     keys = [(index, mixed(seed, index)) for index in _spread(len(samples), limit)]
     loader = DataLoader(samples, batch, sampler=keys, num_workers=workers, collate_fn=samples.collate)
     device = next(model.parameters()).device
     return views.magnitudes, ((images.to(device), classes.to(device)) for images, classes in checked(loader))
+
+
+@contextmanager
+def _of_recipes() -> Iterator[None]:
+    """Say what stands for a key of recipes that an error names."""
+    try:
+        yield
+    except ValueError as error:
+        if "data.class_map" not in str(error):
+            raise
+        raise ValueError(f"{error}; here --class-map is data.class_map, and there is no val.subset") from error
 
 
 def _check_order(classes: Sequence[str] | None, weights: Path | None) -> None:

@@ -278,7 +278,7 @@ class PairedDataset(RestorationDataset):
             raise UserError(f"meta_info_file: {path}: cannot be read ({error}); give a list or leave it out") from error
         known = set(self.source.keys)
         whole = [_SHAPE.sub("", line.strip()) for line in lines if line.strip()]
-        names = frozenset(name if name in known else name.split(" ")[0] for name in whole)
+        names = frozenset(next((one for one in (name, name.split(" ")[0]) if one in known), name) for name in whole)
         if not names:
             raise UserError(f"meta_info_file: {path}: lists no image; write a line for each, or leave it out")
         if missing := sorted(names.difference(self.source.keys)):

@@ -57,12 +57,17 @@ def _cell(text: str) -> str:
 
 
 def _result_row(result: Mapping[str, Any]) -> str:
-    before = result["input"]
-    after = result["restored"]
-    gain = f"{after['psnr'] - before['psnr']:+.2f}"
+    before = _with_infinite(result["input"])
+    after = _with_infinite(result["restored"])
+    gain = "-" if math.isinf(before["psnr"]) or math.isinf(after["psnr"]) else f"{after['psnr'] - before['psnr']:+.2f}"
     cells = [Path(str(result["data"])).name, result["color"], f"{result['level']:g}", result["images"]]
     cells += [_figures(before, result["task"]), _figures(after, result["task"]), gain]
     return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _with_infinite(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Scores of a JSON file, which has null for the infinite PSNR of equal images."""
+    return {name: math.inf if value is None else value for name, value in scores.items()}
 
 
 def _figures(scores: Mapping[str, float], task: str) -> str:

@@ -1,6 +1,7 @@
 """`vheatir analyze`: each analysis is one command that writes figures and JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,12 @@ def test_classes_have_the_numbers_of_the_weights(weights, tmp_path):
         analyze(tmp_path / "a", "invariance", *common)
     found = analyze(tmp_path / "b", "invariance", *common, "--class-map", tmp_path / "names.txt")
     assert found["results"][0]["kinds"]["scale"]["images"] == 3
-    with pytest.raises(UserError, match=r"class_map belongs to data\.reader folder"):
+    with pytest.raises(UserError, match=r"class_map belongs to data\.reader folder.*--class-map is data\.class_map"):
         analyze(tmp_path / "c", "invariance", *common, "--reader", "list", "--class-map", tmp_path / "names.txt")
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "val" / "red")
+    with pytest.raises(UserError, match=r"val has 2 classes, the model 3.*--class-map is data\.class_map"):
+        analyze(tmp_path / "d", "invariance", *common)
 
 
 def test_receptive_field_before_and_after_training(weights, tmp_path):

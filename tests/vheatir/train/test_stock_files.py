@@ -231,6 +231,9 @@ def test_a_list_may_name_files_with_spaces(pairs):
     options |= {"filename_tmpl": "{}_noisy", "meta_info_file": str(pairs / "meta.txt")}
     (pairs / "meta.txt").write_text("my p0.png (36,41,3)\np1.png and more\np2.png\n")
     assert PairedDataset(options).keys == ["my p0.png", "p1.png", "p2.png"]
+    (pairs / "meta.txt").write_text("my p0.png (36,41,3)\nmy p9.png (36,41,3)\n")
+    with pytest.raises(UserError, match=r"meta.txt: not in .*gt: my p9\.png$"):
+        PairedDataset(options)
 
 
 @pytest.mark.parametrize(

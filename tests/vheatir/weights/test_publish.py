@@ -90,6 +90,15 @@ def test_the_card_states_facts_figures_and_the_hash(publish, tmp_path):
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
 
 
+def test_infinite_figures_are_null_in_the_file_and_stand_in_the_card(publish, tmp_path):
+    """At sigma 0 the input equals the clean image."""
+    publish()
+    scores = {"psnr": None, "ssim": 1.0, "psnrb": None}
+    file = evaluation(tmp_path / "figures.json", sha256(tmp_path / "tiny.safetensors"), level=0, input=scores)
+    assert publish("--evaluation", file) == 0
+    assert "| CBSD68 | color | 0 | 68 | inf / 1.0000 | 31.00 / 0.8800 | - |" in (tmp_path / "tiny.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [({"restored": None}, "without restored"), ({"task": "jpeg"}, "another task")],
@@ -166,6 +175,10 @@ def test_options_are_read_as_those_of_a_training(publish, tmp_path, capsys):
     (tmp_path / "options.yml").write_text("network_g: [")
     assert publish("--options", tmp_path / "options.yml") == 2
     assert "options.yml: not valid YAML" in capsys.readouterr().err
+    for text in ("name: tiny\n", "network_g: VHeatIR\n"):
+        (tmp_path / "options.yml").write_text(text)
+        assert publish("--options", tmp_path / "options.yml") == 2
+        assert "options.yml: holds no table network_g" in capsys.readouterr().err
 
 
 def test_other_networks_are_refused(publish, checkpoint, tmp_path, capsys):
