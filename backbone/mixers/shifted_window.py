@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
         if allowed is not None:
             bias = torch.where(allowed[:, None], bias, -torch.inf).flatten(0, 1)
         qkv = rearrange(self.qkv(maps), f"b (y r) (x c) (t h d) -> t {outer}", t=3, h=self.num_heads, **window)
-        mixed = attend(*qkv, bias[None].to(qkv.dtype))
+        mixed = attend(qkv[0], qkv[1], qkv[2], bias[None].to(qkv.dtype))
         sides = {"y": maps.shape[1] // self.window, "x": maps.shape[2] // self.window, "h": self.num_heads}
         return self.proj(rearrange(mixed, f"{outer} -> b (y r) (x c) (h d)", **sides, **window))
 
