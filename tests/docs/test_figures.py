@@ -240,10 +240,9 @@ def test_designs(after, rows_of_table, file):
 
 HALF_HOURS = [
     ("heat at the two coarse stages", "heat_coarse"),
-    ("heat at all stages, on maps averaged", "pooled"),
     ("none", "no_attention"),
+    ("heat at all stages, on maps averaged", "pooled"),
     ("average over the whole map", "mean"),
-    ("heat at the two fine stages", "heat_fine"),
 ]
 
 
