@@ -242,6 +242,7 @@ HALF_HOURS = [
     ("heat at the two coarse stages", "heat_coarse"),
     ("none", "no_attention"),
     ("heat at all stages, on maps averaged", "pooled"),
+    ("heat at the two fine stages", "heat_fine"),
     ("average over the whole map", "mean"),
 ]
 
